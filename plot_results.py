@@ -1,0 +1,105 @@
+"""The paper's figures from result files.
+
+python plot_results.py ranking-accuracy results/gpt2.jsonl --output fig1.png
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+Row = dict[str, Any]
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"  # Okabe-Ito: distinct for colour-blind readers
+SAVE = {"dpi": 160, "bbox_inches": "tight", "metadata": {"Software": None}}
+
+
+def plot_ranking_accuracy(rows: list[Row], path: Path) -> None:
+    """Fig. 1: ranking accuracy per dataset, per token and summed, 95 % intervals, chance marked."""
+    accuracies = [row for row in rows if row["distance_metric"] == "acc"]
+    names = list(
+        dict.fromkeys(
+            (row["dataset_name"], row["dataset_split"], row["model"]) for row in accuracies
+        )
+    )
+    n_models = len({row["model"] for row in accuracies})
+    figure, axes = plt.subplots(figsize=(7, 1.3 + 0.55 * len(names)))
+    styles = {
+        "ranking_length-normalized": (BLUE, "o", -0.14, "length-normalized"),
+        "ranking_non-length-normalized": (ORANGE, "s", 0.14, "summed"),
+    }
+    for property_name, (colour, marker, shift, label) in styles.items():
+        chosen = [row for row in accuracies if row["calib_property"] == property_name]
+        positions = [
+            names.index((row["dataset_name"], row["dataset_split"], row["model"])) + shift
+            for row in chosen
+        ]
+        values = [100 * row["distance_metric_value_mean"] for row in chosen]
+        errors = [
+            [value - 100 * row["wilson_95"][0] for value, row in zip(values, chosen)],
+            [100 * row["wilson_95"][1] - value for value, row in zip(values, chosen)],
+        ]
+        errors = [[max(0.0, e) for e in side] for side in errors]
+        axes.errorbar(
+            values, positions, xerr=errors, fmt=marker, color=colour, capsize=2, label=label
+        )
+    chance = {(r["dataset_name"], r["dataset_split"], r["model"]): r["chance"] for r in accuracies}
+    marked = [(i, 100 * chance[name]) for i, name in enumerate(names) if chance[name] is not None]
+    if marked:
+        axes.vlines(
+            [x for _, x in marked], [i - 0.36 for i, _ in marked], [i + 0.36 for i, _ in marked],
+            colors=GREY, linestyles="dashed", label="chance",
+        )  # fmt: skip
+    sizes = {(r["dataset_name"], r["dataset_split"], r["model"]): r["n"] for r in accuracies}
+    axes.set_yticks(
+        range(len(names)),
+        [f"{n}{f', {m}' if n_models > 1 else ''}\n(n = {sizes[n, s, m]})" for n, s, m in names],
+        fontsize=8,
+    )
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("ranking accuracy (%), 95 % Wilson interval")
+    if n_models == 1:
+        axes.set_title(accuracies[0]["model"], fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.35 / figure.get_figheight() - 0.12),
+        ncols=3,
+        fontsize=8,
+    )
+    save_figure(figure, path)
+
+
+def save_figure(figure, path: Path) -> None:
+    """Write a figure whole or not at all, and close it."""
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    figure.savefig(partial, **(SAVE if path.suffix == ".png" else {"bbox_inches": "tight"}))
+    plt.close(figure)
+    partial.replace(path)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("figure", choices=("ranking-accuracy",))
+    parser.add_argument("files", nargs="+", type=Path, help="summary files of one or several runs")
+    parser.add_argument("--output", required=True, type=Path, help=".png or .pdf")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    rows = [json.loads(line) for file in args.files for line in file.read_text().splitlines()]
+    plot_ranking_accuracy(rows, args.output)
+    print(args.output)
+
+
+if __name__ == "__main__":
+    main(parse_args())

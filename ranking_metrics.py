@@ -1,0 +1,145 @@
+"""Ranking accuracy, chance, correlations and intervals. Pure numpy and scipy.
+
+`scores` are log-likelihoods (nats), summed (Eq. 13) or length-normalized (Eq. 15), one per
+completion; `ranks` the human order, 1 = best, equal = tied.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from scipy import stats
+
+TIE_EPSILON = 0.01  # Def. C.1
+
+
+def ranking_accuracy(scores: Sequence[float], ranks: Sequence[int]) -> bool:
+    """Whether the scores order the completions as annotators did (Def. 2.3, Def. A.8).
+
+    K = 2: score of the preferred ≥ score of the other. K > 2: every untied pair is strictly
+    ordered. Tied pairs are ignored. Non-finite scores are wrong; no untied pair raises ValueError.
+    """
+    untied = untied_pairs(ranks)
+    if not untied:
+        raise ValueError("ranking accuracy needs at least one untied pair")
+    if not np.all(np.isfinite(scores)):
+        return False
+    if len(scores) == 2:
+        ((better, worse),) = untied
+        return bool(scores[better] >= scores[worse])
+    return all(scores[better] > scores[worse] for better, worse in untied)
+
+
+def ranking_accuracy_with_ties(scores: Sequence[float], ranks: Sequence[int]) -> bool:
+    """`ranking_accuracy` in which a tied pair is correct iff |Δ log-score| < 0.01 (Def. C.1).
+
+    # DEVIATION: Def. C.1 compares probabilities; see `ranking_accuracy_with_literal_ties`.
+    """
+    return _with_ties(scores, ranks, np.asarray(scores, dtype=float))
+
+
+def ranking_accuracy_with_literal_ties(scores: Sequence[float], ranks: Sequence[int]) -> bool:
+    """Def. C.1 to the letter: a tied pair is correct iff |exp(score_i) − exp(score_j)| < 0.01."""
+    return _with_ties(scores, ranks, np.exp(np.asarray(scores, dtype=float)))
+
+
+def _with_ties(scores: Sequence[float], ranks: Sequence[int], compared: np.ndarray) -> bool:
+    if not np.all(np.isfinite(scores)):
+        return False
+    for i, j in combinations(range(len(ranks)), 2):
+        if ranks[i] == ranks[j] and not abs(compared[i] - compared[j]) < TIE_EPSILON:
+            return False
+    return len(set(ranks)) == 1 or ranking_accuracy(scores, ranks)
+
+
+def untied_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """(better, worse) index pairs whose ranks differ."""
+    pairs = combinations(range(len(ranks)), 2)
+    return [(i, j) if ranks[i] < ranks[j] else (j, i) for i, j in pairs if ranks[i] != ranks[j]]
+
+
+def chance_level(ranks: Sequence[int]) -> float:
+    """Probability that a random order is correct: Π m_g! / K! over tie groups of size m_g."""
+    sizes = Counter(ranks).values()
+    return math.prod(math.factorial(m) for m in sizes) / math.factorial(len(ranks))
+
+
+def pairwise_accuracy(scores: Sequence[float], ranks: Sequence[int]) -> tuple[int, int]:
+    """(correct, all) untied pairs; each pair by Def. 2.3 (≥). Non-finite scores are wrong."""
+    untied = untied_pairs(ranks)
+    finite = np.isfinite(scores)
+    correct = sum(
+        bool(finite[better] and finite[worse] and scores[better] >= scores[worse])
+        for better, worse in untied
+    )
+    return correct, len(untied)
+
+
+def top1_accuracy(scores: Sequence[float], ranks: Sequence[int]) -> bool:
+    """Whether the single highest-scored completion is (one of) the best ranked."""
+    if not np.all(np.isfinite(scores)):
+        return False
+    best = np.flatnonzero(np.asarray(scores) == np.max(scores))
+    return len(best) == 1 and ranks[best[0]] == min(ranks)
+
+
+def rank_correlation(
+    scores: Sequence[float], ranks: Sequence[int], kind: str
+) -> tuple[float, float]:
+    """(coefficient, p-value) between scores and human order; kind "spearmanr" or "kendalltau".
+
+    NaN where it is undefined: non-finite or constant scores, or all ranks tied.
+    """
+    if not np.all(np.isfinite(scores)) or len(set(ranks)) == 1 or len(set(scores)) == 1:
+        return math.nan, math.nan
+    function = {"spearmanr": stats.spearmanr, "kendalltau": stats.kendalltau}[kind]
+    result = function(scores, -np.asarray(ranks))
+    return float(result.statistic), float(result.pvalue)
+
+
+def wilson_interval(n_correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a proportion. n = 0 raises ValueError."""
+    interval = stats.binomtest(n_correct, n).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def clustered_bootstrap_interval(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    clusters: Sequence[str],
+    seed: int = 0,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+) -> tuple[float, float]:
+    """Percentile interval of Σ numerators / Σ denominators when whole clusters are resampled.
+
+    For a mean, the denominators are ones. A single cluster gives (NaN, NaN).
+    """
+    _, owner = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.bincount(owner, weights=np.asarray(numerators, dtype=float))
+    counts = np.bincount(owner, weights=np.asarray(denominators, dtype=float))
+    if len(sums) < 2:
+        return math.nan, math.nan
+    result = stats.bootstrap(
+        (sums, counts),
+        lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        confidence_level=level,
+        n_resamples=n_resamples,
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def exact_mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:
+    """(only first correct, only second correct, two-sided exact p) of two paired outcomes."""
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if a.shape != b.shape:
+        raise ValueError(f"paired outcomes of different length: {a.shape} and {b.shape}")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    discordant = only_a + only_b
+    return only_a, only_b, float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0

@@ -1,0 +1,103 @@
+"""Result files: per-example rows appended as they come, summaries written once and atomically."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def hash_config(config: Row) -> str:
+    """16 hex digits that identify everything a log-likelihood depends on."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `path` whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json_lines(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows atomically, one JSON object a line. NaN is an error, write null instead."""
+    write_text_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+def read_json_lines(path: Path) -> list[Row]:
+    """Rows of a JSON-lines file; ValueError names file and row."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        if line:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                raise ValueError(f"{path}: row {number}: not JSON") from None
+    return rows
+
+
+def append_json_lines(file, rows: Iterable[Row]) -> None:
+    """Append rows to an open binary file in one write, so that a kill leaves whole lines."""
+    file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
+    file.flush()
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut a last line without its newline, left by a killed run or a full disk."""
+    with path.open("rb+") as file:
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def output_paths(output_dir: str, output_filename: str) -> dict[str, Path]:
+    """summary, examples, config and picture paths beside each other."""
+    summary = Path(output_dir) / output_filename
+    stem = summary.parent / summary.name.removesuffix(".jsonl").removesuffix(".json")
+    return {
+        "summary": summary,
+        "examples": stem.with_name(f"{stem.name}.examples.jsonl"),
+        "config": stem.with_name(f"{stem.name}.config.json"),
+        "picture": stem.with_name(f"{stem.name}.png"),
+    }
+
+
+def prepare_outputs(paths: dict[str, Path], config: Row, overwrite: bool) -> list[Row]:
+    """Make the output directory and return the example rows of an earlier, unfinished run.
+
+    ValueError if a summary exists (and not `overwrite`) or the earlier run had another
+    configuration. `overwrite` discards what is there.
+    """
+    summary, examples, config_file = paths["summary"], paths["examples"], paths["config"]
+    if summary.exists() and not overwrite:
+        raise ValueError(f"{summary} exists: choose another --output-filename or pass --overwrite")
+    summary.parent.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        for path in paths.values():
+            path.unlink(missing_ok=True)
+    if examples.exists():
+        earlier = json.loads(config_file.read_text()) if config_file.exists() else {}
+        if hash_config(earlier) != hash_config(config):
+            keys = [key for key in config if config[key] != earlier.get(key)]
+            raise ValueError(
+                f"{examples} is from an unfinished run with another configuration "
+                f"({', '.join(keys) or 'unknown'} differ): use the same flags, another "
+                "--output-filename, or --overwrite to discard it"
+            )
+        drop_torn_line(examples)
+        return read_json_lines(examples)
+    write_text_atomically(config_file, json.dumps(config, indent=1) + "\n")
+    return []

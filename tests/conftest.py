@@ -1,0 +1,99 @@
+"""Tiny random models and tokenizers, made on the spot: no network, no downloaded weights."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from data_utils import SAMPLE_FILE
+
+SMALL = {"vocab_size": 600, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+         "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 1,
+         "pad_token_id": 1}  # fmt: skip
+GPT = {"vocab_size": 600, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512,
+       "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
+FALCON = {
+    key: value for key, value in SMALL.items() if key not in ("head_dim", "num_key_value_heads")
+}
+# name -> (model_type, configuration, the path it should take)
+FAMILIES = {
+    "llama": ("llama", SMALL, "segments"),
+    "qwen2": ("qwen2", SMALL, "segments"),
+    "gpt2": ("gpt2", GPT, "segments"),
+    "gpt_neox": ("gpt_neox", SMALL, "segments"),
+    "opt": ("opt", {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 24}, "segments"),
+    "gemma": ("gemma", SMALL, "segments"),
+    "gemma2 (window 8, soft caps)": (
+        "gemma2",
+        {**SMALL, "sliding_window": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0,
+         "attn_logit_softcapping": 0.5},
+        "segments",
+    ),
+    "mistral (window 8)": ("mistral", {**SMALL, "sliding_window": 8}, "segments"),
+    "granite": ("granite", {**SMALL, "logits_scaling": 4.0}, "segments"),
+    "cohere": ("cohere", {**SMALL, "logit_scale": 0.25}, "segments"),
+    "bloom (ALiBi)": ("bloom", {**GPT, "hidden_size": 32}, "plain"),
+    "falcon (ALiBi)": ("falcon", {**FALCON, "alibi": True}, "plain"),
+    "mamba (state space)": ("mamba", {**SMALL, "state_size": 4}, "plain"),
+}  # fmt: skip
+
+
+def make_model(model_type: str, config: dict):
+    """A random float32 model whose logits are far from uniform."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6.0)
+    return model.float().eval()
+
+
+@pytest.fixture(scope="session")
+def sample_text() -> str:
+    return SAMPLE_FILE.read_text(encoding="utf-8")
+
+
+def make_tokenizer(text: str, bos: bool, trim_offsets: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 600 tokens trained on `text`; pad is eos."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<s>", "</s>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), max_token_length=8,
+    )  # fmt: skip
+    backend.train_from_iterator(text[:60000].split("."), trainer)
+    steps = [processors.ByteLevel(trim_offsets=trim_offsets)]
+    if bos:
+        steps.append(processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)]))
+    backend.post_processor = processors.Sequence(steps)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer(sample_text):
+    return make_tokenizer(sample_text, bos=True)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_without_bos(sample_text):
+    return make_tokenizer(sample_text, bos=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_directory(tmp_path_factory, tokenizer):
+    """A llama of 30 thousand parameters and its tokenizer, saved as a user would have it."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    config = {**SMALL, "max_position_embeddings": 4096}
+    make_model("llama", config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

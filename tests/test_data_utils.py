@@ -1,0 +1,242 @@
+"""data_utils.py: six schemas, plain schemas, sampling, drops by reason, and one-line errors."""
+
+import csv
+import gzip
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from data_utils import ALPACA_FARM, ALPACA_FARM_FILE, DATASETS, load_preferences
+
+DATA_DIR = Path(os.environ.get("DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def write(path: Path, rows) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+HH = {"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: Well",
+      "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: Wet"}  # fmt: skip
+SHP = {"post_id": "p1", "history": "h", "human_ref_A": "A", "human_ref_B": "B", "labels": 0}
+FARM = {"instruction": "i", "output_1": "x", "output_2": "y", "preference": 2, "annotator_index": 1}
+
+
+def test_hh_prompt_ends_at_the_last_assistant_of_chosen(tmp_path):
+    path = write(tmp_path / "hh.jsonl", [HH, {**HH, "rejected": "\n\nHuman: z\n\nAssistant: Wet"}])
+    data = load_preferences(path)
+    (example,) = data.examples
+    assert example.prompt == "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    assert example.completions == (" Well", " Wet") and example.ranks == (1, 2)
+    assert data.dropped == {"no common prompt": 1}
+
+
+def test_shp_rows_are_pairs_by_label_and_posts_are_clusters(tmp_path):
+    path = write(tmp_path / "shp.jsonl", [SHP, {**SHP, "labels": 1, "human_ref_A": "C"}])
+    first, second = load_preferences(path).examples
+    assert (first.ranks, second.ranks) == ((2, 1), (1, 2))
+    assert first.prompt_id == second.prompt_id and first.id != second.id
+
+
+def test_scores_become_ranks(tmp_path):
+    answers = [{"response": t, "overall_score": s} for t, s in zip("abcd", (7.5, 9, 7.5, 2))]
+    ultra = write(tmp_path / "u.jsonl", [{"instruction": "i", "completions": answers}])
+    assert load_preferences(ultra).examples[0].ranks == (2, 1, 2, 4)
+    answers = [{"text": t, "pm_score": s} for t, s in zip("abc", (0, 3, 1))]
+    stack = write(tmp_path / "s.jsonl", [{"qid": 1, "question": "<p>q</p>", "answers": answers}])
+    assert load_preferences(stack).examples[0].ranks == (3, 1, 2)
+    missing = [{"response": "a", "overall_score": None}, {"response": "b", "overall_score": 1}]
+    both = [
+        {"instruction": "i", "completions": missing},
+        {"instruction": "i", "completions": missing},
+    ]
+    with pytest.raises(ValueError, match=r"no usable example left of 2 \(missing score: 2\)"):
+        load_preferences(write(tmp_path / "m.jsonl", both))
+
+
+def test_rater_rows_are_grouped_before_sampling(tmp_path):
+    rows = [
+        {**FARM, "instruction": f"i{pair}", "preference": p}
+        for p in (1, 1, 2, 0)
+        for pair in range(10)
+    ]
+    path = write(tmp_path / "farm.jsonl", rows)
+    data = load_preferences(path)
+    assert len(data.examples) == 10
+    assert data.examples[0].votes == {(0, 1): (2.5, 1.5)} and data.examples[0].ranks == (1, 2)
+    some = load_preferences(path, sample_size=4, seed=3)
+    drawn = np.random.default_rng(3).choice(10, 4, replace=False)
+    assert [e.prompt for e in some.examples] == [f"i{k}" for k in drawn]
+    assert all(sum(e.votes[0, 1]) == 4 for e in some.examples)
+
+
+def test_sampling_draws_the_rows_of_the_definition(tmp_path):
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(50)]
+    path = write(tmp_path / "pairs.jsonl", rows)
+    expected = np.random.default_rng(seed=0).choice(50, size=20, replace=False)
+    assert [e.row for e in load_preferences(path, sample_size=20).examples] == expected.tolist()
+    few = load_preferences(path, sample_size=51)
+    assert len(few.examples) == 50 and "fewer than the 51 asked for" in few.notes[0]
+
+
+def test_duplicates_stay_distinct_and_drops_are_counted(tmp_path):
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    rows = [pair, pair, {**pair, "rejected": "a"}, {**pair, "rejected": " \n"}]
+    data = load_preferences(write(tmp_path / "d.jsonl", rows))
+    first, second = (e.id for e in data.examples)
+    assert first.removesuffix("-1") == second.removesuffix("-2")
+    assert data.dropped == {"identical completions": 1, "empty completion": 1}
+
+
+def test_ties_are_dropped_unless_included(tmp_path):
+    row = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 1], "votes": [2, 2]}
+    other = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 2, 2],
+             "votes": {"0,1": [3, 1], "2,0": [0, 4], "1,2": [1, 1]}}  # fmt: skip
+    path = write(tmp_path / "t.jsonl", [row, other])
+    data = load_preferences(path)
+    assert data.dropped == {"all ranks tied": 1}
+    assert data.examples[0].votes == {(0, 1): (3, 1), (0, 2): (4, 0), (1, 2): (1, 1)}
+    assert len(load_preferences(path, include_ties=True).examples) == 2
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "jsonl.gz", "csv", "parquet"])
+def test_file_kinds(tmp_path, kind):
+    rows = [
+        {"prompt": "p,\n“q”", "chosen": "ja 👍", "rejected": "b"},
+        {"prompt": "", "chosen": "c", "rejected": "d"},
+    ]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "json":
+        path.write_text(json.dumps(rows))
+    elif kind == "jsonl":
+        write(path, rows)
+    elif kind == "jsonl.gz":
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    elif kind == "csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["prompt", "chosen", "rejected"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    examples = load_preferences(str(path)).examples
+    assert [(e.prompt, *e.completions) for e in examples] == [tuple(row.values()) for row in rows]
+
+
+def test_data_dir_serves_hub_names_splits_and_configs(tmp_path):
+    write(tmp_path / "Anthropic/hh-rlhf/test.jsonl", [HH])
+    write(tmp_path / "Anthropic/hh-rlhf/train.jsonl", [HH, HH])
+    write(tmp_path / ALPACA_FARM / f"{ALPACA_FARM_FILE}.jsonl", [FARM])
+    assert len(load_preferences("Anthropic/hh-rlhf", data_dir=tmp_path).examples) == 1
+    assert len(load_preferences("Anthropic/hh-rlhf:train", data_dir=tmp_path).examples) == 2
+    farm = load_preferences(ALPACA_FARM, data_dir=tmp_path)
+    assert (farm.config, farm.separator, len(farm.examples)) == (ALPACA_FARM_FILE, " ", 1)
+    with pytest.raises(
+        FileNotFoundError, match="split 'validation', found test.jsonl, train.jsonl"
+    ):
+        load_preferences("Anthropic/hh-rlhf:validation", data_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder stanfordnlp/SHP"):
+        load_preferences("stanfordnlp/SHP", data_dir=tmp_path)
+
+
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "p", "chosen": "a"}], "missing column rejected .found prompt, chosen"),
+        ([PAIR, {"prompt": "p", "chosen": "a"}], "row 2: missing column rejected"),
+        ([PAIR, {**PAIR, "chosen": 3}], "row 2: column 'chosen' should be text, found int"),
+        ([{**PAIR, "rejected": None}], "row 1: column 'rejected' should be text, found NoneType"),
+        ([{**SHP, "labels": 7}], "row 1: labels should be 0 or 1, found 7"),
+        ([FARM, {**FARM, "preference": 3}], "row 2: preference should be 1, 2 or 0"),
+        ([{"instruction": "i", "completions": [{"response": "a"}]}], "no 'overall_score'"),
+        ([{"question": "q", "answers": "none"}], "should be a list of objects"),
+        ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1]}], "one integer"),
+        ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": [1, 3]}], "contradict"),
+        ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": [2, 2]}], "contradict"),
+        ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": [1, -3]}], "≥ 0"),
+        ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": {"0,2": [1, 0]}}], "2 comp"),
+        ([], "no rows"),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_one_line_with_file_and_row(tmp_path, rows, message):
+    path = write(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(ValueError, match=message) as error:
+        load_preferences(path)
+    assert str(error.value).startswith(path) and "\n" not in str(error.value)
+
+
+def test_unreadable_files(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps(PAIR) + "\n{broken\n")
+    with pytest.raises(ValueError, match="bad.jsonl: cannot be read: row 2: not JSON"):
+        load_preferences(str(path))
+    torn = tmp_path / "torn.jsonl.gz"
+    torn.write_bytes(gzip.compress(json.dumps(PAIR).encode() * 100)[:-20])
+    with pytest.raises(ValueError, match="torn.jsonl.gz: cannot be read"):
+        load_preferences(str(torn))
+    (tmp_path / "x.parquet").write_text("not parquet")
+    with pytest.raises(ValueError, match="x.parquet: cannot be read"):
+        load_preferences(str(tmp_path / "x.parquet"))
+    with pytest.raises(
+        FileNotFoundError, match="unknown dataset 'nope'.*sample, Anthropic/hh-rlhf"
+    ):
+        load_preferences("nope")
+
+
+def test_hub_datasets_are_read_through_datasets_offline(tmp_path, monkeypatch):
+    """A local repository of the hub's layout, loaded by the `datasets` library under the hub name."""
+    write(tmp_path / "stanfordnlp/SHP/data/test.jsonl", [SHP, {**SHP, "labels": 1}])
+    (tmp_path / "stanfordnlp/SHP/README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: data/test.jsonl\n---\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    from data_utils import read_hub
+
+    rows = read_hub("stanfordnlp/SHP", DATASETS["stanfordnlp/SHP"], None, "test", 10, 0, 0)
+    assert [row["labels"] for row in rows] == [0, 1]
+    with pytest.raises(OSError, match="from the hub.*--data-dir"):
+        read_hub("nobody/nothing", DATASETS["stanfordnlp/SHP"], None, "test", 10, 0, 0)
+
+
+def test_bundled_sample():
+    data = load_preferences("sample", include_ties=True)
+    assert len(data.examples) >= 120
+    sizes = [len(e.completions) for e in data.examples]
+    assert set(sizes) == {2, 3, 4}
+    for example in data.examples:
+        k = len(example.completions)
+        assert len(example.votes) == k * (k - 1) // 2
+        assert all(sum(counts) == 4 for counts in example.votes.values())
+    counts = [tuple(sorted(v)) for e in data.examples for v in e.votes.values()]
+    assert {(0, 4), (1, 3), (2, 2)} == set(counts)
+    best_longer = [
+        len(e.completions[np.argmin(e.ranks)]) > len(e.completions[np.argmax(e.ranks)])
+        for e in data.examples if len(set(e.ranks)) > 1
+    ]  # fmt: skip
+    assert 0.4 < np.mean(best_longer) < 0.6
+    assert any(re.search(r"[\u3040-\u9fff]", e.prompt) for e in data.examples)
+
+
+@pytest.mark.skipif(
+    not (DATA_DIR / "pandalm").is_dir(), reason="needs DATA_DIR with the real datasets"
+)
+@pytest.mark.parametrize("name", [*DATASETS, "pandalm"])
+def test_real_files_load(name):
+    data = load_preferences(name, data_dir=DATA_DIR)
+    everything = load_preferences(name, data_dir=DATA_DIR, include_ties=True)
+    assert len(data.examples) >= 130
+    assert len({e.id for e in everything.examples}) == len(everything.examples)
+    ties = data.dropped.get("all ranks tied", 0)
+    assert len(everything.examples) == len(data.examples) + ties
+    if name == ALPACA_FARM:
+        assert len(everything.examples) == 430

@@ -1,0 +1,310 @@
+"""log_likelihood.py against token-by-token float64 scoring of the same ids."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, GPT, SMALL, make_model, make_tokenizer
+
+from log_likelihood import (
+    TokenizedCompletion,
+    build_row,
+    check_fast_path,
+    compute_token_logps,
+    pack_rows,
+    score_examples,
+    tokenize_examples,
+)
+
+
+def random_examples(seed: int = 0, n: int = 12) -> list[list[TokenizedCompletion]]:
+    """Examples of 2 to 4 completions; some share a prompt, some completions share a beginning."""
+    rng = random.Random(seed)
+
+    def ids(length):
+        return tuple(rng.randrange(2, 600) for _ in range(length))
+
+    examples, prompt = [], (0,)
+    for number in range(n):
+        if number % 3 != 1:
+            prompt = (0, *ids(rng.randrange(0, 30)))
+        start = ids(2)
+        completions = [
+            prompt + start * (k % 2) + ids(rng.randrange(1, 25)) for k in range(2 + number % 3)
+        ]
+        examples.append([TokenizedCompletion(c, len(prompt), False) for c in completions])
+    return examples
+
+
+def brute_force(model, completion: TokenizedCompletion) -> np.ndarray:
+    """log π(y_t | x, y_<t) in float64, one prefix at a time."""
+    double = model.double()
+    logps = []
+    with torch.no_grad():
+        for t in range(completion.start, len(completion.ids)):
+            logits = double(torch.tensor([completion.ids[:t]]), use_cache=False).logits[0, -1]
+            logps.append(torch.log_softmax(logits.double(), -1)[completion.ids[t]].item())
+    model.float()
+    return np.array(logps)
+
+
+def score(model, tokenized, path, tokens=256, batch_size=100, done=frozenset()):
+    scores = {}
+    for batch in score_examples(
+        model, tokenized, path=path, tokens_per_batch=tokens, batch_size=batch_size, done=done
+    ):
+        scores.update(batch)
+    return scores
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_equals_brute_force(family):
+    model_type, config, expected_path = FAMILIES[family]
+    model = make_model(model_type, config)
+    tokenized = random_examples(n=6)
+    truth = [[brute_force(model, c) for c in example] for example in tokenized]
+    path = check_fast_path(model, tokenized)
+    assert path.split(":")[0] == expected_path, path
+    scores = score(model, tokenized, path)
+    for index, example in enumerate(truth):
+        for expected, found in zip(example, scores[index]):
+            np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert np.std([x.mean() for e in truth for x in e]) > 0.05  # the models are not uniform
+
+
+def test_head_slicing_matters_for_softcap_fixture():
+    """The gemma2 fixture's caps bind: without them its log-likelihoods would differ."""
+    model_type, config, _ = FAMILIES["gemma2 (window 8, soft caps)"]
+    loose = {**config, "final_logit_softcapping": None, "attn_logit_softcapping": 1e6}
+    completion = random_examples(n=1)[0][0]
+    capped, free = (brute_force(make_model(model_type, c), completion) for c in (config, loose))
+    assert np.abs(capped - free).max() > 0.1
+
+
+def test_window_fixture_is_shorter_than_the_text():
+    completion = max((c for e in random_examples(n=6) for c in e), key=lambda c: len(c.ids))
+    windowed = make_model("mistral", {**SMALL, "sliding_window": 8})
+    full = make_model("mistral", {**SMALL, "sliding_window": None})
+    assert np.abs(brute_force(windowed, completion) - brute_force(full, completion)).max() > 0.01
+
+
+def test_batch_size_order_and_budget_change_nothing():
+    model = make_model("llama", SMALL)
+    tokenized = random_examples(n=20)
+    assert check_fast_path(model, tokenized) == "segments"
+    truth = score(model, tokenized, "segments", tokens=10_000)
+    for tokens, batch_size in ((1, 1), (64, 3), (200, 100)):
+        other = score(model, tokenized, "segments", tokens, batch_size)
+        for index in range(20):
+            for a, b in zip(truth[index], other[index]):
+                np.testing.assert_allclose(a, b, atol=2e-5)
+    order = list(range(20))
+    random.Random(1).shuffle(order)
+    shuffled = score(model, [tokenized[i] for i in order], "segments", 200)
+    for position, index in enumerate(order):
+        for a, b in zip(truth[index], shuffled[position]):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_plain_path_batches_change_nothing():
+    model = make_model("bloom", GPT)
+    tokenized = random_examples(n=10)
+    alone, together = score(model, tokenized, "plain", 1), score(model, tokenized, "plain", 2000)
+    for index in range(10):
+        for a, b in zip(alone[index], together[index]):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_done_examples_are_left_out():
+    model = make_model("llama", SMALL)
+    tokenized = random_examples(n=10)
+    check_fast_path(model, tokenized)
+    scores = score(model, tokenized, "segments", done=frozenset({0, 3, 9}))
+    assert sorted(scores) == [1, 2, 4, 5, 6, 7, 8]
+
+
+def test_rows_compute_every_shared_token_once():
+    """Distinct prefixes of the inputs, counted as a set, are exactly the tokens of the row."""
+    for seed in range(20):
+        completions = [c for example in random_examples(seed) for c in example]
+        row = build_row(completions)
+        inputs = [c.ids[:-1] for c in completions]
+        assert len(row.input_ids) == len(
+            {ids[:t] for ids in inputs for t in range(1, len(ids) + 1)}
+        )
+        for predictors, completion in zip(row.predictors, completions):
+            before = [completion.ids[t - 1] for t in range(completion.start, len(completion.ids))]
+            assert row.input_ids[predictors].tolist() == before
+            assert row.position_ids[predictors].tolist() == list(
+                range(completion.start - 1, len(completion.ids) - 1)
+            )
+
+
+def test_packing_keeps_budget_sharers_and_everyone():
+    tokenized = random_examples(n=60)
+    rows = pack_rows(tokenized, 120, 5)
+    assert sorted(i for row in rows for i in row) == list(range(60))
+    for row in rows:
+        assert len(row) <= 5
+        assert (
+            len(row) == 1 or len(build_row([c for i in row for c in tokenized[i]]).input_ids) <= 120
+        )
+    prompt = tuple(range(40, 80))
+    pair = [
+        [TokenizedCompletion((0, *prompt, 100 + i, 7 + k), 41, False) for k in range(2)]
+        for i in range(2)
+    ]
+    filler = [[TokenizedCompletion((0, 5 + i, *range(300, 320)), 2, False)] * 2 for i in range(8)]
+    together = pack_rows([pair[0], *filler, pair[1]], 64, 100)
+    assert any({0, 9} <= set(row) for row in together)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral (window 8)"])
+def test_gradients_equal_plain_cross_entropy(family):
+    model_type, config, _ = FAMILIES[family]
+    model = make_model(model_type, config)
+    example = random_examples(n=3)[2]
+    loss = sum(
+        torch.nn.functional.cross_entropy(
+            model(torch.tensor([c.ids])).logits[0, c.start - 1 : -1], torch.tensor(c.ids[c.start :])
+        )
+        * (len(c.ids) - c.start)
+        for c in example
+    )
+    loss.backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.set_attn_implementation("segments")
+    (-sum(logps.sum() for logps in compute_token_logps(model, example))).backward()
+    for name, gradient in expected.items():
+        found = dict(model.named_parameters())[name].grad
+        torch.testing.assert_close(found, gradient, atol=1e-3, rtol=1e-3)
+
+
+class LimitedMemory(torch.nn.Module):
+    """A model that runs out of memory above `limit` tokens, as a small device would."""
+
+    def __init__(self, model, limit):
+        super().__init__()
+        self.module, self.limit, self.failures = model, limit, 0
+
+    def forward(self, input_ids, **kwargs):
+        if input_ids.numel() > self.limit:
+            self.failures += 1
+            raise torch.OutOfMemoryError("out of memory")
+        return self.module(input_ids=input_ids, **kwargs)
+
+
+def test_out_of_memory_halves_the_batch_and_one_example_raises():
+    model = make_model("llama", SMALL)
+    tokenized = random_examples(n=20)
+    check_fast_path(model, tokenized)
+    truth = score(model, tokenized, "segments", 1000)
+    limited = LimitedMemory(model, 150)
+    scores = score(limited, tokenized, "segments", 1000)
+    assert limited.failures > 0
+    for index in range(20):
+        for a, b in zip(truth[index], scores[index]):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+    with pytest.raises(torch.OutOfMemoryError):
+        score(LimitedMemory(model, 5), tokenized, "segments", 1000)
+
+
+def test_non_finite_log_likelihoods_are_passed_on():
+    model = make_model("llama", SMALL)
+    with torch.no_grad():
+        model.lm_head.weight[7] = float("nan")
+    tokenized = random_examples(n=2)
+    path = check_fast_path(model, tokenized)
+    assert all(not np.isfinite(x).any() for e in score(model, tokenized, path).values() for x in e)
+
+
+# ---------------------------------------------------------------------------- tokenization
+PAIRS = [
+    ("Hello wor", ["ld is here", "k"]),  # mid-word
+    ("Question:", [" leading space", "\n\nnewlines"]),
+    ("Ünïcode 世界", ["你好，世界", " — naïve"]),
+    ("Emoji 👩‍👩‍👧", ["👧👧 yes", "\U0001f600"]),
+    ("Ends in spaces   ", ["   and more", "x"]),
+    ("Answer:\n", ["\n\n\ntext", "…"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("trim_offsets", [True, False])
+@pytest.mark.parametrize("bos", [True, False])
+def test_boundary_is_the_first_token_that_ends_after_the_prompt(sample_text, bos, trim_offsets):
+    tokenizer = make_tokenizer(sample_text, bos, trim_offsets)
+    for (prompt, texts), completions in zip(PAIRS, tokenize_examples(tokenizer, PAIRS)):
+        for text, completion in zip(texts, completions):
+            ids = list(completion.ids)
+            assert ids == tokenizer(prompt + text)["input_ids"]
+            assert (ids[0] == tokenizer.bos_token_id) == bos
+            front = int(bos)
+            ends = np.cumsum([len(token_bytes(tokenizer, i)) for i in ids[front:]])
+            after = np.flatnonzero(ends > len(prompt.encode()))
+            assert completion.start == front + after[0]
+
+
+def token_bytes(tokenizer, token_id: int) -> str:
+    """Byte-level tokens have one character for each byte of text."""
+    return tokenizer.convert_ids_to_tokens(token_id)
+
+
+def test_separator_belongs_to_the_completion(tokenizer):
+    (with_space,) = tokenize_examples(tokenizer, [("a b", ["c", "d"])], separators=[" "])
+    (glued,) = tokenize_examples(tokenizer, [("a b", [" c", " d"])])
+    assert with_space == glued
+
+
+def test_eos_only_on_demand_and_mask_by_position(tokenizer):
+    plain, closed = (
+        tokenize_examples(tokenizer, [("a", [" b</s> c", " d"])], add_eos=e)[0] for e in (0, 1)
+    )
+    assert [c.ids[-1] for c in closed] == [1, 1] and plain[1].ids[-1] != 1
+    assert [a.ids for a in closed] == [(*b.ids, 1) for b in plain]
+    assert (
+        1 in plain[0].ids[plain[0].start :]
+    )  # an EOS inside the text is scored although pad = EOS
+
+
+def test_bos_is_never_doubled(tokenizer):
+    (example,) = tokenize_examples(tokenizer, [("<s>Hi", [" a", " b"])])
+    assert [example[0].ids.count(0), example[0].ids[0]] == [1, 0]
+
+
+def test_long_prompts_are_cut_from_the_left_after_bos(tokenizer):
+    prompt, texts = "one two three four five six seven eight nine ten", [" yes", " certainly not"]
+    (whole,) = tokenize_examples(tokenizer, [(prompt, texts)])
+    limit = len(whole[1].ids) - 3
+    (cut,) = tokenize_examples(tokenizer, [(prompt, texts)], max_length=limit)
+    assert cut[1].truncated and len(cut[1].ids) == limit and cut[1].ids[0] == 0
+    assert cut[1].ids[1:] == whole[1].ids[4:] and cut[1].start == whole[1].start - 3
+    assert cut[1].ids[cut[1].start :] == whole[1].ids[whole[1].start :]
+
+
+def test_reasons_to_drop(tokenizer, tokenizer_without_bos):
+    text = ["some longer completion text", "x"]
+    assert tokenize_examples(tokenizer, [("p", text)], max_length=3) == ["too long"]
+    assert tokenize_examples(tokenizer_without_bos, [("", text)]) == ["no token of context"]
+    assert not isinstance(tokenize_examples(tokenizer, [("", text)])[0], str)
+    n = len(tokenize_examples(tokenizer_without_bos, [("p", text)])[0][0].ids)
+    limited = tokenize_examples(tokenizer_without_bos, [("p", text)], max_length=n - 1)
+    assert limited == ["too long"]  # cutting would leave no context
+
+
+def test_chat_template(tokenizer):
+    import copy
+
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = (
+        "<s>{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    dialogue = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
+    example = [(dialogue, [" Because.", " No."])]
+    (found,) = tokenize_examples(chat, example, chat_template=True)
+    prompt = "<s>[user]Hi</s>[assistant]Hello.</s>[user]Why?</s>[assistant]"
+    assert list(found[0].ids) == chat(prompt + "Because.", add_special_tokens=False)["input_ids"]
+    (closed,) = tokenize_examples(chat, example, chat_template=True, add_eos=True)
+    assert closed[0].ids == (*found[0].ids, 1)

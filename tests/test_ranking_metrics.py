@@ -1,0 +1,131 @@
+"""ranking_metrics.py against hand-worked values, brute force and scipy."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ranking_metrics import (
+    chance_level,
+    clustered_bootstrap_interval,
+    exact_mcnemar,
+    pairwise_accuracy,
+    rank_correlation,
+    ranking_accuracy,
+    ranking_accuracy_with_literal_ties,
+    ranking_accuracy_with_ties,
+    top1_accuracy,
+    wilson_interval,
+)
+
+
+@pytest.mark.parametrize(
+    ("scores", "ranks", "correct"),
+    [
+        ([-1.0, -2.0], [1, 2], True),
+        ([-1.0, -2.0], [2, 1], False),
+        ([-1.0, -1.0], [1, 2], True),  # Def. 2.3: ≥
+        ([-1.0, -2.0, -3.0], [1, 2, 3], True),
+        ([-1.0, -3.0, -2.0], [1, 2, 3], False),
+        ([-1.0, -1.0, -2.0], [1, 2, 3], False),  # K > 2: equal likelihoods are wrong
+        ([-1.0, -2.0, -3.0], [1, 1, 3], True),  # partly tied: untied pairs only
+        ([-2.0, -1.0, -3.0], [1, 1, 3], True),
+        ([-1.0, -3.0, -2.0], [1, 1, 3], False),
+        ([math.nan, -2.0], [1, 2], False),
+        ([-1.0, -math.inf], [1, 2], False),
+        ([-1.0, -2.0, math.nan], [1, 2, 3], False),
+    ],
+)
+def test_ranking_accuracy(scores, ranks, correct):
+    assert ranking_accuracy(scores, ranks) is correct
+
+
+def test_all_tied_has_no_ranking_accuracy():
+    with pytest.raises(ValueError, match="untied"):
+        ranking_accuracy([-1.0, -2.0], [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("scores", "ranks", "log_rule", "literal"),
+    [
+        ([-1.0, -1.005], [1, 1], True, True),  # |Δlog| = 0.005; |Δp| = 0.0018
+        ([-1.0, -1.02], [1, 1], False, True),  # |Δlog| = 0.02; |Δp| = 0.0073
+        ([-1.0, -1.5], [1, 1], False, False),
+        ([-100.0, -200.0], [1, 1], False, True),  # all long texts tie in probability
+        ([-100.0, -200.0], [1, 2], True, True),
+        ([-1.0, -1.005, -3.0], [1, 1, 3], True, True),
+        ([-1.0, -1.005, -0.5], [1, 1, 3], False, False),
+        ([-1.0, -1.01], [1, 1], False, True),  # strictly below 0.01
+        ([math.nan, math.nan], [1, 1], False, False),
+    ],
+)
+def test_ties_included(scores, ranks, log_rule, literal):
+    assert ranking_accuracy_with_ties(scores, ranks) is log_rule
+    assert ranking_accuracy_with_literal_ties(scores, ranks) is literal
+
+
+@pytest.mark.parametrize(
+    "ranks", [[1, 2], [1, 2, 3], [1, 1, 3], [1, 2, 2, 4], [1, 1, 3, 3], [1, 2, 3, 4]]
+)
+def test_chance_is_the_share_of_all_orders(ranks):
+    orders = list(itertools.permutations(range(len(ranks))))
+    share = np.mean([ranking_accuracy([float(x) for x in order], ranks) for order in orders])
+    assert chance_level(ranks) == pytest.approx(share)
+
+
+def test_pairwise_and_top1():
+    assert pairwise_accuracy([-1.0, -3.0, -2.0], [1, 2, 3]) == (2, 3)
+    assert pairwise_accuracy([-1.0, -1.0, -2.0], [1, 1, 2]) == (2, 2)
+    assert pairwise_accuracy([math.nan, -1.0, -2.0], [1, 2, 3]) == (1, 3)
+    assert top1_accuracy([-1.0, -3.0, -2.0], [1, 2, 3])
+    assert top1_accuracy([-2.0, -1.0, -3.0], [1, 1, 3])  # either of the best will do
+    assert not top1_accuracy([-1.0, -1.0], [1, 2])
+
+
+def test_correlations_are_scipys_with_the_better_rank_higher():
+    rng = np.random.default_rng(0)
+    scores, ranks = rng.normal(size=6), [1, 2, 2, 4, 5, 6]
+    value, p_value = rank_correlation(scores, ranks, "spearmanr")
+    # by definition: Pearson's r of the ranks
+    expected = np.corrcoef(stats.rankdata(scores), stats.rankdata([-r for r in ranks]))[0, 1]
+    assert value == pytest.approx(expected) and 0 <= p_value <= 1
+    concordant = sum(
+        np.sign((scores[i] - scores[j]) * (ranks[j] - ranks[i]))
+        for i, j in itertools.combinations(range(6), 2)
+    )
+    tau, _ = rank_correlation(scores, ranks, "kendalltau")
+    assert tau == pytest.approx(concordant / math.sqrt(15 * 14))  # tau-b, one tied pair
+    assert rank_correlation([3.0, 2.0, 1.0], [1, 2, 3], "kendalltau")[0] == pytest.approx(1.0)
+    assert math.isnan(rank_correlation([1.0, 1.0, 1.0], [1, 2, 3], "spearmanr")[0])
+
+
+def test_wilson_interval_closed_form():
+    z, n, p = 1.959963984540054, 50, 0.4
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert wilson_interval(20, 50) == pytest.approx((centre - half, centre + half))
+
+
+def test_clustered_bootstrap_sees_the_clusters():
+    """50 clusters of 20 identical values are as uncertain as 50 values, not 1000."""
+    values = np.random.default_rng(0).integers(0, 2, 50).astype(float)
+    one = clustered_bootstrap_interval(values, np.ones(50), [str(i) for i in range(50)])
+    many = clustered_bootstrap_interval(
+        np.repeat(values, 20), np.ones(1000), [str(i // 20) for i in range(1000)]
+    )
+    assert many == pytest.approx(one)
+    standard_error = values.std() / math.sqrt(50)
+    assert one[1] - one[0] == pytest.approx(2 * 1.96 * standard_error, rel=0.15)
+    assert math.isnan(clustered_bootstrap_interval([1.0, 0.0], [1, 1], ["a", "a"])[0])
+
+
+def test_exact_mcnemar_is_a_sign_test_on_discordant_pairs():
+    first = [True] * 8 + [False] * 2 + [True] * 5
+    second = [False] * 8 + [True] * 2 + [True] * 5
+    # two-sided binomial(10, 1/2): 2 (1 + 10 + 45) / 1024
+    assert exact_mcnemar(first, second) == (8, 2, pytest.approx(112 / 1024))
+    assert exact_mcnemar([True], [True]) == (0, 0, 1.0)
+    with pytest.raises(ValueError, match="length"):
+        exact_mcnemar([True], [True, False])

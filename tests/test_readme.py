@@ -1,0 +1,53 @@
+"""Every command of the README parses with its script's parser; environments and versions agree."""
+
+import importlib
+import re
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def readme_commands() -> list[list[str]]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("python ")]
+
+
+def test_readme_commands_parse():
+    commands = readme_commands()
+    assert len(commands) >= 3
+    for _, script, *arguments in commands:
+        assert (ROOT / script).is_file(), script
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        module.parse_args(arguments)
+
+
+def test_every_flag_is_read():
+    """No dead flags: each destination appears as args.<name> (or getattr) somewhere in the scripts."""
+    for script in ("calculate_calibration_metrics", "plot_results"):
+        source = (ROOT / f"{script}.py").read_text()
+        for flag in re.findall(r'"--([a-z][a-z0-9-]*)"', source):
+            name = flag.replace("-", "_")
+            assert re.search(rf'args\.{name}\b|"{name}"', source), flag
+
+
+@pytest.mark.parametrize("name", ["environment.yaml", "environment_dpo.yaml"])
+def test_environment_files(name):
+    environment = yaml.safe_load((ROOT / name).read_text())
+    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    for entry in pip:
+        assert (ROOT / entry.removeprefix("-r ")).is_file()
+    assert (
+        f"conda env create -f {name} -n {environment['name']}" in (ROOT / "README.md").read_text()
+    )
+
+
+def test_installed_versions_are_the_pinned_ones():
+    for name in ("requirements.txt", "requirements_dpo.txt"):
+        for package, pinned in re.findall(r"^([\w-]+)==(\S+)", (ROOT / name).read_text(), re.M):
+            assert version(package) == pinned
