@@ -16,6 +16,9 @@ $(VENV)/.installed: requirements.txt requirements_dpo.txt requirements_dev.txt
 demo: $(VENV)/.installed
 	$(BIN)/python calculate_calibration_metrics.py --lm-name-or-path SmolLM2-135M-Instruct \
 	    --dataset sample --output-dir $(DEMO) --output-filename ranking_accuracy.jsonl --overwrite
+	$(BIN)/python calculate_upper_bound_rlhf.py \
+	    --reference-examples $(DEMO)/ranking_accuracy.examples.jsonl --output-dir $(DEMO) \
+	    --output-filename idealized_accuracy.jsonl --overwrite
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q tests

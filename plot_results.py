@@ -75,6 +75,69 @@ def plot_ranking_accuracy(rows: list[Row], path: Path) -> None:
     save_figure(figure, path)
 
 
+def plot_idealized_curves(curves: list[Row], path: Path) -> None:
+    """R*(β) for every dataset and normalization; observed accuracy dashed, the gap shaded."""
+    datasets = list(dict.fromkeys(curve["dataset_name"] for curve in curves))
+    figure, grid = plt.subplots(
+        1, len(datasets), figsize=(1.5 + 4.2 * len(datasets), 3.6), sharey=True, squeeze=False
+    )
+    for axes, dataset in zip(grid[0], datasets):
+        chosen = [curve for curve in curves if curve["dataset_name"] == dataset]
+        breakpoints = [beta for curve in chosen for beta in curve["critical_betas"]]
+        left = min([1e-3, *(beta / 2 for beta in breakpoints)])
+        right = max([20.0, *(2 * beta for beta in breakpoints)])
+        for curve in chosen:
+            summed = "non-length" in curve["calib_property"]
+            colour, label = (ORANGE, "summed") if summed else (BLUE, "length-normalized")
+            steps = [left, *curve["critical_betas"], right]
+            share = 100 / curve["n"]
+            values = [100 * curve["limit_beta_to_0"] - share * k for k in range(len(steps) - 1)]
+            values.append(values[-1])
+            observed = 100 * curve["observed_accuracy"]
+            axes.step(steps, values, where="post", color=colour, label=f"R*, {label}")
+            axes.axhline(observed, color=colour, linestyle="dashed", label=f"observed, {label}")
+            axes.fill_between(steps, values, observed, step="post", color=colour, alpha=0.12)
+        axes.set_xscale("log")
+        axes.set_xlim(left, min(right, 1000))
+        axes.set_xlabel("β")
+        axes.set_ylim(0, 102)
+        axes.set_title(f"{dataset} (n = {chosen[0]['n']} pairs)", fontsize=9)
+        axes.grid(alpha=0.3)
+    grid[0][0].set_ylabel("ranking accuracy (%)")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, fontsize=8
+    )
+    save_figure(figure, path)
+
+
+def plot_required_loss(pairs: list[Row], path: Path) -> None:
+    """Theorem 4.1: the DPO loss that ranks a pair correctly, against c (cf. Fig. 3)."""
+    ordered = sorted((pair for pair in pairs if not pair["tied"]), key=lambda pair: pair["c"])
+    figure, axes = plt.subplots(figsize=(6.5, 4))
+    betas = sorted(ordered[0]["required_loss"], key=float)
+    colours = plt.get_cmap("viridis")
+    for k, beta in enumerate(betas):
+        axes.plot(
+            [pair["c"] for pair in ordered],
+            [pair["required_loss"][beta] for pair in ordered],
+            marker=".", markersize=3, linewidth=0.8, linestyle="dashed",
+            color=colours(0.9 * k / max(1, len(betas) - 1)), label=f"β = {beta}",
+        )  # fmt: skip
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_yscale("log")
+    largest = max(pair["required_loss"][beta] for pair in ordered for beta in betas)
+    axes.set_ylim(1e-4, 2 * max(largest, 1.0))
+    axes.set_xlabel("c = log π_ref(y_l|x) − log π_ref(y_w|x)  (nats)")
+    axes.set_ylabel("loss needed, −log σ(γβc)  (nats)")
+    axes.set_title(
+        f"right of 0: the reference ranks the pair wrongly (n = {len(ordered)})", fontsize=9
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
 def save_figure(figure, path: Path) -> None:
     """Write a figure whole or not at all, and close it."""
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")

@@ -143,3 +143,59 @@ def exact_mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, i
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     discordant = only_a + only_b
     return only_a, only_b, float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0
+
+
+# ---------------------------------------------------------------------------- idealized accuracy
+def preferred_proportion(
+    votes_preferred: float, votes_other: float, epsilon: float = 0.001
+) -> float:
+    """α, the share of raters who prefer y_w, kept within [ε, 1 − ε] (App. C.4)."""
+    return min(max(votes_preferred / (votes_preferred + votes_other), epsilon), 1 - epsilon)
+
+
+def idealized_correctness(
+    ref_logratios: np.ndarray, alphas: np.ndarray, beta: float | np.ndarray
+) -> np.ndarray:
+    """Whether perfect RLHF or DPO would rank each pair correctly (Theorem 3.1, Corollary 3.3).
+
+    1[ log π_ref(y_w|x) − log π_ref(y_l|x) + (1/β) log(α/(1−α)) > 0 ], decided by comparing β with
+    the β at which the two terms cancel, so that 1/β never overflows.
+    ref_logratios, alphas: (n_pairs,), nats and shares in (0, 1). beta > 0. Returns bool (n_pairs,).
+    """
+    ratios, alphas = np.asarray(ref_logratios, dtype=float), np.asarray(alphas, dtype=float)
+    log_odds = np.log(alphas) - np.log1p(-alphas)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        crossing = np.abs(log_odds) / np.abs(ratios)
+    above = (log_odds > 0) & ((ratios >= 0) | (np.asarray(beta) < crossing))
+    below = (log_odds < 0) & (ratios > 0) & (np.asarray(beta) > crossing)
+    return above | below | ((log_odds == 0) & (ratios > 0))
+
+
+def critical_betas(ref_logratios: np.ndarray, alphas: np.ndarray) -> np.ndarray:
+    """β* of each pair: correct under idealized tuning iff β < β* (Corollary 3.3), for α ≥ 1/2.
+
+    log(α/(1−α)) / (log π_ref(y_l|x) − log π_ref(y_w|x)); ∞ where the reference is already right,
+    0 for evenly split votes it ranks wrongly. Raises ValueError for α < 1/2: y_w is the
+    majority's choice. Returns (n_pairs,).
+    """
+    ratios, alphas = np.asarray(ref_logratios, dtype=float), np.asarray(alphas, dtype=float)
+    log_odds = np.log(alphas) - np.log1p(-alphas)
+    if np.any(log_odds < 0):
+        raise ValueError("critical β needs α ≥ 1/2: y_w is the majority's choice")
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        crossing = log_odds / -ratios
+    always = (ratios > 0) | ((ratios == 0) & (log_odds > 0))
+    return np.where(always, np.inf, np.where(log_odds == 0, 0.0, crossing))
+
+
+def required_margin(ref_logratios: np.ndarray, beta: float, gamma: float = 1.0) -> np.ndarray:
+    """DPO^γ margin that ranks a pair correctly: γβc, c = −ref_logratio (Theorem 4.1)."""
+    return -gamma * beta * np.asarray(ref_logratios, dtype=float)
+
+
+def required_loss(ref_logratios: np.ndarray, beta: float, gamma: float = 1.0) -> np.ndarray:
+    """DPO^γ loss below which a pair is ranked correctly: −log σ(γβc) (Theorem 4.1), nats.
+
+    Underflows to 0 for γβc beyond about 745; compare `required_margin` instead of losses.
+    """
+    return np.logaddexp(0.0, -required_margin(ref_logratios, beta, gamma))

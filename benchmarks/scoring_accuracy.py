@@ -1,0 +1,78 @@
+"""Largest difference between an examples file and one-at-a-time float64 scoring of it.
+
+    python benchmarks/scoring_accuracy.py --lm-name-or-path SmolLM2-135M-Instruct \
+        --examples results/hh.examples.jsonl
+
+Every completion is scored alone, without padding, packing, shared prefixes or slicing, by the
+model in float64; then both ranking accuracies are computed from either set of log-likelihoods.
+Covers runs without chat template, EOS and truncation.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from calculate_calibration_metrics import NORMALIZATIONS, record_scores
+from data_utils import DATASETS
+from ranking_metrics import ranking_accuracy
+from result_files import read_json_lines
+
+
+def score_alone(model, fast_tokenizer, prompt: str, text: str) -> float:
+    """Σ log π(y_t | x, y_<t) of one completion in float64, nats."""
+    import torch
+
+    encoding = fast_tokenizer.encode(prompt + text)
+    ids = torch.tensor([encoding.ids])
+    start = next(t for t, (_, end) in enumerate(encoding.offsets) if end > len(prompt))
+    with torch.inference_mode():
+        logps = model(ids).logits[0, start - 1 : -1].log_softmax(-1)
+    return logps.gather(1, ids[0, start:, None]).sum().item()
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--lm-name-or-path", required=True)
+    parser.add_argument("--examples", required=True, type=Path)
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from log_likelihood import exact_offset_tokenizer
+    from model_loading import load_model, load_tokenizer
+
+    records = read_json_lines(args.examples)
+    model = load_model(args.lm_name_or_path, dtype="float32", device="cpu").double()
+    fast_tokenizer = exact_offset_tokenizer(load_tokenizer(args.lm_name_or_path))
+    differences, agree = [], {key: [0, 0] for key in NORMALIZATIONS}
+    for record in tqdm(records, unit="example", mininterval=10):
+        source = DATASETS.get(record["dataset"])
+        separator = source.separator if source else ""
+        truth = {**record, "completions": []}
+        for completion in record["completions"]:
+            logp = score_alone(
+                model, fast_tokenizer, record["prompt"], separator + completion["text"]
+            )
+            differences.append(abs(logp - completion["logp"]))
+            truth["completions"].append({**completion, "logp": logp})
+        for key, counts in agree.items():
+            counts[0] += ranking_accuracy(record_scores(record, key), record["ranks"])
+            counts[1] += ranking_accuracy(record_scores(truth, key), record["ranks"])
+    print(f"{len(differences)} completions: largest difference {max(differences):.2g} nats, "
+          f"mean {np.mean(differences):.2g}")  # fmt: skip
+    for key, (ours, exact) in agree.items():
+        print(f"{key}: {ours} of {len(records)} ranked correctly, {exact} in float64")
+
+
+if __name__ == "__main__":
+    main(parse_args())

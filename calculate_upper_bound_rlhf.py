@@ -1,0 +1,457 @@
+"""Idealized ranking accuracy and the alignment gap (Theorem 3.1, Corollary 3.3, Tables 1 and 6).
+
+    python calculate_upper_bound_rlhf.py --reference-examples results/gpt2.examples.jsonl \
+        --output-dir results --output-filename gpt2_idealized.jsonl
+
+How accurate could perfect RLHF or DPO make the ranking, starting from a reference model, and how
+far from that is a tuned model? Writes NAME.jsonl (one line per dataset, normalization and β),
+NAME.pairs.jsonl (one line per pair: log-ratio, α, critical β, loss needed), NAME.curve.jsonl (all
+breakpoints of R*(β)), NAME.curve.png and NAME.required_loss.png.
+"""
+
+import argparse
+import math
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calculate_calibration_metrics import (
+    NORMALIZATIONS,
+    add_scoring_arguments,
+    check_scoring_arguments,
+    load_datasets,
+    record_scores,
+    run_config,
+    run_script,
+    score_to_file,
+    start_wandb,
+)
+from data_utils import ALPACA_FARM, read_votes
+from model_loading import check_model_path
+from ranking_metrics import (
+    TIE_EPSILON,
+    clustered_bootstrap_interval,
+    critical_betas,
+    preferred_proportion,
+    required_loss,
+    required_margin,
+)
+from result_files import output_paths, prepare_outputs, read_json_lines, write_json_lines
+
+Record = dict[str, Any]
+BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)
+
+
+# ---------------------------------------------------------------------------- records → pairs
+def pairs_of_record(
+    record: Record, assumed_proportion: float | None, epsilon: float
+) -> list[Record]:
+    """Every pair of completions with votes: winner (the majority's choice), loser, α, tied.
+
+    Without votes, `assumed_proportion` is the α of every pair whose ranks differ; None gives no
+    pairs.
+    """
+    n = len(record["completions"])
+    pairs = []
+    if record["votes"]:
+        for (i, j), (first, second) in read_votes(record["votes"], n).items():
+            winner, loser = (i, j) if first >= second else (j, i)
+            alpha = preferred_proportion(max(first, second), min(first, second), epsilon)
+            pairs.append(
+                {"winner": winner, "loser": loser, "alpha": alpha, "votes": [first, second]}
+            )
+    elif assumed_proportion is not None:
+        ranks = record["ranks"]
+        for i, j in combinations(range(n), 2):
+            winner, loser = (i, j) if ranks[i] <= ranks[j] else (j, i)
+            alpha = 0.5 if ranks[i] == ranks[j] else min(assumed_proportion, 1 - epsilon)
+            pairs.append({"winner": winner, "loser": loser, "alpha": alpha, "votes": None})
+    return [{**pair, "tied": pair["alpha"] == 0.5} for pair in pairs]
+
+
+def collect_pairs(
+    reference: list[Record], policy: list[Record], args: argparse.Namespace
+) -> tuple[list[Record], dict[str, int]]:
+    """Pairs with reference and policy log-ratios for both normalizations, and drops by reason."""
+    policy_of = {(r["dataset"], r["id"]): r for r in policy}
+    missing = [r for r in reference if (r["dataset"], r["id"]) not in policy_of]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(reference)} reference examples have no policy log-likelihood "
+            f"(first: {missing[0]['dataset']}, row {missing[0]['row']}): score the same data"
+        )
+    pairs: list[Record] = []
+    dropped: dict[str, int] = {}
+    for record in reference:
+        found = pairs_of_record(record, args.assumed_proportion, args.epsilon)
+        if not found:
+            dropped["no votes"] = dropped.get("no votes", 0) + 1
+        for pair in found:
+            if pair["tied"] and not args.include_ties:
+                dropped["tied"] = dropped.get("tied", 0) + 1
+                continue
+            tuned = policy_of[record["dataset"], record["id"]]
+            for name in ("ref_logratio", "policy_logratio"):
+                source = record if name == "ref_logratio" else tuned
+                for normalization in NORMALIZATIONS:
+                    scores = record_scores(source, normalization)
+                    pair[f"{name} {normalization}"] = scores[pair["winner"]] - scores[pair["loser"]]
+            if not math.isfinite(pair["ref_logratio non-length-normalized"]):
+                dropped["non-finite reference"] = dropped.get("non-finite reference", 0) + 1
+                continue
+            pairs.append({"record": record, **pair})
+    if not pairs:
+        counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
+        raise ValueError(
+            f"no usable pair ({counts}): idealized accuracy needs votes, or --assumed-proportion"
+        )
+    return pairs, dropped
+
+
+def observed_correctness(logratios: np.ndarray, tied: np.ndarray) -> np.ndarray:
+    """Def. 2.3 (≥), tied pairs by Def. C.1 (|Δ| < 0.01); non-finite log-ratios are wrong."""
+    finite = np.isfinite(logratios)
+    return finite & np.where(tied, np.abs(logratios) < TIE_EPSILON, logratios >= 0)
+
+
+def tie_aware_critical_betas(ref_logratios, alphas, tied) -> np.ndarray:
+    """Critical β; a tied pair keeps the reference's log-ratio at every β: always or never right."""
+    with_ties = np.where(np.abs(ref_logratios) < TIE_EPSILON, np.inf, 0.0)
+    return np.where(tied, with_ties, critical_betas(ref_logratios, alphas))
+
+
+# ---------------------------------------------------------------------------- summaries
+def summarize_pairs(pairs: list[Record], normalization: str, args: argparse.Namespace) -> dict:
+    """Arrays and accuracies of one dataset and normalization."""
+    ref = np.array([pair[f"ref_logratio {normalization}"] for pair in pairs])
+    policy = np.array([pair[f"policy_logratio {normalization}"] for pair in pairs])
+    tied = np.array([pair["tied"] for pair in pairs])
+    critical = tie_aware_critical_betas(ref, np.array([pair["alpha"] for pair in pairs]), tied)
+    observed = observed_correctness(policy, tied)
+    clusters = [pair["record"]["prompt_id"] for pair in pairs]
+    by_beta = []
+    for beta in sorted(args.betas):
+        correct = critical > beta
+        difference = correct.astype(float) - observed
+        interval = clustered_bootstrap_interval(
+            difference, np.ones(len(pairs)), clusters, args.seed
+        )
+        by_beta.append(
+            {"beta": beta, "correct": correct, "accuracy": float(correct.mean()),
+             "gap": float(difference.mean()),
+             "gap_95": [None if math.isnan(x) else x for x in interval]}
+        )  # fmt: skip
+    accuracies = [entry["accuracy"] for entry in by_beta]
+    return {
+        "ref": ref,
+        "critical": critical,
+        "observed": observed,
+        "by_beta": by_beta,
+        "accuracy": float(observed.mean()),
+        "reference_accuracy": float(observed_correctness(ref, tied).mean()),
+        "min_median_max": [min(accuracies), float(np.median(accuracies)), max(accuracies)],
+        "gap_to_median": float(np.median(accuracies) - observed.mean()),
+        "middle": by_beta[len(by_beta) // 2],
+    }
+
+
+def summary_rows(summary: dict, normalization: str, common: Record) -> list[Record]:
+    """One result line per β."""
+    return [
+        {
+            **common,
+            "beta": entry["beta"],
+            "calib_property": f"ranks_{normalization}",
+            "distance_metric": "acc",
+            "distance_metric_value_mean": entry["accuracy"],
+            "n": len(entry["correct"]),
+            "observed_accuracy": summary["accuracy"],
+            "reference_accuracy": summary["reference_accuracy"],
+            "gap": entry["gap"],
+            "gap_95": entry["gap_95"],
+            "gap_to_median": summary["gap_to_median"],
+            "min_median_max": summary["min_median_max"],
+            "example_distance_metric_values": entry["correct"].astype(float).tolist(),
+        }
+        for entry in summary["by_beta"]
+    ]
+
+
+def curve_row(summary: dict, normalization: str, common: Record) -> Record:
+    """R*(β) = share of critical β above β: all finite breakpoints, and both limits."""
+    critical = summary["critical"]
+    finite = np.sort(critical[np.isfinite(critical) & (critical > 0)])
+    return {
+        **common,
+        "calib_property": f"ranks_{normalization}",
+        "n": len(critical),
+        "limit_beta_to_0": float((critical > 0).mean()),
+        "limit_beta_to_infinity": float(np.isinf(critical).mean()),
+        "critical_betas": finite.tolist(),
+        "observed_accuracy": summary["accuracy"],
+    }
+
+
+def pair_rows(
+    pairs: list[Record], summaries: dict[str, dict], args: argparse.Namespace
+) -> list[Record]:
+    """Per pair: α, log-ratio, c, critical β, correctness per β, and what Theorem 4.1 asks for."""
+    summed = np.array([pair["ref_logratio non-length-normalized"] for pair in pairs])
+    losses = {beta: required_loss(summed, beta, args.gamma) for beta in args.betas}
+    margins = {beta: required_margin(summed, beta, args.gamma) for beta in args.betas}
+    rows = []
+    for k, pair in enumerate(pairs):
+        row = {
+            "id": pair["record"]["id"],
+            "prompt_id": pair["record"]["prompt_id"],
+            "dataset": pair["record"]["dataset"],
+            "winner": pair["winner"],
+            "loser": pair["loser"],
+            "alpha": pair["alpha"],
+            "votes": pair["votes"],
+            "tied": pair["tied"],
+            "c": -summed[k],
+            "gamma": args.gamma,
+            "required_margin": {str(beta): margins[beta][k] for beta in args.betas},
+            "required_loss": {str(beta): losses[beta][k] for beta in args.betas},
+        }
+        for normalization, summary in summaries.items():
+            critical = summary["critical"][k]
+            row[normalization] = {
+                "ref_logratio": summary["ref"][k],
+                "critical_beta": None if math.isinf(critical) else critical,  # null: never wrong
+                "observed_correct": bool(summary["observed"][k]),
+                "idealized_correct": {
+                    str(entry["beta"]): bool(entry["correct"][k]) for entry in summary["by_beta"]
+                },
+            }
+        rows.append(row)
+    return rows
+
+
+# ---------------------------------------------------------------------------- reporting
+def print_table(table_rows: list[tuple[str, int, dict[str, dict]]], policy_name: str) -> None:
+    """R̃, R̃* min/med/max, R, R* min/med/max and the gaps to the median, in percent."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Idealized ranking accuracy, %; observed: {policy_name}")
+    for column in ("dataset", "pairs", "R̃", "R̃* min/med/max", "gap", "R", "R* min/med/max", "gap"):
+        table.add_column(column, justify="left" if column == "dataset" else "right")
+    for dataset, n, summaries in table_rows:
+        cells = []
+        for normalization in NORMALIZATIONS:
+            summary = summaries[normalization]
+            low, high = (math.nan if x is None else x for x in summary["middle"]["gap_95"])
+            cells += [
+                f"{100 * summary['accuracy']:.1f}",
+                " / ".join(f"{100 * value:.1f}" for value in summary["min_median_max"]),
+                f"{100 * summary['gap_to_median']:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+            ]
+        table.add_row(dataset, str(n), *cells)
+    Console(width=None if sys.stdout.isatty() else 132).print(table)
+
+
+def print_pairs(title: str, pairs: list[Record]) -> None:
+    """Prompt and completions of some pairs (App. F)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_lines=True)
+    for column in ("c (nats)", "α", "prompt", "preferred", "dispreferred"):
+        table.add_column(column, overflow="fold")
+    for pair in pairs:
+        record = pair["record"]
+        texts = [record["completions"][pair[side]]["text"] for side in ("winner", "loser")]
+        cells = [text.strip() for text in (record["prompt"][-300:], *texts)]
+        cells = [text if len(text) <= 300 else text[:299] + "…" for text in cells]
+        numbers = (f"{-pair['ref_logratio non-length-normalized']:.1f}", f"{pair['alpha']:.3f}")
+        table.add_row(*numbers, *(cell.replace("[", "\\[") for cell in cells))
+    Console(width=None if sys.stdout.isatty() else 132).print(table)
+
+
+def print_selected_pairs(pairs: list[Record], args: argparse.Namespace) -> None:
+    """`--hardest`, `--easiest` and `--easiest-to-flip`, by c = log π_ref(y_l|x) / π_ref(y_w|x)."""
+    untied = [pair for pair in pairs if not pair["tied"]]
+    ordered = sorted(untied, key=lambda pair: pair["ref_logratio non-length-normalized"])
+    wrong = [pair for pair in ordered if pair["ref_logratio non-length-normalized"] < 0]
+    if args.hardest:
+        print_pairs("Hardest to learn: largest c", ordered[: args.hardest])
+    if args.easiest:
+        print_pairs("Easiest: smallest c", ordered[::-1][: args.easiest])
+    if args.easiest_to_flip:
+        print_pairs("Easiest to flip: smallest positive c", wrong[::-1][: args.easiest_to_flip])
+
+
+# ---------------------------------------------------------------------------- command line
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    models = parser.add_argument_group(
+        "reference (one of) and policy (at most one; default: reference)"
+    )
+    reference = models.add_mutually_exclusive_group(required=True)
+    reference.add_argument("--lm-name-or-path", help="reference model, scored now")
+    reference.add_argument("--reference-examples", help="examples file of an earlier run: no model")
+    policy = models.add_mutually_exclusive_group()
+    policy.add_argument("--policy-name-or-path", help="tuned model, scored on the same examples")
+    policy.add_argument("--policy-examples", help="examples file of the tuned model")
+    add_scoring_arguments(parser, [ALPACA_FARM])
+    ideal = parser.add_argument_group("idealized accuracy")
+    ideal.add_argument(
+        "--betas", type=float, nargs="+", default=list(BETAS), help="β of the KL term"
+    )
+    ideal.add_argument("--epsilon", type=float, default=0.001, help="unanimous votes: α = 1 − ε")
+    ideal.add_argument(
+        "--assumed-proportion", type=float, help="α of pairs without votes (default: none)"
+    )
+    ideal.add_argument("--gamma", type=float, default=1.0, help="γ of DPO^γ for the required loss")
+    ideal.add_argument(
+        "--hardest", type=int, default=0, metavar="N", help="print N pairs of largest c"
+    )
+    ideal.add_argument(
+        "--easiest", type=int, default=0, metavar="N", help="print N pairs of smallest c"
+    )
+    ideal.add_argument(
+        "--easiest-to-flip",
+        type=int,
+        default=0,
+        metavar="N",
+        help="print N pairs of smallest c > 0",
+    )
+    return parser.parse_args(argv)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise ValueError for values no run can honour."""
+    check_scoring_arguments(args, [ALPACA_FARM])
+    if not all(0 < beta < math.inf for beta in args.betas):
+        raise ValueError("--betas: every β must be positive and finite")
+    if not 0 < args.epsilon < 0.5:
+        raise ValueError(f"--epsilon {args.epsilon}: give a number between 0 and 0.5")
+    if args.assumed_proportion is not None and not 0.5 < args.assumed_proportion <= 1:
+        raise ValueError(
+            f"--assumed-proportion {args.assumed_proportion}: give a share in (0.5, 1]"
+        )
+    for name in (args.lm_name_or_path, args.policy_name_or_path):
+        if name is not None:
+            check_model_path(name)
+
+
+def load_examples(path: str) -> list[Record]:
+    """Rows of an examples file; ValueError if they are not that."""
+    records = read_json_lines(Path(path))
+    needed = {"id", "prompt_id", "dataset", "ranks", "votes", "completions", "prompt", "model"}
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict) or not needed <= record.keys():
+            raise ValueError(f"{path}: row {number}: not an examples file of the ranking script")
+    if not records:
+        raise ValueError(f"{path}: no rows")
+    return records
+
+
+def main(args: argparse.Namespace) -> None:
+    check_arguments(args)
+    paths = output_paths(args.output_dir, args.output_filename)
+    if paths["summary"].exists() and not args.overwrite:
+        raise ValueError(
+            f"{paths['summary']} exists: choose another --output-filename or pass --overwrite"
+        )
+    stem = paths["examples"].name.removesuffix(".examples.jsonl")
+    datasets = None
+    if args.lm_name_or_path or args.policy_name_or_path:
+        datasets = load_datasets(args)
+
+    def records_of(
+        model_name: str | None, examples_file: str | None, output_name: str
+    ) -> list[Record]:
+        if model_name is None:
+            return load_examples(examples_file)
+        outputs = {
+            "summary": paths["summary"],
+            "examples": paths["summary"].with_name(f"{output_name}.examples.jsonl"),
+            "config": paths["summary"].with_name(f"{output_name}.config.json"),
+        }
+        config = run_config(args, datasets, model_name)
+        earlier = prepare_outputs(outputs, config, args.overwrite)
+        return score_to_file(args, datasets, config, outputs["examples"], earlier)[0]
+
+    reference = records_of(args.lm_name_or_path, args.reference_examples, stem)
+    policy = reference
+    if args.policy_name_or_path or args.policy_examples:
+        policy = records_of(args.policy_name_or_path, args.policy_examples, f"{stem}.policy")
+    pairs, dropped = collect_pairs(reference, policy, args)
+    if dropped:
+        counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
+        print(f"dropped: {counts}", file=sys.stderr)
+
+    rows, curves, per_pair, table = [], [], [], []
+    for dataset in dict.fromkeys(pair["record"]["dataset"] for pair in pairs):
+        chosen = [pair for pair in pairs if pair["record"]["dataset"] == dataset]
+        first = chosen[0]["record"]
+        common = {
+            "model": policy[0]["model"],
+            "reference_model": first["model"],
+            "dataset_name": dataset,
+            "dataset_config": first.get("dataset_config"),
+            "dataset_split": first.get("split"),
+            "simulate_proportion": args.assumed_proportion,
+            "epsilon": args.epsilon,
+            "include_ties": args.include_ties,
+            "dropped": dropped,
+        }
+        summaries = {n: summarize_pairs(chosen, n, args) for n in NORMALIZATIONS}
+        for normalization, summary in summaries.items():
+            rows += summary_rows(summary, normalization, common)
+            curves.append(curve_row(summary, normalization, common))
+        per_pair += pair_rows(chosen, summaries, args)
+        table.append((dataset, len(chosen), summaries))
+
+    from plot_results import plot_idealized_curves, plot_required_loss
+
+    files = {
+        key: paths["summary"].with_name(f"{stem}.{suffix}")
+        for key, suffix in (
+            ("pairs", "pairs.jsonl"), ("curve", "curve.jsonl"),
+            ("picture", "curve.png"), ("losses", "required_loss.png"),
+        )
+    }  # fmt: skip
+    paths["summary"].parent.mkdir(parents=True, exist_ok=True)
+    plot_idealized_curves(curves, files["picture"])
+    plot_required_loss(per_pair, files["losses"])
+    write_json_lines(files["pairs"], per_pair)
+    write_json_lines(files["curve"], curves)
+    write_json_lines(paths["summary"], rows)
+    print_table(table, policy[0]["model"])
+    print_selected_pairs(pairs, args)
+    for name, path in (("summary", paths["summary"]), *files.items()):
+        print(f"{name:9} {path}")
+    if args.wandb_project:
+        log_to_wandb(args, rows, files)
+
+
+def log_to_wandb(args: argparse.Namespace, rows: list[Record], files: dict[str, Path]) -> None:
+    """The table per β and both pictures."""
+    run = start_wandb(args.wandb_project, {key: str(value) for key, value in vars(args).items()})
+    import wandb
+
+    columns = ["dataset_name", "calib_property", "beta", "distance_metric_value_mean", "gap", "n"]
+    data = [[row[column] for column in columns] for row in rows]
+    run.log(
+        {
+            "idealized_accuracy": wandb.Table(columns=columns, data=data),
+            "curve": wandb.Image(str(files["picture"])),
+            "required_loss": wandb.Image(str(files["losses"])),
+        }
+    )
+    run.finish()
+
+
+if __name__ == "__main__":
+    run_script(main, parse_args())

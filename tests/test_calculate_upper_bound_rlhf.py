@@ -1,0 +1,368 @@
+"""Idealized accuracy: the theorems verified numerically, properties, and the script itself."""
+
+import json
+import math
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.special import expit, log_softmax, logit
+
+from calculate_calibration_metrics import run_script
+from calculate_upper_bound_rlhf import main, pairs_of_record, parse_args
+from ranking_metrics import (
+    critical_betas,
+    idealized_correctness,
+    preferred_proportion,
+    required_loss,
+    required_margin,
+)
+from result_files import read_json_lines, write_json_lines
+
+ROOT = Path(__file__).parents[1]
+
+
+# ---------------------------------------------------------------------------- the theorems
+def minimize_dpo(ref: np.ndarray, comparisons, beta: float) -> np.ndarray:
+    """log π of the tabular softmax policy that minimizes the expected DPO loss (Newton's method).
+
+    ref: (K,) log π_ref; comparisons: (i, j, weight, α_ij).
+    """
+    theta = ref.copy()
+    for _ in range(200):
+        gradient, hessian = np.zeros_like(theta), np.zeros((len(theta), len(theta)))
+        for i, j, weight, alpha in comparisons:
+            p = expit(beta * ((theta[i] - ref[i]) - (theta[j] - ref[j])))
+            direction = np.zeros_like(theta)
+            direction[i], direction[j] = 1, -1
+            gradient += weight * beta * (p - alpha) * direction
+            hessian += weight * beta**2 * p * (1 - p) * np.outer(direction, direction)
+        step = np.linalg.pinv(hessian) @ gradient
+        theta -= step * min(1.0, 2 / (beta * np.abs(step).max() + 1e-300))
+    return log_softmax(theta)
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_theorem_3_1_perfect_dpo(beta, seed):
+    rng = np.random.default_rng(seed)
+    ref = log_softmax(rng.uniform(0, 15, size=5))
+    rewards = rng.uniform(-2, 2, size=5)
+    edges = {(0, 1), (1, 2), (2, 3), (3, 4), (0, 3)}  # connects all completions
+    alphas = {(i, j): expit(rewards[i] - rewards[j]) for i, j in combinations(range(5), 2)}
+    policy = minimize_dpo(ref, [(i, j, rng.uniform(0.5, 2), alphas[i, j]) for i, j in edges], beta)
+    for (i, j), alpha in alphas.items():
+        closed_form = ref[i] - ref[j] + logit(alpha) / beta
+        assert policy[i] - policy[j] == pytest.approx(closed_form, abs=1e-4)
+        assert idealized_correctness([ref[i] - ref[j]], [alpha], beta)[0] == (policy[i] > policy[j])
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 5.0])
+def test_theorem_3_1_perfect_rlhf(beta):
+    """The KL-regularized reward objective, maximized numerically, has the same log-ratios."""
+    rng = np.random.default_rng(1)
+    ref, rewards = log_softmax(rng.normal(size=4)), rng.uniform(-1, 1, size=4)
+
+    def objective(theta):
+        log_policy = log_softmax(theta)
+        policy = np.exp(log_policy)
+        inner = rewards - beta * (log_policy - ref)
+        return -(policy @ inner), -policy * (inner - policy @ inner)
+
+    found = minimize(objective, ref, jac=True, method="BFGS", options={"gtol": 1e-10})
+    policy = log_softmax(found.x)
+    for i, j in combinations(range(4), 2):
+        alpha = expit(rewards[i] - rewards[j])
+        assert policy[i] - policy[j] == pytest.approx(
+            ref[i] - ref[j] + logit(alpha) / beta, abs=1e-4
+        )
+
+
+def test_theorem_3_1_needs_bradley_terry():
+    """Cyclic preferences have no reward, and the closed form fails."""
+    ref = log_softmax(np.array([0.0, 1.0, -1.0]))
+    cycle = [(0, 1, 1.0, 0.8), (1, 2, 1.0, 0.8), (2, 0, 1.0, 0.8)]
+    policy = minimize_dpo(ref, cycle, 1.0)
+    errors = [abs(policy[i] - policy[j] - (ref[i] - ref[j] + logit(a))) for i, j, _, a in cycle]
+    assert max(errors) > 1
+
+
+def test_theorem_4_1_is_an_equivalence():
+    rng = np.random.default_rng(0)
+    policy, ref = rng.normal(scale=20, size=(2, 20_000))
+    for beta in (0.01, 0.1, 1.0, 10.0):
+        for gamma in (0.25, 1.0, 2.0):
+            margins = beta * (policy - gamma * ref)
+            correct = policy > 0
+            assert np.array_equal(margins > required_margin(ref, beta, gamma), correct)
+            if beta <= 0.1:  # where losses do not underflow
+                losses = np.logaddexp(0, -margins)
+                assert np.array_equal(losses < required_loss(ref, beta, gamma), correct)
+
+
+def test_required_loss_by_hand():
+    assert required_loss([0.0], 0.1)[0] == pytest.approx(math.log(2))
+    assert required_loss([-30.0], 0.1)[0] == pytest.approx(-math.log(1 / (1 + math.exp(-3))))
+    assert required_loss([-30.0], 0.1, gamma=2)[0] == pytest.approx(math.log1p(math.exp(-6)))
+    assert required_loss([500.0], 10)[0] == pytest.approx(5000)
+
+
+# ---------------------------------------------------------------------------- properties
+RATIO = st.floats(-500, 500).map(lambda x: round(x, 3))
+ALPHA = st.sampled_from([0.55, 2 / 3, 0.75, 0.9, 0.999])
+PAIRS = st.lists(st.tuples(RATIO, ALPHA), min_size=1, max_size=30)
+
+
+def brute_force(ratio, alpha, beta) -> bool:
+    """The definition, multiplied by β and in exact rational arithmetic."""
+    from fractions import Fraction
+
+    log_odds = Fraction(float(np.log(alpha) - np.log1p(-alpha)))
+    return Fraction(beta) * Fraction(ratio) + log_odds > 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(PAIRS, st.lists(st.floats(1e-4, 1e3), min_size=1, max_size=8))
+def test_curve_agrees_with_brute_force_and_decreases(pairs, betas):
+    ratios, alphas = map(np.array, zip(*pairs))
+    critical = critical_betas(ratios, alphas)
+    previous = 1.0
+    for beta in sorted(betas):
+        direct = idealized_correctness(ratios, alphas, beta)
+        for k in range(len(ratios)):
+            if abs(critical[k] / beta - 1) > 1e-12:  # at the breakpoint itself rounding decides
+                assert direct[k] == (critical[k] > beta) == brute_force(ratios[k], alphas[k], beta)
+        accuracy = (critical > beta).mean()
+        assert accuracy <= previous
+        previous = accuracy
+    assert (critical > 1e-300).all()  # β → 0 without ties: 1
+    assert (critical > 1e300).mean() == (ratios >= 0).mean()  # β → ∞: the reference's accuracy
+
+
+@settings(max_examples=200, deadline=None)
+@given(RATIO, st.floats(0.01, 0.99), st.floats(1e-3, 1e2))
+def test_mirror_image_is_the_complement(ratio, alpha, beta):
+    here = bool(idealized_correctness([ratio], [alpha], beta)[0])
+    there = bool(idealized_correctness([-ratio], [1 - alpha], beta)[0])
+    value = ratio + (math.log(alpha) - math.log1p(-alpha)) / beta
+    if abs(value) > 1e-9 * (1 + abs(ratio)):
+        assert here != there
+        assert here == (value > 0)
+
+
+def test_extreme_values_do_not_overflow():
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        assert idealized_correctness([-600.0, -700.0], [0.999, 0.999], 0.01).tolist() == [
+            True,
+            False,
+        ]
+        assert idealized_correctness([-1.0, 0.0, 0.0], [0.999, 0.5, 0.6], 1e-300).tolist() == [
+            True,
+            False,
+            True,
+        ]
+        assert critical_betas([-1e-320, 0.0], [0.75, 0.5]).tolist() == [
+            math.inf,
+            0.0,
+        ]
+    assert preferred_proportion(4, 0) == 0.999 and preferred_proportion(3, 1) == 0.75
+    with pytest.raises(ValueError, match="majority"):
+        critical_betas([1.0], [0.4])
+
+
+def make_record(logps, votes, ranks, number=0, dataset="d", model="ref"):
+    completions = [{"text": f"y{k}", "logp": x, "n_tokens": 10 + k, "n_chars": 2, "n_bytes": 2,
+                    "truncated": False} for k, x in enumerate(logps)]  # fmt: skip
+    return {"id": f"id{number}", "prompt_id": f"p{number}", "dataset": dataset, "dataset_config": None,
+            "split": None, "row": number, "model": model, "prompt": "x", "ranks": ranks,
+            "votes": votes, "completions": completions}  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.permutations(range(3)), st.integers(0, 1000))
+def test_relabelling_changes_nothing_and_k_reduces_to_pairs(order, seed):
+    rng = np.random.default_rng(seed)
+    logps = rng.normal(-50, 20, size=3)
+    counts = {(0, 1): (3, 1), (0, 2): (4, 0), (1, 2): (1, 3)}
+
+    def outcome(permutation):
+        """Pairs as sets of original labels, each with α and log-ratio of the winner."""
+        votes = {}
+        for (i, j), (a, b) in counts.items():
+            votes[f"{permutation.index(i)},{permutation.index(j)}"] = [a, b]
+        found = pairs_of_record(
+            make_record([logps[k] for k in permutation], votes, [1, 2, 3]), None, 0.001
+        )
+        return {(permutation[p["winner"]], permutation[p["loser"]]): (p["alpha"],) for p in found}
+
+    assert outcome(list(order)) == {(0, 1): (0.75,), (0, 2): (0.999,), (2, 1): (0.75,)}
+
+
+# ---------------------------------------------------------------------------- the script
+def flags(folder, *more, name="ideal.jsonl"):
+    return [str(x) for x in ("--output-dir", folder, "--output-filename", name, *more)]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """400 pairs of two log-likelihoods with votes, and a policy that moved them."""
+    rng = np.random.default_rng(0)
+    choices = [([4, 0], [1, 2]), ([3, 1], [1, 2]), ([1, 3], [2, 1]), ([2, 2], [1, 1])]
+    reference, policy = [], []
+    for number in range(400):
+        votes, ranks = choices[rng.integers(4)]
+        logps = rng.normal(-80, 15, size=2)
+        reference.append(make_record(logps.tolist(), {"0,1": votes}, ranks, number))
+        moved = (logps + rng.normal(0, 10, size=2)).tolist()
+        policy.append(make_record(moved, {"0,1": votes}, ranks, number, model="tuned"))
+    write_json_lines(tmp_path / "ref.jsonl", reference)
+    write_json_lines(tmp_path / "policy.jsonl", policy)
+    return tmp_path, reference, policy
+
+
+def test_script_against_the_definition(files):
+    """In a subprocess that imports neither torch, transformers nor datasets."""
+    folder, reference, policy = files
+    arguments = flags(folder, "--reference-examples", folder / "ref.jsonl", "--policy-examples",
+                      folder / "policy.jsonl", "--hardest", 2, "--easiest", 1, "--easiest-to-flip", 1)  # fmt: skip
+    code = (
+        "import sys, runpy; sys.argv = ['calculate_upper_bound_rlhf.py', *sys.argv[1:]]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy import'\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert all(title in finished.stdout for title in ("Hardest", "Easiest:", "Easiest to flip"))
+    rows = read_json_lines(folder / "ideal.jsonl")
+    assert len(rows) == 2 * 5
+    for row in rows:
+        summed = row["calib_property"] == "ranks_non-length-normalized"
+        correct, observed = [], []
+        for ref, tuned in zip(reference, policy):
+            a, b = ref["votes"]["0,1"]
+            if a == b:
+                continue
+            w, l = (0, 1) if a > b else (1, 0)  # noqa: E741
+            alpha = min(max(a, b) / (a + b), 0.999)
+            scale = [1, 1] if summed else [10, 11]
+            score = [[r["completions"][k]["logp"] / scale[k] for k in (0, 1)] for r in (ref, tuned)]
+            correct.append(
+                score[0][w] - score[0][l] + math.log(alpha / (1 - alpha)) / row["beta"] > 0
+            )
+            observed.append(score[1][w] >= score[1][l])
+        assert row["distance_metric_value_mean"] == pytest.approx(np.mean(correct))
+        assert row["observed_accuracy"] == pytest.approx(np.mean(observed))
+        assert row["gap"] == pytest.approx(np.mean(correct) - np.mean(observed))
+        assert row["gap_95"][0] <= row["gap"] <= row["gap_95"][1]
+        assert (row["n"], row["model"], row["reference_model"]) == (len(correct), "tuned", "ref")
+    for curve in read_json_lines(folder / "ideal.curve.jsonl"):
+        for row in rows:
+            if row["calib_property"] == curve["calib_property"]:
+                above = sum(beta > row["beta"] for beta in curve["critical_betas"]) / curve["n"]
+                total = above + curve["limit_beta_to_infinity"]
+                assert total == pytest.approx(row["distance_metric_value_mean"])
+    pairs = read_json_lines(folder / "ideal.pairs.jsonl")
+    assert pairs[0]["required_loss"]["0.1"] == pytest.approx(np.log1p(np.exp(-0.1 * pairs[0]["c"])))
+    for picture in ("ideal.curve.png", "ideal.required_loss.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_ties_follow_def_c1(tmp_path):
+    """A tied pair is right iff the two log-scores differ by less than 0.01, whatever β is."""
+    records = [
+        make_record([-10.0, -10.005], {"0,1": [2, 2]}, [1, 1], 0),
+        make_record([-10.0, -12.0], {"0,1": [2, 2]}, [1, 1], 1),
+        make_record([-10.0, -12.0], {"0,1": [4, 0]}, [1, 2], 2),
+    ]
+    write_json_lines(tmp_path / "e.jsonl", records)
+    common = ["--reference-examples", tmp_path / "e.jsonl"]
+    run_script(main, parse_args(flags(tmp_path, *common, "--include-ties")))
+    for row in read_json_lines(tmp_path / "ideal.jsonl"):
+        if row["calib_property"] == "ranks_non-length-normalized":
+            assert row["example_distance_metric_values"] == [1.0, 0.0, 1.0]
+    run_script(main, parse_args(flags(tmp_path, *common, name="no_ties.jsonl")))
+    assert {r["n"] for r in read_json_lines(tmp_path / "no_ties.jsonl")} == {1}
+
+
+def test_assumed_proportion_only_on_demand(tmp_path, capsys):
+    write_json_lines(tmp_path / "e.jsonl", [make_record([-9.0, -5.0], None, [1, 2])])
+    common = ["--reference-examples", tmp_path / "e.jsonl"]
+    with pytest.raises(SystemExit) as stop:
+        run_script(main, parse_args(flags(tmp_path, *common)))
+    assert stop.value.code == 2 and "no votes: 1" in capsys.readouterr().err
+    more = ["--assumed-proportion", 0.75, "--betas", 0.27, 0.28]
+    run_script(main, parse_args(flags(tmp_path, *common, *more)))
+    rows = read_json_lines(tmp_path / "ideal.jsonl")
+    values = [r["distance_metric_value_mean"] for r in rows if "non-length" in r["calib_property"]]
+    assert values == [1.0, 0.0]  # critical β = ln 3 / 4 = 0.2747
+    assert {r["simulate_proportion"] for r in rows} == {0.75}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--betas", "0"], "--betas"),
+        (["--epsilon", "0.7"], "--epsilon 0.7"),
+        (["--assumed-proportion", "0.5"], "--assumed-proportion 0.5"),
+        (["--policy-examples", "missing.jsonl"], "cannot read missing.jsonl"),
+        (["--policy-examples", "{other}"], "1 of 400 reference examples have no policy"),
+        (["--policy-examples", "{broken}"], "row 1: not an examples file"),
+        (["--policy-name-or-path", "./no-model"], "no such model directory: ./no-model"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line(files, capsys, more, message):
+    folder, reference, _ = files
+    write_json_lines(folder / "other.jsonl", reference[1:])
+    write_json_lines(folder / "broken.jsonl", [{"id": 1}])
+    more = [x.format(other=folder / "other.jsonl", broken=folder / "broken.jsonl") for x in more]
+    with pytest.raises(SystemExit) as stop:
+        run_script(
+            main, parse_args(flags(folder, "--reference-examples", folder / "ref.jsonl", *more))
+        )
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert not (folder / "ideal.jsonl").exists()
+
+
+def test_existing_output_is_refused(files, capsys):
+    folder, *_ = files
+    (folder / "ideal.jsonl").write_text("mine\n")
+    with pytest.raises(SystemExit):
+        run_script(main, parse_args(flags(folder, "--reference-examples", folder / "ref.jsonl")))
+    assert "--overwrite" in capsys.readouterr().err
+    assert (folder / "ideal.jsonl").read_text() == "mine\n"
+
+
+def test_models_are_scored_when_no_file_is_given(tiny_model_directory, tmp_path):
+    more = ["--lm-name-or-path", tiny_model_directory, "--dataset", "sample", "--sample-size", 20]
+    run_script(main, parse_args(flags(tmp_path, *more)))
+    again = ["--reference-examples", tmp_path / "ideal.examples.jsonl", "--policy-name-or-path",
+             tiny_model_directory, "--dataset", "sample", "--sample-size", 20]  # fmt: skip
+    run_script(main, parse_args(flags(tmp_path, *again, name="again.jsonl")))
+    first, second = (read_json_lines(tmp_path / f"{n}.jsonl") for n in ("ideal", "again"))
+    key = "distance_metric_value_mean"
+    assert [r[key] for r in first] == [r[key] for r in second]
+    assert first[0]["observed_accuracy"] == second[0]["observed_accuracy"]
+
+
+def test_conventions_script(files, capsys):
+    from reproduce import conventions
+
+    folder, *_ = files
+    conventions.main(conventions.parse_args(["--examples", str(folder / "ref.jsonl")]))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+        "definition", "quotient", "votes sampled first", "both"
+    ]  # fmt: skip
+    # log-likelihoods -8 (preferred) and -4: the quotient 2 > 1 counts as right whatever the votes
+    better, worse = np.array([-8.0]), np.array([-4.0])
+    assert conventions.quotient_correctness(better, worse, np.array([0.6]), 10).all()
+    assert not idealized_correctness(better - worse, np.array([0.6]), 10).any()
+    assert json.loads((folder / "ref.jsonl").read_text().splitlines()[0])["votes"]
