@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-HEAD_CHUNK = 256  # positions per LM-head call: 256 x 152k vocabulary x 4 bytes = 150 MB
+HEAD_CHUNK = 64  # positions per LM-head call: 64 x 152k vocabulary x 4 bytes = 39 MB
 MIN_SHARED_TOKENS = 16  # examples that share fewer leading tokens are packed independently
 
 

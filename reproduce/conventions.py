@@ -93,9 +93,8 @@ def main(args: argparse.Namespace) -> None:
     if not records:
         sys.exit(f"error: {args.examples}: no example with votes")
     sampled = sample_votes(records, args.seed)
-    print(
-        "| convention | pairs | unanimous | R̃* min/med/max | R* min/med/max |\n|---|---|---|---|---|"
-    )
+    print("| convention | pairs | unanimous | R̃* min/med/max | R* min/med/max |")
+    print("|---|---|---|---|---|")
     for name, used, quotient in (
         ("definition", records, False),
         ("quotient", records, True),
