@@ -24,7 +24,7 @@ import numpy as np
 
 import ranking_metrics
 from data_utils import DATASETS, PreferenceData, load_preferences
-from model_loading import DTYPES, check_model_path, model_fingerprint
+from model_loading import DTYPES, check_model_path, model_fingerprint, resolve_dtype
 from result_files import (
     append_json_lines,
     hash_config,
@@ -168,6 +168,18 @@ def compare_runs(records: list[Record], other: list[Record]) -> list[Record]:
 
 
 # ---------------------------------------------------------------------------- scoring to a file
+def load_examples(path: str) -> list[Record]:
+    """Rows of an examples file; ValueError if they are not that."""
+    records = read_json_lines(Path(path))
+    needed = {"id", "prompt_id", "dataset", "ranks", "votes", "completions", "prompt", "model"}
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict) or not needed <= record.keys():
+            raise ValueError(f"{path}: row {number}: not an examples file of the ranking script")
+    if not records:
+        raise ValueError(f"{path}: no rows")
+    return records
+
+
 def load_datasets(args: argparse.Namespace) -> list[PreferenceData]:
     """The datasets asked for, with what was dropped announced on stderr."""
     loaded = []
@@ -184,6 +196,8 @@ def load_datasets(args: argparse.Namespace) -> list[PreferenceData]:
         dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
         for message in (f"{len(data.examples)} examples, dropped: {dropped}", *data.notes):
             print(f"{data.name}: {message}", file=sys.stderr)
+        if any((data.name, data.split) == (other.name, other.split) for other in loaded):
+            raise ValueError(f"--dataset {spec}: the same dataset and split is given twice")
         loaded.append(data)
     return loaded
 
@@ -208,7 +222,7 @@ def run_config(args: argparse.Namespace, datasets: list[PreferenceData], model_n
         "sample_size": args.sample_size,
         "seed": args.seed,
         "include_ties": args.include_ties,
-        "dtype": args.dtype,
+        "dtype": resolve_dtype(args.dtype, args.device),
         "max_length": args.max_length,
         "chat_template": args.chat_template,
         "add_eos": args.add_eos,
@@ -241,7 +255,7 @@ def score_to_file(
     device = choose_device(args.device)
     tokenizer = load_tokenizer(config["model"], args.revision)
     model = load_model(
-        config["model"], dtype=args.dtype, device=device,
+        config["model"], dtype=config["dtype"], device=device,
         attn_implementation=args.attn_implementation, revision=args.revision,
     )  # fmt: skip
     limits = [limit for limit in (args.max_length, context_length(model)) if limit is not None]
@@ -525,8 +539,6 @@ def check_scoring_arguments(args: argparse.Namespace, default_datasets: list[str
         if value is not None and value < 1:
             raise ValueError(f"--{flag.replace('_', '-')} {value}: give a positive number")
     args.dataset = args.dataset or default_datasets
-    if len(set(args.dataset)) < len(args.dataset):
-        raise ValueError("--dataset: the same dataset is given twice")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -548,7 +560,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     check_scoring_arguments(args, list(DATASETS))
-    other = read_json_lines(Path(args.compare)) if args.compare else None
+    other = load_examples(args.compare) if args.compare else None
     check_model_path(args.lm_name_or_path)
     paths = output_paths(args.output_dir, args.output_filename)
     if paths["summary"].exists() and not args.overwrite:
@@ -586,7 +598,10 @@ def main(args: argparse.Namespace) -> None:
     plot_ranking_accuracy(rows, paths["picture"])
     write_json_lines(paths["summary"], rows)
     print_table(rows)
-    for row in compare_runs(records, other) if other is not None else ():
+    comparisons = compare_runs(records, other) if other is not None else []
+    if other is not None and not comparisons:
+        print(f"McNemar: no example of this run is in {args.compare}")
+    for row in comparisons:
         counts = f"{row['only_this_correct']} only here, {row['only_other_correct']} only there"
         where = f"{row['dataset']}, {row['calib_property']}"
         print(f"McNemar, {where}: {counts}, of {row['n']}; exact p = {row['p_value']:.3g}")
@@ -599,7 +614,9 @@ def main(args: argparse.Namespace) -> None:
 
 def run_script(main_function, args: argparse.Namespace) -> None:
     """Run a script's main; expected failures become one line and exit code 2 (interrupt: 130)."""
-    logging.basicConfig(level=args.loglevel, format="%(levelname)s: %(message)s")
+    logging.basicConfig(
+        level=getattr(args, "loglevel", "WARNING"), format="%(levelname)s: %(message)s"
+    )
     try:
         main_function(args)
     except (OSError, ValueError) as error:

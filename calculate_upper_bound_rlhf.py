@@ -12,6 +12,8 @@ breakpoints of R*(β)), NAME.curve.png and NAME.required_loss.png.
 import argparse
 import math
 import sys
+from collections import Counter
+from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from typing import Any
 import numpy as np
 
 from calculate_calibration_metrics import (
+    LIBRARIES,
     NORMALIZATIONS,
     add_scoring_arguments,
     check_scoring_arguments,
     load_datasets,
+    load_examples,
     record_scores,
     run_config,
     run_script,
@@ -39,7 +43,7 @@ from ranking_metrics import (
     required_loss,
     required_margin,
 )
-from result_files import output_paths, prepare_outputs, read_json_lines, write_json_lines
+from result_files import output_paths, prepare_outputs, write_json_lines
 
 Record = dict[str, Any]
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)
@@ -72,39 +76,51 @@ def pairs_of_record(
     return [{**pair, "tied": pair["alpha"] == 0.5} for pair in pairs]
 
 
+def dataset_key(record: Record) -> tuple[str, str | None]:
+    """What results are grouped by: dataset and split."""
+    return record["dataset"], record.get("split")
+
+
+def example_key(record: Record) -> tuple:
+    """What pairs the reference's and the policy's record of one example."""
+    return (*dataset_key(record), record["id"])
+
+
 def collect_pairs(
     reference: list[Record], policy: list[Record], args: argparse.Namespace
-) -> tuple[list[Record], dict[str, int]]:
-    """Pairs with reference and policy log-ratios for both normalizations, and drops by reason."""
-    policy_of = {(r["dataset"], r["id"]): r for r in policy}
-    missing = [r for r in reference if (r["dataset"], r["id"]) not in policy_of]
+) -> tuple[list[Record], dict[tuple, Counter[str]]]:
+    """Pairs with reference and policy log-ratios for both normalizations, and drops by dataset and reason."""
+    policy_of = {example_key(r): r for r in policy}
+    missing = [r for r in reference if example_key(r) not in policy_of]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(reference)} reference examples have no policy log-likelihood "
             f"(first: {missing[0]['dataset']}, row {missing[0]['row']}): score the same data"
         )
     pairs: list[Record] = []
-    dropped: dict[str, int] = {}
+    dropped: dict[tuple, Counter[str]] = {dataset_key(record): Counter() for record in reference}
     for record in reference:
+        drops = dropped[dataset_key(record)]
         found = pairs_of_record(record, args.assumed_proportion, args.epsilon)
         if not found:
-            dropped["no votes"] = dropped.get("no votes", 0) + 1
+            drops["no votes"] += 1
         for pair in found:
             if pair["tied"] and not args.include_ties:
-                dropped["tied"] = dropped.get("tied", 0) + 1
+                drops["tied pair"] += 1
                 continue
-            tuned = policy_of[record["dataset"], record["id"]]
+            tuned = policy_of[example_key(record)]
             for name in ("ref_logratio", "policy_logratio"):
                 source = record if name == "ref_logratio" else tuned
                 for normalization in NORMALIZATIONS:
                     scores = record_scores(source, normalization)
                     pair[f"{name} {normalization}"] = scores[pair["winner"]] - scores[pair["loser"]]
             if not math.isfinite(pair["ref_logratio non-length-normalized"]):
-                dropped["non-finite reference"] = dropped.get("non-finite reference", 0) + 1
+                drops["non-finite reference"] += 1
                 continue
             pairs.append({"record": record, **pair})
     if not pairs:
-        counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
+        total = sum(dropped.values(), Counter())
+        counts = ", ".join(f"{reason}: {n}" for reason, n in total.items())
         raise ValueError(
             f"no usable pair ({counts}): idealized accuracy needs votes, or --assumed-proportion"
         )
@@ -124,6 +140,12 @@ def tie_aware_critical_betas(ref_logratios, alphas, tied) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------- summaries
+def paired_interval(values: np.ndarray, clusters: list[str], seed: int) -> list[float | None]:
+    """95 % bootstrap interval of a mean over pairs, whole prompts resampled; null for one prompt."""
+    interval = clustered_bootstrap_interval(values, np.ones(len(values)), clusters, seed)
+    return [None if math.isnan(x) else x for x in interval]
+
+
 def summarize_pairs(pairs: list[Record], normalization: str, args: argparse.Namespace) -> dict:
     """Arrays and accuracies of one dataset and normalization."""
     ref = np.array([pair[f"ref_logratio {normalization}"] for pair in pairs])
@@ -136,15 +158,18 @@ def summarize_pairs(pairs: list[Record], normalization: str, args: argparse.Name
     for beta in sorted(args.betas):
         correct = critical > beta
         difference = correct.astype(float) - observed
-        interval = clustered_bootstrap_interval(
-            difference, np.ones(len(pairs)), clusters, args.seed
-        )
+        interval = paired_interval(difference, clusters, args.seed)
         by_beta.append(
             {"beta": beta, "correct": correct, "accuracy": float(correct.mean()),
              "gap": float(difference.mean()),
-             "gap_95": [None if math.isnan(x) else x for x in interval]}
+             "gap_95": interval,
+             "accuracy_95": paired_interval(correct, clusters, args.seed)}
         )  # fmt: skip
     accuracies = [entry["accuracy"] for entry in by_beta]
+    # R* falls with β: the median over β is the mean of the outcomes at the middle one or two
+    middle = (by_beta[(len(by_beta) - 1) // 2]["correct"] * 0.5) + (
+        by_beta[len(by_beta) // 2]["correct"] * 0.5
+    )
     return {
         "ref": ref,
         "critical": critical,
@@ -154,7 +179,7 @@ def summarize_pairs(pairs: list[Record], normalization: str, args: argparse.Name
         "reference_accuracy": float(observed_correctness(ref, tied).mean()),
         "min_median_max": [min(accuracies), float(np.median(accuracies)), max(accuracies)],
         "gap_to_median": float(np.median(accuracies) - observed.mean()),
-        "middle": by_beta[len(by_beta) // 2],
+        "gap_to_median_95": paired_interval(middle - observed, clusters, args.seed),
     }
 
 
@@ -171,8 +196,10 @@ def summary_rows(summary: dict, normalization: str, common: Record) -> list[Reco
             "observed_accuracy": summary["accuracy"],
             "reference_accuracy": summary["reference_accuracy"],
             "gap": entry["gap"],
+            "bootstrap_95": entry["accuracy_95"],
             "gap_95": entry["gap_95"],
             "gap_to_median": summary["gap_to_median"],
+            "gap_to_median_95": summary["gap_to_median_95"],
             "min_median_max": summary["min_median_max"],
             "example_distance_metric_values": entry["correct"].astype(float).tolist(),
         }
@@ -245,7 +272,7 @@ def print_table(table_rows: list[tuple[str, int, dict[str, dict]]], policy_name:
         cells = []
         for normalization in NORMALIZATIONS:
             summary = summaries[normalization]
-            low, high = (math.nan if x is None else x for x in summary["middle"]["gap_95"])
+            low, high = (math.nan if x is None else x for x in summary["gap_to_median_95"])
             cells += [
                 f"{100 * summary['accuracy']:.1f}",
                 " / ".join(f"{100 * value:.1f}" for value in summary["min_median_max"]),
@@ -259,6 +286,7 @@ def print_pairs(title: str, pairs: list[Record]) -> None:
     """Prompt and completions of some pairs (App. F)."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title, show_lines=True)
     for column in ("c (nats)", "α", "prompt", "preferred", "dispreferred"):
@@ -269,7 +297,7 @@ def print_pairs(title: str, pairs: list[Record]) -> None:
         cells = [text.strip() for text in (record["prompt"][-300:], *texts)]
         cells = [text if len(text) <= 300 else text[:299] + "…" for text in cells]
         numbers = (f"{-pair['ref_logratio non-length-normalized']:.1f}", f"{pair['alpha']:.3f}")
-        table.add_row(*numbers, *(cell.replace("[", "\\[") for cell in cells))
+        table.add_row(*numbers, *(Text(cell) for cell in cells))
     Console(width=None if sys.stdout.isatty() else 132).print(table)
 
 
@@ -344,18 +372,6 @@ def check_arguments(args: argparse.Namespace) -> None:
             check_model_path(name)
 
 
-def load_examples(path: str) -> list[Record]:
-    """Rows of an examples file; ValueError if they are not that."""
-    records = read_json_lines(Path(path))
-    needed = {"id", "prompt_id", "dataset", "ranks", "votes", "completions", "prompt", "model"}
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record, dict) or not needed <= record.keys():
-            raise ValueError(f"{path}: row {number}: not an examples file of the ranking script")
-    if not records:
-        raise ValueError(f"{path}: no rows")
-    return records
-
-
 def main(args: argparse.Namespace) -> None:
     check_arguments(args)
     paths = output_paths(args.output_dir, args.output_filename)
@@ -364,7 +380,7 @@ def main(args: argparse.Namespace) -> None:
             f"{paths['summary']} exists: choose another --output-filename or pass --overwrite"
         )
     stem = paths["examples"].name.removesuffix(".examples.jsonl")
-    datasets = None
+    datasets, scored = None, []
     if args.lm_name_or_path or args.policy_name_or_path:
         datasets = load_datasets(args)
 
@@ -380,20 +396,33 @@ def main(args: argparse.Namespace) -> None:
         }
         config = run_config(args, datasets, model_name)
         earlier = prepare_outputs(outputs, config, args.overwrite)
-        return score_to_file(args, datasets, config, outputs["examples"], earlier)[0]
+        records, found = score_to_file(args, datasets, config, outputs["examples"], earlier)
+        scored.append(found)
+        return records
+
+    def facts_of(key: tuple) -> Record:
+        """dtype, path and dropped examples of the scoring done here, if any was."""
+        facts = dict(scored[0]) if scored else {}
+        by_name = {(data.name, data.split): n for n, data in enumerate(datasets or ())}
+        drops = facts.pop("dropped", None)
+        if drops is not None:
+            facts["dropped_examples"] = drops[by_name[key]] if key in by_name else None
+        return facts
 
     reference = records_of(args.lm_name_or_path, args.reference_examples, stem)
     policy = reference
     if args.policy_name_or_path or args.policy_examples:
         policy = records_of(args.policy_name_or_path, args.policy_examples, f"{stem}.policy")
     pairs, dropped = collect_pairs(reference, policy, args)
-    if dropped:
-        counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
-        print(f"dropped: {counts}", file=sys.stderr)
+    for key, drops in dropped.items():
+        if drops:
+            counts = ", ".join(f"{reason}: {n}" for reason, n in drops.items())
+            print(f"{key[0]}: dropped {counts}", file=sys.stderr)
 
     rows, curves, per_pair, table = [], [], [], []
-    for dataset in dict.fromkeys(pair["record"]["dataset"] for pair in pairs):
-        chosen = [pair for pair in pairs if pair["record"]["dataset"] == dataset]
+    for key in dict.fromkeys(dataset_key(pair["record"]) for pair in pairs):
+        chosen = [pair for pair in pairs if dataset_key(pair["record"]) == key]
+        dataset = key[0]
         first = chosen[0]["record"]
         common = {
             "model": policy[0]["model"],
@@ -404,7 +433,11 @@ def main(args: argparse.Namespace) -> None:
             "simulate_proportion": args.assumed_proportion,
             "epsilon": args.epsilon,
             "include_ties": args.include_ties,
-            "dropped": dropped,
+            "dropped_pairs": dict(dropped[key]),
+            "seed": args.seed,
+            "reference_config_hash": first.get("config_hash"),
+            **facts_of(key),
+            "versions": {name: version(name) for name in LIBRARIES},
         }
         summaries = {n: summarize_pairs(chosen, n, args) for n in NORMALIZATIONS}
         for normalization, summary in summaries.items():

@@ -228,26 +228,27 @@ def checked(row: Row, number: int, reader: Callable, *args):
         raise ValueError(f"row {number + 1}: {error}") from None
 
 
-SCHEMAS: list[tuple[set[str], Callable[[Row], Reading]]] = [
-    ({"instruction", "output_1", "output_2", "preference"}, read_list),  # after group_votes
-    ({"post_id", "history", "human_ref_A", "human_ref_B", "labels"}, read_shp),
-    ({"instruction", "completions"}, read_ultrafeedback),
-    ({"question", "answers"}, read_stack_exchange),
-    ({"prompt", "completions", "ranks"}, read_list),
-    ({"prompt", "chosen", "rejected"}, read_pair),
-    ({"chosen", "rejected"}, read_hh),
+# columns, how a row is read, what joins prompt and completion
+SCHEMAS: list[tuple[set[str], Callable[[Row], Reading], str]] = [
+    ({"instruction", "output_1", "output_2", "preference"}, read_list, " "),  # after group_votes
+    ({"post_id", "history", "human_ref_A", "human_ref_B", "labels"}, read_shp, " "),
+    ({"instruction", "completions"}, read_ultrafeedback, " "),
+    ({"question", "answers"}, read_stack_exchange, " "),
+    ({"prompt", "completions", "ranks"}, read_list, ""),
+    ({"prompt", "chosen", "rejected"}, read_pair, ""),
+    ({"chosen", "rejected"}, read_hh, ""),
 ]
 
 
-def recognize_schema(columns: Sequence[str]) -> tuple[set[str], Callable[[Row], Reading]]:
+def recognize_schema(columns: Sequence[str]) -> tuple[set[str], Callable[[Row], Reading], str]:
     """The first schema whose columns are all there; ValueError says what is missing."""
-    for needed, reader in SCHEMAS:
+    for needed, reader, separator in SCHEMAS:
         if needed <= set(columns):
-            return needed, reader
+            return needed, reader, separator
     closest = max(SCHEMAS, key=lambda schema: len(schema[0] & set(columns)) / len(schema[0]))[0]
     raise ValueError(
         f"missing column {', '.join(sorted(closest - set(columns)))} (found {', '.join(columns)}; "
-        "known: " + "; ".join("/".join(sorted(needed)) for needed, _ in SCHEMAS) + ")"
+        "known: " + "; ".join("/".join(sorted(needed)) for needed, *_ in SCHEMAS) + ")"
     )
 
 
@@ -269,7 +270,11 @@ def read_file(path: Path) -> list[Row]:
             import io
 
             csv.field_size_limit(2**31 - 1)
-            return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+            for number, row in enumerate(rows, start=1):
+                if None in row or None in row.values():
+                    raise ValueError(f"row {number}: not as many fields as the header has")
+            return rows
         if kind == ".json" and text.lstrip().startswith("["):
             rows = json.loads(text)
         else:
@@ -328,6 +333,8 @@ def read_hub(
             if buffer:
                 stream = stream.shuffle(seed=seed, buffer_size=buffer)
             return list(stream.take(n_rows))
+        if name == "Anthropic/hh-rlhf" and config is not None:  # its subsets are folders
+            return list(datasets.load_dataset(name, data_dir=config, split=split))
         return list(datasets.load_dataset(name, config, split=split))
     except Exception as error:  # hub, network and builder errors share no base class
         first_line = (str(error).splitlines() or [""])[0]
@@ -363,18 +370,20 @@ def load_preferences(
     `sample_size` examples are drawn without replacement by `default_rng(seed)` before anything is
     dropped (streamed datasets: the first rows); None takes all. Dropped and counted by reason: no
     common prompt, empty completion, identical completions, missing score, fewer than two
-    completions, and, unless `include_ties`, all ranks tied.
+    completions, lone surrogate, and, unless `include_ties`, all ranks tied.
     Raises FileNotFoundError, OSError or ValueError with one line: file, row, what was found.
     """
     name, config, named_split = split_name(spec)
     split = named_split or split
-    source = DATASETS.get(name, Source(None, "", ""))
+    source = DATASETS.get(name)
     path = Path(name)
     if name == "sample":
         path = SAMPLE_FILE
     elif name in DATASETS:
         config, split = config or source.config, split or source.split
         path = Path(data_dir) / name if data_dir is not None else None
+        if path is not None and config != source.config:
+            raise ValueError(f"--dataset {spec}: --data-dir holds no configurations")
         if path is not None and not path.is_dir():
             raise FileNotFoundError(f"--data-dir {data_dir} has no folder {name}")
     elif data_dir is not None and not path.exists():
@@ -390,7 +399,10 @@ def load_preferences(
             name,
         )
     else:
+        if path.is_file() and named_split:
+            raise ValueError(f"--dataset {spec}: {path.name} is one file, without splits")
         file = find_file(path, split) if path.is_dir() else path
+        split = split if path.is_dir() else None
         rows, where = read_file(file), str(file)
     if not rows:
         raise ValueError(f"{where}: no rows")
@@ -407,13 +419,14 @@ def sample_and_convert(
     name: str,
     config: str | None,
     split: str | None,
-    source: Source,
+    source: Source | None,
     sample_size: int | None,
     seed: int,
     include_ties: bool,
 ) -> PreferenceData:
     """Draw rows, turn them into examples, and count what is dropped by reason."""
-    needed, reader = recognize_schema(list(rows[0]))
+    needed, reader, separator = recognize_schema(list(rows[0]))
+    separator = source.separator if source is not None else separator
     for number, row in enumerate(rows):
         if not needed <= row.keys():
             missing = ", ".join(sorted(needed - row.keys()))
@@ -424,7 +437,7 @@ def sample_and_convert(
     picked = range(len(rows))
     if sample_size is not None and sample_size > len(rows):
         notes.append(f"{len(rows)} examples, fewer than the {sample_size} asked for: all taken")
-    elif sample_size is not None and source.streamed:
+    elif sample_size is not None and source is not None and source.streamed:
         picked = range(sample_size)
     elif sample_size is not None:
         picked = np.random.default_rng(seed).choice(len(rows), sample_size, replace=False).tolist()
@@ -435,6 +448,8 @@ def sample_and_convert(
         number = rows[index].get("row", index) if "preference" in needed else index
         try:
             prompt, completions, ranks, votes, cluster = checked(rows[index], number, reader)
+            if not is_unicode([prompt, *completions]):
+                raise Dropped("lone surrogate")
             if reason := reason_to_drop(completions, ranks, include_ties):
                 raise Dropped(reason)
         except Dropped as drop:
@@ -461,12 +476,17 @@ def sample_and_convert(
     if not examples:
         counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
         raise ValueError(f"no usable example left of {len(picked)} ({counts})")
-    return PreferenceData(name, config, split, source.separator, examples, dict(dropped), notes)
+    return PreferenceData(name, config, split, separator, examples, dict(dropped), notes)
 
 
 def content_hash(texts: Sequence[str]) -> str:
     """First 16 hex digits of SHA-256 over the texts (lone surrogates included)."""
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
+
+
+def is_unicode(texts: Sequence[str]) -> bool:
+    """False if a text holds half of a surrogate pair, which no tokenizer takes."""
+    return not any("\ud800" <= character <= "\udfff" for text in texts for character in text)
 
 
 def reason_to_drop(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
@@ -64,7 +65,7 @@ def parse_dialogue(prompt: str) -> list[dict[str, str]]:
     for role, text in zip(parts[1::2], parts[2::2]):
         if messages and messages[-1]["role"] == roles[role]:
             messages[-1]["content"] += "\n\n" + text.strip()
-        elif text.strip():
+        elif text.strip() or role == "Human":
             messages.append({"role": roles[role], "content": text.strip()})
     return messages
 
@@ -102,13 +103,16 @@ def tokenize_examples(
         closing = [end_of_turn_id(tokenizer) if chat_template else tokenizer.eos_token_id]
         if closing[0] is None:
             raise ValueError("--add-eos: this tokenizer has no EOS token")
-    texts, boundaries = [], []
+    texts, boundaries, refused = [], [], set()
     for number, (prompt, completions) in enumerate(examples):
         separator = separators[number] if separators is not None else ""
         if chat_template:
-            prompt = tokenizer.apply_chat_template(
-                parse_dialogue(prompt), tokenize=False, add_generation_prompt=True
-            )
+            try:
+                prompt = tokenizer.apply_chat_template(
+                    parse_dialogue(prompt), tokenize=False, add_generation_prompt=True
+                )
+            except TemplateError:
+                refused.add(number)
             completions, separator = [completion.strip() for completion in completions], ""
         for completion in completions:
             texts.append(prompt + separator + completion)
@@ -117,12 +121,13 @@ def tokenize_examples(
         zip(fast.encode_batch(texts, add_special_tokens=not chat_template), boundaries)
     )
     tokenized: list[list[TokenizedCompletion] | str] = []
-    for _, completions in examples:
+    for number, (_, completions) in enumerate(examples):
         outcomes = [
             locate_completion(*next(encodings), closing, max_length, tokenizer.bos_token_id)
             for _ in completions
         ]
-        reasons = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        reasons = ["chat template refuses the dialogue"] if number in refused else []
+        reasons += [outcome for outcome in outcomes if isinstance(outcome, str)]
         tokenized.append(reasons[0] if reasons else outcomes)
     return tokenized
 
@@ -501,11 +506,13 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
         except (NotImplementedError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
-            worst = max(
-                (a - b).abs().mean().item() if half else (a.sum() - b.sum()).abs().item()
-                for a, b in zip(plain, fast)
+            differences = [
+                torch.where(a.isnan() & b.isnan(), 0, a - b) for a, b in zip(plain, fast)
+            ]
+            worst = np.max(
+                [d.abs().mean().item() if half else d.sum().abs().item() for d in differences]
             )
-            if worst <= (0.05 if half else 0.02) or not all(a.isfinite().all() for a in plain):
+            if worst <= (0.05 if half else 0.02):  # False for NaN
                 return "segments"
             reason = f"differs from plain scoring by {worst:.3g} nats"
     inner.set_attn_implementation(original)
@@ -530,7 +537,7 @@ def score_examples(
 
     path: as `check_fast_path` says. Rows are formed from the whole list before those in `done`
     are left out. A batch that does not fit in memory is halved; an example that does not fit alone
-    raises. Log-likelihoods are float32 arrays (n_tokens,); NaN or infinite values are passed on.
+    raises ValueError. Log-likelihoods are float32 arrays (n_tokens,); NaN or infinite values are passed on.
     """
     if path == "segments":
         batches = pack_rows(tokenized, tokens_per_batch, batch_size)
@@ -548,8 +555,14 @@ def score_examples(
             with torch.inference_mode():
                 logps = [values.cpu().numpy() for values in forward(model, completions)]
         except RuntimeError as error:
-            if not is_out_of_memory(error) or len(batch) == 1:
+            if not is_out_of_memory(error):
                 raise
+            if len(batch) == 1:
+                longest = max(len(c.ids) for c in completions)
+                raise ValueError(
+                    f"out of memory on a single example ({len(completions)} completions, the longest "
+                    f"{longest} tokens with its prompt): lower --max-length"
+                ) from error
         if logps is None:  # outside the handler, so that the failed batch's tensors are freed
             torch.cuda.empty_cache()
             half = len(batch) // 2

@@ -118,6 +118,12 @@ def choose_device(name: str | None) -> str:
     return name
 
 
+def resolve_dtype(dtype: str, device: str | None) -> str:
+    """`auto` → float32 on CPU, bfloat16 on GPU; other names as they are."""
+    device = choose_device(device)
+    return dtype if dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
+
+
 def load_tokenizer(name: str, revision: str | None = None):
     """The tokenizer of a model directory or hub name (for an adapter: its own or its base's)."""
     from transformers import AutoTokenizer
@@ -157,8 +163,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     device = choose_device(device)
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "bfloat16"
+    dtype = resolve_dtype(dtype, device)
     path = resolve_model(name)
     adapter = (Path(path) / "adapter_config.json").is_file()
     try:

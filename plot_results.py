@@ -4,7 +4,7 @@ python plot_results.py ranking-accuracy results/gpt2.jsonl --output fig1.png
 """
 
 import argparse
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from result_files import read_json_lines
 
 Row = dict[str, Any]
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"  # Okabe-Ito: distinct for colour-blind readers
@@ -115,7 +117,7 @@ def plot_required_loss(pairs: list[Row], path: Path) -> None:
     """Theorem 4.1: the DPO loss that ranks a pair correctly, against c (cf. Fig. 3)."""
     ordered = sorted((pair for pair in pairs if not pair["tied"]), key=lambda pair: pair["c"])
     figure, axes = plt.subplots(figsize=(6.5, 4))
-    betas = sorted(ordered[0]["required_loss"], key=float)
+    betas = sorted(pairs[0]["required_loss"], key=float)
     colours = plt.get_cmap("viridis")
     for k, beta in enumerate(betas):
         axes.plot(
@@ -126,7 +128,7 @@ def plot_required_loss(pairs: list[Row], path: Path) -> None:
         )  # fmt: skip
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set_yscale("log")
-    largest = max(pair["required_loss"][beta] for pair in ordered for beta in betas)
+    largest = max((p["required_loss"][beta] for p in ordered for beta in betas), default=1.0)
     axes.set_ylim(1e-4, 2 * max(largest, 1.0))
     axes.set_xlabel("c = log π_ref(y_l|x) − log π_ref(y_w|x)  (nats)")
     axes.set_ylabel("loss needed, −log σ(γβc)  (nats)")
@@ -159,10 +161,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    rows = [json.loads(line) for file in args.files for line in file.read_text().splitlines()]
+    rows = [row for file in args.files for row in read_json_lines(file)]
+    if not any("wilson_95" in row for row in rows):
+        raise ValueError(f"{args.files[0]}: not a summary of calculate_calibration_metrics.py")
     plot_ranking_accuracy(rows, args.output)
     print(args.output)
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

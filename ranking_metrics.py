@@ -7,7 +7,7 @@ completion; `ranks` the human order, 1 = best, equal = tied.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 from scipy import stats
@@ -90,13 +90,28 @@ def rank_correlation(
 ) -> tuple[float, float]:
     """(coefficient, p-value) between scores and human order; kind "spearmanr" or "kendalltau".
 
-    NaN where it is undefined: non-finite or constant scores, or all ranks tied.
+    Up to K = 6 the p-value is exact, over all K! orders (at K = 4 it cannot fall below 1/12);
+    scipy's beyond. NaN where undefined: non-finite or constant scores, or all ranks tied.
     """
     if not np.all(np.isfinite(scores)) or len(set(ranks)) == 1 or len(set(scores)) == 1:
         return math.nan, math.nan
     function = {"spearmanr": stats.spearmanr, "kendalltau": stats.kendalltau}[kind]
     result = function(scores, -np.asarray(ranks))
-    return float(result.statistic), float(result.pvalue)
+    if len(scores) > 6:
+        return float(result.statistic), float(result.pvalue)
+    return float(result.statistic), permutation_p_value(scores, -np.asarray(ranks), kind)
+
+
+def permutation_p_value(x: Sequence[float], y: Sequence[float], kind: str) -> float:
+    """Share of all orders of y whose |Spearman or Kendall statistic| with x is as large."""
+    x_ranks, y_ranks = stats.rankdata(x), stats.rankdata(y)
+    orders = np.array(list(permutations(y_ranks)))  # (K!, K), the observed order first
+    if kind == "spearmanr":
+        statistics = (orders - orders.mean()) @ (x_ranks - x_ranks.mean())
+    else:
+        i, j = np.triu_indices(len(x_ranks), 1)
+        statistics = np.sign(orders[:, i] - orders[:, j]) @ np.sign(x_ranks[i] - x_ranks[j])
+    return float((np.abs(statistics) >= np.abs(statistics[0]) - 1e-9).mean())
 
 
 def wilson_interval(n_correct: int, n: int, level: float = 0.95) -> tuple[float, float]:

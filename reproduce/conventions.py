@@ -7,7 +7,8 @@
   log-ratio. Log-likelihoods are negative, so the quotient reverses the order and is close to 1:
   the votes decide nearly everything.
 - votes sampled first: 1000 of AlpacaFarm's 2592 rater rows drawn before they are grouped into
-  pairs. Most pairs then keep one or two votes and look unanimous.
+  pairs. Most pairs then keep one or two votes and look unanimous; score with --include-ties, since
+  tied pairs lose votes too. Half votes are left out.
 """
 
 import argparse
@@ -18,11 +19,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from calculate_calibration_metrics import NORMALIZATIONS, record_scores
+from calculate_calibration_metrics import NORMALIZATIONS, load_examples, record_scores, run_script
 from calculate_upper_bound_rlhf import BETAS
 from data_utils import read_votes
 from ranking_metrics import idealized_correctness, preferred_proportion
-from result_files import read_json_lines
 
 SHARE_OF_VOTE_ROWS = 1000 / 2592
 
@@ -88,10 +88,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    records = [r for r in read_json_lines(args.examples) if r["votes"]]
+    records = [r for r in load_examples(str(args.examples)) if r["votes"]]
     records = [r for r in records if args.dataset in (None, r["dataset"])]
     if not records:
-        sys.exit(f"error: {args.examples}: no example with votes")
+        raise ValueError(f"{args.examples}: no example with votes")
     sampled = sample_votes(records, args.seed)
     print("| convention | pairs | unanimous | R̃* min/med/max | R* min/med/max |")
     print("|---|---|---|---|---|")
@@ -110,4 +110,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run_script(main, parse_args())

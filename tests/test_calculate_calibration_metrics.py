@@ -152,6 +152,8 @@ def test_existing_output_and_other_configuration_are_refused(
         (["--dataset", "sample", "--device", "toaster"], "--device toaster"),
         (["--dataset", "sample", "--max-length", "0"], "--max-length 0"),
         (["--dataset", "sample", "--dataset", "sample"], "given twice"),
+        (["--dataset", "sample", "--dataset", "sample:train"], "without splits"),
+        (["--dataset", "sample", "--compare", "README.md"], "README.md: row 1: not JSON"),
         (["--dataset", "sample", "--compare", "missing.examples.jsonl"], "cannot read missing.examples.jsonl"),
         (["--dataset", "sample", "--max-length", "2"], "no example left to score"),
     ],

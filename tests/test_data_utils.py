@@ -166,6 +166,7 @@ PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
         ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": [1, -3]}], "≥ 0"),
         ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": {"0,2": [1, 0]}}], "2 comp"),
         ([], "no rows"),
+        ([{**PAIR, "prompt": "\ud83d"}], "lone surrogate: 1"),
     ],
 )  # fmt: skip
 def test_bad_rows_are_one_line_with_file_and_row(tmp_path, rows, message):
@@ -173,6 +174,26 @@ def test_bad_rows_are_one_line_with_file_and_row(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message) as error:
         load_preferences(path)
     assert str(error.value).startswith(path) and "\n" not in str(error.value)
+
+
+def test_separator_follows_the_schema(tmp_path):
+    assert load_preferences(write(tmp_path / "shp.jsonl", [SHP])).separator == " "
+    assert load_preferences(write(tmp_path / "pairs.jsonl", [PAIR])).separator == ""
+    name = "Dahoas/synthetic-instruct-gptj-pairwise"
+    write(tmp_path / name / "train.jsonl", [PAIR])
+    assert load_preferences(name, data_dir=tmp_path).separator == " "
+
+
+def test_what_cannot_be_honoured_is_refused(tmp_path):
+    write(tmp_path / "Anthropic/hh-rlhf/test.jsonl", [HH])
+    with pytest.raises(ValueError, match="holds no configurations"):
+        load_preferences("Anthropic/hh-rlhf:harmless-base:test", data_dir=tmp_path)
+    with pytest.raises(ValueError, match="one file, without splits"):
+        load_preferences("sample:train")
+    comma = tmp_path / "comma.csv"
+    comma.write_text("prompt,chosen,rejected\nHi, how are you?,good,bad\n")
+    with pytest.raises(ValueError, match="row 1: not as many fields as the header"):
+        load_preferences(str(comma))
 
 
 def test_unreadable_files(tmp_path):

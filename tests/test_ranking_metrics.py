@@ -101,6 +101,17 @@ def test_correlations_are_scipys_with_the_better_rank_higher():
     assert math.isnan(rank_correlation([1.0, 1.0, 1.0], [1, 2, 3], "spearmanr")[0])
 
 
+@pytest.mark.parametrize("kind", ["spearmanr", "kendalltau"])
+def test_p_values_of_short_lists_are_exact(kind):
+    for k, smallest in ((3, 2 / 6), (4, 2 / 24), (5, 2 / 120)):
+        assert rank_correlation(range(k), list(range(k, 0, -1)), kind) == pytest.approx(
+            (1, smallest)
+        )
+    scores, ranks = [0.3, 2.0, 1.0, -1.0, 0.5], [2, 1, 4, 5, 3]
+    expected = stats.kendalltau(scores, [-r for r in ranks], method="exact").pvalue
+    assert rank_correlation(scores, ranks, "kendalltau")[1] == pytest.approx(expected)
+
+
 def test_wilson_interval_closed_form():
     z, n, p = 1.959963984540054, 50, 0.4
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
