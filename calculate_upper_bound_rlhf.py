@@ -89,7 +89,7 @@ def example_key(record: Record) -> tuple:
 def collect_pairs(
     reference: list[Record], policy: list[Record], args: argparse.Namespace
 ) -> tuple[list[Record], dict[tuple, Counter[str]]]:
-    """Pairs with reference and policy log-ratios for both normalizations, and drops by dataset and reason."""
+    """Pairs with reference and policy log-ratios (both normalizations); drops by dataset."""
     policy_of = {example_key(r): r for r in policy}
     missing = [r for r in reference if example_key(r) not in policy_of]
     if missing:
@@ -141,7 +141,7 @@ def tie_aware_critical_betas(ref_logratios, alphas, tied) -> np.ndarray:
 
 # ---------------------------------------------------------------------------- summaries
 def paired_interval(values: np.ndarray, clusters: list[str], seed: int) -> list[float | None]:
-    """95 % bootstrap interval of a mean over pairs, whole prompts resampled; null for one prompt."""
+    """95 % bootstrap interval of a mean over pairs by prompt; null for a single prompt."""
     interval = clustered_bootstrap_interval(values, np.ones(len(values)), clusters, seed)
     return [None if math.isnan(x) else x for x in interval]
 

@@ -537,7 +537,8 @@ def score_examples(
 
     path: as `check_fast_path` says. Rows are formed from the whole list before those in `done`
     are left out. A batch that does not fit in memory is halved; an example that does not fit alone
-    raises ValueError. Log-likelihoods are float32 arrays (n_tokens,); NaN or infinite values are passed on.
+    raises ValueError. Log-likelihoods are float32 arrays (n_tokens,); NaN and infinite values are
+    passed on.
     """
     if path == "segments":
         batches = pack_rows(tokenized, tokens_per_batch, batch_size)
@@ -560,8 +561,8 @@ def score_examples(
             if len(batch) == 1:
                 longest = max(len(c.ids) for c in completions)
                 raise ValueError(
-                    f"out of memory on a single example ({len(completions)} completions, the longest "
-                    f"{longest} tokens with its prompt): lower --max-length"
+                    f"out of memory on a single example ({len(completions)} completions, "
+                    f"the longest {longest} tokens with its prompt): lower --max-length"
                 ) from error
         if logps is None:  # outside the handler, so that the failed batch's tensors are freed
             torch.cuda.empty_cache()
