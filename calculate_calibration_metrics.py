@@ -169,15 +169,25 @@ def compare_runs(records: list[Record], other: list[Record]) -> list[Record]:
 
 # ---------------------------------------------------------------------------- scoring to a file
 def load_examples(path: str) -> list[Record]:
-    """Rows of an examples file; ValueError if they are not that."""
+    """Rows of an examples file in the order of the data; ValueError if they are not that."""
     records = read_json_lines(Path(path))
-    needed = {"id", "prompt_id", "dataset", "ranks", "votes", "completions", "prompt", "model"}
+    needed = {
+        "id",
+        "prompt_id",
+        "dataset",
+        "row",
+        "ranks",
+        "votes",
+        "completions",
+        "prompt",
+        "model",
+    }
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict) or not needed <= record.keys():
             raise ValueError(f"{path}: row {number}: not an examples file of the ranking script")
     if not records:
         raise ValueError(f"{path}: no rows")
-    return records
+    return sorted(records, key=lambda record: (record["dataset"], record["row"], record["id"]))
 
 
 def load_datasets(args: argparse.Namespace) -> list[PreferenceData]:
