@@ -338,9 +338,10 @@ def score_to_file(
             append_json_lines(file, rows)
             records.update({keys[i]: row for (i, _), row in zip(batch, rows)})
             n_done += len(batch)
-            progress.update(sum(n_tokens[i] for i, _ in batch))
             rate = (n_done - len(done)) / max(progress.format_dict["elapsed"], 1e-9)
-            progress.set_postfix_str(f"{n_done}/{len(examples)} examples, {rate:.2f} examples/s")
+            status = f"{n_done}/{len(examples)} examples, {rate:.2f} examples/s"
+            progress.set_postfix_str(status, refresh=False)
+            progress.update(sum(n_tokens[i] for i, _ in batch))
     facts = {
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine(),

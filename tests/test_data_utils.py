@@ -14,7 +14,7 @@ import pytest
 
 from data_utils import ALPACA_FARM, ALPACA_FARM_FILE, DATASETS, load_preferences
 
-DATA_DIR = Path(os.environ.get("DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
+DATA_DIR = Path(os.environ.get("DATA_DIR", "DATA_DIR"))
 
 
 def write(path: Path, rows) -> str:
@@ -248,9 +248,7 @@ def test_bundled_sample():
     assert any(re.search(r"[\u3040-\u9fff]", e.prompt) for e in data.examples)
 
 
-@pytest.mark.skipif(
-    not (DATA_DIR / "pandalm").is_dir(), reason="needs DATA_DIR with the real datasets"
-)
+@pytest.mark.skipif(not (DATA_DIR / "pandalm").is_dir(), reason="set DATA_DIR to the real datasets")
 @pytest.mark.parametrize("name", [*DATASETS, "pandalm"])
 def test_real_files_load(name):
     data = load_preferences(name, data_dir=DATA_DIR)
