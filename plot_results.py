@@ -172,4 +172,5 @@ if __name__ == "__main__":
     try:
         main(parse_args())
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

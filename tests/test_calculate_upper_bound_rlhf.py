@@ -274,6 +274,18 @@ def test_script_against_the_definition(files):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_wandb_run_is_written_offline(files, monkeypatch):
+    from test_calculate_calibration_metrics import read_wandb_keys
+
+    folder, *_ = files
+    monkeypatch.setenv("WANDB_DIR", str(folder))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    more = ["--reference-examples", folder / "ref.jsonl", "--wandb-project", "ideal"]
+    run_script(main, parse_args(flags(folder, *more)))
+    (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    assert {"idealized_accuracy", "curve", "required_loss"} <= read_wandb_keys(log)
+
+
 def test_ties_follow_def_c1(tmp_path):
     """A tied pair is right iff the two log-scores differ by less than 0.01, whatever β is."""
     records = [

@@ -229,6 +229,22 @@ def test_hub_datasets_are_read_through_datasets_offline(tmp_path, monkeypatch):
         read_hub("nobody/nothing", DATASETS["stanfordnlp/SHP"], None, "test", 10, 0, 0)
 
 
+def test_alpaca_farm_is_read_from_a_filled_hub_cache(tmp_path, monkeypatch):
+    """The layout `huggingface_hub` leaves on disk, offline."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    commit, folder = "0" * 40, tmp_path / "datasets--tatsu-lab--alpaca_eval"
+    write(
+        folder / "snapshots" / commit / f"{ALPACA_FARM_FILE}.json",
+        [FARM, {**FARM, "preference": 1}],
+    )
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    (example,) = load_preferences(ALPACA_FARM, include_ties=True).examples
+    assert example.votes == {(0, 1): (1, 1)}
+
+
 def test_bundled_sample():
     data = load_preferences("sample", include_ties=True)
     assert len(data.examples) >= 120
