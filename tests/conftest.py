@@ -89,6 +89,18 @@ def tokenizer_without_bos(sample_text):
     return make_tokenizer(sample_text, bos=False)
 
 
+@pytest.fixture
+def wandb_offline(tmp_path, monkeypatch):
+    """Offline wandb runs land in tmp_path; the process-wide settings are forgotten afterwards."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()
+    yield tmp_path
+    wandb.teardown()
+
+
 @pytest.fixture(scope="session")
 def tiny_model_directory(tmp_path_factory, tokenizer):
     """A llama of 30 thousand parameters and its tokenizer, saved as a user would have it."""

@@ -227,9 +227,9 @@ def read_wandb_keys(log: Path) -> set[str]:
     return keys
 
 
-def test_ties_compare_and_wandb(uninterrupted, tiny_model_directory, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_MODE", "offline")
+def test_ties_compare_and_wandb(
+    uninterrupted, tiny_model_directory, tmp_path, wandb_offline, capsys
+):
     more = [
         "--dataset",
         "sample",

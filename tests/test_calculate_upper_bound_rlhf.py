@@ -274,12 +274,10 @@ def test_script_against_the_definition(files):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_wandb_run_is_written_offline(files, monkeypatch):
+def test_wandb_run_is_written_offline(files, wandb_offline):
     from test_calculate_calibration_metrics import read_wandb_keys
 
     folder, *_ = files
-    monkeypatch.setenv("WANDB_DIR", str(folder))
-    monkeypatch.setenv("WANDB_MODE", "offline")
     more = ["--reference-examples", folder / "ref.jsonl", "--wandb-project", "ideal"]
     run_script(main, parse_args(flags(folder, *more)))
     (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
