@@ -358,6 +358,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise ValueError for values no run can honour."""
+    if args.dataset and not (args.lm_name_or_path or args.policy_name_or_path):
+        raise ValueError("--dataset: the data are those of --reference-examples, nothing is scored")
     check_scoring_arguments(args, [ALPACA_FARM])
     if not all(0 < beta < math.inf for beta in args.betas):
         raise ValueError("--betas: every β must be positive and finite")

@@ -393,16 +393,12 @@ def load_preferences(
             f"unknown dataset {name!r}: no such file, and not one of sample, {', '.join(DATASETS)}"
         )
     if path is None:
-        n_rows = sample_size
-        rows, where = (
-            read_hub(name, source, config, split, n_rows, stream_shuffle_buffer, seed),
-            name,
-        )
+        rows = read_hub(name, source, config, split, sample_size, stream_shuffle_buffer, seed)
+        where = name
     else:
-        if path.is_file() and named_split:
-            raise ValueError(f"--dataset {spec}: {path.name} is one file, without splits")
+        if path.is_file() and split is not None:
+            raise ValueError(f"{name}, split {split}: {path.name} is one file, without splits")
         file = find_file(path, split) if path.is_dir() else path
-        split = split if path.is_dir() else None
         rows, where = read_file(file), str(file)
     if not rows:
         raise ValueError(f"{where}: no rows")

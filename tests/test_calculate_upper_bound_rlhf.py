@@ -319,6 +319,7 @@ def test_assumed_proportion_only_on_demand(tmp_path, capsys):
     ("more", "message"),
     [
         (["--betas", "0"], "--betas"),
+        (["--dataset", "sample"], "--dataset: the data are those of --reference-examples"),
         (["--epsilon", "0.7"], "--epsilon 0.7"),
         (["--assumed-proportion", "0.5"], "--assumed-proportion 0.5"),
         (["--policy-examples", "missing.jsonl"], "cannot read missing.jsonl"),

@@ -190,6 +190,8 @@ def test_what_cannot_be_honoured_is_refused(tmp_path):
         load_preferences("Anthropic/hh-rlhf:harmless-base:test", data_dir=tmp_path)
     with pytest.raises(ValueError, match="one file, without splits"):
         load_preferences("sample:train")
+    with pytest.raises(ValueError, match="one file, without splits"):
+        load_preferences("sample", split="train")
     comma = tmp_path / "comma.csv"
     comma.write_text("prompt,chosen,rejected\nHi, how are you?,good,bad\n")
     with pytest.raises(ValueError, match="row 1: not as many fields as the header"):
