@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,16 @@ class Source:
     split: str
     separator: str
     streamed: bool = False  # too large to shuffle: the first rows are taken
+    splits: tuple[str, ...] = ("train",)
 
 
 DATASETS = {
-    "Anthropic/hh-rlhf": Source(None, "test", ""),
-    "stanfordnlp/SHP": Source(None, "test", " "),
+    "Anthropic/hh-rlhf": Source(None, "test", "", splits=("train", "test")),
+    "stanfordnlp/SHP": Source(None, "test", " ", splits=("train", "validation", "test")),
     "openbmb/UltraFeedback": Source(None, "train", " "),
     "Dahoas/synthetic-instruct-gptj-pairwise": Source(None, "train", " "),
     "HuggingFaceH4/stack-exchange-preferences": Source(None, "train", " ", streamed=True),
-    ALPACA_FARM: Source(ALPACA_FARM_FILE, ALPACA_FARM_FILE, " "),
+    ALPACA_FARM: Source(ALPACA_FARM_FILE, ALPACA_FARM_FILE, " ", splits=(ALPACA_FARM_FILE,)),
 }
 
 
@@ -508,3 +509,115 @@ def contradicting_pair(ranks: Sequence[int], votes: Votes | None) -> tuple[int, 
         if np.sign(first - second) != np.sign(ranks[j] - ranks[i]):
             return i, j
     return None
+
+
+# ---------------------------------------------------------------------------- for training
+def available_splits(spec: str, data_dir: str | Path | None = None) -> list[str]:
+    """Names of the splits of a hub dataset or local folder; none for a single file."""
+    name = split_name(spec)[0]
+    folder = Path(data_dir) / name if data_dir is not None else Path(name)
+    if name in DATASETS and data_dir is None:
+        return list(DATASETS[name].splits)
+    if not folder.is_dir():
+        return []
+    names = [f.name for f in sorted(folder.iterdir()) if set(f.suffixes) & set(FILE_SUFFIXES)]
+    return list(dict.fromkeys(name.split(".")[0].split("-")[0] for name in names))
+
+
+def divide_by_prompt(
+    examples: Sequence[PreferenceExample], shares: Sequence[float], seed: int
+) -> list[list[PreferenceExample]]:
+    """Disjoint parts of about the given shares, in the order of the data; no prompt is in two."""
+    prompts = np.array(list(dict.fromkeys(example.prompt_id for example in examples)))
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    bounds = np.round(np.cumsum(shares) * len(prompts)).astype(int)
+    part = dict(zip(prompts[order], np.searchsorted(bounds, np.arange(len(prompts)), "right")))
+    return [[e for e in examples if part[e.prompt_id] == k] for k in range(len(shares))]
+
+
+def load_training_splits(
+    spec: str,
+    *,
+    data_dir: str | Path | None = None,
+    train_split: str | None = None,
+    eval_split: str | None = None,
+    seed: int = 0,
+    sample_size: int | None = None,
+) -> tuple[dict[str, PreferenceData], list[str]]:
+    """Train, validation and test parts of a dataset, and notes that say where they come from.
+
+    A validation and a test split are taken as they are; a lone evaluation split (HH-RLHF's test)
+    is halved with seed 0; a lone split is divided 80/10/10 by `seed`. Halving and division go by
+    prompt, so that no prompt is in two parts. `sample_size` limits the rows read of a split.
+    Raises as `load_preferences`, and ValueError where a split has to be named.
+    """
+    name, config, named_split = split_name(spec)
+    splits = available_splits(spec, data_dir)
+    train_split = train_split or named_split or ("train" if "train" in splits else None)
+    if train_split is None and len(splits) > 1:
+        raise ValueError(f"{name} has the splits {', '.join(splits)}: choose one by --train_split")
+    train_split = train_split or (splits[0] if splits else None)
+    if eval_split is None:
+        others = [s for s in ("validation", "test") if s in splits and s != train_split]
+        eval_split = others[0] if others else train_split
+
+    def load(split: str | None) -> PreferenceData:
+        full = f"{name}:{config}:{split}" if config else name
+        return load_preferences(full, split=split, data_dir=data_dir, sample_size=sample_size)
+
+    train = load(train_split)
+    notes = [describe(train)]
+    if eval_split == train_split:
+        parts = divide_by_prompt(train.examples, (0.8, 0.1, 0.1), seed)
+        loaded = [replace(train, examples=part) for part in parts]
+        notes.append(f"one split only: divided by prompt into 80/10/10 % (seed {seed})")
+    else:
+        evaluation = load(eval_split)
+        notes.append(describe(evaluation))
+        if eval_split != "test" and "test" in splits and train_split != "test":
+            loaded = [train, evaluation, load("test")]
+            notes.append(describe(loaded[2]))
+        else:
+            halves = divide_by_prompt(evaluation.examples, (0.5, 0.5), 0)
+            loaded = [train, *(replace(evaluation, examples=half) for half in halves)]
+            notes.append(f"{eval_split} is halved by prompt into validation and test (seed 0)")
+    parts = dict(zip(("train", "validation", "test"), loaded))
+    if not all(data.examples for data in parts.values()):
+        raise ValueError(f"{name}: too few examples to divide into train, validation and test")
+    notes.append(", ".join(f"{key}: {len(data.examples)}" for key, data in parts.items()))
+    return parts, notes
+
+
+def describe(data: PreferenceData) -> str:
+    """Number of usable examples of a split, and what was dropped by reason."""
+    dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
+    split = f"split {data.split}: " if data.split else ""
+    return "; ".join([f"{split}{len(data.examples)} examples, dropped: {dropped}", *data.notes])
+
+
+def preference_pairs(examples: Sequence[PreferenceExample]) -> list[Row]:
+    """DPO's data: {id, prompt, chosen, rejected} of every untied pair of completions."""
+    return [
+        {
+            "id": e.id if len(e.completions) == 2 else f"{e.id}:{i}>{j}",
+            "prompt": e.prompt,
+            "chosen": e.completions[i],
+            "rejected": e.completions[j],
+        }
+        for e in examples
+        for i in range(len(e.completions))
+        for j in range(len(e.completions))
+        if e.ranks[i] < e.ranks[j]
+    ]
+
+
+def sft_texts(examples: Sequence[PreferenceExample], separator: str) -> list[Row]:
+    """SFT's data: {id, text, n_prompt_characters}; the prompt followed by a best-ranked answer."""
+    return [
+        {
+            "id": e.id,
+            "text": e.prompt + separator + e.completions[e.ranks.index(min(e.ranks))],
+            "n_prompt_characters": len(e.prompt),
+        }
+        for e in examples
+    ]

@@ -93,7 +93,8 @@ def tokenize_examples(
     tokenizer puts in front are kept (once), those it appends are not; `add_eos` appends EOS (the
     end-of-turn token under `chat_template`) as a scored token. `separators` (one per example,
     default "") stand between prompt and completion and count with the completion.
-    `max_length` in tokens: the prompt is cut from the left after its BOS, never the completion.
+    `max_length` in tokens: the prompt is cut from the left after its BOS, never a completion, and
+    by the same amount for all completions of an example, so that they are compared given one prompt.
 
     Returns one list of TokenizedCompletion per example, or the reason why it cannot be scored.
     """
@@ -122,20 +123,21 @@ def tokenize_examples(
     )
     tokenized: list[list[TokenizedCompletion] | str] = []
     for number, (_, completions) in enumerate(examples):
-        outcomes = [
-            locate_completion(*next(encodings), closing, max_length, tokenizer.bos_token_id)
+        parts = [
+            locate_completion(*next(encodings), closing, tokenizer.bos_token_id)
             for _ in completions
         ]
-        reasons = ["chat template refuses the dialogue"] if number in refused else []
-        reasons += [outcome for outcome in outcomes if isinstance(outcome, str)]
-        tokenized.append(reasons[0] if reasons else outcomes)
+        if number in refused:
+            tokenized.append("chat template refuses the dialogue")
+        else:
+            tokenized.append(fit_to_length(parts, max_length))
     return tokenized
 
 
 def locate_completion(
-    encoding, boundary: int, closing: list[int], max_length: int | None, bos_id: int | None
-) -> TokenizedCompletion | str:
-    """Split one encoding at character `boundary`, cut its prompt to fit, or say why it cannot."""
+    encoding, boundary: int, closing: list[int], bos_id: int | None
+) -> tuple[list[int], list[int], list[int]]:
+    """Split one encoding at character `boundary` into BOS (if any), prompt and completion ids."""
     ids, special = list(encoding.ids), encoding.special_tokens_mask
     end = len(ids)
     while end and special[end - 1]:
@@ -158,17 +160,27 @@ def locate_completion(
     head, prompt, completion = ids[:front], ids[front:start], ids[start:end] + closing
     if front == 0 and prompt and bos_id is not None and prompt[0] == bos_id:
         head, prompt = prompt[:1], prompt[1:]
-    if not completion:
+    return head, prompt, completion
+
+
+def fit_to_length(
+    parts: Sequence[tuple[list[int], list[int], list[int]]], max_length: int | None
+) -> list[TokenizedCompletion] | str:
+    """The completions of one example, all after the same prompt, cut from the left to fit the
+    longest; or why the example cannot be scored."""
+    if not all(completion for _, _, completion in parts):
         return "no completion token"
-    if not head and not prompt:
+    if not all(head or prompt for head, prompt, _ in parts):
         return "no token of context"
     excess = 0
     if max_length is not None:
-        excess = max(0, len(head) + len(prompt) + len(completion) - max_length)
-        if excess > len(prompt) or len(head) + len(prompt) == excess:
-            return "too long"
-    prompt = prompt[excess:]
-    return TokenizedCompletion((*head, *prompt, *completion), len(head) + len(prompt), excess > 0)
+        excess = max(0, max(len(h) + len(p) + len(c) for h, p, c in parts) - max_length)
+    if excess and any(excess > len(p) or len(h) + len(p) == excess for h, p, _ in parts):
+        return "too long"
+    return [
+        TokenizedCompletion((*h, *p[excess:], *c), len(h) + len(p) - excess, excess > 0)
+        for h, p, c in parts
+    ]
 
 
 # ---------------------------------------------------------------------------- rows of segments

@@ -1,6 +1,7 @@
 """The paper's figures from result files.
 
 python plot_results.py ranking-accuracy results/gpt2.jsonl --output fig1.png
+python plot_results.py dynamics DPO_DIR/ranking_dynamics.jsonl --output fig2.png
 """
 
 import argparse
@@ -12,11 +13,22 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 
+from ranking_dynamics import GROUPS, read_dynamics
+from ranking_metrics import required_loss
 from result_files import read_json_lines
 
 Row = dict[str, Any]
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"  # Okabe-Ito: distinct for colour-blind readers
+GREEN, PINK = "#009E73", "#CC79A7"
+GROUP_STYLES = {  # group → colour, marker
+    "correct_to_correct": (BLUE, "o"),
+    "correct_to_incorrect": (PINK, "v"),
+    "incorrect_to_correct": (GREEN, "^"),
+    "incorrect_to_incorrect": (ORANGE, "s"),
+}
+PARTS = ("train", "validation")
 SAVE = {"dpi": 160, "bbox_inches": "tight", "metadata": {"Software": None}}
 
 
@@ -140,6 +152,149 @@ def plot_required_loss(pairs: list[Row], path: Path) -> None:
     save_figure(figure, path)
 
 
+def means_by_step(rows: list[Row], part: str) -> dict[int, dict[str, Any]]:
+    """step → n, accuracy, loss, squared distance, and per group share, loss and reward margin."""
+    by_step: dict[int, list[Row]] = {}
+    for row in rows:
+        if row["part"] == part:
+            by_step.setdefault(row["step"], []).append(row)
+    summary = {}
+    for step, chosen in sorted(by_step.items()):
+        members = {name: [r for r in chosen if r["group"] == name] for name in GROUPS.values()}
+        correct = len(members["correct_to_correct"]) + len(members["incorrect_to_correct"])
+        summary[step] = {
+            "n": len(chosen),
+            "accuracy": correct / len(chosen),
+            "loss": mean_of(chosen, "loss"),
+            "squared_distance": chosen[0].get("squared_distance"),
+            "share": {name: len(group) / len(chosen) for name, group in members.items()},
+            "group_loss": {name: mean_of(group, "loss") for name, group in members.items()},
+            "reward_margin": {n: mean_of(group, "reward_margin") for n, group in members.items()},
+        }
+    return summary
+
+
+def mean_of(rows: list[Row], column: str) -> float:
+    """Mean of the finite values of a column; NaN if there are none."""
+    values = [row[column] for row in rows if row[column] is not None]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def lowest_loss_step(rows: list[Row]) -> int:
+    """The step with the lowest mean validation loss (of training pairs if nothing was validated)."""
+    summary = means_by_step(rows, "validation") or means_by_step(rows, "train")
+    return min(summary, key=lambda step: (summary[step]["loss"], step))
+
+
+def plot_dynamics(rows: list[Row], path: Path) -> None:
+    """Fig. 2, 5-7: share, mean loss and mean reward margin of the four groups against the step.
+
+    One line of panels for the followed training pairs, one for validation; dashed: the step with
+    the lowest validation loss.
+    """
+    parts = [part for part in PARTS if any(row["part"] == part for row in rows)]
+    best = lowest_loss_step(rows)
+    figure, grid = plt.subplots(
+        len(parts), 3, figsize=(11, 0.6 + 2.7 * len(parts)), sharex=True, squeeze=False
+    )
+    panels = {"share": "share of pairs (%)", "group_loss": "mean loss (nats)",
+              "reward_margin": "mean reward margin"}  # fmt: skip
+    for line, part in zip(grid, parts):
+        summary = means_by_step(rows, part)
+        steps = list(summary)
+        for axes, (quantity, label) in zip(line, panels.items()):
+            for name, (colour, marker) in GROUP_STYLES.items():
+                scale = 100 if quantity == "share" else 1
+                axes.plot(
+                    steps, [scale * summary[step][quantity][name] for step in steps],
+                    color=colour, marker=marker, markersize=4, label=name.replace("_to_", " → "),
+                )  # fmt: skip
+            axes.axvline(best, color=GREY, linestyle="dashed", label="lowest validation loss")
+            axes.set_ylabel(label)
+            axes.grid(alpha=0.3)
+        line[0].set_ylim(bottom=0)
+        line[1].set_title(f"{part} pairs (n = {summary[steps[0]]['n']})", fontsize=10)
+    for axes in grid[-1]:
+        axes.set_xlabel("training step")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.tight_layout()
+    figure.legend(
+        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.01), ncols=5, fontsize=8,
+        title="ranked by the reference → by the policy", title_fontsize=8,
+    )  # fmt: skip
+    save_figure(figure, path)
+
+
+def plot_loss_against_reference(rows: list[Row], path: Path) -> None:
+    """Fig. 3, 8: loss of each pair against the reference's log-ratio, at the lowest validation loss.
+
+    The dashed line is the loss below which a pair is ranked correctly, −log σ(γβc) (Theorem 4.1).
+    """
+    best = lowest_loss_step(rows)
+    parts = [part for part in PARTS if any(r["part"] == part and r["step"] == best for r in rows)]
+    figure, grid = plt.subplots(
+        1, len(parts), figsize=(5.2 * len(parts), 4), sharey=True, squeeze=False
+    )
+    for axes, part in zip(grid[0], parts):
+        chosen = [
+            r for r in rows if (r["part"], r["step"]) == (part, best) and r["loss"] is not None
+        ]
+        ratios = np.array([row["ref_chosen"] - row["ref_rejected"] for row in chosen])
+        correct = np.array([row["group"].endswith("to_correct") for row in chosen])
+        losses = np.array([row["loss"] for row in chosen])
+        for ranked, colour, marker, label in (
+            (True, BLUE, "o", "ranked correctly by the policy"),
+            (False, ORANGE, "x", "ranked incorrectly"),
+        ):
+            inside = correct == ranked
+            axes.scatter(
+                ratios[inside], losses[inside], s=14, color=colour, marker=marker, alpha=0.7,
+                linewidths=0.8, label=f"{label} ({inside.sum()})",
+            )  # fmt: skip
+        line = np.linspace(ratios.min(), ratios.max(), 200)
+        beta, gamma = chosen[0]["beta"], chosen[0]["gamma"]
+        axes.plot(
+            line, required_loss(line, beta, gamma), color="black", linestyle="dashed",
+            label="loss needed, −log σ(γβc)",
+        )  # fmt: skip
+        axes.set_xlabel("log π_ref(y_w|x) − log π_ref(y_l|x)  (nats)")
+        axes.set_title(
+            f"{part} (n = {len(chosen)}), step {best}, β = {beta:g}, γ = {gamma:g}", fontsize=9
+        )
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    grid[0][0].set_ylabel("loss (nats)")
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def plot_accuracy_against_distance(rows: list[Row], path: Path) -> None:
+    """Ranking accuracy against the squared distance from the initial weights (cf. Fig. 4)."""
+    distances = {
+        r["step"]: r["squared_distance"] for r in rows if r["squared_distance"] is not None
+    }
+    figure, axes = plt.subplots(figsize=(6, 3.8))
+    for part, colour, marker in (("train", BLUE, "o"), ("validation", ORANGE, "s")):
+        summary = means_by_step(rows, part)
+        steps = [step for step in summary if step in distances]
+        if not steps:
+            continue
+        axes.plot(
+            [distances[step] for step in steps], [100 * summary[step]["accuracy"] for step in steps],
+            color=colour, marker=marker, label=f"{part} (n = {summary[steps[0]]['n']})",
+        )  # fmt: skip
+        for step in (steps[0], steps[-1]):
+            axes.annotate(
+                f"step {step}", (distances[step], 100 * summary[step]["accuracy"]), fontsize=7,
+                xytext=(4, 5), textcoords="offset points",
+            )  # fmt: skip
+    axes.set_xlabel("squared distance from the initial weights, ‖θ_t − θ_0‖²")
+    axes.set_ylabel("ranking accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
 def save_figure(figure, path: Path) -> None:
     """Write a figure whole or not at all, and close it."""
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
@@ -148,23 +303,38 @@ def save_figure(figure, path: Path) -> None:
     partial.replace(path)
 
 
+DYNAMICS = {
+    "dynamics": plot_dynamics,
+    "loss-against-reference": plot_loss_against_reference,
+    "accuracy-against-distance": plot_accuracy_against_distance,
+}
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("figure", choices=("ranking-accuracy",))
-    parser.add_argument("files", nargs="+", type=Path, help="summary files of one or several runs")
+    parser.add_argument("figure", choices=("ranking-accuracy", *DYNAMICS))
+    parser.add_argument(
+        "files", nargs="+", type=Path,
+        help="summaries of one or several runs, or one ranking_dynamics.jsonl",
+    )  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, help=".png or .pdf")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    rows = [row for file in args.files for row in read_json_lines(file)]
-    if not any("wilson_95" in row for row in rows):
-        raise ValueError(f"{args.files[0]}: not a summary of calculate_calibration_metrics.py")
-    plot_ranking_accuracy(rows, args.output)
+    if args.figure in DYNAMICS:
+        if len(args.files) > 1:
+            raise ValueError(f"{args.figure} takes one dynamics file, found {len(args.files)}")
+        DYNAMICS[args.figure](read_dynamics(args.files[0]), args.output)
+    else:
+        rows = [row for file in args.files for row in read_json_lines(file)]
+        if not any("wilson_95" in row for row in rows):
+            raise ValueError(f"{args.files[0]}: not a summary of calculate_calibration_metrics.py")
+        plot_ranking_accuracy(rows, args.output)
     print(args.output)
 
 

@@ -1,0 +1,318 @@
+"""DPO and DPO^γ training (§4, Eq. 4), with the ranking dynamics of Fig. 2-7.
+
+    python dpo.py --model_name_or_path=SFT_DIR --beta=0.1 --alpha=1 --loss_type=alpha_scaling \
+        --output_dir=DPO_DIR --wandb_run_name=dpo --per_device_train_batch_size=8 \
+        --evaluation_strategy=steps --eval_steps=50 --optim=rmsprop
+
+--alpha is γ: 1 is DPO, 0 is reference-free. Every flag of TRL's DPOConfig and ModelConfig works too.
+Writes the best model (or adapter) and tokenizer, checkpoints, ranking_dynamics.jsonl with the values
+of every followed pair at every evaluation, and three pictures, into the output directory. The same
+command resumes a killed run.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import set_seed
+from trl import get_peft_config
+
+from calculate_calibration_metrics import run_script
+from data_utils import PreferenceData, preference_pairs
+from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer
+from log_likelihood import tokenize_examples
+from model_loading import check_model_path, context_length
+from plot_results import (
+    lowest_loss_step,
+    mean_of,
+    plot_accuracy_against_distance,
+    plot_dynamics,
+    plot_loss_against_reference,
+)
+from ranking_dynamics import DYNAMICS_FILE, GROUPS, read_dynamics
+from reference_cache import reference_logps
+from training_setup import (
+    RETIRED,
+    DataArguments,
+    ModelArguments,
+    TrainingDefaults,
+    announce,
+    load_for_training,
+    load_parts,
+    mark_run,
+    parse_flags,
+    prepare_output_dir,
+    run_description,
+    start_wandb,
+)
+
+REPLACED = {
+    **RETIRED,
+    "seq_length": "--max_length",
+    "padding_free": "nothing: rows are packed without padding",
+    "precompute_ref_log_probs": "nothing: the reference is always computed once and cached",
+    "precompute_ref_batch_size": "nothing: the reference is scored in packed rows",
+    "sync_ref_model": "nothing: the reference is fixed, as in the paper",
+    "ref_model_mixup_alpha": "nothing: the reference is fixed, as in the paper",
+    "ref_model_sync_steps": "nothing: the reference is fixed, as in the paper",
+    "generate_during_eval": "nothing: completions are scored, not generated",
+    "model_adapter_name": "--ref_model_name_or_path",
+    "ref_adapter_name": "--ref_model_name_or_path",
+    "reference_free": "--loss_type=alpha_scaling --alpha=0",
+    "rpo_alpha": "--loss_type alpha_scaling sft --loss_weights 1 RPO_ALPHA",
+    "gamma": "--alpha, as the original command line calls γ",
+}
+
+
+@dataclass
+class DPODataArguments(DataArguments):
+    """Data flags of dpo.py."""
+
+    ref_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Reference model (default: the model before training)."}
+    )
+    dynamics_sample_size: int = field(
+        default=1000, metadata={"help": "Training pairs followed at every evaluation; 0: none."}
+    )
+    chat_template: bool = field(
+        default=False, metadata={"help": "Format prompts with the chat template."}
+    )
+
+
+@dataclass
+class DPOArguments(TrainingDefaults, DPOGammaConfig):
+    """DPOGammaConfig with the original spellings."""
+
+    eval_on_start: bool = field(
+        default=True, metadata={"help": "Evaluate before the first step, where the groups start."}
+    )
+
+
+def parse_args(argv: list[str]) -> tuple[DPODataArguments, ModelArguments, DPOArguments]:
+    types = (DPODataArguments, ModelArguments, DPOArguments)
+    return parse_flags(types, argv, REPLACED, __doc__)
+
+
+def tokenize_pairs(
+    tokenizer, data: PreferenceData, args: DPODataArguments, max_length: int
+) -> tuple[list[dict], list, dict[str, int]]:
+    """Pairs that fit, their two TokenizedCompletions each, and how many were dropped by reason."""
+    pairs = preference_pairs(data.examples)
+    separator = data.separator if args.separator is None else args.separator
+    outcomes = tokenize_examples(
+        tokenizer,
+        [(pair["prompt"], (pair["chosen"], pair["rejected"])) for pair in pairs],
+        separators=[separator] * len(pairs),
+        chat_template=args.chat_template,
+        add_eos=args.add_eos,
+        max_length=max_length,
+    )
+    dropped: dict[str, int] = {}
+    for outcome in outcomes:
+        if isinstance(outcome, str):
+            dropped[outcome] = dropped.get(outcome, 0) + 1
+    kept = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
+    return [pairs[i] for i in kept], [outcomes[i] for i in kept], dropped
+
+
+def make_dataset(pairs: list[dict], tokenized: list, logps: np.ndarray) -> Dataset:
+    """The columns `DPOGammaTrainer` trains on; logps (n_pairs, 2) of the reference, nats."""
+    rows = [
+        {
+            "pair": k, "id": pair["id"],
+            "chosen_ids": chosen.ids, "chosen_start": chosen.start,
+            "rejected_ids": rejected.ids, "rejected_start": rejected.start,
+            "ref_chosen_logps": float(logps[k, 0]), "ref_rejected_logps": float(logps[k, 1]),
+        }
+        for k, (pair, (chosen, rejected)) in enumerate(zip(pairs, tokenized))
+    ]  # fmt: skip
+    return Dataset.from_list(rows)
+
+
+def prepare_datasets(
+    data_args: DPODataArguments, training_args: DPOArguments, reference, tokenizer
+) -> tuple[dict[str, Dataset], dict[str, dict]]:
+    """Tokenized train, dynamics, validation and test sets with reference log-likelihoods; texts by id."""
+    limits = [x for x in (training_args.max_length, context_length(reference)) if x is not None]
+    parts, texts = {}, {}
+    for part, data in load_parts(data_args).items():
+        pairs, tokenized, dropped = tokenize_pairs(tokenizer, data, data_args, min(limits))
+        n_truncated = sum(chosen.truncated for chosen, _ in tokenized)
+        counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "none"
+        announce(f"{part}: {len(pairs)} pairs, {n_truncated} with a cut prompt, dropped: {counts}")
+        if not pairs:
+            raise ValueError(f"{part}: no pair fits --max_length {min(limits)}")
+        parts[part] = (pairs, tokenized)
+        texts |= {pair["id"]: pair for pair in pairs}
+    everything = [pair for _, tokenized in parts.values() for pair in tokenized]
+    logps = reference_logps(
+        reference,
+        everything,
+        autocast=torch.bfloat16 if training_args.bf16 else None,
+        tokens_per_batch=1024 if training_args.use_cpu else 16384,
+    )
+    datasets, first = {}, 0
+    for part, (pairs, tokenized) in parts.items():
+        datasets[part] = make_dataset(pairs, tokenized, logps[first : first + len(pairs)])
+        first += len(pairs)
+    followed = min(data_args.dynamics_sample_size, len(datasets["train"]))
+    if followed:
+        chosen = np.random.default_rng(0).choice(len(datasets["train"]), followed, replace=False)
+        dynamics = datasets["train"].select(sorted(chosen))
+        renumbered = dynamics.remove_columns("pair").add_column("pair", list(range(followed)))
+        datasets["dynamics"] = renumbered
+    return datasets, texts
+
+
+# ---------------------------------------------------------------------------- reporting
+def print_groups(rows: list[dict]) -> None:
+    """Share, loss and reward margin of the four groups at the first, best and last evaluation."""
+    best = lowest_loss_step(rows)
+    table = Table(title="Ranking dynamics (reference → policy)")
+    for column in (
+        "part",
+        "step",
+        "n",
+        "accuracy %",
+        "flipped to correct",
+        "loss",
+        *GROUPS.values(),
+    ):
+        table.add_column(column.replace("_", " "), justify="left" if column == "part" else "right")
+    steps = sorted({row["step"] for row in rows})
+    for part in ("train", "validation"):
+        for step in dict.fromkeys((steps[0], best, steps[-1])):
+            chosen = [row for row in rows if (row["part"], row["step"]) == (part, step)]
+            if not chosen:
+                continue
+            sizes = {g: sum(row["group"] == g for row in chosen) for g in GROUPS.values()}
+            wrong = sizes["incorrect_to_correct"] + sizes["incorrect_to_incorrect"]
+            correct = sizes["correct_to_correct"] + sizes["incorrect_to_correct"]
+            table.add_row(
+                part,
+                f"{step}{' (best)' * (step == best)}",
+                str(len(chosen)),
+                f"{100 * correct / len(chosen):.1f}",
+                f"{sizes['incorrect_to_correct']} of {wrong}",
+                f"{mean_of(chosen, 'loss'):.4f}",
+                *(f"{100 * n / len(chosen):.1f} %" for n in sizes.values()),
+            )
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+def draw_pictures(rows: list[dict], folder: Path) -> dict[str, Path]:
+    """Fig. 2, Fig. 3 and accuracy against distance, from the dynamics file."""
+    pictures = {
+        "dynamics": folder / "ranking_dynamics.png",
+        "loss_against_reference": folder / "loss_against_reference.png",
+        "accuracy_against_distance": folder / "accuracy_against_distance.png",
+    }
+    plot_dynamics(rows, pictures["dynamics"])
+    plot_loss_against_reference(rows, pictures["loss_against_reference"])
+    plot_accuracy_against_distance(rows, pictures["accuracy_against_distance"])
+    return pictures
+
+
+def log_to_wandb(run, rows: list[dict], texts: dict[str, dict], pictures: dict[str, Path]) -> None:
+    """Pictures, and a table of hardest, easiest and flipped pairs at the best step."""
+    import wandb
+
+    for name, path in pictures.items():
+        run.log({f"figures/{name}": wandb.Image(str(path))})
+    best = lowest_loss_step(rows)
+    ranked = sorted(
+        (
+            row
+            for row in rows
+            if row["step"] == best and None not in (row["chosen"], row["rejected"])
+        ),
+        key=lambda row: row["chosen"] - row["rejected"],
+    )
+    kinds = {
+        "hardest": ranked[:20],
+        "easiest": ranked[-20:],
+        "flipped to correct": [r for r in ranked if r["group"] == "incorrect_to_correct"][:50],
+        "flipped to incorrect": [r for r in ranked if r["group"] == "correct_to_incorrect"][:50],
+    }
+    columns = ["kind", "part", "id", "prompt", "chosen", "rejected", "log-ratio (policy)",
+               "log-ratio (reference)", "loss"]  # fmt: skip
+    table = [
+        [kind, row["part"], row["id"], *(texts[row["id"]][k] for k in ("prompt", "chosen", "rejected")),
+         row["chosen"] - row["rejected"], row["ref_chosen"] - row["ref_rejected"], row["loss"]]
+        for kind, chosen in kinds.items()
+        for row in chosen
+    ]  # fmt: skip
+    run.log({"examples/pairs": wandb.Table(columns=columns, data=table)})
+
+
+def main(argv: list[str]) -> None:
+    data_args, model_args, training_args = parse_args(argv)
+    policy_name = model_args.model_name_or_path
+    reference_name = data_args.ref_model_name_or_path or policy_name
+    for name in (policy_name, reference_name):
+        check_model_path(name)
+    settings = run_description(data_args, model_args, training_args, model_name=policy_name)
+    checkpoint = prepare_output_dir(
+        training_args.output_dir,
+        settings,
+        data_args.overwrite_output_dir,
+        training_args.resume_from_checkpoint,
+    )
+    folder = Path(training_args.output_dir)
+    set_seed(training_args.seed)
+    device = str(training_args.device)
+
+    reference, tokenizer = load_for_training(model_args, reference_name, device)
+    datasets, texts = prepare_datasets(data_args, training_args, reference, tokenizer)
+    del reference
+    model, tokenizer = load_for_training(model_args, policy_name, device)
+    peft_config = get_peft_config(model_args)
+    if peft_config and (Path(policy_name) / "adapter_config.json").is_file():
+        base = folder / "base"  # the new adapter stands on the merged one
+        model.save_pretrained(base)
+        tokenizer.save_pretrained(base)
+        model.config._name_or_path = model.name_or_path = str(base)
+
+    run = start_wandb(data_args, training_args.report_to, "dpo", training_args.run_name, folder)
+    training_args.precompute_ref_log_probs = True  # the datasets carry the reference
+    training_args.eval_on_start = (
+        training_args.eval_on_start and checkpoint is None and training_args.eval_strategy != "no"
+    )
+    trainer = DPOGammaTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=datasets["train"],
+        eval_dataset=datasets["validation"],
+        dynamics_dataset=datasets.get("dynamics"),
+        dynamics_file=folder / DYNAMICS_FILE,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+    announce(f"policy log-likelihoods: {trainer.path}")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.evaluate(datasets["test"], metric_key_prefix="test")
+    trainer.save_model()
+    trainer.save_state()
+    if not trainer.is_world_process_zero():
+        return
+    if (folder / DYNAMICS_FILE).exists():
+        rows = read_dynamics(folder / DYNAMICS_FILE)
+        pictures = draw_pictures(rows, folder)
+        print_groups(rows)
+        if run is not None:
+            log_to_wandb(run, rows, texts, pictures)
+        for path in (folder / DYNAMICS_FILE, *pictures.values()):
+            print(path)
+    if run is not None:
+        run.finish()
+    mark_run(training_args.output_dir, settings, finished=True)
+    print(f"model     {folder}")
+
+
+if __name__ == "__main__":
+    run_script(main, sys.argv[1:])

@@ -1,0 +1,345 @@
+"""What `sft.py` and `dpo.py` share: flags and their old spellings, data, model, output directory,
+wandb. The training itself is in the scripts and in `dpo_gamma_trainer.py`."""
+
+import difflib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import HfArgumentParser
+from trl import ModelConfig
+
+from data_utils import PreferenceData, load_training_splits, split_name
+from model_loading import load_model, load_tokenizer, model_fingerprint
+from result_files import write_text_atomically
+
+RUN_FILE = "run_config.json"
+# flags of earlier transformers, TRL and of the original scripts → what to use now
+RETIRED = {
+    "max_prompt_length": "--max_length: prompts are cut from the left so that both completions fit",
+    "max_target_length": "--max_length",
+    "max_completion_length": "--max_length",
+    "truncation_mode": "nothing: prompts are cut from the left (dpo.py), texts at the end (sft.py)",
+    "dataset_num_proc": "nothing: tokenization is batched",
+    "dataset_kwargs": "nothing: the data module does not need it",
+    "pad_token": "nothing: padding is masked by position",
+    "model_init_kwargs": "--dtype, --attn_implementation and --model_revision",
+    "trust_remote_code": "nothing: only models that transformers implements are loaded",
+    "load_in_4bit": "--dtype=bfloat16 with --use_peft: quantized training is not supported",
+    "load_in_8bit": "--dtype=bfloat16 with --use_peft: quantized training is not supported",
+    "overwrite_cache": "nothing: caches are keyed by content",
+    "logging_dir": "--output_dir",
+    "no_cuda": "--use_cpu",
+    "evaluate_during_training": "--eval_strategy=steps",
+    "per_gpu_train_batch_size": "--per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "--per_device_eval_batch_size",
+    "use_auth_token": "the environment variable HF_TOKEN",
+    "save_safetensors": "nothing: weights are always saved as safetensors",
+    "tokenizer_name": "nothing: the tokenizer is the model's",
+    "tokenizer_name_or_path": "nothing: the tokenizer is the model's",
+    "warmup_ratio": "--warmup_steps, which takes a share of the steps below 1",
+    "group_by_length": "--train_sampling_strategy=group_by_length",
+}
+# what a resumed run may change
+HARMLESS = {
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to",
+    "wandb_project", "wandb_entity", "log_level", "log_level_replica", "disable_tqdm",
+    "logging_nan_inf_filter", "save_total_limit", "hub_token", "local_rank", "ddp_timeout",
+    "dataloader_num_workers", "dataloader_pin_memory",
+}  # fmt: skip
+
+
+@dataclass
+class DataArguments:
+    """Data, output and wandb flags of both scripts."""
+
+    dataset_name: str = field(
+        default="Anthropic/hh-rlhf",
+        metadata={"help": "Hub name, `sample`, or a local file or directory in a known schema."},
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Look for DATA_DIR/<hub name>/ instead of the hub."}
+    )
+    train_split: str | None = field(
+        default=None, metadata={"help": "Split to train on (default: train, or the only one)."}
+    )
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "Split to validate on (default: validation, or half of test)."},
+    )
+    split_seed: int = field(
+        default=0, metadata={"help": "Seed that divides data with one split, and draws subsets."}
+    )
+    sanity_check: bool = field(default=False, metadata={"help": "Train on 1000 examples only."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on a random subset of so many examples."}
+    )
+    max_eval_samples: int = field(
+        default=1000, metadata={"help": "Most examples of validation and of test; -1: all."}
+    )
+    separator: str | None = field(
+        default=None, metadata={"help": "Between prompt and completion (default: per dataset)."}
+    )
+    add_eos: bool = field(
+        default=False, metadata={"help": "End completions with the end-of-text token."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Discard the earlier run in the output directory."}
+    )
+    wandb_project: str | None = field(
+        default=None, metadata={"help": "wandb project (default: sft or dpo)."}
+    )
+    wandb_entity: str | None = field(default=None, metadata={"help": "wandb user or team."})
+
+    def __post_init__(self):
+        for name in ("max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1 and (name, value) != ("max_eval_samples", -1):
+                raise ValueError(f"--{name} {value}: give a positive number")
+        if self.sanity_check:
+            self.max_train_samples = min(1000, self.max_train_samples or 1000)
+
+
+@dataclass
+class ModelArguments(ModelConfig):
+    """TRL's model and LoRA flags, with the original spellings."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "aliases": ["--model_name"],
+            "help": "Hub name, directory, GGUF file, adapter, or SmolLM2-135M-Instruct.",
+        },
+    )
+    dtype: str | None = field(
+        default="float32",
+        metadata={
+            "aliases": ["--torch_dtype"],
+            "help": "Of the weights; --bf16 is the precision of the arithmetic.",
+            "choices": ["float32", "bfloat16", "float16"],
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model_name_or_path is None:
+            raise ValueError("--model_name_or_path is required")
+
+
+@dataclass
+class TrainingDefaults:
+    """Mixin for TrainingArguments: original spellings, and defaults that hold on any machine."""
+
+    eval_strategy: str = field(
+        default="no",
+        metadata={"aliases": ["--evaluation_strategy"], "help": "no, steps or epoch."},
+    )
+    run_name: str | None = field(
+        default=None, metadata={"aliases": ["--wandb_run_name"], "help": "Name of the wandb run."}
+    )
+    max_length: int = field(
+        default=1024,
+        metadata={"aliases": ["--seq_length", "--max_seq_length"], "help": "Tokens per sequence."},
+    )
+    report_to: list[str] = field(
+        default_factory=lambda: ["wandb"], metadata={"help": "wandb, none, …"}
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Trade a third of the speed for memory."}
+    )
+
+    def __post_init__(self):
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # without it --bf16 is refused on a machine without GPU
+        if self.bf16 is None:
+            self.bf16 = not self.use_cpu and not self.fp16
+        super().__post_init__()
+
+
+# ---------------------------------------------------------------------------- flags
+class Parser(HfArgumentParser):
+    """Errors are one line, not a page of usage."""
+
+    def error(self, message: str):
+        raise ValueError(message)
+
+
+def parse_flags(
+    types: Sequence[type], argv: Sequence[str], retired: dict[str, str], description: str
+) -> tuple:
+    """One instance of each dataclass; ValueError for unknown and retired flags, with a successor."""
+    parser = Parser(types, description=description, allow_abbrev=False)
+    known = {option for option in parser._option_string_actions if option.startswith("--")}
+    for argument in argv:
+        flag = argument.split("=")[0]
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in retired:
+            raise ValueError(f"{flag} cannot be honoured; use {retired[name]}")
+        if flag.startswith("--") and flag not in known:
+            close = difflib.get_close_matches(flag, known, 1)
+            raise ValueError(f"unknown flag {flag}" + (f"; did you mean {close[0]}?" * bool(close)))
+    return parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
+
+
+# ---------------------------------------------------------------------------- data and model
+def load_parts(args: DataArguments) -> dict[str, PreferenceData]:
+    """Train, validation and test examples, cut to the sizes asked for; sizes on stderr."""
+    sample_size = None
+    if split_name(args.dataset_name)[0] == "HuggingFaceH4/stack-exchange-preferences":
+        if args.data_dir is None and args.max_train_samples is None:
+            raise ValueError(
+                f"{args.dataset_name} has 10 million rows: give --max_train_samples (or --data_dir)"
+            )
+        sample_size = args.max_train_samples and round(args.max_train_samples / 0.8)
+    parts, notes = load_training_splits(
+        args.dataset_name,
+        data_dir=args.data_dir,
+        train_split=args.train_split,
+        eval_split=args.eval_split,
+        seed=args.split_seed,
+        sample_size=sample_size,
+    )
+    for note in notes:
+        announce(f"{args.dataset_name}: {note}")
+    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples,
+              "test": args.max_eval_samples}  # fmt: skip
+    for part, data in parts.items():
+        limit = limits[part]
+        if limit is not None and 0 <= limit < len(data.examples):
+            chosen = np.random.default_rng(args.split_seed).choice(
+                len(data.examples), limit, replace=False
+            )
+            data.examples[:] = [data.examples[i] for i in sorted(chosen)]
+            announce(f"{args.dataset_name}: {part} limited to {limit} examples")
+    return parts
+
+
+def load_for_training(args: ModelArguments, name: str, device: str):
+    """Model in evaluation mode with every adapter merged, and its tokenizer."""
+    revision = None if args.model_revision == "main" else args.model_revision
+    tokenizer = load_tokenizer(name, revision)
+    model = load_model(
+        name, dtype=args.dtype, device=device, revision=revision,
+        attn_implementation=args.attn_implementation,
+    )  # fmt: skip
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def announce(message: str) -> None:
+    """One line on stderr, from the main process only."""
+    if PartialState().is_main_process:
+        print(message, file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------- output directory
+def run_description(*arguments, model_name: str) -> dict[str, Any]:
+    """Every setting a resumed run must share."""
+    settings: dict[str, Any] = {"model_fingerprint": model_fingerprint(model_name)}
+    for argument in arguments:
+        values = argument.to_dict() if hasattr(argument, "to_dict") else vars(argument)
+        names = {f.name for f in fields(argument)} - HARMLESS
+        settings |= {name: values[name] for name in sorted(names & values.keys())}
+    return json.loads(json.dumps(settings, default=str))
+
+
+def prepare_output_dir(
+    output_dir: str, settings: dict[str, Any], overwrite: bool, checkpoint: str | None
+) -> str | None:
+    """Claim the directory; return the checkpoint to resume from, or None to start from scratch.
+
+    The same command resumes an unfinished run from its last whole checkpoint. ValueError where
+    the directory holds something else; nothing is discarded without `overwrite`.
+    """
+    folder, run_file = Path(output_dir), Path(output_dir) / RUN_FILE
+    state = PartialState()
+    if overwrite and state.is_main_process:
+        for old in folder.glob("checkpoint-*"):
+            shutil.rmtree(old)
+        for name in (RUN_FILE, "ranking_dynamics.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+    state.wait_for_everyone()
+    if run_file.exists():
+        earlier = json.loads(run_file.read_text())
+        differing = [k for k in settings if settings[k] != earlier["settings"].get(k)]
+        if earlier["finished"]:
+            raise ValueError(
+                f"{folder} holds a finished run: choose another --output_dir, or pass "
+                "--overwrite_output_dir"
+            )
+        if differing and checkpoint is None:
+            raise ValueError(
+                f"{folder} holds an unfinished run with other settings ({', '.join(differing)} "
+                "differ): use the same flags, another --output_dir, or --overwrite_output_dir"
+            )
+        checkpoint = checkpoint or last_checkpoint(folder)
+        announce(
+            f"resuming from {checkpoint}" if checkpoint else "no checkpoint yet: starting over"
+        )
+        return checkpoint
+    if not overwrite and checkpoint is None and folder.is_dir():
+        for name in (
+            "config.json",
+            "adapter_config.json",
+            *(p.name for p in folder.glob("check*")),
+        ):
+            if (folder / name).exists():
+                raise ValueError(
+                    f"{folder} holds a model ({name}): choose another --output_dir, or pass "
+                    "--overwrite_output_dir"
+                )
+    state.wait_for_everyone()
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark_run(output_dir, settings, finished=False)
+    state.wait_for_everyone()
+    return checkpoint
+
+
+def mark_run(output_dir: str, settings: dict[str, Any], finished: bool) -> None:
+    """Record the settings of the run in this directory, and whether it is finished."""
+    text = json.dumps({"finished": finished, "settings": settings}, indent=1) + "\n"
+    write_text_atomically(Path(output_dir) / RUN_FILE, text)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was saved to the end (trainer_state.json is written last)."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+            return str(path)
+        except (OSError, ValueError):
+            announce(f"{path} was not saved to the end: skipped")
+    return None
+
+
+# ---------------------------------------------------------------------------- wandb
+def start_wandb(args: DataArguments, report_to: list[str], default_project: str, run_name, folder):
+    """Start the wandb run the Trainer will log to; without a key it is offline, said in one line."""
+    if "wandb" not in report_to or not PartialState().is_main_process:
+        return None
+    import wandb
+
+    has_key = os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()
+    if not has_key and "WANDB_MODE" not in os.environ:
+        os.environ["WANDB_MODE"] = "offline"
+    run = wandb.init(
+        project=args.wandb_project or default_project,
+        entity=args.wandb_entity,
+        name=run_name,
+        dir=os.environ.get("WANDB_DIR", folder),
+    )
+    if run.offline:
+        announce(f"wandb: this run is offline; upload it with `wandb sync {run.dir[:-6]}`")
+    return run
