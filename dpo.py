@@ -4,10 +4,10 @@
         --output_dir=DPO_DIR --wandb_run_name=dpo --per_device_train_batch_size=8 \
         --evaluation_strategy=steps --eval_steps=50 --optim=rmsprop
 
---alpha is γ: 1 is DPO, 0 is reference-free. Every flag of TRL's DPOConfig and ModelConfig works too.
-Writes the best model (or adapter) and tokenizer, checkpoints, ranking_dynamics.jsonl with the values
-of every followed pair at every evaluation, and three pictures, into the output directory. The same
-command resumes a killed run.
+--alpha is γ: 1 is DPO, 0 is reference-free. The flags of TRL's DPOConfig and ModelConfig work too.
+Writes the best model (or adapter) and tokenizer, checkpoints, ranking_dynamics.jsonl with the
+values of every followed pair at every evaluation, and three pictures, into the output directory.
+The same command resumes a killed run.
 """
 
 import sys
@@ -137,7 +137,7 @@ def make_dataset(pairs: list[dict], tokenized: list, logps: np.ndarray) -> Datas
 def prepare_datasets(
     data_args: DPODataArguments, training_args: DPOArguments, reference, tokenizer
 ) -> tuple[dict[str, Dataset], dict[str, dict]]:
-    """Tokenized train, dynamics, validation and test sets with reference log-likelihoods; texts by id."""
+    """Tokenized parts with reference log-likelihoods, "dynamics" among them; texts by id."""
     limits = [x for x in (training_args.max_length, context_length(reference)) if x is not None]
     parts, texts = {}, {}
     for part, data in load_parts(data_args).items():
@@ -242,7 +242,8 @@ def log_to_wandb(run, rows: list[dict], texts: dict[str, dict], pictures: dict[s
     columns = ["kind", "part", "id", "prompt", "chosen", "rejected", "log-ratio (policy)",
                "log-ratio (reference)", "loss"]  # fmt: skip
     table = [
-        [kind, row["part"], row["id"], *(texts[row["id"]][k] for k in ("prompt", "chosen", "rejected")),
+        [kind, row["part"], row["id"],
+         *(texts[row["id"]][side] for side in ("prompt", "chosen", "rejected")),
          row["chosen"] - row["rejected"], row["ref_chosen"] - row["ref_rejected"], row["loss"]]
         for kind, chosen in kinds.items()
         for row in chosen

@@ -73,7 +73,7 @@ class DPOGammaConfig(DPOConfig):
         }
         if wrong := [name for name, is_changed in changed.items() if is_changed]:
             raise ValueError(
-                f"{', '.join(wrong)} would change the loss of loss_type={ALPHA_SCALING}: leave it out"
+                f"{', '.join(wrong)} would change the loss of loss_type={ALPHA_SCALING}: leave out"
             )
 
 
@@ -145,7 +145,7 @@ class DPOGammaTrainer(DPOTrainer):
         self.path = self.choose_path()
 
     def choose_path(self) -> str:
-        """ "segments" where shared-prefix rows are exact for this model, else why TRL's path runs."""
+        """Whether shared-prefix rows are exact here ("segments"), or why TRL's path runs instead."""
         if self.args.use_weighting or self.aux_loss_enabled:
             return "plain: the loss needs outputs of TRL's own forward pass"
         sample = self.train_dataset.select(range(min(64, len(self.train_dataset))))
@@ -187,7 +187,7 @@ class DPOGammaTrainer(DPOTrainer):
 
     # ------------------------------------------------------------------------ loss
     def token_outputs(self, model, inputs):
-        """Per-token log-likelihoods (2B, T − 1), nats, zero outside completions, as TRL lays them."""
+        """Per-token log-likelihoods (2B, T − 1), nats, as TRL's: zero outside completions."""
         if self.path != "segments":
             mask = inputs["completion_mask"]
             extra = {"output_router_logits": True} if self.aux_loss_enabled else {}
@@ -238,7 +238,7 @@ class DPOGammaTrainer(DPOTrainer):
 
     # ------------------------------------------------------------------------ ranking metrics
     def keep_pairs(self, inputs, log_probs: torch.Tensor) -> None:
-        """Remember the log-likelihoods of a batch, from all processes; repeated pairs count once."""
+        """Keep the log-likelihoods of a batch, from all processes; repeated pairs count once."""
         sums = log_probs.double().sum(1).chunk(2)
         lengths = inputs["completion_mask"].sum(1).chunk(2)
         reference = [inputs[name] for name in REFERENCE_COLUMNS]

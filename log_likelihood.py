@@ -94,7 +94,7 @@ def tokenize_examples(
     end-of-turn token under `chat_template`) as a scored token. `separators` (one per example,
     default "") stand between prompt and completion and count with the completion.
     `max_length` in tokens: the prompt is cut from the left after its BOS, never a completion, and
-    by the same amount for all completions of an example, so that they are compared given one prompt.
+    by the same amount for all completions of an example, so that all are given one prompt.
 
     Returns one list of TokenizedCompletion per example, or the reason why it cannot be scored.
     """

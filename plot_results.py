@@ -181,7 +181,7 @@ def mean_of(rows: list[Row], column: str) -> float:
 
 
 def lowest_loss_step(rows: list[Row]) -> int:
-    """The step with the lowest mean validation loss (of training pairs if nothing was validated)."""
+    """The step with the lowest mean validation loss (training loss if nothing was validated)."""
     summary = means_by_step(rows, "validation") or means_by_step(rows, "train")
     return min(summary, key=lambda step: (summary[step]["loss"], step))
 
@@ -226,7 +226,7 @@ def plot_dynamics(rows: list[Row], path: Path) -> None:
 
 
 def plot_loss_against_reference(rows: list[Row], path: Path) -> None:
-    """Fig. 3, 8: loss of each pair against the reference's log-ratio, at the lowest validation loss.
+    """Fig. 3, 8: each pair's loss against the reference's log-ratio, at the lowest validation loss.
 
     The dashed line is the loss below which a pair is ranked correctly, −log σ(γβc) (Theorem 4.1).
     """
@@ -280,7 +280,8 @@ def plot_accuracy_against_distance(rows: list[Row], path: Path) -> None:
         if not steps:
             continue
         axes.plot(
-            [distances[step] for step in steps], [100 * summary[step]["accuracy"] for step in steps],
+            [distances[step] for step in steps],
+            [100 * summary[step]["accuracy"] for step in steps],
             color=colour, marker=marker, label=f"{part} (n = {summary[steps[0]]['n']})",
         )  # fmt: skip
         for step in (steps[0], steps[-1]):

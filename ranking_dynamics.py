@@ -52,7 +52,7 @@ def pair_values(logps: dict[str, np.ndarray], beta: float, gamma: float) -> dict
 
 
 def summarize_pairs(values: dict[str, np.ndarray], beta: float) -> dict[str, float]:
-    """Means over pairs, by the names they have on the dashboard; groups that are empty are left out."""
+    """Means over pairs by their names on the dashboard; an empty group has no mean and no key."""
     correct, ref_correct = values["correct"], values["ref_correct"]
     chosen_rewards = beta * (values["chosen"] - values["ref_chosen"])
     rejected_rewards = beta * (values["rejected"] - values["ref_rejected"])

@@ -175,7 +175,7 @@ class Parser(HfArgumentParser):
 def parse_flags(
     types: Sequence[type], argv: Sequence[str], retired: dict[str, str], description: str
 ) -> tuple:
-    """One instance of each dataclass; ValueError for unknown and retired flags, with a successor."""
+    """An instance of each dataclass; ValueError for unknown and retired flags, with a successor."""
     parser = Parser(types, description=description, allow_abbrev=False)
     known = {option for option in parser._option_string_actions if option.startswith("--")}
     for argument in argv:
@@ -326,7 +326,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 # ---------------------------------------------------------------------------- wandb
 def start_wandb(args: DataArguments, report_to: list[str], default_project: str, run_name, folder):
-    """Start the wandb run the Trainer will log to; without a key it is offline, said in one line."""
+    """The wandb run the Trainer will log to; without a key it is offline, which one line says."""
     if "wandb" not in report_to or not PartialState().is_main_process:
         return None
     import wandb

@@ -1,0 +1,455 @@
+"""DPOGammaTrainer against TRL's DPOTrainer, float64 autograd by hand, and its own other paths."""
+
+import copy
+import math
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GPT, SMALL
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl import DPOConfig, DPOTrainer
+
+from data_utils import load_preferences, preference_pairs
+from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer, collate_pairs, dpo_gamma_loss
+from log_likelihood import compute_token_logps_plain, tokenize_examples
+from ranking_dynamics import read_dynamics
+
+TINY = {**SMALL, "max_position_embeddings": 2048}
+
+
+def tiny_model(seed=0, model_type="llama", config=TINY):
+    """A small random model whose log-ratios are neither zero nor saturate the loss."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3.0)
+    return model.float()
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Short pairs of the sample data with the prompts they share."""
+    pairs = preference_pairs(load_preferences("sample").examples)
+    keys = ("prompt", "chosen", "rejected")
+    return [{"prompt": p["prompt"], **{k: p[k][:60] for k in keys[1:]}} for p in pairs][:16]
+
+
+def arguments(folder, config=DPOGammaConfig, **more):
+    defaults = {
+        "loss_type": "alpha_scaling", "beta": 0.05, "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4, "max_steps": 4, "logging_steps": 1, "optim": "sgd",
+        "learning_rate": 0.5, "lr_scheduler_type": "constant", "report_to": "none", "seed": 3,
+        "use_cpu": True, "bf16": False, "save_strategy": "no", "disable_tqdm": True,
+        "gradient_checkpointing": False, "max_grad_norm": 1e9,
+    }  # fmt: skip
+    return config(output_dir=str(folder), **{**defaults, **more})
+
+
+def trainer(folder, tokenizer, rows, kind=DPOGammaTrainer, model=None, **more):
+    extra = {k: more.pop(k) for k in list(more) if k in ("peft_config", "dynamics_dataset", "eval_dataset", "dynamics_file", "ref_model")}  # fmt: skip
+    model = tiny_model() if model is None else model
+    if "ref_model" not in extra and "peft_config" not in extra:
+        extra["ref_model"] = tiny_model()
+    config = DPOGammaConfig if kind is DPOGammaTrainer else DPOConfig
+    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
+    return kind(
+        model=model,
+        args=arguments(folder, config, **more),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        **extra,
+    )
+
+
+def losses_and_weights(run):
+    run.train()
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    weights = torch.cat([p.detach().reshape(-1) for p in run.model.parameters() if p.requires_grad])
+    return np.array(losses), weights
+
+
+def cached_rows(tokenizer, texts, model, shift=0.0) -> Dataset:
+    """The columns dpo.py makes; reference log-likelihoods by plain scoring, `shift`ed."""
+    tokenized = tokenize_examples(tokenizer, [(t["prompt"], (t["chosen"], t["rejected"])) for t in texts])  # fmt: skip
+    rows = []
+    for k, (chosen, rejected) in enumerate(tokenized):
+        with torch.no_grad():
+            sums = [
+                compute_token_logps_plain(model, [c])[0].sum().item() for c in (chosen, rejected)
+            ]
+        rows.append(
+            {"pair": k, "id": f"pair-{k}", "chosen_ids": chosen.ids, "chosen_start": chosen.start,
+             "rejected_ids": rejected.ids, "rejected_start": rejected.start,
+             "ref_chosen_logps": sums[0] + shift * k, "ref_rejected_logps": sums[1]}
+        )  # fmt: skip
+    return Dataset.from_list(rows)
+
+
+# ---------------------------------------------------------------------------- against TRL
+@pytest.mark.parametrize("optimizer", [("sgd", 0.5), ("rmsprop", 1e-3)])
+def test_gamma_one_equals_trl_sigmoid(tmp_path, tokenizer, texts, optimizer):
+    """Same raw texts through both trainers, four steps with accumulation."""
+    more = dict(zip(("optim", "learning_rate"), optimizer), gradient_accumulation_steps=2)
+    peer = trainer(tmp_path, tokenizer, texts, DPOTrainer, loss_type="sigmoid", **more)
+    ours = trainer(tmp_path, tokenizer, texts, alpha=1.0, **more)
+    assert ours.path == "segments"
+    peer_losses, peer_weights = losses_and_weights(peer)
+    our_losses, our_weights = losses_and_weights(ours)
+    assert len(our_losses) == 4 and peer_losses.std() > 1e-4
+    np.testing.assert_allclose(our_losses, peer_losses, atol=1e-5)
+    if optimizer[0] == "sgd":  # RMSprop turns rounding of vanishing gradients into whole steps
+        torch.testing.assert_close(our_weights, peer_weights, atol=2e-5, rtol=0)
+    kept = {"rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"}
+    for mine, theirs in zip(ours.state.log_history[:-1], peer.state.log_history[:-1]):
+        for name in kept:
+            assert mine[name] == pytest.approx(theirs[name], abs=1e-3)
+
+
+TRL_LOSSES = [
+    ["sigmoid"], ["hinge"], ["ipo"], ["nca_pair"], ["robust"], ["bco_pair"], ["sppo_hard"], ["aot"],
+    ["aot_unpaired"], ["apo_zero"], ["apo_down"], ["discopop"], ["sft"], ["sigmoid_norm"],
+    ["sigmoid", "sft"],
+]  # fmt: skip
+
+
+def test_every_trl_loss_on_shared_rows(tmp_path, tokenizer, texts):
+    """Loss and gradient of each of TRL's losses equal TRL's own on the same token ids."""
+    peer = trainer(tmp_path, tokenizer, texts, DPOTrainer, model=tiny_model(1), loss_type="sigmoid")
+    ours = trainer(tmp_path, tokenizer, texts, model=tiny_model(1), loss_type="sigmoid")
+    batch = ours.data_collator([ours.train_dataset[i] for i in (0, 1, 2, 5)])
+    results = {}
+    for name in TRL_LOSSES:
+        for run in (peer, ours):
+            run.loss_types, run.loss_weights = name, [1.0] * len(name)
+            run.model.zero_grad()
+            loss = run.compute_loss(
+                run.model, {k: v for k, v in batch.items() if k != "pair" or run is ours}
+            )
+            loss.backward()
+            gradient = torch.cat([p.grad.reshape(-1) for p in run.model.parameters()])
+            results[run is ours] = loss.item(), gradient
+        assert results[True][0] == pytest.approx(results[False][0], rel=1e-5, abs=1e-5), name
+        scale = results[False][1].abs().max()
+        assert scale > 0
+        torch.testing.assert_close(
+            results[True][1], results[False][1], atol=1e-5 * scale, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_loss_and_gradient_by_hand_in_float64(tmp_path, tokenizer, texts, gamma):
+    beta = 0.05
+    ours = trainer(tmp_path, tokenizer, texts, model=tiny_model(1), alpha=gamma, beta=beta)
+    batch = ours.data_collator([ours.train_dataset[i] for i in range(4)])
+    ours.model.zero_grad()
+    loss = ours.compute_loss(ours.model, batch)
+    loss.backward()
+
+    policy, reference = tiny_model(1).double(), tiny_model(0).double()
+
+    def logp(model, k):
+        n = int(batch["attention_mask"][k].sum())
+        ids = batch["input_ids"][k, :n]
+        scored = batch["completion_mask"][k, 1:n].bool()
+        logps = model(ids[None]).logits[0, :-1].log_softmax(-1)
+        return logps.gather(1, ids[1:, None])[scored].sum()
+
+    terms = []
+    for k in range(4):
+        policy_ratio = logp(policy, k) - logp(policy, k + 4)
+        ref_ratio = (logp(reference, k) - logp(reference, k + 4)).detach()
+        margin = beta * (policy_ratio - gamma * ref_ratio)
+        terms.append(torch.log1p(torch.exp(-margin)))
+    expected = torch.stack(terms).mean()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    for (name, mine), theirs in zip(ours.model.named_parameters(), policy.parameters()):
+        scale = theirs.grad.abs().max().item()
+        torch.testing.assert_close(
+            mine.grad.double(), theirs.grad, atol=1e-4 * scale + 1e-9, rtol=0, msg=name
+        )
+
+
+# ---------------------------------------------------------------------------- γ
+def test_gamma_zero_ignores_the_reference(tmp_path, tokenizer, texts):
+    runs = {}
+    for shift in (0.0, 7.0):
+        rows = cached_rows(tokenizer, texts, tiny_model(), shift)
+        for gamma in (0.0, 0.5):
+            run = trainer(tmp_path, tokenizer, rows, ref_model=None, precompute_ref_log_probs=True,
+                          alpha=gamma)  # fmt: skip
+            runs[gamma, shift] = losses_and_weights(run)
+    assert np.array_equal(runs[0.0, 0.0][0], runs[0.0, 7.0][0])
+    assert torch.equal(runs[0.0, 0.0][1], runs[0.0, 7.0][1])
+    assert abs(runs[0.5, 0.0][0] - runs[0.5, 7.0][0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_initial_loss(tmp_path, tokenizer, texts, gamma, bf16):
+    """Before the first step the loss is the mean of −log σ(β(γ−1)c), c = log π_ref(y_l)/π_ref(y_w)."""
+    run = trainer(tmp_path, tokenizer, texts, alpha=gamma, bf16=bf16, eval_dataset=Dataset.from_list(texts))  # fmt: skip
+    metrics = run.evaluate()
+    rows = cached_rows(tokenizer, [{**t, "chosen": t["chosen"] + "</s>", "rejected": t["rejected"] + "</s>"} for t in texts], tiny_model())  # fmt: skip
+    c = np.array(rows["ref_rejected_logps"]) - np.array(rows["ref_chosen_logps"])
+    expected = np.log1p(np.exp(-0.05 * (gamma - 1) * c)).mean()
+    assert metrics["eval_loss"] == pytest.approx(expected, abs=5e-3 if bf16 else 1e-5)
+    if gamma == 1.0:
+        assert metrics["eval_loss"] == pytest.approx(math.log(2), abs=1e-3 if bf16 else 1e-5)
+
+
+def test_loss_where_the_reference_has_no_preference():
+    """Proposition 2.6: with π_ref(y_w) = π_ref(y_l), L ≤ ln 2 iff the pair is ranked correctly."""
+    ratios = torch.tensor([-80.0, -1.0, -1e-6, 0.0, 1e-6, 1.0, 80.0], dtype=torch.float64)
+    for beta in (0.01, 0.1, 1.0, 10.0):
+        losses = dpo_gamma_loss(ratios, torch.zeros_like(ratios), beta, 1.0)
+        assert ((losses <= math.log(2)) == (ratios >= 0)).all()
+
+
+def test_ipo_analogue(tmp_path, tokenizer, texts):
+    """App. A.5: below its target, an IPO pair is ranked correctly iff L ≤ (c − 1/(2τ))², with TRL's loss."""
+    run = trainer(tmp_path, tokenizer, texts, model=tiny_model(1), loss_type="ipo", beta=0.001)
+    n_correct = 0
+    for k in range(16):
+        row = run.train_dataset[k]  # one length for both: TRL's IPO divides by it
+        n = min(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        row["chosen_ids"], row["rejected_ids"] = row["chosen_ids"][:n], row["rejected_ids"][:n]
+        batch = run.data_collator([row])
+        length = n - row["chosen_start"]
+        with torch.no_grad():
+            loss = run.compute_loss(run.model, batch).item()
+            sums = run.token_outputs(run.model, batch).log_probs.double().sum(1)
+            reference = run.token_outputs(run.ref_model, batch).log_probs.double().sum(1)
+        c = (reference[1] - reference[0]).item() / length
+        assert c <= 1 / (2 * 0.001)
+        correct = bool(sums[0] >= sums[1])
+        n_correct += correct
+        assert correct == (loss <= (c - 1 / (2 * 0.001)) ** 2)
+    assert 0 < n_correct < 16
+
+
+# ---------------------------------------------------------------------------- all the same losses
+def test_other_ways_to_the_same_losses(tmp_path, tokenizer, texts):
+    """Checkpointing, a cached reference, TRL's forward pass and accumulation change nothing."""
+    eos = [{**t, "chosen": t["chosen"] + "</s>", "rejected": t["rejected"] + "</s>"} for t in texts]
+    cached = cached_rows(tokenizer, eos, tiny_model())
+    want, weights = losses_and_weights(trainer(tmp_path, tokenizer, texts, alpha=0.5))
+    plain = trainer(tmp_path, tokenizer, texts, alpha=0.5)
+    plain.path = "plain: asked for by the test"
+    for model in (plain.model, plain.ref_model):
+        model.set_attn_implementation("sdpa")
+    others = {
+        "checkpointing": trainer(tmp_path, tokenizer, texts, alpha=0.5, gradient_checkpointing=True),
+        "cached": trainer(tmp_path, tokenizer, cached, alpha=0.5, ref_model=None,
+                          precompute_ref_log_probs=True),
+        "precomputed by TRL": trainer(tmp_path, tokenizer, texts, alpha=0.5,
+                                      precompute_ref_log_probs=True),
+        "plain": plain,
+        "accumulation": trainer(tmp_path, tokenizer, texts, alpha=0.5,
+                                per_device_train_batch_size=2, gradient_accumulation_steps=2),
+    }  # fmt: skip
+    for name, run in others.items():
+        losses, other_weights = losses_and_weights(run)
+        np.testing.assert_allclose(losses, want, atol=1e-5, err_msg=name)
+        torch.testing.assert_close(other_weights, weights, atol=3e-5, rtol=0, msg=name)
+
+
+def test_lora_reference_and_distance(tmp_path, tokenizer, texts):
+    """The adapter off is the reference; ‖θ − θ_0‖² is that of the merged weights."""
+    lora = LoraConfig(r=4, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "down_proj"],
+                      task_type="CAUSAL_LM")  # fmt: skip
+
+    def make(kind, **more):
+        torch.manual_seed(0)
+        return trainer(tmp_path, tokenizer, texts, kind, peft_config=lora, **more)
+
+    peer = make(DPOTrainer, loss_type="sigmoid", learning_rate=0.5)
+    ours = make(DPOGammaTrainer, learning_rate=0.5, eval_dataset=Dataset.from_list(texts))
+    assert ours.path == "segments"
+    assert ours.evaluate()["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    want, _ = losses_and_weights(peer)
+    losses, _ = losses_and_weights(ours)
+    np.testing.assert_allclose(losses, want, atol=1e-5)
+    assert abs(losses[-1] - math.log(2)) > 1e-3
+
+    logged = ours.evaluate()["eval_distance/squared"]
+    merged = copy.deepcopy(ours.model).merge_and_unload()
+    start = dict(tiny_model().named_parameters())
+    exact = sum(
+        ((p.double() - start[name].double()) ** 2).sum().item()
+        for name, p in merged.named_parameters()
+    )
+    assert logged == pytest.approx(exact, rel=1e-4) and logged > 1e-6
+
+
+def test_distance_counts_tied_weights_once(tmp_path, tokenizer, texts):
+    model = tiny_model(config={**TINY, "tie_word_embeddings": True})
+    run = trainer(tmp_path, tokenizer, texts, model=model, eval_dataset=Dataset.from_list(texts))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3, 5] += 0.5
+        model.model.norm.weight[0] -= 2.0
+    assert run.evaluate()["eval_distance/squared"] == pytest.approx(0.25 + 4.0, rel=1e-6)
+
+
+def test_model_without_fast_path(tmp_path, tokenizer, texts):
+    """ALiBi takes TRL's forward pass, with the same loss as TRL and the same ranking metrics."""
+    config = {**GPT, "hidden_size": 32}
+    model, reference = (tiny_model(seed, "bloom", config) for seed in (1, 0))
+    run = trainer(tmp_path, tokenizer, texts, model=model, ref_model=reference, alpha=1.0,
+                  eval_dataset=Dataset.from_list(texts))  # fmt: skip
+    assert run.path.startswith("plain") and model.config._attn_implementation != "segments"
+    peer = trainer(tmp_path, tokenizer, texts, DPOTrainer, model=copy.deepcopy(model),
+                   ref_model=copy.deepcopy(reference), loss_type="sigmoid")  # fmt: skip
+    batch = run.data_collator([run.train_dataset[i] for i in range(4)])
+    loss = run.compute_loss(run.model, batch)
+    batch.pop("pair")
+    assert loss.item() == pytest.approx(peer.compute_loss(peer.model, batch).item(), abs=1e-6)
+    assert 0 < run.evaluate()["eval_ranking/accuracy"] < 1
+
+
+# ---------------------------------------------------------------------------- evaluation
+def test_metrics_do_not_depend_on_the_batch(tmp_path, tokenizer, texts):
+    """Exact means over pairs, equal to brute force from plain log-likelihoods."""
+    rows = cached_rows(tokenizer, texts, tiny_model())
+    found = {}
+    for size in (1, 3, 16):
+        run = trainer(tmp_path, tokenizer, rows, model=tiny_model(1), ref_model=None, alpha=0.5,
+                      precompute_ref_log_probs=True, per_device_eval_batch_size=size,
+                      eval_dataset=rows, dynamics_dataset=rows.select(range(5)),
+                      dynamics_file=tmp_path / f"{size}.jsonl")  # fmt: skip
+        found[size] = run.evaluate()
+    for name, value in found[1].items():
+        if not name.endswith(("runtime", "second", "preparation_time")):
+            for size in (3, 16):
+                assert found[size][name] == pytest.approx(value, abs=2e-5), name
+
+    policy = tiny_model(1)
+    pairs = []
+    for row in rows:
+        completions = tokenize_examples(tokenizer, [(texts[row["pair"]]["prompt"], (texts[row["pair"]]["chosen"], texts[row["pair"]]["rejected"]))])[0]  # fmt: skip
+        with torch.no_grad():
+            logps = [compute_token_logps_plain(policy, [c])[0].double() for c in completions]
+        ref = row["ref_chosen_logps"] - row["ref_rejected_logps"]
+        ratio = (logps[0].sum() - logps[1].sum()).item()
+        pairs.append((ratio, ref, math.log1p(math.exp(-0.05 * (ratio - 0.5 * ref))),
+                      (logps[0].mean() - logps[1].mean()).item()))  # fmt: skip
+    ratio, ref, loss, normalized = np.array(pairs).T
+    wrong, metrics = ref < 0, found[1]
+    assert 0 < wrong.sum() < len(ref)
+    assert metrics["eval_loss"] == pytest.approx(loss.mean(), abs=1e-5)
+    assert metrics["eval_ranking/accuracy"] == (ratio >= 0).mean()
+    assert metrics["eval_ranking/below_required_loss"] == metrics["eval_ranking/accuracy"]
+    assert metrics["eval_ranking/accuracy_normalized"] == (normalized >= 0).mean()
+    assert metrics["eval_ranking/ref_accuracy"] == (ref >= 0).mean()
+    assert metrics["eval_ranking/flipped_to_correct"] == (ratio[wrong] >= 0).mean()
+    assert metrics["eval_rewards/accuracies"] == (ratio > ref).mean()
+    both = (ref >= 0) & (ratio >= 0)
+    assert metrics["eval_groups/correct_to_correct_share"] == both.mean()
+    assert metrics["eval_groups/correct_to_correct_loss"] == pytest.approx(
+        loss[both].mean(), abs=1e-5
+    )
+    margin = metrics["eval_groups/correct_to_correct_reward_margin"]
+    assert margin == pytest.approx(0.05 * (ratio - ref)[both].mean(), abs=1e-5)
+    assert metrics["eval_train_loss"] == pytest.approx(loss[:5].mean(), abs=1e-5)
+
+    recorded = read_dynamics(tmp_path / "3.jsonl")
+    assert [r["id"] for r in recorded if r["part"] == "train"] == [f"pair-{k}" for k in range(5)]
+    validation = [r for r in recorded if r["part"] == "validation"]
+    assert [r["id"] for r in validation] == [f"pair-{k}" for k in range(16)]
+    assert [r["chosen"] - r["rejected"] for r in validation] == pytest.approx(ratio, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"label_smoothing": 0.1}, {"f_divergence_type": "js_divergence"}, {"ld_alpha": 0.5},
+     {"use_weighting": True}, {"sync_ref_model": True}, {"label_smoothing_factor": 0.1}],
+)  # fmt: skip
+def test_options_that_change_the_loss_are_refused(tmp_path, option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        arguments(tmp_path, **option)
+
+
+def test_alpha_without_its_loss_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="alpha=0.5 needs loss_type=alpha_scaling"):
+        arguments(tmp_path, loss_type="sigmoid", alpha=0.5)
+
+
+def test_weighted_sum_with_a_trl_loss(tmp_path, tokenizer, texts):
+    both = trainer(tmp_path, tokenizer, texts, model=tiny_model(1), alpha=0.5,
+                   loss_type=["alpha_scaling", "sft"], loss_weights=[0.5, 2.0])  # fmt: skip
+    batch = both.data_collator([both.train_dataset[i] for i in range(4)])
+    parts = []
+    for loss_type in ("alpha_scaling", "sft"):
+        run = trainer(tmp_path, tokenizer, texts, model=tiny_model(1), loss_type=loss_type,
+                      alpha=0.5 if loss_type == "alpha_scaling" else 1.0)  # fmt: skip
+        parts.append(run.compute_loss(run.model, batch).item())
+    total = both.compute_loss(both.model, batch).item()
+    assert total == pytest.approx(0.5 * parts[0] + 2.0 * parts[1], abs=1e-5)
+
+
+# ---------------------------------------------------------------------------- two processes
+PROGRAM = """
+import json, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from datasets import Dataset
+from conftest import make_tokenizer
+from data_utils import SAMPLE_FILE
+from test_dpo_gamma_trainer import trainer, losses_and_weights
+texts = json.loads(open({texts!r}).read())
+tokenizer = make_tokenizer(SAMPLE_FILE.read_text(encoding="utf-8"), bos=True)
+run = trainer({folder!r}, tokenizer, texts, alpha=0.5, per_device_train_batch_size=2,
+              per_device_eval_batch_size=3, eval_dataset=Dataset.from_list(texts[:13]))
+losses, weights = losses_and_weights(run)
+metrics = run.evaluate()
+if run.is_world_process_zero():
+    json.dump([losses.tolist(), weights.tolist(), metrics], open({result!r}, "w"))
+"""
+
+
+def test_two_processes_equal_one(tmp_path, tokenizer, texts):
+    """torchrun with 2 × 2 pairs a step: losses, weights and metrics of one process with 4."""
+    import json
+
+    result = tmp_path / "result.json"
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    program = tmp_path / "program.py"
+    root = Path(__file__).parents[1]
+    program.write_text(
+        PROGRAM.format(root=str(root), tests=str(root / "tests"), texts=str(tmp_path / "texts.json"),
+                       folder=str(tmp_path), result=str(result))
+    )  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+                "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+    subprocess.run([*launcher, str(program)], check=True, cwd=tmp_path, capture_output=True)
+    losses, weights, metrics = json.loads(result.read_text())
+
+    one = trainer(tmp_path, tokenizer, texts, alpha=0.5, eval_dataset=Dataset.from_list(texts[:13]))
+    want, want_weights = losses_and_weights(one)
+    assert len(losses) == len(want) == 4
+    want_metrics = one.evaluate()
+    np.testing.assert_allclose(losses, want, atol=1e-5)
+    np.testing.assert_allclose(weights, want_weights, atol=3e-5)
+    for name in ("eval_loss", "eval_ranking/accuracy", "eval_rewards/margins"):
+        assert metrics[name] == pytest.approx(want_metrics[name], abs=1e-4)
+
+
+def test_collate_pairs_masks_by_position():
+    """Padding may equal EOS inside a completion; only positions decide."""
+    rows = [
+        {"pair": 4, "chosen_ids": [0, 7, 1, 1], "chosen_start": 2, "rejected_ids": [0, 7, 9],
+         "rejected_start": 2, "ref_chosen_logps": -1.5, "ref_rejected_logps": -2.5}
+    ]  # fmt: skip
+    batch = partial(collate_pairs, pad_token_id=1)(rows)
+    assert batch["input_ids"].tolist() == [[0, 7, 1, 1], [0, 7, 9, 1]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert batch["completion_mask"].tolist() == [[0, 0, 1, 1], [0, 0, 1, 0]]
+    assert batch["ref_chosen_logps"].tolist() == [-1.5] and batch["pair"].tolist() == [4]
