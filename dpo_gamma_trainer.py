@@ -145,7 +145,7 @@ class DPOGammaTrainer(DPOTrainer):
         self.path = self.choose_path()
 
     def choose_path(self) -> str:
-        """Whether shared-prefix rows are exact here ("segments"), or why TRL's path runs instead."""
+        """Whether shared-prefix rows are exact here ("segments"), or why TRL's path runs."""
         if self.args.use_weighting or self.aux_loss_enabled:
             return "plain: the loss needs outputs of TRL's own forward pass"
         sample = self.train_dataset.select(range(min(64, len(self.train_dataset))))

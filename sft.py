@@ -86,8 +86,8 @@ class SFTArguments(TrainingDefaults, SFTConfig):
         super().__post_init__()
         if self.dataset_text_field != "chosen":
             raise ValueError(
-                f"--dataset_text_field {self.dataset_text_field}: only `chosen` is trained on, other "
-                "columns are found by the dataset's schema"
+                f"--dataset_text_field {self.dataset_text_field}: only `chosen` is trained on; "
+                "other columns are found by the dataset's schema"
             )
         if self.packing and self.packing_strategy != "bfd":
             raise ValueError(

@@ -60,10 +60,15 @@ def sample_text() -> str:
     return SAMPLE_FILE.read_text(encoding="utf-8")
 
 
-def make_tokenizer(text: str, bos: bool, trim_offsets: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 600 tokens trained on `text`; pad is eos."""
+def make_tokenizer(
+    text: str, bos: bool, trim_offsets: bool = True, split_words: bool = False
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 600 tokens trained on `text`; pad is eos.
+
+    Unless `split_words`, tokens reach across words, and so across the ends of prompts and turns.
+    """
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split_words)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=600, special_tokens=["<s>", "</s>"], show_progress=False,
