@@ -503,6 +503,8 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
     """
     original = model.config._attn_implementation
     inner = unwrap(model)
+    if original == "segments":
+        return "segments"  # checked before
     order = sorted(range(len(tokenized)), key=lambda i: max(len(c.ids) for c in tokenized[i]))
     config = inner.config.get_text_config()
     windowed = any(

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from data_utils import load_training_splits, sft_texts
+from log_likelihood import exact_offset_tokenizer
 from sft import IGNORED, main, parse_args, response_spans, tokenize_texts, trained_spans
 
 ROOT = Path(__file__).parents[1]
@@ -88,13 +89,13 @@ def test_labels_are_the_response_turns(sample_text):
 def test_token_across_the_start_of_a_turn_counts(tokenizer):
     """As in scoring: a token that begins before a turn and ends inside it belongs to the turn."""
     text, ((start, _),) = marked("\n\nHuman: a\n\nAssistant:⟦ They train cells.⟧")
-    encoding = tokenizer(text, return_offsets_mapping=True)
-    across = [a < start < b for a, b in encoding["offset_mapping"]]
+    encoding = exact_offset_tokenizer(tokenizer).encode(text)
+    across = [a < start < b for a, b in encoding.offsets]
     assert sum(across) == 1
     row = {"id": "a", "text": text, "n_prompt_characters": start}
     ((plain,), _) = tokenize_texts(tokenizer, [row], None, 512, add_eos=False)
     k = across.index(True)
-    assert plain["labels"] == [IGNORED] * k + encoding["input_ids"][k:]
+    assert plain["labels"] == [IGNORED] * k + encoding.ids[k:]
 
 
 def test_truncation_and_drops(sample_text):

@@ -1,0 +1,128 @@
+"""The four groups and Theorem 4.1 on hand-worked and extreme values; the per-pair file."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import log_expit
+
+from ranking_dynamics import (
+    append_dynamics,
+    dynamics_rows,
+    forget_later_steps,
+    pair_values,
+    read_dynamics,
+    summarize_pairs,
+)
+
+NAMES = ("chosen", "rejected", "ref_chosen", "ref_rejected", "n_chosen", "n_rejected")
+
+
+def values_of(rows, beta=0.1, gamma=1.0):
+    return pair_values(dict(zip(NAMES, np.array(rows, dtype=float).T)), beta, gamma)
+
+
+HAND = [
+    # chosen, rejected, ref_chosen, ref_rejected, n_chosen, n_rejected
+    (-10, -20, -11, -12, 5, 5),  # right before (−11 > −12), right after
+    (-30, -20, -11, -12, 5, 4),  # right before, wrong after
+    (-10, -10, -15, -12, 10, 5),  # wrong before; after: equal, which counts as right (≥)
+    (-40, -20, -42, -12, 20, 5),  # wrong before and after, but per token −2 > −4
+]
+
+
+def test_hand_worked_groups():
+    values = values_of(HAND)
+    means = summarize_pairs(values, 0.1)
+    for name in (
+        "correct_to_correct",
+        "correct_to_incorrect",
+        "incorrect_to_correct",
+        "incorrect_to_incorrect",
+    ):
+        assert means[f"groups/{name}_share"] == 0.25
+    assert means["ranking/accuracy"] == 0.5 and means["ranking/ref_accuracy"] == 0.5
+    assert means["ranking/flipped_to_correct"] == 0.5
+    assert values["correct_normalized"].tolist() == [True, False, True, True]
+    # margins β(policy log-ratio − γ ref log-ratio): 0.1·(10 − 1), 0.1·(−10 − 1), 0.1·(0 + 3), 0.1·(−20 + 30)
+    margins = [0.9, -1.1, 0.3, 1.0]
+    assert values["reward_margin"] == pytest.approx(margins)
+    assert values["loss"] == pytest.approx([math.log1p(math.exp(-m)) for m in margins])
+    assert means["groups/correct_to_incorrect_loss"] == pytest.approx(math.log1p(math.exp(1.1)))
+    assert means["rewards/accuracies"] == 0.75 and means["logps/chosen"] == -22.5
+    # rewards of chosen: 0.1·(1, −19, 5, 2)
+    assert means["rewards/chosen"] == pytest.approx(-0.275)
+    # γ = 0.5: margin of the last pair 0.1·(−20 + 15); reward margins stay
+    half = values_of(HAND, gamma=0.5)
+    assert half["loss"][3] == pytest.approx(math.log1p(math.exp(0.5)))
+    assert half["reward_margin"] == pytest.approx(margins)
+
+
+def test_empty_groups_have_no_mean():
+    means = summarize_pairs(values_of(HAND[:1]), 0.1)
+    assert means["groups/incorrect_to_correct_share"] == 0.0
+    assert "groups/incorrect_to_correct_loss" not in means
+    assert "ranking/flipped_to_correct" not in means  # nothing was wrong
+
+
+@given(
+    st.lists(st.tuples(*[st.floats(-2000, -0.001)] * 4), min_size=1, max_size=20),
+    st.sampled_from([0.01, 0.1, 1.0, 10.0]),
+    st.sampled_from([0.0, 0.25, 1.0, 2.0]),
+)
+def test_theorem_4_1_is_ranking_accuracy(logps, beta, gamma):
+    """The required-loss condition and the ranking agree wherever their difference is resolvable."""
+    rows = [(*four, 7, 9) for four in logps if four[0] == four[1] or abs(four[0] - four[1]) > 1e-9]
+    if rows:
+        values = values_of(rows, beta, gamma)
+        assert (values["below_required_loss"] == values["correct"]).all()
+        policy_logratios = values["chosen"] - values["rejected"]
+        ref_logratios = values["ref_chosen"] - values["ref_rejected"]
+        direct = -log_expit(beta * (policy_logratios - gamma * ref_logratios))
+        assert values["loss"] == pytest.approx(direct, rel=1e-9, abs=1e-9)
+
+
+def test_non_finite_log_likelihoods_are_wrong():
+    with np.errstate(invalid="ignore"):
+        values = values_of([(math.nan, -1, -2, -3, 1, 1)])
+    assert not values["correct"][0] and values["ref_correct"][0]
+    (row,) = dynamics_rows(values, ["a"], {"step": 0})
+    assert row["chosen"] is None and row["loss"] is None and row["group"] == "correct_to_incorrect"
+    json.dumps(row, allow_nan=False)
+
+
+def facts(step, part):
+    return {
+        "step": step,
+        "epoch": 0.1,
+        "part": part,
+        "beta": 0.1,
+        "gamma": 1.0,
+        "squared_distance": None,
+    }
+
+
+def test_resume_forgets_later_steps_and_a_torn_line(tmp_path):
+    path = tmp_path / "ranking_dynamics.jsonl"
+    assert forget_later_steps(path, 5) == set()
+    for step in (0, 5, 10):
+        for part in ("validation", "train"):
+            append_dynamics(path, dynamics_rows(values_of(HAND), "abcd", facts(step, part)))
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(b'{"step": 10, "par')
+    kept = forget_later_steps(path, 5)
+    assert kept == {(0, "train"), (0, "validation"), (5, "train"), (5, "validation")}
+    assert whole.startswith(path.read_bytes())
+    assert [row["step"] for row in read_dynamics(path)] == [0] * 8 + [5] * 8
+    assert forget_later_steps(path, 99) == kept
+
+
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1}\n')
+    with pytest.raises(ValueError, match="x.jsonl: not a ranking_dynamics.jsonl of dpo.py"):
+        read_dynamics(path)

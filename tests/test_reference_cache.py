@@ -1,0 +1,105 @@
+"""Reference log-likelihoods: equal to plain scoring, paid for once, never stale."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, make_model
+
+import reference_cache
+from log_likelihood import compute_token_logps_plain, tokenize_examples
+from reference_cache import cache_file, hash_model, read_cache, reference_logps
+
+EXAMPLES = [
+    ("How are you?", (" Fine, thanks.", " No.")),
+    ("How are you today?", (" Good", " Bad weather")),
+    ("Why?", (" Because of it", " Hm")),
+]
+
+
+@pytest.fixture
+def model():
+    return make_model("llama", SMALL)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path))
+    return tmp_path / "reference"
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How many examples were scored so far."""
+    scored = []
+    score = reference_cache.score_examples
+    monkeypatch.setattr(
+        reference_cache, "score_examples",
+        lambda model, tokenized, **more: (scored.append(len(tokenized)), score(model, tokenized, **more))[1],
+    )  # fmt: skip
+    return scored
+
+
+def test_equal_to_plain_scoring_and_paid_once(model, tokenizer, counted, cache):
+    tokenized = tokenize_examples(tokenizer, EXAMPLES)
+    double = make_model("llama", SMALL).double()
+    with torch.no_grad():
+        want = [[compute_token_logps_plain(double, [c])[0].double().sum().item() for c in e] for e in tokenized]  # fmt: skip
+    first = reference_logps(model, tokenized)
+    np.testing.assert_allclose(first, want, atol=1e-4)
+    assert np.array_equal(reference_logps(model, tokenized), first)
+    assert np.array_equal(reference_logps(model, tokenized[::-1]), first[::-1])
+    assert counted == [3]
+    (file,) = cache.iterdir()
+    assert len(read_cache(file)) == 6
+
+
+def test_changed_inputs_never_hit(model, tokenizer, counted):
+    reference_logps(model, tokenize_examples(tokenizer, EXAMPLES))
+    for change in (
+        {"add_eos": True}, {"separators": ["\n"] * 3}, {"max_length": 7},
+    ):  # fmt: skip
+        changed = tokenize_examples(tokenizer, EXAMPLES, **change)
+        reference_logps(model, [e for e in changed if not isinstance(e, str)])
+    assert counted[:3] == [3, 3, 3] and len(counted) == 4
+    tokenized = tokenize_examples(tokenizer, EXAMPLES)
+    reference_logps(model, tokenized, autocast=torch.bfloat16)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3
+    reference_logps(model, tokenized)
+    assert len(counted) == 6
+
+
+def test_key_of_the_model(model):
+    same = make_model("llama", SMALL)
+    assert hash_model(same) == hash_model(model)
+    same.config._name_or_path = "elsewhere"
+    assert hash_model(same) == hash_model(model)
+    same.config.rope_parameters["rope_theta"] = 123.0
+    assert hash_model(same) != hash_model(model)
+    assert cache_file(model, None) != cache_file(model, torch.bfloat16)
+    assert hash_model(model.to(torch.bfloat16)) != hash_model(make_model("llama", SMALL))
+
+
+def test_same_text_after_another_boundary_is_another_entry(model, tokenizer, counted):
+    moved = [("How are", (" you? Fine, thanks.", " you? No."))]
+    reference_logps(model, tokenize_examples(tokenizer, EXAMPLES[:1]))
+    logps = reference_logps(model, tokenize_examples(tokenizer, moved))
+    assert counted == [1, 1] and (logps < -20).all()
+
+
+def test_torn_line_is_computed_again(model, tokenizer, counted, cache):
+    tokenized = tokenize_examples(tokenizer, EXAMPLES)
+    first = reference_logps(model, tokenized)
+    (file,) = cache.iterdir()
+    file.write_bytes(file.read_bytes()[:-9])
+    assert np.array_equal(reference_logps(model, tokenized), first)
+    assert counted == [3, 1] and len(read_cache(file)) == 6
+
+
+def test_non_finite_reference_is_an_error_and_not_cached(model, tokenizer, cache):
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="3 pairs a non-finite log-likelihood"):
+        reference_logps(model, tokenize_examples(tokenizer, EXAMPLES))
+    (file,) = cache.iterdir()
+    assert read_cache(file) == {}
