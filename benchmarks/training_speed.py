@@ -1,0 +1,130 @@
+"""DPO training speed and peak memory against TRL's own DPOTrainer.
+
+    python benchmarks/training_speed.py --output benchmarks/training_speed.json
+
+Same model, pairs, token ids, batches, optimizer and loss (γ = 1, TRL's `sigmoid`), float32 on CPU,
+each side in a process of its own, one after the other: with the reference computed in every step
+(TRL's default), and with the reference's log-likelihoods in the dataset on both sides. Prints the
+speedups and how far the losses of the steps differ.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from data_utils import load_training_splits, preference_pairs
+from result_files import write_text_atomically
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """One side, in this process: seconds of train(), peak memory above the models, losses."""
+    import torch
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer
+    from model_loading import load_model, load_tokenizer
+
+    parts, _ = load_training_splits(args.dataset, data_dir=args.data_dir)
+    pairs = preference_pairs(parts["train"].examples)[: args.n_pairs]
+    texts = [{key: pair[key] for key in ("prompt", "chosen", "rejected")} for pair in pairs]
+    side, reference = args.side.split("-")
+    ours = side == "ours"
+    settings = {
+        "beta": 0.1, "max_length": 512, "per_device_train_batch_size": args.batch_size,
+        "num_train_epochs": 1, "logging_steps": 1, "learning_rate": 1e-6, "optim": "rmsprop",
+        "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True,
+        "bf16": False, "gradient_checkpointing": False,
+        "precompute_ref_log_probs": reference == "cached",
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        config = (
+            DPOGammaConfig(folder, loss_type="alpha_scaling", alpha=1.0, **settings)
+            if ours
+            else DPOConfig(folder, loss_type="sigmoid", **settings)
+        )
+        models = [load_model(args.lm_name_or_path, dtype="float32", device="cpu") for _ in "12"]
+        trainer = (DPOGammaTrainer if ours else DPOTrainer)(
+            model=models[0],
+            ref_model=models[1],
+            args=config,
+            train_dataset=Dataset.from_list(texts),
+            processing_class=load_tokenizer(args.lm_name_or_path),
+        )
+        # with --reference cached it was just computed, on both sides by TRL: only training is timed
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "seconds": seconds,
+        "pairs_per_second": len(texts) / seconds,
+        "peak_gib": peak / 2**20,
+        "peak_gib_above_start": (peak - before) / 2**20,
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "threads": torch.get_num_threads(),
+    }
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--lm-name-or-path", default="SmolLM2-135M-Instruct")
+    parser.add_argument("--dataset", default="sample", help="as in dpo.py")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--n-pairs", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=8, help="pairs in a step")
+    parser.add_argument(
+        "--reference", nargs="+", default=["online", "cached"], choices=("online", "cached")
+    )
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.side:
+        print("\n" + json.dumps(measure(args)))
+        return
+    summary = {"dataset": args.dataset, "n_pairs": args.n_pairs, "batch_size": args.batch_size}
+    # TRL keeps precomputed log-likelihoods in the datasets cache: an empty one for every run
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "HF_DATASETS_CACHE": cache}
+        for reference in args.reference:
+            for side in ("trl", "ours"):
+                command = [sys.executable, __file__, *sys.argv[1:], "--side", f"{side}-{reference}"]
+                output = subprocess.run(
+                    command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+                ).stdout
+                result = json.loads(output.splitlines()[-1])
+                summary[f"{side}_{reference}"] = result
+                print(
+                    f"{reference} reference, {side:4}: {result['pairs_per_second']:.3f} pairs/s, "
+                    f"peak {result['peak_gib']:.1f} GiB"
+                )
+            ours, trl = summary[f"ours_{reference}"], summary[f"trl_{reference}"]
+            speedup = ours["pairs_per_second"] / trl["pairs_per_second"]
+            difference = max(abs(a - b) for a, b in zip(ours["losses"], trl["losses"]))
+            summary[f"speedup_{reference}"] = speedup
+            summary[f"largest_loss_difference_{reference}"] = difference
+            print(
+                f"{reference} reference: {speedup:.2f} times as fast, losses within {difference:.1g}"
+            )
+    if args.output:
+        write_text_atomically(args.output, json.dumps(summary, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(parse_args())

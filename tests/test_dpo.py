@@ -1,0 +1,233 @@
+"""dpo.py as a user runs it: the original command, a kill, adapters, errors, agreement with scoring."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_calculate_calibration_metrics import read_wandb_keys
+from transformers import AutoModelForCausalLM
+
+import calculate_calibration_metrics
+from dpo import main, parse_args
+from model_loading import load_model
+from ranking_dynamics import read_dynamics
+from result_files import read_json_lines
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def command(model, output, *more) -> list[str]:
+    """The original README's command on the sample data, old spellings included."""
+    return [
+        f"--model_name_or_path={model}", "--dataset_name=sample", "--beta=0.1", "--alpha=0.5",
+        "--loss_type=alpha_scaling", "--sanity_check=false", "--logging_first_step=true",
+        "--warmup_steps=150", "--bf16=true", f"--output_dir={output}", "--wandb_run_name=second",
+        "--gradient_accumulation_steps=2", "--per_device_train_batch_size=8",
+        "--per_device_eval_batch_size=8", "--learning_rate=1e-2", "--num_train_epochs=1",
+        "--log_level=info", "--save_strategy=steps", "--save_steps=4",
+        "--load_best_model_at_end=true", "--max_length=512", "--evaluation_strategy=steps",
+        "--logging_steps=2", "--eval_steps=4", "--optim=rmsprop", *more,
+    ]  # fmt: skip
+
+
+def start(arguments, folder, **environment):
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    return subprocess.Popen(
+        [sys.executable, ROOT / "dpo.py", *arguments], cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**clean, **environment},
+    )  # fmt: skip
+
+
+def test_original_command(tiny_model_directory, tmp_path):
+    output = tmp_path / "dpo"
+    run = start(command(tiny_model_directory, output), tmp_path, HOME=str(tmp_path))
+    out, err = run.communicate()
+    assert run.returncode == 0, err[-3000:]
+    assert "train: 103, validation: 13, test: 13" in err
+    assert "policy log-likelihoods: segments" in err
+    assert "wandb: this run is offline; upload it with `wandb sync " in err
+    assert "Ranking dynamics" in out and "lowest" not in err
+
+    rows = read_dynamics(output / "ranking_dynamics.jsonl")
+    steps = sorted({row["step"] for row in rows})
+    assert steps[:2] == [0, 4] and {row["part"] for row in rows} == {"train", "validation"}
+    keys = [(row["step"], row["part"], row["id"]) for row in rows]
+    assert len(set(keys)) == len(keys)
+    for row in rows:  # Eq. 4 in bfloat16, γ = 0.5: the loss is that of the recorded log-likelihoods
+        ref = row["ref_chosen"] - row["ref_rejected"]
+        margin = 0.1 * (row["chosen"] - row["rejected"] - 0.5 * ref)
+        assert row["loss"] == pytest.approx(np.logaddexp(0, -margin), abs=1e-6)
+    for name in ("ranking_dynamics", "loss_against_reference", "accuracy_against_distance"):
+        assert (output / f"{name}.png").stat().st_size > 10_000
+
+    (log,) = output.glob("wandb/offline-run-*/run-*.wandb")
+    logged = read_wandb_keys(log)
+    assert b"second" in log.read_bytes()
+    panels = {"ranking/accuracy", "ranking/ref_accuracy", "ranking/accuracy_normalized", "loss",
+              "ranking/below_required_loss", "rewards/accuracies", "logps/chosen",
+              "groups/correct_to_correct_share", "groups/incorrect_to_incorrect_loss",
+              "groups/incorrect_to_incorrect_reward_margin"}  # fmt: skip
+    assert {f"eval/{name}" for name in panels} <= logged
+    assert {f"eval/train_{name}" for name in panels} <= logged
+    assert {"eval/distance/squared", "figures/dynamics", "examples/pairs", "train/loss"} <= logged
+    assert AutoModelForCausalLM.from_pretrained(output).config.model_type == "llama"
+    assert "segments" not in (output / "config.json").read_text()
+
+
+def history(folder) -> list[dict]:
+    """What was logged, without what depends on the clock."""
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return [
+        {k: v for k, v in entry.items() if not re.search("runtime|second|preparation", k)}
+        for entry in state["log_history"]
+    ]
+
+
+def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path):
+    """kill -9 after a checkpoint, the same command again: same losses, weights and dynamics file."""
+    more = ["--report_to=none", "--warmup_steps=2", "--bf16=false", "--use_peft", "--lora_r=4",
+            "--lora_dropout=0.3", "--lora_target_modules=all-linear", "--dynamics_sample_size=40"]  # fmt: skip
+    main(command(tiny_model_directory, tmp_path / "whole", *more))
+    killed = command(tiny_model_directory, tmp_path / "killed", *more)
+    run = start(killed, tmp_path)
+    deadline = time.time() + 120
+    while not (tmp_path / "killed/checkpoint-8/trainer_state.json").exists():
+        assert run.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+    os.kill(run.pid, signal.SIGKILL)
+    run.communicate()
+    unfinished = tmp_path / "killed/checkpoint-12"  # as a kill in the middle of saving leaves it
+    unfinished.mkdir(exist_ok=True)
+    (unfinished / "trainer_state.json").unlink(missing_ok=True)
+    with (tmp_path / "killed/ranking_dynamics.jsonl").open("ab") as file:
+        file.write(b'{"step": 12, "part": "val')
+
+    other = start([*killed, "--learning_rate=1e-4"], tmp_path)
+    _, err = other.communicate()
+    assert other.returncode == 2 and "other settings (learning_rate differ)" in err
+
+    again = start(killed, tmp_path)
+    _, err = again.communicate()
+    assert again.returncode == 0, err[-3000:]
+    assert "checkpoint-12 was not saved to the end: skipped" in err
+    assert "resuming from " in err and "checkpoint-8" in err
+    whole, resumed = tmp_path / "whole", tmp_path / "killed"
+    name = "ranking_dynamics.jsonl"
+    assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+    assert history(resumed) == history(whole)
+    want = load_model(str(whole)).merge_and_unload().state_dict()
+    got = load_model(str(resumed)).merge_and_unload().state_dict()
+    assert all((want[key] == got[key]).all() for key in want)
+
+
+def test_dynamics_agree_with_the_evaluation_script(tiny_model_directory, tmp_path):
+    """What training logs for the final model is what the scoring script prints for its directory."""
+    output = tmp_path / "dpo"
+    more = [
+        "--report_to=none",
+        "--bf16=false",
+        "--warmup_steps=0",
+        "--max_steps=4",
+        "--max_length=4096",
+    ]
+    main(command(tiny_model_directory, output, *more))
+    rows = [r for r in read_dynamics(output / "ranking_dynamics.jsonl") if r["step"] == 4]
+    calculate_calibration_metrics.main(
+        calculate_calibration_metrics.parse_args(
+            ["--lm-name-or-path", str(output), "--dataset", "sample", "--sample-size", "-1",
+             "--output-dir", str(tmp_path), "--output-filename", "scores.jsonl"]
+        )
+    )  # fmt: skip
+    scores = {r["id"]: r for r in read_json_lines(tmp_path / "scores.examples.jsonl")}
+    compared = 0
+    for row in rows:
+        example = scores[row["id"].split(":")[0]]
+        i, j = (0, 1)
+        if ":" in row["id"]:
+            i, j = (int(k) for k in row["id"].split(":")[1].split(">"))
+        elif example["ranks"][0] > example["ranks"][1]:
+            i, j = (1, 0)
+        for side, k in (("chosen", i), ("rejected", j)):
+            assert row[side] == pytest.approx(example["completions"][k]["logp"], abs=1e-3)
+            assert row[f"n_{side}"] == example["completions"][k]["n_tokens"]
+        compared += 1
+    assert compared > 200
+
+
+def test_adapter_of_sft_then_lora(tiny_model_directory, tmp_path):
+    """An adapter directory as the policy: merged, and the new adapter's base lies beside it."""
+    from peft import LoraConfig, get_peft_model
+
+    adapter = tmp_path / "sft"
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_directory)
+    tuned = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.5)
+    tuned.save_pretrained(adapter)
+    output = tmp_path / "dpo"
+    more = ["--report_to=none", "--bf16=false", "--max_steps=2", "--alpha=1", "--use_peft",
+            "--lora_target_modules=q_proj", "--eval_steps=1", "--save_steps=1"]  # fmt: skip
+    main(command(adapter, output, *more))
+    rows = read_dynamics(output / "ranking_dynamics.jsonl")
+    first = [row["loss"] for row in rows if row["step"] == 0]
+    assert np.mean(first) == pytest.approx(math.log(2), abs=1e-4)  # the reference is the SFT model
+    last = load_model(str(output))
+    merged = tuned.merge_and_unload()
+    q_proj = "model.layers.0.self_attn.q_proj.weight"
+    start_weight = merged.get_parameter(q_proj)
+    end_weight = last.merge_and_unload().get_parameter(q_proj)
+    assert 0 < (start_weight - end_weight).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gamma=0.5"], "--gamma cannot be honoured; use --alpha"),
+        (["--max_prompt_length=256"], "use --max_length: prompts are cut from the left"),
+        (["--precompute_ref_log_probs=true"], "always computed once and cached"),
+        (["--loss_typ=sigmoid"], "unknown flag --loss_typ; did you mean --loss_type?"),
+        (["--label_smoothing=0.1"], "label_smoothing would change the loss"),
+        (["--loss_type=sigmoid", "--alpha=2"], "alpha=2.0 needs loss_type=alpha_scaling"),
+        (["--reference_free=true"], "use --loss_type=alpha_scaling --alpha=0"),
+    ],
+)
+def test_bad_flags(flags, message):
+    with pytest.raises(ValueError) as error:
+        parse_args([*command("m", "o"), *flags])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_things_are_one_line(tiny_model_directory, tmp_path):
+    """Missing model, dataset and split; an output directory that holds something else."""
+    cases = {
+        "no such model directory: ./nowhere": command("./nowhere", tmp_path / "a"),
+        "unknown dataset 'absent.jsonl'": command(
+            tiny_model_directory, tmp_path / "b", "--dataset_name=absent.jsonl", "--report_to=none"
+        ),
+        "holds a model (config.json)": command(tmp_path, tiny_model_directory, "--report_to=none"),
+    }
+    (tmp_path / "config.json").write_text("{}")
+    for message, arguments in cases.items():
+        with pytest.raises((OSError, ValueError)) as error:
+            main(arguments)
+        assert message in str(error.value)
+    assert not (tiny_model_directory / "run_config.json").exists()
+    run = start(command("./nowhere", tmp_path / "a"), tmp_path)
+    _, err = run.communicate()
+    assert (
+        run.returncode == 2 and err.splitlines()[-1] == "error: no such model directory: ./nowhere"
+    )
