@@ -1,10 +1,17 @@
-# `make demo` and `make test` set everything up in .venv first; a second call installs nothing.
+# `make demo`, `make demo-train` and `make test` set everything up in .venv first; a second call
+# installs nothing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= results/demo
+DEMO_DPO = --model_name_or_path=$(DEMO)/sft --dataset_name=sample --beta=0.1 \
+    --loss_type=alpha_scaling --max_train_samples=40 --max_length=512 --num_train_epochs=2 \
+    --per_device_train_batch_size=8 --learning_rate=2e-5 --warmup_steps=3 --optim=rmsprop \
+    --evaluation_strategy=steps --eval_steps=9 --save_strategy=steps --save_steps=9 \
+    --save_total_limit=1 --load_best_model_at_end=true --logging_steps=3 --report_to=none \
+    --overwrite_output_dir
 
-.PHONY: demo test check clean
+.PHONY: demo demo-train test check clean
 
 $(VENV)/.installed: requirements.txt requirements_dpo.txt requirements_dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +26,14 @@ demo: $(VENV)/.installed
 	$(BIN)/python calculate_upper_bound_rlhf.py \
 	    --reference-examples $(DEMO)/ranking_accuracy.examples.jsonl --output-dir $(DEMO) \
 	    --output-filename idealized_accuracy.jsonl --overwrite
+
+demo-train: $(VENV)/.installed
+	$(BIN)/python sft.py --model_name=SmolLM2-135M-Instruct --dataset_name=sample \
+	    --output_dir=$(DEMO)/sft --max_train_samples=40 --seq_length=512 --num_train_epochs=1 \
+	    --per_device_train_batch_size=8 --learning_rate=1e-5 --logging_steps=1 \
+	    --report_to=none --overwrite_output_dir
+	$(BIN)/python dpo.py $(DEMO_DPO) --alpha=1 --output_dir=$(DEMO)/dpo_gamma1
+	$(BIN)/python dpo.py $(DEMO_DPO) --alpha=0 --output_dir=$(DEMO)/dpo_gamma0
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q tests

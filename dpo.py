@@ -270,8 +270,10 @@ def main(argv: list[str]) -> None:
 
     reference, tokenizer = load_for_training(model_args, reference_name, device)
     datasets, texts = prepare_datasets(data_args, training_args, reference, tokenizer)
-    del reference
-    model, tokenizer = load_for_training(model_args, policy_name, device)
+    model = reference
+    if reference_name != policy_name:
+        del reference
+        model, tokenizer = load_for_training(model_args, policy_name, device)
     peft_config = get_peft_config(model_args)
     if peft_config and (Path(policy_name) / "adapter_config.json").is_file():
         base = folder / "base"  # the new adapter stands on the merged one

@@ -15,7 +15,9 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
 from log_likelihood import TokenizedCompletion, check_fast_path, compute_token_logps
@@ -298,10 +300,13 @@ class DPOGammaTrainer(DPOTrainer):
         return metrics
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        """Train; on a resume, evaluations after the checkpoint are forgotten and done again."""
-        if self.dynamics_file is not None and resume_from_checkpoint:
-            step = int(Path(resume_from_checkpoint).name.split("-")[1])
-            self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                self.recorded = forget_later_steps(self.dynamics_file, step)
+        """Train; the dynamics file keeps the rows up to the checkpoint, none without one."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+        if self.dynamics_file is not None and self.is_world_process_zero():
+            step = -1
+            if resume_from_checkpoint:
+                state = Path(resume_from_checkpoint) / TRAINER_STATE_NAME
+                step = TrainerState.load_from_json(str(state)).global_step
+            self.recorded = forget_later_steps(self.dynamics_file, step)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

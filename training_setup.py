@@ -292,7 +292,7 @@ def prepare_output_dir(
         for name in (
             "config.json",
             "adapter_config.json",
-            *(p.name for p in folder.glob("check*")),
+            *(p.name for p in folder.glob("checkpoint-*")),
         ):
             if (folder / name).exists():
                 raise ValueError(

@@ -119,9 +119,7 @@ def main(args: argparse.Namespace) -> None:
             difference = max(abs(a - b) for a, b in zip(ours["losses"], trl["losses"]))
             summary[f"speedup_{reference}"] = speedup
             summary[f"largest_loss_difference_{reference}"] = difference
-            print(
-                f"{reference} reference: {speedup:.2f} times as fast, losses within {difference:.1g}"
-            )
+            print(f"{reference}: {speedup:.2f} times as fast, losses equal to {difference:.1g}")
     if args.output:
         write_text_atomically(args.output, json.dumps(summary, indent=1) + "\n")
 
