@@ -263,6 +263,8 @@ def plot_loss_against_reference(rows: list[Row], path: Path) -> None:
         )
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
+    highest = max(r["loss"] for r in rows if r["step"] == best and r["loss"] is not None)
+    grid[0][0].set_ylim(0, 1.1 * highest)  # the loss needed goes on rising to the right
     grid[0][0].set_ylabel("loss (nats)")
     figure.tight_layout()
     save_figure(figure, path)

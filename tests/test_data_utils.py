@@ -12,7 +12,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_utils import ALPACA_FARM, ALPACA_FARM_FILE, DATASETS, load_preferences
+from data_utils import (
+    ALPACA_FARM,
+    ALPACA_FARM_FILE,
+    DATASETS,
+    load_preferences,
+    load_training_splits,
+    preference_pairs,
+    sft_texts,
+)
 
 DATA_DIR = Path(os.environ.get("DATA_DIR", "DATA_DIR"))
 
@@ -277,3 +285,85 @@ def test_real_files_load(name):
     assert len(everything.examples) == len(data.examples) + ties
     if name == ALPACA_FARM:
         assert len(everything.examples) == 430
+
+
+# ---------------------------------------------------------------------------- for training
+def pair_rows(n, prefix="q"):
+    return [{"prompt": f"{prefix}{k}?", "chosen": f"a{k}", "rejected": f"b{k}"} for k in range(n)]
+
+
+def write_folder(folder, **splits):
+    folder.mkdir(parents=True)
+    for name, rows in splits.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+def prompts(parts):
+    return {name: {e.prompt for e in data.examples} for name, data in parts.items()}
+
+
+def test_one_split_is_divided_by_prompt_and_seed(tmp_path):
+    """80/10/10 of the prompts; the several pairs of a prompt stay together."""
+    rows = [{**row, "chosen": f"{row['chosen']}-{k}"} for row in pair_rows(50) for k in range(3)]
+    spec = write_folder(tmp_path / "d", only=rows)
+    parts, notes = load_training_splits(spec)
+    found = prompts(parts)
+    assert [len(found[name]) for name in ("train", "validation", "test")] == [40, 5, 5]
+    assert len(set.union(*found.values())) == 50
+    assert [len(data.examples) for data in parts.values()] == [120, 15, 15]
+    assert notes[-1] == "train: 120, validation: 15, test: 15"
+    assert prompts(load_training_splits(spec)[0]) == found
+    assert prompts(load_training_splits(spec, seed=1)[0]) != found
+    (tmp_path / "file.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert prompts(load_training_splits(str(tmp_path / "file.jsonl"))[0]) == found
+
+
+def test_evaluation_splits(tmp_path):
+    """A lone test split is halved with seed 0; validation and test are taken as they are."""
+    both = write_folder(tmp_path / "both", train=pair_rows(30, "r"), test=pair_rows(20, "s"))
+    halved, notes = load_training_splits(both, seed=5)
+    again, _ = load_training_splits(both, seed=6)
+    assert prompts(halved) == prompts(again) and "test is halved" in notes[2]
+    assert [len(d.examples) for d in halved.values()] == [30, 10, 10]
+    whole = prompts(halved)["validation"] | prompts(halved)["test"]
+    assert whole == {f"s{k}?" for k in range(20)}
+
+    three = write_folder(tmp_path / "three", train=pair_rows(9, "r"), validation=pair_rows(4, "v"),
+                         test=pair_rows(3, "s"))  # fmt: skip
+    parts, _ = load_training_splits(three)
+    assert {name: next(iter(p))[0] for name, p in prompts(parts).items()} == {
+        "train": "r", "validation": "v", "test": "s"
+    }  # fmt: skip
+    parts, _ = load_training_splits(three, train_split="validation", eval_split="train")
+    assert {name: next(iter(p))[0] for name, p in prompts(parts).items()} == {
+        "train": "v", "validation": "r", "test": "s"
+    }  # fmt: skip
+    with pytest.raises(FileNotFoundError, match="split 'dev'"):
+        load_training_splits(three, eval_split="dev")
+    odd = write_folder(tmp_path / "odd", first=pair_rows(9), second=pair_rows(9))
+    with pytest.raises(ValueError, match="choose one by --train_split"):
+        load_training_splits(odd)
+    with pytest.raises(ValueError, match="too few examples to divide"):
+        load_training_splits(write_folder(tmp_path / "few", train=pair_rows(3)))
+
+
+def test_training_conversions(tmp_path):
+    """Every untied pair of a list; SFT takes the best-ranked completion."""
+    row = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [2, 1, 2]}
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    examples = load_preferences(str(path)).examples
+    pairs = preference_pairs(examples)
+    assert [(p["chosen"], p["rejected"]) for p in pairs] == [("b", "a"), ("b", "c")]
+    assert len({p["id"] for p in pairs}) == 2
+    (text,) = sft_texts(examples, " ")
+    assert text["text"] == "p b" and text["n_prompt_characters"] == 1
+
+
+@pytest.mark.skipif(not DATA_DIR.is_dir(), reason="needs DATA_DIR")
+def test_real_hh_is_divided():
+    parts, notes = load_training_splits("Anthropic/hh-rlhf", data_dir=DATA_DIR)
+    found = prompts(parts)
+    assert not found["train"] & found["validation"] and not found["train"] & found["test"]
+    assert sum(len(d.examples) for d in parts.values()) == 1985 and "divided" in notes[1]

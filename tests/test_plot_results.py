@@ -1,6 +1,7 @@
 """Figures: what is drawn equals the result rows."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 import plot_results
@@ -39,3 +40,70 @@ def test_command_line(tmp_path, capsys):
         ["ranking-accuracy", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / "r.pdf")]
     ))  # fmt: skip
     assert (tmp_path / "r.pdf").read_bytes().startswith(b"%PDF")
+
+
+def dynamics():
+    """Two steps of four pairs; the validation loss is lowest at step 5."""
+    rows = []
+    losses = {0: (0.7, 0.7, 0.7, 0.7), 5: (0.5, 0.6, 0.4, 0.7), 10: (0.9, 0.9, 0.2, 0.9)}
+    after = {0: (1, 1, 0, 0), 5: (1, 0, 1, 0), 10: (1, 1, 1, 1)}
+    for part in ("train", "validation"):
+        for step, values in losses.items():
+            for k, (loss, correct) in enumerate(zip(values, after[step])):
+                before = "correct" if k < 2 else "incorrect"
+                rows.append(
+                    {"step": step, "part": part, "id": str(k), "loss": loss, "beta": 0.1, "gamma": 1.0,
+                     "group": f"{before}_to_{'correct' if correct else 'incorrect'}",
+                     "reward_margin": step * 0.1, "ref_chosen": -10.0, "ref_rejected": -12.0 + 3 * k,
+                     "squared_distance": step**2 if part == "validation" else None}
+                )  # fmt: skip
+    return rows
+
+
+def drawn(monkeypatch, plot, path):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    plot(dynamics(), path)
+    assert path.stat().st_size > 0
+    return plt.gcf().axes
+
+
+def test_dynamics_figure(tmp_path, monkeypatch):
+    axes = drawn(monkeypatch, plot_results.plot_dynamics, tmp_path / "f.png")
+    assert len(axes) == 6
+    share = {line.get_label(): line for line in axes[0].lines}
+    assert list(share["correct → correct"].get_ydata()) == [50, 25, 50]
+    assert list(share["correct → incorrect"].get_ydata()) == [0, 25, 0]
+    assert list(share["incorrect → correct"].get_ydata()) == [0, 25, 50]
+    assert list(share["lowest validation loss"].get_xdata()) == [5, 5]
+    loss = {line.get_label(): line for line in axes[1].lines}
+    assert loss["incorrect → correct"].get_ydata()[1] == pytest.approx(0.4)
+
+
+def test_loss_against_reference_figure(tmp_path, monkeypatch):
+    axes = drawn(monkeypatch, plot_results.plot_loss_against_reference, tmp_path / "f.png")
+    correct, wrong = axes[0].collections
+    assert correct.get_offsets().tolist() == [[2.0, 0.5], [-4.0, 0.4]]
+    assert wrong.get_offsets().tolist() == [[-1.0, 0.6], [-7.0, 0.7]]
+    (needed,) = axes[0].lines  # −log σ(γβc), c = −(log-ratio): 7 at the left end, −2 at the right
+    ends = needed.get_ydata()[[0, -1]]
+    assert ends == pytest.approx(np.log1p(np.exp([-0.7, 0.2])))
+
+
+def test_accuracy_against_distance_figure(tmp_path, monkeypatch):
+    (axes,) = drawn(monkeypatch, plot_results.plot_accuracy_against_distance, tmp_path / "f.png")
+    for line in axes.lines:
+        assert list(line.get_xdata()) == [0, 25, 100] and list(line.get_ydata()) == [50, 50, 100]
+
+
+def test_dynamics_command_line(tmp_path):
+    from result_files import write_json_lines
+
+    write_json_lines(tmp_path / "d.jsonl", dynamics())
+    for figure in plot_results.DYNAMICS:
+        output = tmp_path / f"{figure}.pdf"
+        plot_results.main(
+            plot_results.parse_args([figure, str(tmp_path / "d.jsonl"), "--output", str(output)])
+        )
+        assert output.read_bytes().startswith(b"%PDF")
+    with pytest.raises(ValueError, match="takes one dynamics file"):
+        plot_results.main(plot_results.parse_args(["dynamics", "a", "b", "--output", "c.png"]))

@@ -36,6 +36,19 @@ def test_every_flag_is_read():
             assert re.search(rf'args\.{name}\b|"{name}"', source), flag
 
 
+def test_every_training_flag_is_read():
+    """Each field that the training scripts add to TRL's is used somewhere in their source."""
+    import dataclasses
+
+    from dpo import DPODataArguments
+    from sft import SFTDataArguments
+
+    for script, kind in (("dpo", DPODataArguments), ("sft", SFTDataArguments)):
+        source = "".join((ROOT / f"{name}.py").read_text() for name in (script, "training_setup"))
+        for field in dataclasses.fields(kind):
+            assert re.search(rf"args\.{field.name}\b|self\.{field.name}\b", source), field.name
+
+
 @pytest.mark.parametrize("name", ["environment.yaml", "environment_dpo.yaml"])
 def test_environment_files(name):
     environment = yaml.safe_load((ROOT / name).read_text())
