@@ -4,8 +4,13 @@ python reproduce/readme_tables.py
 """
 
 import json
+import sys
 from itertools import groupby
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from plot_results import lowest_loss_step, means_by_step
 
 HERE = Path(__file__).parent
 
@@ -58,6 +63,35 @@ def print_idealized_table() -> None:
         print(f"| paper: {model} | – | {row['R_norm']} | {normalized} | {row['R']} | {summed} |")
 
 
+def print_dynamics_table(name: str) -> None:
+    """The four groups at the start, at the lowest validation loss, and at the end."""
+    rows = read_rows(name)
+    best = lowest_loss_step(rows)
+    print("| pairs | step | loss | accuracy | flipped to correct | → incorrect | reward margin |")
+    print("|---|---|---|---|---|---|---|")
+    for part in ("train", "validation"):
+        summary = means_by_step(rows, part)
+        for step in sorted({min(summary), best, max(summary)}):
+            chosen = [row for row in rows if (row["part"], row["step"]) == (part, step)]
+            counts = {group: 0 for group in summary[step]["share"]}
+            for row in chosen:
+                counts[row["group"]] += 1
+            wrong = counts["incorrect_to_correct"] + counts["incorrect_to_incorrect"]
+            right = len(chosen) - wrong
+            margin = sum(row["reward_margin"] for row in chosen) / len(chosen)
+            cells = [
+                f"{part} ({len(chosen)})",
+                f"{step}{' (lowest)' if step == best else ''}",
+                f"{summary[step]['loss']:.3f}",
+                f"{100 * summary[step]['accuracy']:.1f} %",
+                f"{counts['incorrect_to_correct']} of {wrong} "
+                f"({100 * counts['incorrect_to_correct'] / wrong:.1f} %)",
+                f"{counts['correct_to_incorrect']} of {right}",
+                f"{margin:.2f}",
+            ]
+            print(f"| {' | '.join(cells)} |")
+
+
 def parse_args(argv: list[str] | None = None):
     import argparse
 
@@ -71,3 +105,5 @@ if __name__ == "__main__":
     print_ranking_table()
     print()
     print_idealized_table()
+    print()
+    print_dynamics_table("smollm2_dpo_dynamics.jsonl")

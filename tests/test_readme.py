@@ -27,6 +27,17 @@ def test_readme_commands_parse():
         module.parse_args(arguments)
 
 
+def test_pictures_and_files_of_the_readme_are_there():
+    """Each picture shown, and each file named in the table, is in the checkout."""
+    readme = (ROOT / "README.md").read_text()
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme)
+    named = re.findall(r"^\| (`.*`) \|", readme, re.M)
+    files = [name for cell in named for name in re.findall(r"`([\w./]+)`", cell)]
+    assert len(shown) >= 2 and "dpo.py" in files
+    for name in [*shown, *files]:
+        assert (ROOT / name).exists(), name
+
+
 def test_every_flag_is_read():
     """No dead flags: each destination appears as args.<name> (or getattr) somewhere in the scripts."""
     for script in ("calculate_calibration_metrics", "calculate_upper_bound_rlhf", "plot_results"):
