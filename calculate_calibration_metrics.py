@@ -17,6 +17,7 @@ import platform
 import sys
 from importlib.metadata import version
 from itertools import groupby
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 
@@ -420,12 +421,19 @@ def print_table(rows: list[Record]) -> None:
             )
 
 
+def has_wandb_key() -> bool:
+    """Whether wandb can log in without asking: WANDB_API_KEY, or an entry of ~/.netrc."""
+    try:
+        return bool(os.environ.get("WANDB_API_KEY") or netrc().authenticators("api.wandb.ai"))
+    except (OSError, NetrcParseError):
+        return False
+
+
 def start_wandb(project: str, config: Record):
     """A wandb run; without a key it is offline, which one line says."""
     import wandb
 
-    has_key = os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()
-    if not has_key and "WANDB_MODE" not in os.environ:
+    if not has_wandb_key() and "WANDB_MODE" not in os.environ:
         os.environ["WANDB_MODE"] = "offline"
         print(
             "wandb: no API key, so this run is offline; upload it with `wandb sync`",
@@ -635,7 +643,7 @@ def run_script(main_function, args: argparse.Namespace) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: the same command resumes from the examples file", file=sys.stderr)
+        print("interrupted: the same command resumes where this run stopped", file=sys.stderr)
         sys.exit(130)
 
 

@@ -535,6 +535,11 @@ def divide_by_prompt(
     return [[e for e in examples if part[e.prompt_id] == k] for k in range(len(shares))]
 
 
+def opening(example: PreferenceExample) -> str:
+    """The prompt up to the first response turn: what dialogues that continue each other share."""
+    return example.prompt.split("\n\nAssistant:")[0]
+
+
 def load_training_splits(
     spec: str,
     *,
@@ -548,18 +553,27 @@ def load_training_splits(
 
     A validation and a test split are taken as they are; a lone evaluation split (HH-RLHF's test)
     is halved with seed 0; a lone split is divided 80/10/10 by `seed`. Halving and division go by
-    prompt, so that no prompt is in two parts. `sample_size` limits the rows read of a split.
+    prompt, so that no prompt is in two parts; after a division, dialogues that also open a training
+    dialogue are left out of validation and test, and counted. `sample_size` limits the rows read
+    of a split.
     Raises as `load_preferences`, and ValueError where a split has to be named.
     """
     name, config, named_split = split_name(spec)
     splits = available_splits(spec, data_dir)
+    if train_split and named_split and train_split != named_split:
+        raise ValueError(f"{spec} names a split, and --train_split {train_split} another")
     train_split = train_split or named_split or ("train" if "train" in splits else None)
     if train_split is None and len(splits) > 1:
         raise ValueError(f"{name} has the splits {', '.join(splits)}: choose one by --train_split")
     train_split = train_split or (splits[0] if splits else None)
     if eval_split is None:
-        others = [s for s in ("validation", "test") if s in splits and s != train_split]
-        eval_split = others[0] if others else train_split
+        others = [s for s in splits if s != train_split]
+        preferred = [s for s in ("validation", "test") if s in others]
+        if others and not preferred:
+            raise ValueError(
+                f"{name} has the splits {', '.join(splits)}: choose one by --eval_split"
+            )
+        eval_split = preferred[0] if preferred else train_split
 
     def load(split: str | None) -> PreferenceData:
         full = f"{name}:{config}:{split}" if config else name
@@ -569,8 +583,14 @@ def load_training_splits(
     notes = [describe(train)]
     if eval_split == train_split:
         parts = divide_by_prompt(train.examples, (0.8, 0.1, 0.1), seed)
-        loaded = [replace(train, examples=part) for part in parts]
-        notes.append(f"one split only: divided by prompt into 80/10/10 % (seed {seed})")
+        openings = {opening(example) for example in parts[0]}
+        kept = [parts[0], *([e for e in p if opening(e) not in openings] for p in parts[1:])]
+        loaded = [replace(train, examples=part) for part in kept]
+        n_shared = sum(map(len, parts)) - sum(map(len, kept))
+        notes.append(
+            f"divided by prompt into 80/10/10 % (seed {seed}); left out of validation and test "
+            f"because the dialogue is also in train: {n_shared}"
+        )
     else:
         evaluation = load(eval_split)
         notes.append(describe(evaluation))

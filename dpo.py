@@ -19,8 +19,7 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import set_seed
-from trl import get_peft_config
+from transformers import TrainerCallback, set_seed
 
 from calculate_calibration_metrics import run_script
 from data_utils import PreferenceData, preference_pairs
@@ -44,6 +43,7 @@ from training_setup import (
     announce,
     load_for_training,
     load_parts,
+    make_peft_config,
     mark_run,
     parse_flags,
     prepare_output_dir,
@@ -60,6 +60,9 @@ REPLACED = {
     "sync_ref_model": "nothing: the reference is fixed, as in the paper",
     "ref_model_mixup_alpha": "nothing: the reference is fixed, as in the paper",
     "ref_model_sync_steps": "nothing: the reference is fixed, as in the paper",
+    "pad_to_multiple_of": "nothing: rows are packed without padding",
+    "ld_alpha": "nothing: rankings are of whole completions",
+    "dataloader_drop_last": "nothing: every pair is used and evaluated",
     "generate_during_eval": "nothing: completions are scored, not generated",
     "model_adapter_name": "--ref_model_name_or_path",
     "ref_adapter_name": "--ref_model_name_or_path",
@@ -124,7 +127,7 @@ def make_dataset(pairs: list[dict], tokenized: list, logps: np.ndarray) -> Datas
     """The columns `DPOGammaTrainer` trains on; logps (n_pairs, 2) of the reference, nats."""
     rows = [
         {
-            "pair": k, "id": pair["id"],
+            "pair": k, "id": pair["id"], "length": len(chosen.ids) + len(rejected.ids),
             "chosen_ids": chosen.ids, "chosen_start": chosen.start,
             "rejected_ids": rejected.ids, "rejected_start": rejected.start,
             "ref_chosen_logps": float(logps[k, 0]), "ref_rejected_logps": float(logps[k, 1]),
@@ -135,12 +138,16 @@ def make_dataset(pairs: list[dict], tokenized: list, logps: np.ndarray) -> Datas
 
 
 def prepare_datasets(
-    data_args: DPODataArguments, training_args: DPOArguments, reference, tokenizer
+    examples: dict[str, PreferenceData],
+    data_args: DPODataArguments,
+    training_args: DPOArguments,
+    reference,
+    tokenizer,
 ) -> tuple[dict[str, Dataset], dict[str, dict]]:
     """Tokenized parts with reference log-likelihoods, "dynamics" among them; texts by id."""
     limits = [x for x in (training_args.max_length, context_length(reference)) if x is not None]
     parts, texts = {}, {}
-    for part, data in load_parts(data_args).items():
+    for part, data in examples.items():
         pairs, tokenized, dropped = tokenize_pairs(tokenizer, data, data_args, min(limits))
         n_truncated = sum(chosen.truncated for chosen, _ in tokenized)
         counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "none"
@@ -150,10 +157,11 @@ def prepare_datasets(
         parts[part] = (pairs, tokenized)
         texts |= {pair["id"]: pair for pair in pairs}
     everything = [pair for _, tokenized in parts.values() for pair in tokenized]
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(training_args.mixed_precision)
     logps = reference_logps(
         reference,
         everything,
-        autocast=torch.bfloat16 if training_args.bf16 else None,
+        autocast=precision,
         tokens_per_batch=1024 if training_args.use_cpu else 16384,
     )
     datasets, first = {}, 0
@@ -195,7 +203,7 @@ def print_groups(rows: list[dict]) -> None:
             correct = sizes["correct_to_correct"] + sizes["incorrect_to_correct"]
             table.add_row(
                 part,
-                f"{step}{' (best)' * (step == best)}",
+                f"{step}{' (lowest loss)' * (step == best)}",
                 str(len(chosen)),
                 f"{100 * correct / len(chosen):.1f}",
                 f"{sizes['incorrect_to_correct']} of {wrong}",
@@ -216,6 +224,23 @@ def draw_pictures(rows: list[dict], folder: Path) -> dict[str, Path]:
     plot_loss_against_reference(rows, pictures["loss_against_reference"])
     plot_accuracy_against_distance(rows, pictures["accuracy_against_distance"])
     return pictures
+
+
+class GroupedPanels(TrainerCallback):
+    """Logs the metrics of an evaluation once more under names that wandb shows in sections of
+    their own, e.g. `validation groups/…` and `train ranking/…`; Trainer puts all into `eval/`."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        names = {"eval_train_": "train ", "eval_": "validation ", "test_": "test "}
+        grouped = {}
+        for name, value in metrics.items():
+            prefix = next((p for p in names if name.startswith(p)), None)
+            if prefix and "/" in name:
+                grouped[names[prefix] + name.removeprefix(prefix)] = value
+        self.run.log({**grouped, "train/global_step": state.global_step})
 
 
 def log_to_wandb(run, rows: list[dict], texts: dict[str, dict], pictures: dict[str, Path]) -> None:
@@ -257,7 +282,11 @@ def main(argv: list[str]) -> None:
     reference_name = data_args.ref_model_name_or_path or policy_name
     for name in (policy_name, reference_name):
         check_model_path(name)
-    settings = run_description(data_args, model_args, training_args, model_name=policy_name)
+    examples = load_parts(data_args)
+    settings = run_description(
+        data_args, model_args, training_args,
+        model_names=(policy_name, reference_name), parts=examples,
+    )  # fmt: skip
     checkpoint = prepare_output_dir(
         training_args.output_dir,
         settings,
@@ -268,20 +297,18 @@ def main(argv: list[str]) -> None:
     set_seed(training_args.seed)
     device = str(training_args.device)
 
-    reference, tokenizer = load_for_training(model_args, reference_name, device)
-    datasets, texts = prepare_datasets(data_args, training_args, reference, tokenizer)
-    model = reference
+    model, tokenizer = load_for_training(model_args, reference_name, device)
+    datasets, texts = prepare_datasets(examples, data_args, training_args, model, tokenizer)
     if reference_name != policy_name:
-        del reference
-        model, tokenizer = load_for_training(model_args, policy_name, device)
-    peft_config = get_peft_config(model_args)
-    if peft_config and (Path(policy_name) / "adapter_config.json").is_file():
-        base = folder / "base"  # the new adapter stands on the merged one
-        model.save_pretrained(base)
-        tokenizer.save_pretrained(base)
-        model.config._name_or_path = model.name_or_path = str(base)
+        model, policy_tokenizer = load_for_training(model_args, policy_name, device)
+        if policy_tokenizer.backend_tokenizer.to_str() != tokenizer.backend_tokenizer.to_str():
+            raise ValueError(
+                f"{reference_name} and {policy_name} have different tokenizers: the reference must "
+                "score the token ids that are trained on"
+            )
+    peft_config = make_peft_config(model_args, model, tokenizer, training_args.output_dir)
 
-    run = start_wandb(data_args, training_args.report_to, "dpo", training_args.run_name, folder)
+    run = start_wandb(data_args, training_args, "dpo")
     training_args.precompute_ref_log_probs = True  # the datasets carry the reference
     training_args.eval_on_start = (
         training_args.eval_on_start and checkpoint is None and training_args.eval_strategy != "no"
@@ -295,12 +322,13 @@ def main(argv: list[str]) -> None:
         dynamics_file=folder / DYNAMICS_FILE,
         processing_class=tokenizer,
         peft_config=peft_config,
+        callbacks=[GroupedPanels(run)] if run is not None else None,
     )
     announce(f"policy log-likelihoods: {trainer.path}")
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.evaluate(datasets["test"], metric_key_prefix="test")
     trainer.save_model()
     trainer.save_state()
+    trainer.evaluate(datasets["test"], metric_key_prefix="test")
     if not trainer.is_world_process_zero():
         return
     if (folder / DYNAMICS_FILE).exists():

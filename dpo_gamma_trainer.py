@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from transformers import Trainer, TrainerState
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
-from log_likelihood import TokenizedCompletion, check_fast_path, compute_token_logps
+from log_likelihood import TokenizedCompletion, check_fast_path, compute_token_logps, unwrap
 from ranking_dynamics import (
     append_dynamics,
     dynamics_rows,
@@ -64,7 +65,11 @@ class DPOGammaConfig(DPOConfig):
         if ALPHA_SCALING not in self.loss_type:
             if self.alpha != 1.0:
                 raise ValueError(f"alpha={self.alpha} needs loss_type={ALPHA_SCALING}")
+            if self.ld_alpha is not None:
+                raise ValueError("ld_alpha weights tokens, but rankings are of whole completions")
             return
+        if self.router_aux_loss_coef is None:
+            self.router_aux_loss_coef = 0.0  # a mixture's own default would be added to Eq. 4
         changed = {
             "label_smoothing": self.label_smoothing != 0.0,
             "label_smoothing_factor": self.label_smoothing_factor != 0.0,
@@ -72,6 +77,7 @@ class DPOGammaConfig(DPOConfig):
             "ld_alpha": self.ld_alpha is not None,
             "use_weighting": self.use_weighting,
             "sync_ref_model": self.sync_ref_model,
+            "router_aux_loss_coef": self.router_aux_loss_coef != 0.0,
         }
         if wrong := [name for name, is_changed in changed.items() if is_changed]:
             raise ValueError(
@@ -142,19 +148,27 @@ class DPOGammaTrainer(DPOTrainer):
         self.dynamics_file = Path(dynamics_file) if dynamics_file else None
         self.recorded: set[tuple[int, str]] = set()
         self.pairs: dict[int, torch.Tensor] = {}
-        self.initial = initial_weights(self.model)
+        self.initial = None if is_deepspeed_zero3_enabled() else initial_weights(self.model)
         self.precompute_ref_logps = True  # compute_loss puts the reference into the inputs
         self.path = self.choose_path()
 
     def choose_path(self) -> str:
         """Whether shared-prefix rows are exact here ("segments"), or why TRL's path runs."""
+        models = [model for model in (self.model, self.ref_model) if model is not None]
+        path = self.check_paths(models)
+        if path != "segments":
+            for model in models:
+                if model.config._attn_implementation == "segments":
+                    unwrap(model).set_attn_implementation("sdpa")
+        return path
+
+    def check_paths(self, models: list) -> str:
+        """`check_fast_path` of each model on a few training pairs; the first reason against it."""
         if self.args.use_weighting or self.aux_loss_enabled:
             return "plain: the loss needs outputs of TRL's own forward pass"
         sample = self.train_dataset.select(range(min(64, len(self.train_dataset))))
         pairs = [completions_of(self.data_collator([row])) for row in sample]
-        for model in (self.model, self.ref_model):
-            if model is None:
-                continue
+        for model in models:
             was_training = model.training
             model.eval()
             path = check_fast_path(model, pairs)
@@ -203,10 +217,12 @@ class DPOGammaTrainer(DPOTrainer):
             )
         completions = completions_of(inputs)
         width = inputs["input_ids"].shape[1]
+        with self.accelerator.autocast():  # of the LM head too, which is outside model.forward
+            token_logps = compute_token_logps(model, completions)
         log_probs = torch.stack(
             [
                 F.pad(logps, (c.start - 1, width - len(c.ids)))
-                for c, logps in zip(completions, compute_token_logps(model, completions))
+                for c, logps in zip(completions, token_logps)
             ]
         )
         unused = torch.zeros_like(log_probs)
@@ -265,7 +281,7 @@ class DPOGammaTrainer(DPOTrainer):
             self._metrics["eval"].pop(name, None)  # TRL's means of batch means
         if metric_key_prefix != "eval":
             self._metrics["eval"].clear()
-        else:
+        elif self.initial is not None:  # ZeRO-3 shows every process empty weights
             metrics["distance/squared"] = squared_distance(self.model, self.initial)
         if self.gamma_weight == 1.0 and not self.loss_types:
             metrics["loss"] = float(values["loss"].mean())
@@ -282,7 +298,8 @@ class DPOGammaTrainer(DPOTrainer):
         if not self.is_world_process_zero():
             return
         dataset = self.eval_dataset if prefix == "eval" else self.dynamics_dataset
-        ids = dataset["id"] if "id" in dataset.column_names else [str(k) for k in order]
+        ids = dataset["id"] if "id" in dataset.column_names else list(map(str, range(len(dataset))))
+        ids = [ids[k] for k in order]
         facts = {"step": key[0], "epoch": self.state.epoch or 0.0, "part": key[1],
                  "beta": self.beta, "gamma": self.gamma,
                  "squared_distance": metrics.get("distance/squared")}  # fmt: skip
@@ -293,9 +310,11 @@ class DPOGammaTrainer(DPOTrainer):
         given = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(given, Dataset) or "chosen_start" not in given.column_names:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        # Trainer's own: DPOTrainer's would tokenize again
+        # Trainer's own: DPOTrainer's would tokenize again. It keeps persistent loaders as "eval".
+        self._eval_dataloaders = {}
         metrics = Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
         if eval_dataset is None and self.dynamics_dataset is not None:
+            self._eval_dataloaders = {}
             metrics |= Trainer.evaluate(self, self.dynamics_dataset, ignore_keys, "eval_train")
         return metrics
 

@@ -27,7 +27,7 @@ def pair_values(logps: dict[str, np.ndarray], beta: float, gamma: float) -> dict
 
     logps: chosen, rejected, ref_chosen, ref_rejected (n_pairs,), nats, summed (Eq. 13), and
     n_chosen, n_rejected, their numbers of tokens. The loss is Eq. 4; the reward margin is
-    β log(π_θ(y_w)π_ref(y_l) / π_θ(y_l)π_ref(y_w)); `below_required_loss` is Theorem 4.1's
+    β log(π_θ(y_w)π_ref(y_l) / π_θ(y_l)π_ref(y_w)); `meets_theorem_4_1` is Theorem 4.1's
     condition L ≤ −log σ(γβc), compared as margins because losses underflow.
     """
     policy_logratios = logps["chosen"] - logps["rejected"]
@@ -47,7 +47,7 @@ def pair_values(logps: dict[str, np.ndarray], beta: float, gamma: float) -> dict
         "ref_correct": ref_logratios >= 0,
         "correct_normalized": per_token[""] >= 0,
         "ref_correct_normalized": per_token["ref_"] >= 0,
-        "below_required_loss": margins >= needed,
+        "meets_theorem_4_1": margins >= needed,
     }
 
 
@@ -61,7 +61,7 @@ def summarize_pairs(values: dict[str, np.ndarray], beta: float) -> dict[str, flo
         "ranking/accuracy_normalized": values["correct_normalized"],
         "ranking/ref_accuracy": ref_correct,
         "ranking/ref_accuracy_normalized": values["ref_correct_normalized"],
-        "ranking/below_required_loss": values["below_required_loss"],
+        "ranking/meets_theorem_4_1": values["meets_theorem_4_1"],
         "rewards/accuracies": chosen_rewards > rejected_rewards,
         "rewards/margins": values["reward_margin"],
         "rewards/chosen": chosen_rewards,

@@ -24,6 +24,8 @@ from log_likelihood import TokenizedCompletion, check_fast_path, count_new_token
 from model_loading import cache_directory
 from result_files import append_json_lines
 
+SCORING = 1  # raise it whenever log_likelihood.py changes a log-likelihood
+
 
 def hash_model(model) -> str:
     """Hex digest of a model's weights and of the settings its forward pass depends on."""
@@ -39,7 +41,7 @@ def hash_model(model) -> str:
 
 def cache_file(model, autocast: torch.dtype | None) -> Path:
     """The cache of this reference model, precision, and library versions."""
-    facts = [hash_model(model), str(autocast), version("torch"), version("transformers")]
+    facts = [SCORING, hash_model(model), str(autocast), version("torch"), version("transformers")]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     return cache_directory() / "reference" / f"{name}.jsonl"
 
@@ -77,6 +79,7 @@ def reference_logps(
     """
     path, state = cache_file(model, autocast), PartialState()
     entries = read_cache(path)
+    state.wait_for_everyone()  # all processes see the same entries before one adds to them
     keys = [[completion_key(c) for c in example] for example in tokenized]
     missing = [i for i, pair in enumerate(keys) if not all(key in entries for key in pair)]
     if state.is_main_process:

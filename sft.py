@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from datasets import Dataset
 from transformers import set_seed
-from trl import SFTConfig, SFTTrainer, get_peft_config
+from trl import SFTConfig, SFTTrainer
 
 from calculate_calibration_metrics import run_script
 from data_utils import PreferenceData, sft_texts
@@ -32,6 +32,7 @@ from training_setup import (
     announce,
     load_for_training,
     load_parts,
+    make_peft_config,
     mark_run,
     parse_flags,
     prepare_output_dir,
@@ -43,6 +44,7 @@ REPLACED = {
     **RETIRED,
     "chat_template_path": "nothing: texts are dialogues as they stand",
     "eos_token": "--add_eos",
+    "padding_free": "--packing",
     "completion_only_loss": "nothing: only response turns are trained",
     "assistant_only_loss": "nothing: only response turns are trained",
     "formatting_func": "--dataset_name with a file in a known schema",
@@ -196,11 +198,33 @@ def make_dataset(
     return Dataset.from_list(rows)
 
 
+def check_packing(model, dataset: Dataset) -> None:
+    """ValueError if a text packed behind another is not predicted as it is alone."""
+    first, second = (dataset[k]["input_ids"][:64] for k in (0, len(dataset) - 1))
+    positions = [*range(len(first)), *range(len(second))]
+    with torch.inference_mode():
+        ids, positions = (
+            torch.tensor([x], device=model.device) for x in (first + second, positions)
+        )
+        packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        alone = model(input_ids=ids[:, len(first) :], use_cache=False).logits
+    difference = (packed[:, len(first) :] - alone).float().abs().max().item()
+    limit = 1e-3 if alone.dtype == torch.float32 else 0.5
+    if not difference <= limit * max(1.0, alone.float().abs().max().item()):
+        raise ValueError(
+            "--packing: this model's attention lets packed texts see each other "
+            f"(logits differ by {difference:.2g}): leave it out"
+        )
+
+
 def main(argv: list[str]) -> None:
     data_args, model_args, training_args = parse_args(argv)
     name = model_args.model_name_or_path
     check_model_path(name)
-    settings = run_description(data_args, model_args, training_args, model_name=name)
+    examples = load_parts(data_args)
+    settings = run_description(
+        data_args, model_args, training_args, model_names=[name], parts=examples
+    )
     checkpoint = prepare_output_dir(
         training_args.output_dir,
         settings,
@@ -215,24 +239,25 @@ def main(argv: list[str]) -> None:
     limits = [x for x in (training_args.max_length, context_length(model)) if x is not None]
     parts = {
         part: make_dataset(tokenizer, data, data_args, min(limits), part)
-        for part, data in load_parts(data_args).items()
+        for part, data in examples.items()
         if part != "test"
     }
-    run = start_wandb(
-        data_args, training_args.report_to, "sft", training_args.run_name, training_args.output_dir
-    )
+    if training_args.packing:
+        check_packing(model, parts["train"])
+    peft_config = make_peft_config(model_args, model, tokenizer, training_args.output_dir)
+    run = start_wandb(data_args, training_args, "sft")
     trainer = SFTTrainer(
         model=model,
         args=training_args,
         train_dataset=parts["train"],
         eval_dataset=parts["validation"],
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=peft_config,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
+    metrics = trainer.evaluate()
     if not trainer.is_world_process_zero():
         return
     if run is not None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser
-from trl import ModelConfig
+from trl import ModelConfig, get_peft_config
 
-from data_utils import PreferenceData, load_training_splits, split_name
+from calculate_calibration_metrics import has_wandb_key
+from data_utils import PreferenceData, content_hash, load_training_splits, split_name
 from model_loading import load_model, load_tokenizer, model_fingerprint
 from result_files import write_text_atomically
 
@@ -47,6 +49,8 @@ RETIRED = {
     "tokenizer_name_or_path": "nothing: the tokenizer is the model's",
     "warmup_ratio": "--warmup_steps, which takes a share of the steps below 1",
     "group_by_length": "--train_sampling_strategy=group_by_length",
+    "auto_find_batch_size": "--per_device_train_batch_size",
+    "lora_target_parameters": "--lora_target_modules",
 }
 # what a resumed run may change
 HARMLESS = {
@@ -231,10 +235,29 @@ def load_for_training(args: ModelArguments, name: str, device: str):
         attn_implementation=args.attn_implementation,
     )  # fmt: skip
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+        model = model.merge_and_unload().requires_grad_(True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def make_peft_config(args: ModelArguments, model, tokenizer, output_dir: str):
+    """TRL's LoRA configuration, or None. Where the model to tune is itself an adapter, the merged
+    weights are saved as OUTPUT_DIR/base, so that the new adapter has a base to be loaded on."""
+    peft_config = get_peft_config(args)
+    name = args.model_name_or_path
+    if peft_config is None:
+        return None
+    if (Path(name) / "adapter_config.json").is_file():
+        name = str(Path(output_dir) / "base")
+        if PartialState().is_main_process:
+            model.save_pretrained(name)
+            tokenizer.save_pretrained(name)
+        PartialState().wait_for_everyone()
+        model.config._name_or_path = model.name_or_path = name
+    elif args.model_revision != "main":
+        peft_config.revision = args.model_revision
+    return peft_config
 
 
 def announce(message: str) -> None:
@@ -244,9 +267,17 @@ def announce(message: str) -> None:
 
 
 # ---------------------------------------------------------------------------- output directory
-def run_description(*arguments, model_name: str) -> dict[str, Any]:
-    """Every setting a resumed run must share."""
-    settings: dict[str, Any] = {"model_fingerprint": model_fingerprint(model_name)}
+def run_description(
+    *arguments, model_names: Sequence[str], parts: dict[str, PreferenceData]
+) -> dict[str, Any]:
+    """Every setting a resumed run must share, with fingerprints of the models and the data."""
+    settings: dict[str, Any] = {
+        "model_fingerprints": [model_fingerprint(name) for name in model_names],
+        "data_fingerprints": {
+            part: content_hash([example.id for example in data.examples])
+            for part, data in parts.items()
+        },
+    }
     for argument in arguments:
         values = argument.to_dict() if hasattr(argument, "to_dict") else vars(argument)
         names = {f.name for f in fields(argument)} - HARMLESS
@@ -267,8 +298,11 @@ def prepare_output_dir(
     if overwrite and state.is_main_process:
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)
-        for name in (RUN_FILE, "ranking_dynamics.jsonl"):
-            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "base", ignore_errors=True)
+        for pattern in (RUN_FILE, "ranking_dynamics.jsonl", "trainer_state.json", "config.json",
+                        "adapter_*", "model*.safetensors*"):  # fmt: skip
+            for old in folder.glob(pattern):
+                old.unlink()
     state.wait_for_everyone()
     if run_file.exists():
         earlier = json.loads(run_file.read_text())
@@ -308,38 +342,48 @@ def prepare_output_dir(
 
 
 def mark_run(output_dir: str, settings: dict[str, Any], finished: bool) -> None:
-    """Record the settings of the run in this directory, and whether it is finished."""
-    text = json.dumps({"finished": finished, "settings": settings}, indent=1) + "\n"
-    write_text_atomically(Path(output_dir) / RUN_FILE, text)
+    """Record the run's settings, its wandb id, and whether it is finished."""
+    path = Path(output_dir) / RUN_FILE
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    run_id = earlier.get("wandb_id") or uuid.uuid4().hex[:8]
+    record = {"finished": finished, "wandb_id": run_id, "settings": settings}
+    write_text_atomically(path, json.dumps(record, indent=1) + "\n")
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was saved to the end (trainer_state.json is written last)."""
+    """The newest checkpoint with optimizer state, saved to the end (trainer_state.json is last)."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
         try:
             json.loads((path / "trainer_state.json").read_text())
-            return str(path)
+            if any(path.glob("optimizer*")) or any(path.glob("global_step*")):
+                return str(path)
+            announce(f"{path} has no optimizer state (--save_only_model): not resumed from")
         except (OSError, ValueError):
             announce(f"{path} was not saved to the end: skipped")
     return None
 
 
 # ---------------------------------------------------------------------------- wandb
-def start_wandb(args: DataArguments, report_to: list[str], default_project: str, run_name, folder):
-    """The wandb run the Trainer will log to; without a key it is offline, which one line says."""
-    if "wandb" not in report_to or not PartialState().is_main_process:
+def start_wandb(args: DataArguments, training_args, default_project: str):
+    """The wandb run the Trainer will log to, the same one after a resume; None without wandb.
+
+    Without a key it is offline, which one line says.
+    """
+    if "wandb" not in training_args.report_to or not PartialState().is_main_process:
         return None
     import wandb
 
-    has_key = os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()
-    if not has_key and "WANDB_MODE" not in os.environ:
+    if not has_wandb_key() and "WANDB_MODE" not in os.environ:
         os.environ["WANDB_MODE"] = "offline"
+    folder = training_args.output_dir
     run = wandb.init(
-        project=args.wandb_project or default_project,
+        project=args.wandb_project or os.environ.get("WANDB_PROJECT", default_project),
         entity=args.wandb_entity,
-        name=run_name,
+        name=training_args.run_name,
+        id=json.loads((Path(folder) / RUN_FILE).read_text())["wandb_id"],
+        resume="allow",
         dir=os.environ.get("WANDB_DIR", folder),
     )
     if run.offline:
-        announce(f"wandb: this run is offline; upload it with `wandb sync {run.dir[:-6]}`")
+        announce(f"wandb: this run is offline; upload it with `wandb sync {Path(run.dir).parent}`")
     return run

@@ -344,8 +344,32 @@ def test_evaluation_splits(tmp_path):
     odd = write_folder(tmp_path / "odd", first=pair_rows(9), second=pair_rows(9))
     with pytest.raises(ValueError, match="choose one by --train_split"):
         load_training_splits(odd)
+    dev = write_folder(tmp_path / "dev", train=pair_rows(9), dev=pair_rows(9, "v"))
+    with pytest.raises(ValueError, match="choose one by --eval_split"):
+        load_training_splits(dev)
+    with pytest.raises(ValueError, match="names a split, and --train_split train another"):
+        load_training_splits("Anthropic/hh-rlhf:test", data_dir=tmp_path, train_split="train")
     with pytest.raises(ValueError, match="too few examples to divide"):
         load_training_splits(write_folder(tmp_path / "few", train=pair_rows(3)))
+
+
+def test_dialogues_that_go_on_in_train_are_left_out(tmp_path):
+    """A dialogue and its continuation are two prompts; none is trained on and validated."""
+    rows = []
+    for k in range(60):
+        prompt = f"\n\nHuman: q{k}\n\nAssistant:"
+        rows.append({"prompt": prompt, "chosen": " a", "rejected": " b"})
+        rows.append(
+            {"prompt": f"{prompt} a\n\nHuman: and?\n\nAssistant:", "chosen": " c", "rejected": " d"}
+        )
+    parts, notes = load_training_splits(write_folder(tmp_path / "d", only=rows))
+    first = {
+        name: {p.split("\n\nAssistant:")[0] for p in found}
+        for name, found in prompts(parts).items()
+    }
+    assert not first["train"] & (first["validation"] | first["test"])
+    n_left = sum(len(data.examples) for data in parts.values())
+    assert f"also in train: {120 - n_left}" in notes[1] and 96 < n_left < 120
 
 
 def test_training_conversions(tmp_path):

@@ -43,11 +43,11 @@ def command(model, output, *more) -> list[str]:
     ]  # fmt: skip
 
 
-def start(arguments, folder, **environment):
+def start(arguments, folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
     clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
     return subprocess.Popen(
         [sys.executable, ROOT / "dpo.py", *arguments], cwd=folder, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**clean, **environment},
+        stdout=stdout, stderr=stderr, env={**clean, **environment},
     )  # fmt: skip
 
 
@@ -77,11 +77,12 @@ def test_original_command(tiny_model_directory, tmp_path):
     logged = read_wandb_keys(log)
     assert b"second" in log.read_bytes()
     panels = {"ranking/accuracy", "ranking/ref_accuracy", "ranking/accuracy_normalized", "loss",
-              "ranking/below_required_loss", "rewards/accuracies", "logps/chosen",
+              "ranking/meets_theorem_4_1", "rewards/accuracies", "logps/chosen",
               "groups/correct_to_correct_share", "groups/incorrect_to_incorrect_loss",
               "groups/incorrect_to_incorrect_reward_margin"}  # fmt: skip
     assert {f"eval/{name}" for name in panels} <= logged
     assert {f"eval/train_{name}" for name in panels} <= logged
+    assert {"validation groups/correct_to_correct_share", "train ranking/accuracy"} <= logged
     assert {"eval/distance/squared", "figures/dynamics", "examples/pairs", "train/loss"} <= logged
     assert AutoModelForCausalLM.from_pretrained(output).config.model_type == "llama"
     assert "segments" not in (output / "config.json").read_text()
@@ -99,10 +100,10 @@ def history(folder) -> list[dict]:
 def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path):
     """kill -9 after a checkpoint, the same command again: same losses, weights and dynamics file."""
     more = ["--report_to=none", "--warmup_steps=2", "--bf16=false", "--use_peft", "--lora_r=4",
-            "--lora_dropout=0.3", "--lora_target_modules=all-linear", "--dynamics_sample_size=40"]  # fmt: skip
+            "--lora_dropout=0.3", "--disable_dropout=false", "--lora_target_modules=all-linear", "--dynamics_sample_size=40"]  # fmt: skip
     main(command(tiny_model_directory, tmp_path / "whole", *more))
     killed = command(tiny_model_directory, tmp_path / "killed", *more)
-    run = start(killed, tmp_path)
+    run = start(killed, tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.time() + 120
     while not (tmp_path / "killed/checkpoint-8/trainer_state.json").exists():
         assert run.poll() is None and time.time() < deadline
@@ -167,30 +168,96 @@ def test_dynamics_agree_with_the_evaluation_script(tiny_model_directory, tmp_pat
     assert compared > 200
 
 
-def test_adapter_of_sft_then_lora(tiny_model_directory, tmp_path):
-    """An adapter directory as the policy: merged, and the new adapter's base lies beside it."""
+@pytest.fixture
+def adapter(tiny_model_directory, tmp_path):
+    """A directory as `sft.py --use_peft` leaves it, and its merged model."""
     from peft import LoraConfig, get_peft_model
 
-    adapter = tmp_path / "sft"
     base = AutoModelForCausalLM.from_pretrained(tiny_model_directory)
     tuned = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.5)
-    tuned.save_pretrained(adapter)
+    tuned.save_pretrained(tmp_path / "sft")
+    return tmp_path / "sft", tuned.merge_and_unload()
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_adapter_as_the_policy(adapter, tmp_path, lora):
+    """Merged before training; a new adapter's base lies beside it; a full tuning moves all weights."""
+    folder, merged = adapter
     output = tmp_path / "dpo"
-    more = ["--report_to=none", "--bf16=false", "--max_steps=2", "--alpha=1", "--use_peft",
-            "--lora_target_modules=q_proj", "--eval_steps=1", "--save_steps=1"]  # fmt: skip
-    main(command(adapter, output, *more))
+    more = ["--report_to=none", "--bf16=false", "--max_steps=2", "--alpha=1", "--eval_steps=1",
+            "--save_steps=1", "--metric_for_best_model=eval_ranking/accuracy", "--warmup_steps=0",
+            *(["--use_peft", "--lora_target_modules=q_proj"] if lora else [])]  # fmt: skip
+    main(command(folder, output, *more))
+    state = json.loads((output / "trainer_state.json").read_text())
+    evaluations = [e for e in state["log_history"] if "eval_loss" in e]
+    assert state["best_metric"] == max(e["eval_ranking/accuracy"] for e in evaluations[1:])
     rows = read_dynamics(output / "ranking_dynamics.jsonl")
     first = [row["loss"] for row in rows if row["step"] == 0]
     assert np.mean(first) == pytest.approx(math.log(2), abs=1e-4)  # the reference is the SFT model
     last = load_model(str(output))
-    merged = tuned.merge_and_unload()
-    q_proj = "model.layers.0.self_attn.q_proj.weight"
-    start_weight = merged.get_parameter(q_proj)
-    end_weight = last.merge_and_unload().get_parameter(q_proj)
-    assert 0 < (start_weight - end_weight).abs().max() < 0.05
+    last = last.merge_and_unload() if lora else last
+    moved = {
+        name: (merged.get_parameter(name) - parameter).abs().max().item()
+        for name, parameter in last.named_parameters()
+    }
+    assert 0 < moved["model.layers.0.self_attn.q_proj.weight"] < 0.1
+    assert (moved["model.layers.0.mlp.up_proj.weight"] > 0) != lora
+
+    with pytest.raises(ValueError, match="holds a finished run"):
+        main(command(folder, output, *more))
+    other = [flag for flag in more if "peft" not in flag and "lora" not in flag]
+    other += [] if lora else ["--use_peft", "--lora_target_modules=q_proj"]
+    main(command(folder, output, *other, "--overwrite_output_dir"))  # nothing of the first is left
+    assert (output / "adapter_config.json").exists() != lora
+    assert (output / "model.safetensors").exists() == lora
+
+
+def test_other_reference(tiny_model_directory, tokenizer_without_bos, tmp_path):
+    """Eq. 4 with a reference of its own; another tokenizer is refused."""
+    from conftest import SMALL, make_model
+    from transformers import AutoTokenizer
+
+    other = make_model("llama", {**SMALL, "max_position_embeddings": 4096, "num_hidden_layers": 1})
+    other.save_pretrained(tmp_path / "ref")
+    AutoTokenizer.from_pretrained(tiny_model_directory).save_pretrained(tmp_path / "ref")
+    more = ["--report_to=none", "--bf16=false", "--max_steps=1", "--alpha=1", "--beta=0.01",
+            f"--ref_model_name_or_path={tmp_path / 'ref'}"]  # fmt: skip
+    main(command(tiny_model_directory, tmp_path / "dpo", *more))
+    rows = [r for r in read_dynamics(tmp_path / "dpo/ranking_dynamics.jsonl") if r["step"] == 0]
+    policy_ratio = np.array([r["chosen"] - r["rejected"] for r in rows])
+    ref_ratio = np.array([r["ref_chosen"] - r["ref_rejected"] for r in rows])
+    assert abs(policy_ratio - ref_ratio).min() > 0
+    losses = np.logaddexp(0, -0.01 * (policy_ratio - ref_ratio))
+    assert [r["loss"] for r in rows] == pytest.approx(losses, abs=1e-6)
+
+    tokenizer_without_bos.save_pretrained(tmp_path / "ref")
+    with pytest.raises(ValueError, match="have different tokenizers"):
+        main(command(tiny_model_directory, tmp_path / "again", *more))
+
+
+def test_two_processes(tiny_model_directory, tmp_path, monkeypatch):
+    """torchrun of the script: reference, dynamics file and weights of one process with double batch."""
+    more = ["--report_to=none", "--bf16=false", "--max_steps=4", "--warmup_steps=0", "--optim=sgd",
+            "--gradient_accumulation_steps=1", "--disable_tqdm=true"]  # fmt: skip
+    main(command(tiny_model_directory, tmp_path / "one", *more, "--per_device_train_batch_size=8"))
+    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path / "cache"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+                "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+    arguments = command(
+        tiny_model_directory, tmp_path / "two", *more, "--per_device_train_batch_size=4"
+    )
+    run = subprocess.run([*launcher, ROOT / "dpo.py", *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    one, two = (
+        read_dynamics(tmp_path / name / "ranking_dynamics.jsonl") for name in ("one", "two")
+    )
+    keys = ("step", "part", "id", "group")
+    assert [[r[k] for k in keys] for r in one] == [[r[k] for k in keys] for r in two]
+    for side in ("chosen", "rejected", "ref_chosen", "ref_rejected"):
+        assert [r[side] for r in one] == pytest.approx([r[side] for r in two], abs=2e-3)
 
 
 @pytest.mark.parametrize(

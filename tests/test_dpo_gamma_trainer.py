@@ -197,12 +197,16 @@ def test_gamma_zero_ignores_the_reference(tmp_path, tokenizer, texts):
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 def test_initial_loss(tmp_path, tokenizer, texts, gamma, bf16):
     """Before the first step the loss is the mean of −log σ(β(γ−1)c), c = log π_ref(y_l)/π_ref(y_w)."""
-    run = trainer(tmp_path, tokenizer, texts, alpha=gamma, bf16=bf16, eval_dataset=Dataset.from_list(texts))  # fmt: skip
+    run = trainer(tmp_path, tokenizer, texts, alpha=gamma, bf16=bf16, eval_dataset=Dataset.from_list(texts), dynamics_file=tmp_path / "d.jsonl")  # fmt: skip
     metrics = run.evaluate()
     rows = cached_rows(tokenizer, [{**t, "chosen": t["chosen"] + "</s>", "rejected": t["rejected"] + "</s>"} for t in texts], tiny_model())  # fmt: skip
     c = np.array(rows["ref_rejected_logps"]) - np.array(rows["ref_chosen_logps"])
     expected = np.log1p(np.exp(-0.05 * (gamma - 1) * c)).mean()
     assert metrics["eval_loss"] == pytest.approx(expected, abs=5e-3 if bf16 else 1e-5)
+    margins = [row["reward_margin"] for row in read_dynamics(tmp_path / "d.jsonl")]
+    assert np.abs(margins).max() < (
+        0.02 if bf16 else 1e-5
+    )  # each pair's: policy and reference agree
     if gamma == 1.0:
         assert metrics["eval_loss"] == pytest.approx(math.log(2), abs=1e-3 if bf16 else 1e-5)
 
@@ -347,7 +351,7 @@ def test_metrics_do_not_depend_on_the_batch(tmp_path, tokenizer, texts):
     assert 0 < wrong.sum() < len(ref)
     assert metrics["eval_loss"] == pytest.approx(loss.mean(), abs=1e-5)
     assert metrics["eval_ranking/accuracy"] == (ratio >= 0).mean()
-    assert metrics["eval_ranking/below_required_loss"] == metrics["eval_ranking/accuracy"]
+    assert metrics["eval_ranking/meets_theorem_4_1"] == metrics["eval_ranking/accuracy"]
     assert metrics["eval_ranking/accuracy_normalized"] == (normalized >= 0).mean()
     assert metrics["eval_ranking/ref_accuracy"] == (ref >= 0).mean()
     assert metrics["eval_ranking/flipped_to_correct"] == (ratio[wrong] >= 0).mean()

@@ -78,7 +78,7 @@ def test_theorem_4_1_is_ranking_accuracy(logps, beta, gamma):
     rows = [(*four, 7, 9) for four in logps if four[0] == four[1] or abs(four[0] - four[1]) > 1e-9]
     if rows:
         values = values_of(rows, beta, gamma)
-        assert (values["below_required_loss"] == values["correct"]).all()
+        assert (values["meets_theorem_4_1"] == values["correct"]).all()
         policy_logratios = values["chosen"] - values["rejected"]
         ref_logratios = values["ref_chosen"] - values["ref_rejected"]
         direct = -log_expit(beta * (policy_logratios - gamma * ref_logratios))

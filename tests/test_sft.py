@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -206,8 +207,9 @@ def test_original_command(tiny_model_directory, tmp_path):
 def test_lora_packing_and_sanity_check(tiny_model_directory, tmp_path, capsys):
     output = tmp_path / "sft"
     more = ["--use_peft", "--lora_r=4", "--lora_target_modules", "q_proj", "v_proj", "--packing",
-            "--report_to=none", "--sanity_check=true", "--max_steps=3", "--add_eos"]  # fmt: skip
+            "--report_to=none", "--max_train_samples=12", "--max_steps=3", "--add_eos"]  # fmt: skip
     main(command(tiny_model_directory, output, *more))
+    assert "train limited to 12 examples" in capsys.readouterr().err
     assert (output / "adapter_config.json").is_file()
     from model_loading import load_model
 
@@ -232,6 +234,43 @@ def test_bad_flags(flags, message):
     with pytest.raises(ValueError) as error:
         parse_args(["--model_name=m", "--output_dir=o", *flags])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_packing_is_refused_where_texts_see_each_other(tokenizer, tmp_path):
+    """OPT's positions do not restart in a packed row."""
+    from conftest import SMALL, make_model
+
+    config = {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32}
+    make_model("opt", config).save_pretrained(tmp_path / "opt")
+    tokenizer.save_pretrained(tmp_path / "opt")
+    more = ["--packing", "--report_to=none", "--max_steps=1"]
+    with pytest.raises(ValueError, match="--packing: this model's attention lets packed texts"):
+        main(command(tmp_path / "opt", tmp_path / "out", *more))
+
+
+def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path):
+    """Same losses and weights after a stop at a checkpoint."""
+    more = ["--report_to=none", "--disable_tqdm=true"]
+    main(command(tiny_model_directory, tmp_path / "whole", *more))
+    run = subprocess.Popen(
+        [sys.executable, ROOT / "sft.py", *command(tiny_model_directory, tmp_path / "killed", *more)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.time() + 120
+    while not (tmp_path / "killed/checkpoint-4/trainer_state.json").exists():
+        assert run.poll() is None and time.time() < deadline
+        time.sleep(0.005)
+    run.kill()
+    run.wait()
+    main(command(tiny_model_directory, tmp_path / "killed", *more))
+    states = [
+        json.loads((tmp_path / name / "trainer_state.json").read_text())
+        for name in ("whole", "killed")
+    ]
+    losses = [[e.get("loss", e.get("eval_loss")) for e in state["log_history"]] for state in states]
+    assert losses[0] == losses[1] and len(losses[0]) > 8
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("whole", "killed")]
+    assert torch.equal(models[0].lm_head.weight, models[1].lm_head.weight)
 
 
 def test_wrong_template_is_one_clear_line(tiny_model_directory, tmp_path):
