@@ -292,6 +292,7 @@ def main(argv: list[str]) -> None:
         settings,
         data_args.overwrite_output_dir,
         training_args.resume_from_checkpoint,
+        (policy_name, reference_name),
     )
     folder = Path(training_args.output_dir)
     set_seed(training_args.seed)

@@ -230,6 +230,7 @@ def main(argv: list[str]) -> None:
         settings,
         data_args.overwrite_output_dir,
         training_args.resume_from_checkpoint,
+        [name],
     )
     set_seed(training_args.seed)
     if model_args.attn_implementation is None and torch.cuda.is_available():

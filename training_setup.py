@@ -286,15 +286,24 @@ def run_description(
 
 
 def prepare_output_dir(
-    output_dir: str, settings: dict[str, Any], overwrite: bool, checkpoint: str | None
+    output_dir: str,
+    settings: dict[str, Any],
+    overwrite: bool,
+    checkpoint: str | None,
+    model_names: Sequence[str],
 ) -> str | None:
     """Claim the directory; return the checkpoint to resume from, or None to start from scratch.
 
     The same command resumes an unfinished run from its last whole checkpoint. ValueError where
-    the directory holds something else; nothing is discarded without `overwrite`.
+    the directory holds something else or a model that is read; nothing is discarded without
+    `overwrite`.
     """
     folder, run_file = Path(output_dir), Path(output_dir) / RUN_FILE
     state = PartialState()
+    for name in model_names:
+        path = Path(name).resolve()
+        if path.exists() and folder.resolve() in (path, *path.parents):
+            raise ValueError(f"the model {name} lies in --output_dir {folder}: choose another")
     if overwrite and state.is_main_process:
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)

@@ -285,14 +285,20 @@ def test_missing_things_are_one_line(tiny_model_directory, tmp_path):
         "unknown dataset 'absent.jsonl'": command(
             tiny_model_directory, tmp_path / "b", "--dataset_name=absent.jsonl", "--report_to=none"
         ),
-        "holds a model (config.json)": command(tmp_path, tiny_model_directory, "--report_to=none"),
+        "holds a model (config.json)": command(
+            tiny_model_directory, tmp_path / "other", "--report_to=none"
+        ),
+        "lies in --output_dir": command(
+            tiny_model_directory, tiny_model_directory, "--overwrite_output_dir"
+        ),
     }
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text("{}")
     for message, arguments in cases.items():
         with pytest.raises((OSError, ValueError)) as error:
             main(arguments)
         assert message in str(error.value)
-    assert not (tiny_model_directory / "run_config.json").exists()
+    assert not (tmp_path / "b").exists() and (tiny_model_directory / "config.json").exists()
     run = start(command("./nowhere", tmp_path / "a"), tmp_path)
     _, err = run.communicate()
     assert (
