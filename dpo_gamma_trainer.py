@@ -322,10 +322,13 @@ class DPOGammaTrainer(DPOTrainer):
         """Train; the dynamics file keeps the rows up to the checkpoint, none without one."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+        step = -1
+        if resume_from_checkpoint:
+            path = Path(resume_from_checkpoint) / TRAINER_STATE_NAME
+            state = TrainerState.load_from_json(str(path))
+            step = state.global_step
+            counts = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
+            self._total_train_tokens = int(counts[-1]) if counts else 0  # TRL starts at 0 again
         if self.dynamics_file is not None and self.is_world_process_zero():
-            step = -1
-            if resume_from_checkpoint:
-                state = Path(resume_from_checkpoint) / TRAINER_STATE_NAME
-                step = TrainerState.load_from_json(str(state)).global_step
             self.recorded = forget_later_steps(self.dynamics_file, step)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

@@ -134,6 +134,9 @@ class ModelArguments(ModelConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        targets = self.lora_target_modules
+        if isinstance(targets, str) and targets.isidentifier():
+            self.lora_target_modules = [targets]  # TRL makes a regular expression of a lone name
         if self.model_name_or_path is None:
             raise ValueError("--model_name_or_path is required")
 
