@@ -203,7 +203,7 @@ def print_groups(rows: list[dict]) -> None:
             correct = sizes["correct_to_correct"] + sizes["incorrect_to_correct"]
             table.add_row(
                 part,
-                f"{step}{' (lowest loss)' * (step == best)}",
+                f"{step}{' (lowest)' * (step == best)}",
                 str(len(chosen)),
                 f"{100 * correct / len(chosen):.1f}",
                 f"{sizes['incorrect_to_correct']} of {wrong}",

@@ -289,8 +289,9 @@ def plot_accuracy_against_distance(rows: list[Row], path: Path) -> None:
         for step in (steps[0], steps[-1]):
             axes.annotate(
                 f"step {step}", (distances[step], 100 * summary[step]["accuracy"]), fontsize=7,
-                xytext=(4, 5), textcoords="offset points",
+                xytext=(0, 7), textcoords="offset points", ha="center",
             )  # fmt: skip
+    axes.margins(x=0.1, y=0.15)
     axes.set_xlabel("squared distance from the initial weights, ‖θ_t − θ_0‖²")
     axes.set_ylabel("ranking accuracy (%)")
     axes.grid(alpha=0.3)
