@@ -327,9 +327,9 @@ def main(argv: list[str]) -> None:
     )
     announce(f"policy log-likelihoods: {trainer.path}")
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    trainer.save_model()  # first: --bf16_full_eval would cast the weights
     trainer.evaluate(datasets["test"], metric_key_prefix="test")
+    trainer.save_state()
     if not trainer.is_world_process_zero():
         return
     if (folder / DYNAMICS_FILE).exists():

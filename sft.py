@@ -256,9 +256,9 @@ def main(argv: list[str]) -> None:
         peft_config=peft_config,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    trainer.save_model()  # first: --bf16_full_eval would cast the weights
     metrics = trainer.evaluate()
+    trainer.save_state()
     if not trainer.is_world_process_zero():
         return
     if run is not None:
