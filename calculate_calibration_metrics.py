@@ -5,7 +5,9 @@
 
 Writes DIR/NAME.jsonl (one line per dataset, normalization and metric), NAME.examples.jsonl (one
 line per example, with the log-likelihood of every completion), NAME.config.json and NAME.png.
-A killed run resumes from the examples file when the same command is given again.
+A killed run resumes from the examples file when the same command is given again. Many devices:
+
+    torchrun --nproc_per_node 8 calculate_calibration_metrics.py …
 """
 
 import argparse
@@ -15,6 +17,7 @@ import math
 import os
 import platform
 import sys
+from datetime import timedelta
 from importlib.metadata import version
 from itertools import groupby
 from netrc import NetrcParseError, netrc
@@ -29,9 +32,12 @@ from model_loading import DTYPES, check_model_path, model_fingerprint, resolve_d
 from result_files import (
     append_json_lines,
     hash_config,
+    merge_parts,
     output_paths,
+    part_file,
     prepare_outputs,
     read_json_lines,
+    row_key,
     write_json_lines,
 )
 
@@ -168,6 +174,56 @@ def compare_runs(records: list[Record], other: list[Record]) -> list[Record]:
     return rows
 
 
+# ---------------------------------------------------------------------------- several processes
+def process_rank() -> int:
+    """Number of this process among those of torchrun or `accelerate launch`; 0 if alone."""
+    return int(os.environ.get("RANK", 0))
+
+
+def process_count() -> int:
+    """How many processes torchrun or `accelerate launch` started; 1 if alone."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def announce(message: str) -> None:
+    """Print a line on stderr, once for all processes."""
+    if process_rank() == 0:
+        print(message, file=sys.stderr)
+
+
+def wait_for_all_processes() -> None:
+    """Return when every process is here; the only thing processes ever say to each other."""
+    import torch.distributed
+
+    if process_count() > 1:
+        if not torch.distributed.is_initialized():
+            # scoring may take days: a slower process is not an error
+            torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+        torch.distributed.barrier()
+
+
+def prepare_outputs_once(paths: dict[str, Path], config: Record, overwrite: bool) -> list[Record]:
+    """`prepare_outputs` by the first process, whose rows the others then read."""
+    if process_count() == 1:
+        return prepare_outputs(paths, config, overwrite)
+    earlier = prepare_outputs(paths, config, overwrite) if process_rank() == 0 else []
+    wait_for_all_processes()
+    if process_rank() > 0 and paths["examples"].exists():
+        earlier = read_json_lines(paths["examples"])
+    wait_for_all_processes()
+    return earlier
+
+
+def explain_single_process() -> None:
+    """`accelerate launch --cpu` starts one process whatever its --num_processes says."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if on_cpu and "WORLD_SIZE" not in os.environ:
+        announce(
+            "accelerate launch --cpu runs a single process, whatever --num_processes says; for "
+            "several: torchrun --nproc_per_node N SCRIPT.py"
+        )
+
+
 # ---------------------------------------------------------------------------- scoring to a file
 def load_examples(path: str) -> list[Record]:
     """Rows of an examples file in the order of the data; ValueError if they are not that."""
@@ -206,7 +262,7 @@ def load_datasets(args: argparse.Namespace) -> list[PreferenceData]:
         )
         dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
         for message in (f"{len(data.examples)} examples, dropped: {dropped}", *data.notes):
-            print(f"{data.name}: {message}", file=sys.stderr)
+            announce(f"{data.name}: {message}")
         if any((data.name, data.split) == (other.name, other.split) for other in loaded):
             raise ValueError(f"--dataset {spec}: the same dataset and split is given twice")
         loaded.append(data)
@@ -250,7 +306,9 @@ def score_to_file(
     """Score what `earlier` does not hold yet, appending to `examples_file` as results come.
 
     Returns all records in the order of the datasets' examples, and facts for the summary: dtype,
-    device, path and, per dataset, examples that could not be scored by reason.
+    device, path and, per dataset, examples that could not be scored by reason. One of several
+    processes scores its share into a part file; the first merges the parts and has all records.
+    Raises ValueError if an example is missing after the merge, or was scored twice.
     """
     import torch
     from tqdm import tqdm
@@ -291,19 +349,15 @@ def score_to_file(
         raise ValueError(f"no example left to score: {dropped}")
     n_truncated = sum(any(c.truncated for c in completions) for completions in tokenized)
     if n_truncated:
-        print(
-            f"{n_truncated} prompts cut from the left to fit {min(limits)} tokens", file=sys.stderr
-        )
+        announce(f"{n_truncated} prompts cut from the left to fit {min(limits)} tokens")
 
     keys = [
         (datasets[number].name, datasets[number].split, example.id) for number, example in examples
     ]
-    records = {(r["dataset"], r["split"], r["id"]): r for r in earlier}
+    records = {row_key(record): record for record in earlier}
     done = frozenset(i for i, key in enumerate(keys) if key in records)
     if done:
-        print(
-            f"resuming: {len(done)} of {len(examples)} examples were scored before", file=sys.stderr
-        )
+        announce(f"resuming: {len(done)} of {len(examples)} examples were scored before")
     path = check_fast_path(model, tokenized)
     if path != "segments":
         logging.warning(
@@ -311,12 +365,17 @@ def score_to_file(
         )
     config_hash = hash_config(config)
     cpu = device == "cpu"
+    rank, n_processes = process_rank(), process_count()
     n_tokens = [count_new_tokens(sorted(c.ids for c in completions)) for completions in tokenized]
-    progress = tqdm(total=sum(n_tokens), initial=sum(n_tokens[i] for i in done), unit="tok",
-                    unit_scale=True, desc="scoring", disable=None if sys.stderr.isatty() else False,
-                    mininterval=1 if sys.stderr.isatty() else 10)  # fmt: skip
-    n_done = len(done)
-    with examples_file.open("ab") as file, progress:
+    n_before = sum(n_tokens[i] for i in done)
+    # the shares of several processes are equal but for a row: the first shows its own progress
+    progress = tqdm(total=n_before + (sum(n_tokens) - n_before) // n_processes, initial=n_before,
+                    desc="scoring" if n_processes == 1 else f"scoring, process 1 of {n_processes}",
+                    disable=rank > 0 or (None if sys.stderr.isatty() else False), unit="tok",
+                    unit_scale=True, mininterval=1 if sys.stderr.isatty() else 10)  # fmt: skip
+    n_scored = 0
+    own_file = examples_file if n_processes == 1 else part_file(examples_file, rank)
+    with own_file.open("ab") as file, progress:
         for batch in score_examples(
             model,
             tokenized,
@@ -324,6 +383,8 @@ def score_to_file(
             tokens_per_batch=args.tokens_per_batch or (1024 if cpu else 16384),
             batch_size=args.batch_size,
             done=done,
+            rank=rank,
+            n_processes=n_processes,
         ):
             rows = [
                 example_record(
@@ -338,20 +399,32 @@ def score_to_file(
             ]
             append_json_lines(file, rows)
             records.update({keys[i]: row for (i, _), row in zip(batch, rows)})
-            n_done += len(batch)
-            rate = (n_done - len(done)) / max(progress.format_dict["elapsed"], 1e-9)
-            status = f"{n_done}/{len(examples)} examples, {rate:.2f} examples/s"
+            n_scored += len(batch)
+            rate = n_processes * n_scored / max(progress.format_dict.get("elapsed", 0), 1e-9)
+            status = f"{len(done) + n_scored}/{len(examples)} examples, {rate:.2f} examples/s"
+            if n_processes > 1:
+                status = f"{n_scored} examples here, about {rate:.2f} examples/s in all"
             progress.set_postfix_str(status, refresh=False)
             progress.update(sum(n_tokens[i] for i, _ in batch))
+    wait_for_all_processes()
+    if n_processes > 1 and rank == 0:
+        records = {row_key(record): record for record in merge_parts(examples_file)}
+    missing = [key for key in keys if key not in records]
+    if missing and rank == 0:
+        raise ValueError(
+            f"{len(missing)} of {len(keys)} examples are missing after the merge (first: "
+            f"{missing[0]}): give the same command again, it scores what is missing"
+        )
     facts = {
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine(),
         "path": path,
+        "n_processes": n_processes,
         "model_commit": getattr(model.config, "_commit_hash", None),
         "n_truncated_prompts": n_truncated,
         "dropped": dropped,
     }
-    return [records[key] for key in keys], facts
+    return [records[key] for key in keys if key in records], facts
 
 
 def example_record(
@@ -588,8 +661,10 @@ def main(args: argparse.Namespace) -> None:
         )
     datasets = load_datasets(args)
     config = run_config(args, datasets, args.lm_name_or_path)
-    earlier = prepare_outputs(paths, config, args.overwrite)
+    earlier = prepare_outputs_once(paths, config, args.overwrite)
     records, facts = score_to_file(args, datasets, config, paths["examples"], earlier)
+    if process_rank() > 0:
+        return  # the first process has all records and reports
 
     rows = []
     for data, dropped in zip(datasets, facts.pop("dropped")):
@@ -633,6 +708,7 @@ def main(args: argparse.Namespace) -> None:
 
 def run_script(main_function, args: argparse.Namespace) -> None:
     """Run a script's main; expected failures become one line and exit code 2 (interrupt: 130)."""
+    explain_single_process()
     logging.basicConfig(
         level=getattr(args, "loglevel", "WARNING"), format="%(levelname)s: %(message)s"
     )
@@ -640,10 +716,11 @@ def run_script(main_function, args: argparse.Namespace) -> None:
         main_function(args)
     except (OSError, ValueError) as error:
         logging.debug("details", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
+        where = f" (process {process_rank() + 1})" if process_count() > 1 else ""
+        print(f"error{where}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: the same command resumes where this run stopped", file=sys.stderr)
+        announce("interrupted: the same command resumes where this run stopped")
         sys.exit(130)
 
 

@@ -27,6 +27,8 @@ from calculate_calibration_metrics import (
     check_scoring_arguments,
     load_datasets,
     load_examples,
+    prepare_outputs_once,
+    process_rank,
     record_scores,
     run_config,
     run_script,
@@ -43,7 +45,7 @@ from ranking_metrics import (
     required_loss,
     required_margin,
 )
-from result_files import output_paths, prepare_outputs, write_json_lines
+from result_files import output_paths, write_json_lines
 
 Record = dict[str, Any]
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)
@@ -397,7 +399,7 @@ def main(args: argparse.Namespace) -> None:
             "config": paths["summary"].with_name(f"{output_name}.config.json"),
         }
         config = run_config(args, datasets, model_name)
-        earlier = prepare_outputs(outputs, config, args.overwrite)
+        earlier = prepare_outputs_once(outputs, config, args.overwrite)
         records, found = score_to_file(args, datasets, config, outputs["examples"], earlier)
         scored.append(found)
         return records
@@ -415,6 +417,8 @@ def main(args: argparse.Namespace) -> None:
     policy = reference
     if args.policy_name_or_path or args.policy_examples:
         policy = records_of(args.policy_name_or_path, args.policy_examples, f"{stem}.policy")
+    if process_rank() > 0:
+        return  # the first process has all records and reports
     pairs, dropped = collect_pairs(reference, policy, args)
     for key, drops in dropped.items():
         if drops:

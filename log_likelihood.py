@@ -21,7 +21,8 @@ from tokenizers import Tokenizer
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-HEAD_CHUNK = 64  # positions per LM-head call: 64 x 152k vocabulary x 4 bytes = 39 MB
+VOCABULARY_CHUNK = 2048  # words per LM-head call: 1000 positions x 2048 x 4 bytes = 8 MB
+POSITION_CHUNK = 64  # positions per call of a head that is no plain linear layer
 MIN_SHARED_TOKENS = 16  # examples that share fewer leading tokens are packed independently
 
 
@@ -417,20 +418,64 @@ def unwrap(model):
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def head_logps(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """log softmax of the LM head at `targets`, in float32. hidden (n, d), targets (n,) -> (n,)."""
-    config = model.config.get_text_config()
-    logits = model.get_output_embeddings()(hidden)
+def final_logits(config, logits: torch.Tensor) -> torch.Tensor:
+    """The LM head's output as the model's own forward would return it, in float32."""
     if config.model_type.startswith("cohere"):
         logits = logits * config.logit_scale
     if config.model_type.startswith("granite"):
         logits = logits / config.logits_scaling
     logits = logits.float()
-    if getattr(config, "final_logit_softcapping", None):
-        logits = config.final_logit_softcapping * torch.tanh(
-            logits / config.final_logit_softcapping
-        )
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def chunk_statistics(
+    config, hidden: torch.Tensor, weight: torch.Tensor, bias, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over a slice of the vocabulary: log-sum-exp (n,), and the target's logit where it is inside.
+
+    hidden (n, d), weight (words, d), targets (n,) counted from the slice's first word.
+    """
+    logits = final_logits(config, F.linear(hidden, weight, bias))
+    inside = (targets >= 0) & (targets < len(weight))
+    scores = logits.gather(1, targets.clamp(0, len(weight) - 1)[:, None])[:, 0]
+    return torch.logsumexp(logits, dim=1), torch.where(inside, scores, 0.0)
+
+
+def module_logps(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """`head_logps` through the head's own forward, for a few positions."""
+    logits = model.get_output_embeddings()(hidden)
+    logits = final_logits(model.config.get_text_config(), logits)
     return logits.gather(1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
+
+
+def head_logps(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """log softmax of the LM head at `targets`, in float32. hidden (n, d), targets (n,) -> (n,).
+
+    The vocabulary is cut into slices: each part of the weight is read once, its logits stay in the
+    cache, and (n, vocabulary) logits never exist, in the backward pass neither. A head that is not
+    a plain linear layer (quantized, adapted) is called on a few positions at a time.
+    """
+    head = model.get_output_embeddings()
+
+    def run(function, *inputs):
+        if torch.is_grad_enabled():
+            return checkpoint(function, *inputs, use_reentrant=False)
+        return function(*inputs)
+
+    if type(head) is not torch.nn.Linear:
+        parts = zip(hidden.split(POSITION_CHUNK), targets.split(POSITION_CHUNK))
+        return torch.cat([run(module_logps, model, h, t) for h, t in parts])
+    config = model.config.get_text_config()
+    weights = head.weight.split(VOCABULARY_CHUNK)
+    biases = head.bias.split(VOCABULARY_CHUNK) if head.bias is not None else [None] * len(weights)
+    normalizers, scores = [], torch.zeros(len(targets), device=hidden.device)
+    for number, (weight, bias) in enumerate(zip(weights, biases)):
+        local = targets - number * VOCABULARY_CHUNK
+        normalizer, score = run(chunk_statistics, config, hidden, weight, bias, local)
+        normalizers.append(normalizer)
+        scores = scores + score
+    return scores - torch.logsumexp(torch.stack(normalizers), dim=0)
 
 
 def compute_token_logps(model, completions: Sequence[TokenizedCompletion]) -> list[torch.Tensor]:
@@ -459,13 +504,8 @@ def compute_token_logps(model, completions: Sequence[TokenizedCompletion]) -> li
         handle.remove()
     hidden = captured[0][0, torch.from_numpy(np.concatenate(row.predictors)).to(device)]
     targets = torch.from_numpy(np.concatenate(row.targets)).to(hidden.device)
-    chunks = []
-    for h, t in zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK)):
-        if torch.is_grad_enabled():
-            chunks.append(checkpoint(head_logps, inner, h, t, use_reentrant=False))
-        else:
-            chunks.append(head_logps(inner, h, t))
-    return list(torch.cat(chunks).split([len(t) for t in row.targets]))
+    logps = head_logps(inner, hidden, targets)
+    return list(logps.split([len(t) for t in row.targets]))
 
 
 def compute_token_logps_plain(
@@ -538,6 +578,20 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+def deal_batches(
+    batches: list[list[int]], n_tokens: Sequence[int], n_processes: int
+) -> list[list[list[int]]]:
+    """Batches of each process: the largest first, each to the process with the fewest tokens."""
+    shares: list[list[list[int]]] = [[] for _ in range(n_processes)]
+    loads = [0] * n_processes
+    sizes = [sum(n_tokens[i] for i in batch) for batch in batches]
+    for number in sorted(range(len(batches)), key=lambda number: -sizes[number]):
+        least = loads.index(min(loads))
+        shares[least].append(batches[number])
+        loads[least] += sizes[number]
+    return shares
+
+
 def score_examples(
     model,
     tokenized: Sequence[Sequence[TokenizedCompletion]],
@@ -546,24 +600,30 @@ def score_examples(
     tokens_per_batch: int,
     batch_size: int,
     done: frozenset[int] = frozenset(),
+    rank: int = 0,
+    n_processes: int = 1,
 ) -> Iterator[list[tuple[int, list[np.ndarray]]]]:
     """Score examples; yields, batch by batch, (index, per-token logps of each completion, nats).
 
     path: as `check_fast_path` says. Rows are formed from the whole list before those in `done`
-    are left out. A batch that does not fit in memory is halved; an example that does not fit alone
-    raises ValueError. Log-likelihoods are float32 arrays (n_tokens,); NaN and infinite values are
-    passed on.
+    are left out and the rest is dealt to the processes, of which this one is `rank`; nothing is
+    exchanged between them. A batch that does not fit in memory is halved; an example that does not
+    fit alone raises ValueError. Log-likelihoods are float32 arrays (n_tokens,); NaN and infinite
+    values are passed on.
     """
     if path == "segments":
         batches = pack_rows(tokenized, tokens_per_batch, batch_size)
     else:
         batches = pad_batches(tokenized, tokens_per_batch, batch_size)
     forward = compute_token_logps if path == "segments" else compute_token_logps_plain
-    pending = [[i for i in batch if i not in done] for batch in reversed(batches)]
+    remaining = [[i for i in batch if i not in done] for batch in batches]
+    remaining = [batch for batch in remaining if batch]
+    if n_processes > 1:
+        sizes = [sum(len(c.ids) for c in example) for example in tokenized]
+        remaining = deal_batches(remaining, sizes, n_processes)[rank]
+    pending = remaining[::-1]
     while pending:
         batch = pending.pop()
-        if not batch:
-            continue
         completions = [c for i in batch for c in tokenized[i]]
         logps = None
         try:

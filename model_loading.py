@@ -106,11 +106,16 @@ def resolve_model(name: str) -> str:
 
 
 def choose_device(name: str | None) -> str:
-    """The device to run on: the given one, else the GPU, else the CPU. Raises ValueError."""
+    """The device to run on: the given one, else the GPU, else the CPU. Raises ValueError.
+
+    Several processes on one machine (torchrun) take a GPU each, by LOCAL_RANK.
+    """
     import torch
 
     if name in (None, "auto"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -24,7 +24,7 @@ from log_likelihood import TokenizedCompletion, check_fast_path, count_new_token
 from model_loading import cache_directory
 from result_files import append_json_lines
 
-SCORING = 1  # raise it whenever log_likelihood.py changes a log-likelihood
+SCORING = 2  # raise it whenever log_likelihood.py changes a log-likelihood
 
 
 def hash_model(model) -> str:

@@ -1,8 +1,13 @@
-"""Result files: per-example rows appended as they come, summaries written once and atomically."""
+"""Result files: per-example rows appended as they come, summaries written once and atomically.
+
+Several processes append to a part file each, `NAME.examples.part<rank>.jsonl`; the first process
+merges them into `NAME.examples.jsonl`, at the end of a run or at the start of one that resumes it.
+"""
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -75,6 +80,44 @@ def output_paths(output_dir: str, output_filename: str) -> dict[str, Path]:
     }
 
 
+def part_file(examples: Path, rank: int) -> Path:
+    """Where process `rank` of several appends its rows."""
+    return examples.with_name(f"{examples.name.removesuffix('.jsonl')}.part{rank}.jsonl")
+
+
+def part_files(examples: Path) -> list[Path]:
+    """The part files beside an examples file, whatever number of processes left them."""
+    name = re.compile(re.escape(examples.name.removesuffix(".jsonl")) + r"\.part\d+\.jsonl")
+    return sorted(file for file in examples.parent.iterdir() if name.fullmatch(file.name))
+
+
+def row_key(row: Row) -> tuple[str, str | None, str]:
+    """What identifies an example's row: dataset, split and id."""
+    return row["dataset"], row["split"], row["id"]
+
+
+def merge_parts(examples: Path) -> list[Row]:
+    """All rows of the examples file and its parts, which are then one file, replaced atomically.
+
+    A row twice over (a kill between writing and deleting) is kept once; ValueError if two rows of
+    one example differ.
+    """
+    rows: dict[tuple, Row] = {}
+    parts = part_files(examples)
+    for file in [examples, *parts]:
+        if not file.exists():
+            continue
+        drop_torn_line(file)
+        for row in read_json_lines(file):
+            if rows.setdefault(row_key(row), row) != row:
+                raise ValueError(f"{file}: example {row['id']} was scored twice, differently")
+    if parts:
+        write_json_lines(examples, rows.values())
+        for file in parts:
+            file.unlink()
+    return list(rows.values())
+
+
 def prepare_outputs(paths: dict[str, Path], config: Row, overwrite: bool) -> list[Row]:
     """Make the output directory and return the example rows of an earlier, unfinished run.
 
@@ -86,9 +129,9 @@ def prepare_outputs(paths: dict[str, Path], config: Row, overwrite: bool) -> lis
         raise ValueError(f"{summary} exists: choose another --output-filename or pass --overwrite")
     summary.parent.mkdir(parents=True, exist_ok=True)
     if overwrite:
-        for path in paths.values():
+        for path in [*paths.values(), *part_files(examples)]:
             path.unlink(missing_ok=True)
-    if examples.exists():
+    if examples.exists() or part_files(examples):
         earlier = json.loads(config_file.read_text()) if config_file.exists() else {}
         if hash_config(earlier) != hash_config(config):
             keys = [key for key in config if config[key] != earlier.get(key)]
@@ -97,7 +140,6 @@ def prepare_outputs(paths: dict[str, Path], config: Row, overwrite: bool) -> lis
                 f"({', '.join(keys) or 'unknown'} differ): use the same flags, another "
                 "--output-filename, or --overwrite to discard it"
             )
-        drop_torn_line(examples)
-        return read_json_lines(examples)
+        return merge_parts(examples)
     write_text_atomically(config_file, json.dumps(config, indent=1) + "\n")
     return []

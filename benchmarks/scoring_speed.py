@@ -1,10 +1,16 @@
-"""Completions per second and peak memory of the scorer against padded batches with full logits.
+"""Completions per second and peak memory of the scorer against what people use today.
 
     python benchmarks/scoring_speed.py --output benchmarks/scoring_speed.json
 
-Both sides score the same completions with the same float32 weights, each in a process of its own
-(for its peak memory), one after the other: ours by shared-prefix rows; the baseline as scoring
-scripts usually do, right-padded batches of 8 completions in dataset order, logits of all positions.
+All sides score the same completions with the same float32 weights, each in a process of its own
+(for its peak memory), one after the other:
+  ours       shared-prefix rows, start-up check included
+  padded     right-padded batches of 8 completions in dataset order, logits of all positions
+  lm-eval    lm-evaluation-harness `HFLM.loglikelihood`, batches of 8 (pip install lm-eval)
+  lm-eval-auto   the same with its batch size `auto`
+The side `ours` also reports the share of the machine's matrix-multiply rate that it reaches: unique
+tokens x 2 x the parameters each touches (the LM head for scored tokens only), over the seconds, over
+the rate of 2048 x 2048 products measured in the same process just before and after.
 """
 
 import argparse
@@ -20,8 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from data_utils import load_preferences
 from result_files import write_text_atomically
 
+BASELINES = ("padded", "lm-eval", "lm-eval-auto")
 
-def score_baseline(model, tokenized, batch_size: int = 8) -> list[float]:
+
+def score_padded(model, tokenized, batch_size: int = 8) -> list[float]:
     """Summed log-likelihoods from padded batches and full [batch, length, vocabulary] logits."""
     import torch
 
@@ -42,6 +50,44 @@ def score_baseline(model, tokenized, batch_size: int = 8) -> list[float]:
     return sums
 
 
+def score_with_lm_eval(model, tokenizer, examples, batch_size) -> list[float]:
+    """Summed log-likelihoods from lm-evaluation-harness, through its public interface."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    harness = HFLM(
+        model, backend="causal", tokenizer=tokenizer, batch_size=batch_size, device="cpu"
+    )
+    pairs = [(prompt, completion) for prompt, completions in examples for completion in completions]
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    return [logp for logp, _ in harness.loglikelihood(requests)]
+
+
+def matmul_rate(dtype, seconds: float = 2.0) -> float:
+    """Floating-point operations per second of 2048 x 2048 matrix products on this machine."""
+    import torch
+
+    matrix = torch.ones(2048, 2048, dtype=dtype)
+    torch.nn.functional.linear(matrix, matrix)
+    start, n = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        torch.nn.functional.linear(matrix, matrix)
+        n += 1
+    return n * 2 * 2048**3 / (time.perf_counter() - start)
+
+
+def useful_operations(model, tokenized) -> tuple[int, float]:
+    """Unique input tokens over all examples, and 2 x parameters touched by each, summed."""
+    from log_likelihood import count_new_tokens
+
+    n_unique = count_new_tokens(sorted(c.ids[:-1] for example in tokenized for c in example))
+    n_scored = sum(len(c.ids) - c.start for example in tokenized for c in example)
+    head = model.get_output_embeddings().weight
+    embedding = model.get_input_embeddings().weight
+    body = sum(p.numel() for p in model.parameters() if p is not head and p is not embedding)
+    return n_unique, 2.0 * (n_unique * body + n_scored * head.numel())
+
+
 def score_ours(model, tokenized) -> list[float]:
     """Summed log-likelihoods from `score_examples`, start-up check included."""
     from log_likelihood import check_fast_path, score_examples
@@ -60,15 +106,40 @@ def measure(args: argparse.Namespace) -> dict:
     data = load_preferences(args.dataset, sample_size=args.sample_size, data_dir=args.data_dir)
     model = load_model(args.lm_name_or_path, dtype="float32", device="cpu")
     examples = [(e.prompt, e.completions) for e in data.examples]
-    outcomes = tokenize_examples(load_tokenizer(args.lm_name_or_path), examples)
+    tokenizer = load_tokenizer(args.lm_name_or_path)
+    outcomes = tokenize_examples(tokenizer, examples)
+    examples = [e for e, outcome in zip(examples, outcomes) if not isinstance(outcome, str)]
     tokenized = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+    extra = {}
+    if args.side == "ours":
+        rates = [matmul_rate(model.dtype)]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    sums = (score_ours if args.side == "ours" else score_baseline)(model, tokenized)
+    if args.side == "ours":
+        sums = score_ours(model, tokenized)
+    elif args.side == "padded":
+        sums = score_padded(model, tokenized)
+    else:
+        sums = score_with_lm_eval(model, tokenizer, examples, "auto" if "auto" in args.side else 8)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "peak_gib_above_model": (peak - before) / 2**20, "logps": sums,
-            "n_examples": len(tokenized)}  # fmt: skip
+    if args.side == "ours":
+        from log_likelihood import build_row, pack_rows
+
+        rates.append(matmul_rate(model.dtype))
+        n_unique, operations = useful_operations(model, tokenized)
+        rows = pack_rows(tokenized, 1024, 128)
+        n_computed = sum(
+            len(build_row([c for i in r for c in tokenized[i]]).input_ids) for r in rows
+        )
+        extra = {
+            "computed_over_unique_tokens": n_computed / n_unique,
+            "share_of_matmul_rate": operations / seconds / (sum(rates) / 2),
+            "matmul_gflops": [rate / 1e9 for rate in rates],
+        }
+    return {"seconds": seconds, "completions_per_second": len(sums) / seconds,
+            "peak_gib_above_model": (peak - before) / 2**20, "n_examples": len(tokenized),
+            **extra, "logps": sums}  # fmt: skip
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -81,8 +152,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", default="sample", help="as in the scripts")
     parser.add_argument("--data-dir")
     parser.add_argument("--sample-size", type=int, default=48, help="examples")
+    parser.add_argument("--against", nargs="+", default=["padded"], choices=BASELINES)
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--side", choices=("ours", "baseline"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("ours", *BASELINES), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -91,25 +163,27 @@ def main(args: argparse.Namespace) -> None:
         print(json.dumps(measure(args)))
         return
     results = {}
-    for side in ("baseline", "ours"):
+    for side in (*args.against, "ours"):
         command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         results[side] = json.loads(output.splitlines()[-1])
     logps = {side: result.pop("logps") for side, result in results.items()}
-    difference = max(abs(a - b) for a, b in zip(logps["ours"], logps["baseline"]))
-    summary = {
-        "dataset": args.dataset,
-        "n_completions": len(logps["ours"]),
-        **results,
-        "speedup": results["baseline"]["seconds"] / results["ours"]["seconds"],
-        "largest_difference_nats": difference,
-    }
+    ours = results["ours"]
     for side, result in results.items():
-        rate = len(logps[side]) / result["seconds"]
-        memory = result["peak_gib_above_model"]
-        print(f"{side:9} {rate:6.2f} completions/s, {memory:.2f} GiB above the model")
-    print(f"{summary['speedup']:.1f} times faster, equal to {difference:.1g} nats")
+        difference = max(abs(a - b) for a, b in zip(logps["ours"], logps[side], strict=True))
+        result["speedup_of_ours"] = result["seconds"] / ours["seconds"]
+        result["largest_difference_nats"] = difference
+        print(
+            f"{side:12} {result['completions_per_second']:6.2f} completions/s, "
+            f"{result['peak_gib_above_model']:.2f} GiB above the model; ours is "
+            f"{result['speedup_of_ours']:.2f} times as fast, equal to {difference:.1g} nats"
+        )
+    print(
+        f"ours: {ours['computed_over_unique_tokens']:.3f} tokens computed per unique token, "
+        f"{ours['share_of_matmul_rate']:.0%} of the matrix-multiply rate"
+    )
     if args.output:
+        summary = {"dataset": args.dataset, "n_completions": len(logps["ours"]), **results}
         write_text_atomically(args.output, json.dumps(summary, indent=1) + "\n")
 
 

@@ -121,6 +121,92 @@ def test_kill_9_and_resume(uninterrupted, tiny_model_directory, tmp_path):
     assert "Ranking accuracy" in finished.stdout and str(tmp_path / "run.png") in finished.stdout
 
 
+def launch(n_processes: int, *arguments: str) -> list[str]:
+    """torchrun's command line for the script."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"]
+    return [sys.executable, *torchrun, "calculate_calibration_metrics.py", *arguments]
+
+
+def assert_same_results(folder: Path, expected: Path) -> None:
+    """Same examples, counts and rankings; log-likelihoods equal within 1e-3 nats."""
+    rows, others = (
+        {(r["id"]): r for r in read_json_lines(f / "run.examples.jsonl")}
+        for f in (folder, expected)
+    )
+    assert rows.keys() == others.keys()
+    for key, row in rows.items():
+        for ours, theirs in zip(row["completions"], others[key]["completions"], strict=True):
+            assert ours.pop("logp") == pytest.approx(theirs["logp"], abs=1e-3)
+            assert ours == {k: v for k, v in theirs.items() if k != "logp"}
+    for ours, theirs in zip(
+        read_json_lines(folder / "run.jsonl"), read_json_lines(expected / "run.jsonl"), strict=True
+    ):
+        differing = {key for key in ours if ours[key] != theirs[key]}
+        assert differing <= {"n_processes"}, differing
+    assert len(list(folder.glob("*.examples*.jsonl"))) == 1  # no part file is left
+
+
+def test_two_processes_equal_one(uninterrupted, tiny_model_directory, tmp_path):
+    arguments = flags(tiny_model_directory, tmp_path, "--dataset", "sample", "--sample-size", 60)
+    finished = subprocess.run(launch(2, *arguments, "--batch-size", "4"), cwd=ROOT,
+                              capture_output=True, text=True)  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("Ranking accuracy") == 1
+    assert_same_results(tmp_path, uninterrupted)
+    assert read_json_lines(tmp_path / "run.jsonl")[0]["n_processes"] == 2
+
+
+def test_killed_with_three_processes_resumes_with_two(
+    uninterrupted, tiny_model_directory, tmp_path
+):
+    arguments = flags(tiny_model_directory, tmp_path, "--dataset", "sample", "--sample-size", 60)
+    arguments += ["--batch-size", "1"]
+    process = subprocess.Popen(
+        launch(3, *arguments), cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+
+    def kept() -> list[bytes]:
+        parts = tmp_path.glob("run.examples.part*.jsonl")
+        return [line for part in parts for line in part.read_bytes().splitlines()]
+
+    while process.poll() is None and not kept():
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    workers = [int(pid) for pid in worker_processes(str(tmp_path))]
+    for pid in workers:  # torchrun gives every worker a session of its own
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    before = kept()
+    assert 0 < len(before) < 59 and not (tmp_path / "run.jsonl").exists()
+    finished = subprocess.run(launch(2, *arguments), cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert f"resuming: {len(before)} of " in finished.stderr
+    after = (tmp_path / "run.examples.jsonl").read_bytes().splitlines()
+    assert set(before) <= set(after)
+    assert_same_results(tmp_path, uninterrupted)
+
+
+def worker_processes(word: str) -> list[str]:
+    """Ids of processes whose command line holds `word` (a path of this test alone)."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if word in (entry / "cmdline").read_text() and int(entry.name) != os.getpid():
+                found.append(entry.name)
+        except OSError:
+            pass  # ended meanwhile
+    return found
+
+
+def test_accelerate_launch_on_cpu_is_said_to_be_one_process(
+    tiny_model_directory, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # as `accelerate launch --cpu` sets it
+    run(*flags(tiny_model_directory, tmp_path, "--dataset", "sample", "--sample-size", 4))
+    assert "single process, whatever --num_processes says" in capsys.readouterr().err
+
+
 def test_existing_output_and_other_configuration_are_refused(
     uninterrupted, tiny_model_directory, capsys
 ):
