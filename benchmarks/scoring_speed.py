@@ -8,9 +8,9 @@ All sides score the same completions with the same float32 weights, each in a pr
   padded     right-padded batches of 8 completions in dataset order, logits of all positions
   lm-eval    lm-evaluation-harness `HFLM.loglikelihood`, batches of 8 (pip install lm-eval)
   lm-eval-auto   the same with its batch size `auto`
-The side `ours` also reports the share of the machine's matrix-multiply rate that it reaches: unique
-tokens x 2 x the parameters each touches (the LM head for scored tokens only), over the seconds, over
-the rate of 2048 x 2048 products measured in the same process just before and after.
+The side `ours` also reports the share of the machine's matrix-multiply rate that it reaches:
+unique tokens x 2 x the parameters each touches (the LM head for scored tokens only), over the
+seconds, over the rate of 2048 x 2048 products in the same process just before and after.
 """
 
 import argparse
