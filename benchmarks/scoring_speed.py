@@ -142,6 +142,27 @@ def measure(args: argparse.Namespace) -> dict:
             **extra, "logps": sums}  # fmt: skip
 
 
+def plot_speed(summary: dict, path: Path) -> None:
+    """Bars: completions per second and peak memory of every side."""
+    import matplotlib.pyplot as plt
+
+    sides = [side for side in (*BASELINES, "ours") if side in summary]
+    figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
+    for axis, key, label in (
+        (axes[0], "completions_per_second", "completions / s"),
+        (axes[1], "peak_gib_above_model", "peak memory above the model, GiB"),
+    ):
+        colors = ["#1f77b4" if side == "ours" else "#9a9a9a" for side in sides]
+        bars = axis.barh(sides, [summary[side][key] for side in sides], color=colors)
+        axis.bar_label(bars, fmt="%.2f", padding=3)
+        axis.margins(x=0.18)
+        axis.set_xlabel(label)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{summary['dataset']}, {summary['n_completions']} completions")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -153,7 +174,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir")
     parser.add_argument("--sample-size", type=int, default=48, help="examples")
     parser.add_argument("--against", nargs="+", default=["padded"], choices=BASELINES)
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument(
+        "--output", type=Path, help="write the figures to this JSON file, a picture beside it"
+    )
     parser.add_argument("--side", choices=("ours", *BASELINES), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -185,6 +208,7 @@ def main(args: argparse.Namespace) -> None:
     if args.output:
         summary = {"dataset": args.dataset, "n_completions": len(logps["ours"]), **results}
         write_text_atomically(args.output, json.dumps(summary, indent=1) + "\n")
+        plot_speed(summary, args.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from log_likelihood import (
     build_row,
     check_fast_path,
     compute_token_logps,
+    deal_batches,
+    head_logps,
     pack_rows,
     score_examples,
     tokenize_examples,
@@ -308,3 +310,70 @@ def test_chat_template(tokenizer):
     assert list(found[0].ids) == chat(prompt + "Because.", add_special_tokens=False)["input_ids"]
     (closed,) = tokenize_examples(chat, example, chat_template=True, add_eos=True)
     assert closed[0].ids == (*found[0].ids, 1)
+
+
+class OtherLinear(torch.nn.Linear):
+    """What a quantized or adapted head looks like: not a plain linear layer."""
+
+
+@pytest.mark.parametrize("kind", ["sliced", "bias", "softcap", "other module"])
+def test_head_over_several_slices_of_the_vocabulary_with_gradients(kind):
+    """4999 words are three slices, the last one short; values and gradients against float64."""
+    extra = {"final_logit_softcapping": 2.0, "sliding_window": 8} if kind == "softcap" else {}
+    family = "gemma2" if kind == "softcap" else "llama"
+    model = make_model(family, {**SMALL, "vocab_size": 4999, "tie_word_embeddings": False, **extra})
+    head = (OtherLinear if kind == "other module" else torch.nn.Linear)(32, 4999, kind == "bias")
+    model.set_output_embeddings(head)
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(150, 32, generator=generator, requires_grad=True)
+    targets = torch.cat(
+        [torch.tensor([0, 2047, 2048, 4095, 4096, 4998]),
+         torch.randint(0, 4999, (144,), generator=generator)]
+    )  # fmt: skip
+    weights = torch.randn(150, generator=generator)
+
+    found = head_logps(model, hidden, targets)
+    (found * weights).sum().backward()
+    gradients = [hidden.grad, *(parameter.grad for parameter in head.parameters())]
+
+    leaves = [x.detach().double().requires_grad_() for x in (hidden, *head.parameters())]
+    logits = leaves[0] @ leaves[1].T + (leaves[2] if kind == "bias" else 0)
+    logits = 2.0 * torch.tanh(logits / 2.0) if kind == "softcap" else logits
+    expected = logits.log_softmax(1).gather(1, targets[:, None])[:, 0]
+    (expected * weights.double()).sum().backward()
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-6)
+    for ours, leaf in zip(gradients, leaves, strict=True):
+        torch.testing.assert_close(ours.double(), leaf.grad, atol=1e-4, rtol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(head_logps(model, hidden, targets), found.detach())
+
+
+def test_dealt_batches_are_all_there_once_and_balanced():
+    rng = random.Random(0)
+    n_tokens = [rng.randrange(1, 400) for _ in range(200)]
+    batches = [list(range(i, i + 5)) for i in range(0, 200, 5)]
+    for n_processes in (1, 2, 3, 7):
+        shares = deal_batches(batches, n_tokens, n_processes)
+        assert sorted(b for share in shares for b in share) == batches
+        loads = [sum(n_tokens[i] for batch in share for i in batch) for share in shares]
+        largest = max(sum(n_tokens[i] for i in batch) for batch in batches)
+        assert max(loads) - min(loads) <= largest
+    assert deal_batches(batches[:1], n_tokens, 3).count([]) == 2  # more processes than batches
+
+
+def test_processes_share_the_rows_of_one_process():
+    model = make_model("llama", SMALL)
+    tokenized = random_examples(n=20)
+    assert check_fast_path(model, tokenized) == "segments"
+    options = {"path": "segments", "tokens_per_batch": 200, "batch_size": 100}
+    alone = list(score_examples(model, tokenized, **options))
+    shared = [
+        batch
+        for rank in range(3)
+        for batch in score_examples(model, tokenized, **options, rank=rank, n_processes=3)
+    ]
+    assert sorted([i for i, _ in b] for b in alone) == sorted([i for i, _ in b] for b in shared)
+    by_index = dict(item for batch in shared for item in batch)
+    for index, logps in (item for batch in alone for item in batch):
+        for a, b in zip(logps, by_index[index], strict=True):
+            np.testing.assert_array_equal(a, b)  # the same rows, so the same bits
