@@ -28,7 +28,14 @@ import numpy as np
 
 import ranking_metrics
 from data_utils import DATASETS, PreferenceData, load_preferences
-from model_loading import DTYPES, check_model_path, model_fingerprint, resolve_dtype
+from model_loading import (
+    DEVICE_MAPS,
+    DTYPES,
+    QUANTIZATIONS,
+    check_model_path,
+    model_fingerprint,
+    resolve_dtype,
+)
 from result_files import (
     append_json_lines,
     hash_config,
@@ -290,6 +297,7 @@ def run_config(args: argparse.Namespace, datasets: list[PreferenceData], model_n
         "seed": args.seed,
         "include_ties": args.include_ties,
         "dtype": resolve_dtype(args.dtype, args.device),
+        "quantization": args.quantization,
         "max_length": args.max_length,
         "chat_template": args.chat_template,
         "add_eos": args.add_eos,
@@ -325,6 +333,7 @@ def score_to_file(
     tokenizer = load_tokenizer(config["model"], args.revision)
     model = load_model(
         config["model"], dtype=config["dtype"], device=device,
+        device_map=args.device_map, quantization=args.quantization,
         attn_implementation=args.attn_implementation, revision=args.revision,
     )  # fmt: skip
     limits = [limit for limit in (args.max_length, context_length(model)) if limit is not None]
@@ -418,6 +427,8 @@ def score_to_file(
     facts = {
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine(),
+        "device_map": args.device_map,
+        "quantization": args.quantization,
         "path": path,
         "n_processes": n_processes,
         "model_commit": getattr(model.config, "_commit_hash", None),
@@ -609,6 +620,13 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
         "--dtype", default="auto", choices=DTYPES, help="auto: float32 on CPU, bfloat16 on GPU"
     )
     compute.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    compute.add_argument(
+        "--device-map", choices=DEVICE_MAPS,
+        help="spread a model larger than one device over all, and over main memory",
+    )  # fmt: skip
+    compute.add_argument(
+        "--quantization", choices=QUANTIZATIONS, help="of the weights, by bitsandbytes"
+    )
     compute.add_argument(
         "--attn-implementation", help="attention of the plain path (sdpa, eager, …)"
     )

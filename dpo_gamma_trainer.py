@@ -148,7 +148,7 @@ class DPOGammaTrainer(DPOTrainer):
         self.dynamics_file = Path(dynamics_file) if dynamics_file else None
         self.recorded: set[tuple[int, str]] = set()
         self.pairs: dict[int, torch.Tensor] = {}
-        self.initial = None if is_deepspeed_zero3_enabled() else initial_weights(self.model)
+        self.initial = initial_weights(self.model) if self.is_world_process_zero() else {}
         self.precompute_ref_logps = True  # compute_loss puts the reference into the inputs
         self.path = self.choose_path()
 
@@ -281,7 +281,7 @@ class DPOGammaTrainer(DPOTrainer):
             self._metrics["eval"].pop(name, None)  # TRL's means of batch means
         if metric_key_prefix != "eval":
             self._metrics["eval"].clear()
-        elif self.initial is not None:  # ZeRO-3 shows every process empty weights
+        elif not is_deepspeed_zero3_enabled():  # which shows every process empty weights
             metrics["distance/squared"] = squared_distance(self.model, self.initial)
         if self.gamma_weight == 1.0 and not self.loss_types:
             metrics["loss"] = float(values["loss"].mean())

@@ -10,7 +10,9 @@ The same `compute_token_logps` serves evaluation, reference log-likelihoods and 
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +25,7 @@ from transformers import AttentionInterface
 
 VOCABULARY_CHUNK = 2048  # words per LM-head call: 1000 positions x 2048 x 4 bytes = 8 MB
 POSITION_CHUNK = 64  # positions per call of a head that is no plain linear layer
+FAMILY_ROWS = 4  # examples that share a prefix may fill so many rows' worth of tokens
 MIN_SHARED_TOKENS = 16  # examples that share fewer leading tokens are packed independently
 
 
@@ -201,14 +204,14 @@ class Segment:
         window = window if window is not None and window < longest else None
         if self.keys is None and window is None:
             return None
-        if window not in self.masks:
+        if (window, like.device) not in self.masks:
             distance = self.key_positions[-(self.end - self.start) :, None] - self.key_positions
             hidden = (distance < 0) if window is None else (distance < 0) | (distance >= window)
             mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
-            self.masks[window] = mask.masked_fill_(
+            self.masks[window, like.device] = mask.masked_fill_(
                 torch.from_numpy(hidden).to(like.device), float("-inf")
             )
-        return self.masks[window]
+        return self.masks[window, like.device]
 
 
 @dataclass
@@ -287,31 +290,44 @@ def count_new_tokens(sequences: Sequence[tuple[int, ...]], previous: tuple[int, 
     return sum(len(ids) - common_prefix_length(before, ids) for before, ids in pairs)
 
 
+def add_to_trie(trie: list[tuple[int, ...]], sequences: Sequence[tuple[int, ...]]) -> int:
+    """Insert `sequences` into the sorted list `trie`; returns how many tokens they add."""
+    added = 0
+    for ids in sequences:
+        place = bisect_left(trie, ids)
+        neighbours = trie[max(place - 1, 0) : place + 1]
+        added += len(ids) - max((common_prefix_length(ids, n) for n in neighbours), default=0)
+        trie.insert(place, ids)
+    return added
+
+
 def pack_rows(
     tokenized: Sequence[Sequence[TokenizedCompletion]], tokens_per_row: int, examples_per_row: int
 ) -> list[list[int]]:
     """Group examples into rows of at most `tokens_per_row` unique tokens (first-fit decreasing).
 
-    Examples that share a prompt or a dialogue prefix stay together. Deterministic, and a function
-    of the whole list alone, so that a resumed run forms the same rows. A larger example has a row
-    of its own.
+    Examples that share a prompt or a dialogue prefix stay together; where that at least halves the
+    tokens an example costs, in a longer row if need be (up to FAMILY_ROWS times). A larger example
+    has a row of its own. Deterministic, and a function of the whole list alone, so that a resumed
+    run forms the same rows.
     """
     sequences = [sorted(c.ids[:-1] for c in example) for example in tokenized]
     families: list[tuple[int, list[int]]] = []  # (unique tokens, example indices)
-    previous: tuple[int, ...] = ()
+    trie: list[tuple[int, ...]] = []  # of the last family
     for index in sorted(range(len(tokenized)), key=lambda i: sequences[i]):
-        size = count_new_tokens(sequences[index], previous)
-        shared = common_prefix_length(sequences[index][0], previous)
-        if (
-            families
-            and shared >= MIN_SHARED_TOKENS
-            and families[-1][0] + size <= tokens_per_row
-            and len(families[-1][1]) < examples_per_row
-        ):
-            families[-1] = (families[-1][0] + size, [*families[-1][1], index])
-        else:
-            families.append((size + shared, [index]))
-        previous = sequences[index][-1]
+        shared = max(
+            (common_prefix_length(sequences[index][0], ids) for ids in trie[-1:]), default=0
+        )
+        if shared >= MIN_SHARED_TOKENS and len(families[-1][1]) < examples_per_row:
+            size, members = families[-1]
+            grown = trie.copy()
+            added = add_to_trie(grown, sequences[index])
+            saves = 2 * added <= count_new_tokens(sequences[index])
+            if size + added <= (FAMILY_ROWS if saves else 1) * tokens_per_row:
+                families[-1], trie = (size + added, [*members, index]), grown
+                continue
+        trie = []
+        families.append((add_to_trie(trie, sequences[index]), [index]))
     rows: list[list[int]] = []
     room: list[int] = []
     for size, members in sorted(families, key=lambda family: -family[0]):
@@ -424,6 +440,12 @@ def unwrap(model):
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def input_device(model) -> torch.device:
+    """Where a model takes its inputs; the CPU, if its embeddings are kept there or on disk."""
+    device = unwrap(model).get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
 def final_logits(config, logits: torch.Tensor) -> torch.Tensor:
     """The LM head's output as the model's own forward would return it, in float32."""
     if config.model_type.startswith("cohere"):
@@ -448,10 +470,12 @@ def chunk_statistics(
     return torch.logsumexp(logits, dim=1), torch.where(inside, scores, 0.0)
 
 
-def module_logps(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def module_logps(
+    config, head_forward: Callable, hidden: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     """`head_logps` through the head's own forward, for a few positions."""
-    logits = model.get_output_embeddings()(hidden)
-    logits = final_logits(model.config.get_text_config(), logits)
+    logits = final_logits(config, head_forward(hidden))
+    targets = targets.to(logits.device)
     return logits.gather(1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
 
 
@@ -460,57 +484,77 @@ def head_logps(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tens
 
     The vocabulary is cut into slices: each part of the weight is read once, its logits stay in the
     cache, and (n, vocabulary) logits never exist, in the backward pass neither. A head that is not
-    a plain linear layer (quantized, adapted) is called on a few positions at a time.
+    a plain linear layer (quantized, adapted, offloaded) sees a few positions at a time. Either way
+    the head is called once, as a module, so that whoever shards its weight gathers it.
     """
-    head = model.get_output_embeddings()
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    head_forward = head.forward
+    is_plain = type(head) is torch.nn.Linear and head.weight.device.type != "meta"
+    if is_plain:  # possibly not on the device of the last layer
+        hidden, targets = hidden.to(head.weight.device), targets.to(head.weight.device)
 
     def run(function, *inputs):
         if torch.is_grad_enabled():
             return checkpoint(function, *inputs, use_reentrant=False)
         return function(*inputs)
 
-    if type(head) is not torch.nn.Linear:
+    def sliced_by_position(hidden):
         parts = zip(hidden.split(POSITION_CHUNK), targets.split(POSITION_CHUNK))
-        return torch.cat([run(module_logps, model, h, t) for h, t in parts])
-    config = model.config.get_text_config()
-    weights = head.weight.split(VOCABULARY_CHUNK)
-    biases = head.bias.split(VOCABULARY_CHUNK) if head.bias is not None else [None] * len(weights)
-    normalizers, scores = [], torch.zeros(len(targets), device=hidden.device)
-    for number, (weight, bias) in enumerate(zip(weights, biases)):
-        local = targets - number * VOCABULARY_CHUNK
-        normalizer, score = run(chunk_statistics, config, hidden, weight, bias, local)
-        normalizers.append(normalizer)
-        scores = scores + score
-    return scores - torch.logsumexp(torch.stack(normalizers), dim=0)
+        return torch.cat([run(module_logps, config, head_forward, h, t) for h, t in parts])
+
+    def sliced_by_vocabulary(hidden):
+        weights = head.weight.split(VOCABULARY_CHUNK)
+        biases = [None] * len(weights) if head.bias is None else head.bias.split(VOCABULARY_CHUNK)
+        normalizers, scores = [], torch.zeros(len(targets), device=hidden.device)
+        for number, (weight, bias) in enumerate(zip(weights, biases)):
+            local = targets - number * VOCABULARY_CHUNK
+            normalizer, score = run(chunk_statistics, config, hidden, weight, bias, local)
+            normalizers.append(normalizer)
+            scores = scores + score
+        return scores - torch.logsumexp(torch.stack(normalizers), dim=0)
+
+    with replaced_forward(head, sliced_by_vocabulary if is_plain else sliced_by_position):
+        return head(hidden)
+
+
+@contextmanager
+def replaced_forward(module, forward: Callable) -> Iterator[None]:
+    """Inside, calling `module`, or a wrapper around it, runs `forward` between all their hooks."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 def compute_token_logps(model, completions: Sequence[TokenizedCompletion]) -> list[torch.Tensor]:
     """Per-token log-likelihoods log π(y_t | x, y_<t) of completions, in one packed row.
 
-    model: causal LM with `set_attn_implementation("segments")`, possibly wrapped; its own forward
-    is called, so gradient synchronisation and adapters work. Differentiable when grad is enabled.
+    model: causal LM with `set_attn_implementation("segments")`, possibly wrapped. The wrapper is
+    called and only the innermost forward is replaced, so that gradients are synchronised, sharded
+    weights are gathered and adapters work. Differentiable when grad is enabled.
     Returns one float32 tensor (n_tokens,) per completion, nats.
     """
     row = build_row(completions)
     inner = unwrap(model)
-    device = inner.get_input_embeddings().weight.device
-    captured = []
-    handle = inner.get_decoder().register_forward_hook(
-        lambda _, __, output: captured.append(output[0])
-    )
-    try:
-        model(
+    predictors = torch.from_numpy(np.concatenate(row.predictors))
+    targets = torch.from_numpy(np.concatenate(row.targets))
+
+    def forward(input_ids, position_ids, **_) -> torch.Tensor:
+        hidden = inner.get_decoder()(
+            input_ids=input_ids, position_ids=position_ids, segments=row.segments, use_cache=False
+        )[0][0]
+        return head_logps(inner, hidden[predictors.to(hidden.device)], targets.to(hidden.device))
+
+    device = input_device(inner)
+    with replaced_forward(inner, forward):
+        logps = model(
             input_ids=torch.from_numpy(row.input_ids)[None].to(device),
             position_ids=torch.from_numpy(row.position_ids)[None].to(device),
-            segments=row.segments,
-            use_cache=False,
-            logits_to_keep=1,  # the head is applied below, to the positions that are scored
         )
-    finally:
-        handle.remove()
-    hidden = captured[0][0, torch.from_numpy(np.concatenate(row.predictors)).to(device)]
-    targets = torch.from_numpy(np.concatenate(row.targets)).to(hidden.device)
-    logps = head_logps(inner, hidden, targets)
     return list(logps.split([len(t) for t in row.targets]))
 
 
@@ -518,7 +562,7 @@ def compute_token_logps_plain(
     model, completions: Sequence[TokenizedCompletion]
 ) -> list[torch.Tensor]:
     """The same by a right-padded batch through the model's own head: slower, for any causal LM."""
-    device = unwrap(model).get_input_embeddings().weight.device
+    device = input_device(model)
     width = max(len(c.ids) for c in completions)
     input_ids = torch.zeros((len(completions), width), dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)

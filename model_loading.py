@@ -8,9 +8,12 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 BUNDLED_MODEL = "SmolLM2-135M-Instruct"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "sequential")  # accelerate's ways to spread a large model
+QUANTIZATIONS = ("8bit", "4bit")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json")
 
 
@@ -152,23 +155,62 @@ def adapter_base(path: str) -> str:
     return resolve_model(config["base_model_name_or_path"])
 
 
+def placement(
+    device: str, dtype: str, device_map: str | None, quantization: str | None
+) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that spread a model over devices or quantize it.
+
+    Raises ValueError where bitsandbytes is missing, or where each of several processes would
+    spread its copy over the same devices.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if device_map is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(
+            "--device-map spreads one model over all devices: start one process, not several"
+        )
+    arguments: dict[str, Any] = {}
+    if device_map is not None:
+        arguments["device_map"] = device_map
+    elif quantization is not None:
+        arguments["device_map"] = {"": device}
+    if quantization is not None:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError(
+                f"--quantization {quantization} needs bitsandbytes: pip install bitsandbytes"
+            )
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=quantization == "8bit",
+            load_in_4bit=quantization == "4bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+        )
+    return arguments
+
+
 def load_model(
     name: str,
     *,
     dtype: str = "auto",
     device: str | None = None,
+    device_map: str | None = None,
+    quantization: str | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
 ):
     """A causal LM in evaluation mode on `device`; adapters are loaded onto their base.
 
-    dtype "auto": float32 on CPU, bfloat16 on GPU. Raises OSError with one line if nothing loads.
+    dtype "auto": float32 on CPU, bfloat16 on GPU. device_map: spread the model over all devices
+    (and main memory) instead. quantization: "8bit" or "4bit" (NF4) weights by bitsandbytes.
+    Raises OSError with one line if nothing loads, ValueError as `placement` does.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     device = choose_device(device)
     dtype = resolve_dtype(dtype, device)
+    placed = placement(device, dtype, device_map, quantization)
     path = resolve_model(name)
     adapter = (Path(path) / "adapter_config.json").is_file()
     try:
@@ -177,6 +219,7 @@ def load_model(
             dtype=getattr(torch, dtype),
             revision=None if adapter else revision,
             attn_implementation=attn_implementation,
+            **placed,
         )
         if adapter:
             from peft import PeftModel
@@ -184,7 +227,7 @@ def load_model(
             model = PeftModel.from_pretrained(model, path, revision=revision)
     except (OSError, ValueError) as error:
         raise OSError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
-    return model.to(device).eval()
+    return (model if placed else model.to(device)).eval()
 
 
 def context_length(model) -> int | None:

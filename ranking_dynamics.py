@@ -3,7 +3,7 @@ the per-pair file, and the distance travelled in weight space."""
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,30 +130,37 @@ def forget_later_steps(path: Path, step: int) -> set[tuple[int, str]]:
 
 
 # ---------------------------------------------------------------------------- distance
+def trained_weights(model) -> Iterator[tuple[str, Any]]:
+    """Names and parameters that training can change (tied ones once), but for adapters."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_" not in name:
+            yield name, parameter
+
+
 def initial_weights(model) -> dict[str, Any]:
-    """A CPU copy of the weights that training can change (tied ones once); adapters start at 0."""
-    return {
-        name: parameter.detach().to("cpu", copy=True)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and "lora_" not in name
-    }
+    """A CPU copy of the weights that training can change; adapters start at 0."""
+    return {name: weight.detach().to("cpu", copy=True) for name, weight in trained_weights(model)}
+
+
+def whole(tensor):
+    """The tensor, gathered from all processes if they share it out (FSDP2)."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def squared_distance(model, initial: dict[str, Any]) -> float:
     """‖θ − θ_0‖² of the effective weights: adapters merged, tied weights once (Fig. 4).
 
-    Differences are taken in float32 (adapters: float64), the sum in float64.
+    Differences are taken in float32 (adapters: float64), the sum in float64. Where weights are
+    sharded, all processes call this; those with an empty `initial` only help to gather.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     total = 0.0
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in trained_weights(model):
+            current = whole(parameter)
             if name in initial:
-                current = (
-                    parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-                )
                 difference = current.float() - initial[name].to(current.device).float()
                 total += float(difference.double().square().sum())
         for layer in model.modules():
@@ -161,7 +168,7 @@ def squared_distance(model, initial: dict[str, Any]) -> float:
                 merged = copy.deepcopy(layer).double()  # whatever LoRA variant: what it adds
                 merged.merge()
                 added = merged.get_base_layer().weight - layer.get_base_layer().weight.double()
-                total += float(added.square().sum())
+                total += float(whole(added).square().sum())
     return total
 
 

@@ -2,15 +2,18 @@
 
     python benchmarks/scoring_speed.py --output benchmarks/scoring_speed.json
 
-All sides score the same completions with the same float32 weights, each in a process of its own
-(for its peak memory), one after the other:
+All sides score the same completions with the same weights, each in a process of its own (for its
+peak memory), one after the other, in float32 but for the last:
   ours       shared-prefix rows, start-up check included
   padded     right-padded batches of 8 completions in dataset order, logits of all positions
   lm-eval    lm-evaluation-harness `HFLM.loglikelihood`, batches of 8 (pip install lm-eval)
-  lm-eval-auto   the same with its batch size `auto`
-The side `ours` also reports the share of the machine's matrix-multiply rate that it reaches:
-unique tokens x 2 x the parameters each touches (the LM head for scored tokens only), over the
-seconds, over the rate of 2048 x 2048 products in the same process just before and after.
+  lm-eval-auto   the same with its batch size `auto`, from 64 down to what fits into free memory
+  bfloat16   ours in bfloat16
+Reported of the side `ours` beside its speed: tokens of all completions, each with its prompt, over
+the tokens computed; tokens computed over unique tokens; and the share of the machine's
+matrix-multiply rate that it reaches: unique tokens x 2 x the parameters each touches (the LM head
+for scored tokens only), over the seconds, over the rate of 2048 x 2048 products in the same
+process just before and after.
 """
 
 import argparse
@@ -19,14 +22,17 @@ import resource
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+
+import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from data_utils import load_preferences
 from result_files import write_text_atomically
 
-BASELINES = ("padded", "lm-eval", "lm-eval-auto")
+SIDES = ("padded", "lm-eval", "lm-eval-auto", "bfloat16", "ours")
 
 
 def score_padded(model, tokenized, batch_size: int = 8) -> list[float]:
@@ -55,12 +61,21 @@ def score_with_lm_eval(model, tokenizer, examples, batch_size) -> list[float]:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
+    if batch_size == "auto":  # its search ends at an allocation error, before which Linux kills
+        available = psutil.virtual_memory().available + psutil.Process().memory_info().vms
+        resource.setrlimit(resource.RLIMIT_AS, (available, available))
     harness = HFLM(
         model, backend="causal", tokenizer=tokenizer, batch_size=batch_size, device="cpu"
     )
     pairs = [(prompt, completion) for prompt, completions in examples for completion in completions]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     return [logp for logp, _ in harness.loglikelihood(requests)]
+
+
+def memory_gib(name: str) -> float:
+    """Resident memory of this process (VmRSS) or its peak (VmHWM), Linux."""
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].removesuffix("kB")) / 2**20
 
 
 def matmul_rate(dtype, seconds: float = 2.0) -> float:
@@ -98,62 +113,94 @@ def score_ours(model, tokenized) -> list[float]:
     return [float(x.sum()) for i in range(len(tokenized)) for x in scores[i]]
 
 
+def select_examples(args: argparse.Namespace) -> list:
+    """The examples to score: with --pairs-per-prompt N, N of each prompt that has so many."""
+    sample_size = None if args.sample_size == -1 else args.sample_size
+    examples = load_preferences(args.dataset, sample_size=sample_size, data_dir=args.data_dir)
+    if args.pairs_per_prompt is None:
+        return examples.examples
+    available = Counter(example.prompt_id for example in examples.examples)
+    taken: Counter = Counter()
+    chosen = []
+    for example in examples.examples:
+        if available[example.prompt_id] >= args.pairs_per_prompt > taken[example.prompt_id]:
+            taken[example.prompt_id] += 1
+            chosen.append(example)
+    return chosen
+
+
 def measure(args: argparse.Namespace) -> dict:
     """One side, in this process: seconds, peak memory above the loaded model, and the sums."""
-    from log_likelihood import tokenize_examples
+    from log_likelihood import build_row, pack_rows, tokenize_examples
     from model_loading import load_model, load_tokenizer
 
-    data = load_preferences(args.dataset, sample_size=args.sample_size, data_dir=args.data_dir)
-    model = load_model(args.lm_name_or_path, dtype="float32", device="cpu")
-    examples = [(e.prompt, e.completions) for e in data.examples]
+    dtype = "bfloat16" if args.side == "bfloat16" else "float32"
+    model = load_model(args.lm_name_or_path, dtype=dtype, device="cpu")
+    examples = [(e.prompt, e.completions) for e in select_examples(args)]
     tokenizer = load_tokenizer(args.lm_name_or_path)
     outcomes = tokenize_examples(tokenizer, examples)
     examples = [e for e, outcome in zip(examples, outcomes) if not isinstance(outcome, str)]
     tokenized = [outcome for outcome in outcomes if not isinstance(outcome, str)]
-    extra = {}
-    if args.side == "ours":
-        rates = [matmul_rate(model.dtype)]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ours = args.side in ("ours", "bfloat16")
+    rates = [matmul_rate(model.dtype)] if ours else []
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = memory_gib("VmRSS")
     start = time.perf_counter()
-    if args.side == "ours":
+    if ours:
         sums = score_ours(model, tokenized)
     elif args.side == "padded":
         sums = score_padded(model, tokenized)
     else:
         sums = score_with_lm_eval(model, tokenizer, examples, "auto" if "auto" in args.side else 8)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if args.side == "ours":
-        from log_likelihood import build_row, pack_rows
-
+    peak = memory_gib("VmHWM")
+    values = iter(sums)
+    result = {
+        "seconds": seconds,
+        "completions_per_second": len(sums) / seconds,
+        "peak_gib_above_model": peak - before,
+        "logps": [[next(values) for _ in example] for example in tokenized],
+    }
+    if ours:
         rates.append(matmul_rate(model.dtype))
         n_unique, operations = useful_operations(model, tokenized)
-        rows = pack_rows(tokenized, 1024, 128)
-        n_computed = sum(
-            len(build_row([c for i in r for c in tokenized[i]]).input_ids) for r in rows
-        )
-        extra = {
+        rows = [[c for i in row for c in tokenized[i]] for row in pack_rows(tokenized, 1024, 128)]
+        n_computed = sum(len(build_row(row).input_ids) for row in rows)
+        n_alone = sum(len(c.ids) - 1 for example in tokenized for c in example)
+        result |= {
+            "tokens_without_sharing_over_computed": n_alone / n_computed,
             "computed_over_unique_tokens": n_computed / n_unique,
             "share_of_matmul_rate": operations / seconds / (sum(rates) / 2),
             "matmul_gflops": [rate / 1e9 for rate in rates],
         }
-    return {"seconds": seconds, "completions_per_second": len(sums) / seconds,
-            "peak_gib_above_model": (peak - before) / 2**20, "n_examples": len(tokenized),
-            **extra, "logps": sums}  # fmt: skip
+    return result
+
+
+def compare(logps: list[list[float]], ours: list[list[float]]) -> dict:
+    """Differences of one side's log-likelihoods to ours, nats, and examples ranked differently."""
+    pairs = zip(ours, logps, strict=True)
+    differences = [abs(a - b) for x, y in pairs for a, b in zip(x, y, strict=True)]
+    orders = [[sorted(range(len(x)), key=lambda i: x[i]) for x in side] for side in (ours, logps)]
+    return {
+        "largest_difference_nats": max(differences),
+        "mean_difference_nats": sum(differences) / len(differences),
+        "n_examples_ranked_differently": sum(a != b for a, b in zip(*orders)),
+    }
 
 
 def plot_speed(summary: dict, path: Path) -> None:
     """Bars: completions per second and peak memory of every side."""
     import matplotlib.pyplot as plt
 
-    sides = [side for side in (*BASELINES, "ours") if side in summary]
-    figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
+    sides = [side for side in SIDES if side in summary]
+    labels = ["ours, bfloat16" if side == "bfloat16" else side for side in sides]
+    figure, axes = plt.subplots(1, 2, figsize=(8, 1 + 0.45 * len(sides)), layout="constrained")
     for axis, key, label in (
         (axes[0], "completions_per_second", "completions / s"),
         (axes[1], "peak_gib_above_model", "peak memory above the model, GiB"),
     ):
-        colors = ["#1f77b4" if side == "ours" else "#9a9a9a" for side in sides]
-        bars = axis.barh(sides, [summary[side][key] for side in sides], color=colors)
+        colors = ["#1f77b4" if side in ("ours", "bfloat16") else "#9a9a9a" for side in sides]
+        bars = axis.barh(labels, [summary[side][key] for side in sides], color=colors)
         axis.bar_label(bars, fmt="%.2f", padding=3)
         axis.margins(x=0.18)
         axis.set_xlabel(label)
@@ -172,12 +219,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lm-name-or-path", default="SmolLM2-135M-Instruct")
     parser.add_argument("--dataset", default="sample", help="as in the scripts")
     parser.add_argument("--data-dir")
-    parser.add_argument("--sample-size", type=int, default=48, help="examples")
-    parser.add_argument("--against", nargs="+", default=["padded"], choices=BASELINES)
+    parser.add_argument("--sample-size", type=int, default=48, help="examples; -1: all")
+    parser.add_argument("--pairs-per-prompt", type=int, help="so many pairs of each prompt")
+    parser.add_argument(
+        "--against", nargs="*", default=["padded"], choices=SIDES[:-1], help="empty: ours alone"
+    )
     parser.add_argument(
         "--output", type=Path, help="write the figures to this JSON file, a picture beside it"
     )
-    parser.add_argument("--side", choices=("ours", *BASELINES), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -193,20 +243,29 @@ def main(args: argparse.Namespace) -> None:
     logps = {side: result.pop("logps") for side, result in results.items()}
     ours = results["ours"]
     for side, result in results.items():
-        difference = max(abs(a - b) for a, b in zip(logps["ours"], logps[side], strict=True))
         result["speedup_of_ours"] = result["seconds"] / ours["seconds"]
-        result["largest_difference_nats"] = difference
+        result |= compare(logps[side], logps["ours"])
         print(
             f"{side:12} {result['completions_per_second']:6.2f} completions/s, "
             f"{result['peak_gib_above_model']:.2f} GiB above the model; ours is "
-            f"{result['speedup_of_ours']:.2f} times as fast, equal to {difference:.1g} nats"
+            f"{result['speedup_of_ours']:.2f} times as fast; differs by at most "
+            f"{result['largest_difference_nats']:.1g} and on average by "
+            f"{result['mean_difference_nats']:.1g} nats, in "
+            f"{result['n_examples_ranked_differently']} of {len(logps[side])} rankings"
         )
     print(
-        f"ours: {ours['computed_over_unique_tokens']:.3f} tokens computed per unique token, "
+        f"ours: {ours['tokens_without_sharing_over_computed']:.2f} times fewer tokens than without "
+        f"sharing, {ours['computed_over_unique_tokens']:.3f} tokens computed per unique token, "
         f"{ours['share_of_matmul_rate']:.0%} of the matrix-multiply rate"
     )
     if args.output:
-        summary = {"dataset": args.dataset, "n_completions": len(logps["ours"]), **results}
+        shape = {
+            "dataset": args.dataset,
+            "pairs_per_prompt": args.pairs_per_prompt,
+            "n_examples": len(logps["ours"]),
+            "n_completions": sum(map(len, logps["ours"])),
+        }
+        summary = {**shape, **results}
         write_text_atomically(args.output, json.dumps(summary, indent=1) + "\n")
         plot_speed(summary, args.output.with_suffix(".png"))
 

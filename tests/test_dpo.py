@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from test_calculate_calibration_metrics import read_wandb_keys
 from transformers import AutoModelForCausalLM
 
@@ -260,7 +261,10 @@ def test_other_reference(tiny_model_directory, tokenizer_without_bos, tmp_path):
         main(command(tiny_model_directory, tmp_path / "again", *more))
 
 
-def test_two_processes(tiny_model_directory, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "sharding", [[], [ROOT / "tests" / "fsdp_on_cpu.py"]], ids=["ddp", "fsdp2"]
+)
+def test_two_processes(tiny_model_directory, tmp_path, monkeypatch, sharding):
     """torchrun of the script: reference, dynamics file and weights of one process with double batch."""
     more = ["--report_to=none", "--bf16=false", "--max_steps=4", "--warmup_steps=0", "--optim=sgd",
             "--gradient_accumulation_steps=1", "--disable_tqdm=true"]  # fmt: skip
@@ -271,15 +275,25 @@ def test_two_processes(tiny_model_directory, tmp_path, monkeypatch):
     arguments = command(
         tiny_model_directory, tmp_path / "two", *more, "--per_device_train_batch_size=4"
     )
-    run = subprocess.run([*launcher, ROOT / "dpo.py", *arguments], capture_output=True, text=True)
+    run = subprocess.run(
+        [*launcher, *sharding, ROOT / "dpo.py", *arguments], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr[-3000:]
+    assert ("weights are sharded" in run.stderr) == bool(sharding)
     one, two = (
         read_dynamics(tmp_path / name / "ranking_dynamics.jsonl") for name in ("one", "two")
     )
     keys = ("step", "part", "id", "group")
     assert [[r[k] for k in keys] for r in one] == [[r[k] for k in keys] for r in two]
-    for side in ("chosen", "rejected", "ref_chosen", "ref_rejected"):
-        assert [r[side] for r in one] == pytest.approx([r[side] for r in two], abs=2e-3)
+    columns = {"chosen": 2e-3, "rejected": 2e-3, "ref_chosen": 2e-3, "ref_rejected": 2e-3,
+               "squared_distance": 1e-7}  # fmt: skip
+    for name, tolerance in columns.items():
+        values = [[r[name] or 0.0 for r in rows] for rows in (one, two)]
+        assert values[0] == pytest.approx(values[1], abs=tolerance), name
+    weights, sharded = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert weights.keys() == sharded.keys()
+    for name in weights:
+        np.testing.assert_allclose(weights[name], sharded[name], atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, GPT, SMALL, make_model, make_tokenizer
+from transformers import AutoModelForCausalLM
 
 from log_likelihood import (
     TokenizedCompletion,
@@ -160,6 +161,57 @@ def test_packing_keeps_budget_sharers_and_everyone():
     filler = [[TokenizedCompletion((0, 5 + i, *range(300, 320)), 2, False)] * 2 for i in range(8)]
     together = pack_rows([pair[0], *filler, pair[1]], 64, 100)
     assert any({0, 9} <= set(row) for row in together)
+
+
+def test_pairs_of_one_prompt_are_computed_once():
+    """8 pairs of 5 answers to each of 3 prompts, 1.2 rows per prompt: no token is computed twice."""
+    rng = random.Random(0)
+    tokenized, unique = [], 0
+    for number in range(3):
+        prompt = (0, number + 2, *(rng.randrange(10, 600) for _ in range(300)))
+        answers = [tuple(rng.randrange(10, 600) for _ in range(60)) for _ in range(5)]
+        pairs = [(i, j) for i in range(5) for j in range(i)][:8]
+        tokenized += [
+            [TokenizedCompletion(prompt + answers[k], len(prompt), False) for k in pair]
+            for pair in pairs
+        ]
+        unique += len(prompt) + 5 * 59  # the last token is not an input
+    rows = pack_rows(tokenized[::2] + tokenized[1::2], 512, 100)
+    order = [*range(0, 24, 2), *range(1, 24, 2)]
+    built = [build_row([c for i in row for c in tokenized[order[i]]]) for row in rows]
+    # the first token is common to the prompts, and in different rows
+    assert sum(len(row.input_ids) for row in built) == unique
+
+
+def test_small_common_beginnings_do_not_lengthen_rows():
+    """Where little is shared (a system prompt), rows keep to their budget."""
+    rng = random.Random(0)
+    system = tuple(rng.randrange(10, 600) for _ in range(20))
+    tokenized = [
+        [TokenizedCompletion(system + tuple(rng.randrange(10, 600) for _ in range(80)), 60, False)]
+        for _ in range(20)
+    ]
+    for row in pack_rows(tokenized, 200, 100):
+        assert len(build_row([c for i in row for c in tokenized[i]]).input_ids) <= 200
+
+
+@pytest.mark.parametrize("offloaded", ["model.layers.1", "lm_head", "model.embed_tokens"])
+def test_model_spread_over_memory_and_disk(tiny_model_directory, tmp_path, offloaded):
+    """accelerate moves each layer in when its forward pass begins: the same log-likelihoods."""
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "cpu",
+              "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu", offloaded: "disk"}  # fmt: skip
+    spread = AutoModelForCausalLM.from_pretrained(
+        tiny_model_directory, device_map=places, offload_folder=tmp_path, dtype=torch.float32
+    ).eval()
+    whole = AutoModelForCausalLM.from_pretrained(tiny_model_directory, dtype=torch.float32).eval()
+    tokenized = random_examples(n=6)
+    assert check_fast_path(spread, tokenized) == "segments"
+    whole.set_attn_implementation("segments")
+    assert any(parameter.device.type == "meta" for parameter in spread.parameters())
+    found, expected = score(spread, tokenized, "segments"), score(whole, tokenized, "segments")
+    for i in expected:
+        for a, b in zip(found[i], expected[i]):
+            np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral (window 8)"])

@@ -1,0 +1,145 @@
+"""Time and memory of the paper's tables at full size, computed from token counts.
+
+    python benchmarks/cost_estimate.py --data-dir DATA_DIR --output benchmarks/cost_estimate.json
+
+    scoring   seconds = 2 x parameters x unique tokens / (share x peak rate x GPUs)
+    training  three times that (the backward pass costs two forward passes), four times with
+              --gradient-checkpointing; the reference is scored once and cached
+    memory    float32 weights, gradients and one optimizer state (RMSprop) or two (AdamW), sharded
+              over the GPUs; activations 34 x hidden size bytes per token and layer in 16 bits
+              (Korthikanti et al. 2023, arXiv 2205.05198, without the attention matrices), or 2 x
+              hidden size with --gradient-checkpointing
+
+Tokens per example are counted with the model's tokenizer on the first examples of each dataset
+(shared prompts once). The share of the peak rate is an assumption: measure it with
+benchmarks/scoring_speed.py on your machine.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from data_utils import ALPACA_FARM, DATASETS, load_preferences
+from log_likelihood import count_new_tokens, tokenize_examples
+from model_loading import load_tokenizer
+from result_files import write_text_atomically
+
+HH_TRAIN_PAIRS = 160_800  # rows of Anthropic/hh-rlhf's train split
+FOLLOWED = 1000 + 1000 + 1000  # validation, test, and training pairs followed (flags' defaults)
+GPUS = (1, 8, 32)
+
+
+def tokens_per_example(name: str, tokenizer, args: argparse.Namespace) -> float:
+    """Mean number of unique tokens of an example."""
+    data = load_preferences(name, sample_size=args.sample_size, data_dir=args.data_dir)
+    outcomes = tokenize_examples(
+        tokenizer,
+        [(e.prompt, e.completions) for e in data.examples],
+        max_length=args.max_length,
+    )
+    counts = [
+        count_new_tokens(sorted(c.ids for c in completions))
+        for completions in outcomes
+        if not isinstance(completions, str)
+    ]
+    return sum(counts) / len(counts)
+
+
+def experiments(tokens: dict[str, float], args: argparse.Namespace) -> list[dict]:
+    """What each table or figure computes: tokens scored, and tokens trained on."""
+    hh = tokens["Anthropic/hh-rlhf"]
+    train = hh * HH_TRAIN_PAIRS
+    reference = train + hh * FOLLOWED
+    evaluations = hh * FOLLOWED * args.evaluations
+    return [
+        {"item": "Fig. 1, Tables 2-5: one model", "scored": 1000 * sum(tokens.values())},
+        {"item": "Tables 1, 6: one model and its reference", "scored": 2000 * tokens[ALPACA_FARM]},
+        {"item": "SFT on HH-RLHF, 1 epoch", "trained": train / 2},  # preferred completions only
+        {
+            "item": f"Fig. 2, 3: DPO on HH-RLHF, {args.epochs} epochs",
+            "scored": reference + evaluations,
+            "trained": train * args.epochs,
+        },
+        {
+            "item": "Fig. 5-7: nine γ, three seeds",
+            "scored": reference + 27 * evaluations,
+            "trained": 27 * train * args.epochs,
+        },
+    ]
+
+
+def hours(experiment: dict, n_gpus: int, args: argparse.Namespace) -> float:
+    """Hours on `n_gpus`, perfectly parallel."""
+    passes = experiment.get("scored", 0) + experiment.get("trained", 0) * (
+        4 if args.gradient_checkpointing else 3
+    )
+    rate = args.share * args.peak_tflops * 1e12 * n_gpus
+    return 2 * args.parameters * passes / rate / 3600
+
+
+def memory_gib(n_gpus: int, n_states: int, args: argparse.Namespace) -> float:
+    """GiB per GPU in training: sharded weights, gradients, states, and a batch's activations."""
+    sharded = 4 * (2 + n_states) * args.parameters / n_gpus
+    largest_unit = 4 * args.parameters / args.layers if n_gpus > 1 else 0  # gathered to compute
+    per_token = (2 if args.gradient_checkpointing else 34) * args.hidden_size * args.layers
+    return (sharded + 2 * largest_unit + per_token * args.tokens_per_batch) / 2**30
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--sample-size", type=int, default=150, help="examples counted per dataset")
+    parser.add_argument("--tokenizer", default="SmolLM2-135M-Instruct")
+    parser.add_argument("--max-length", type=int, default=512, help="tokens, as in training")
+    parser.add_argument("--parameters", type=float, default=6.74e9, help="of the model: Llama-2-7B")
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--hidden-size", type=int, default=4096)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--evaluations", type=int, default=50, help="during a DPO run")
+    parser.add_argument("--tokens-per-batch", type=int, default=4096, help="of one GPU")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--peak-tflops", type=float, default=989.0, help="H100, bfloat16, dense")
+    parser.add_argument("--share", type=float, default=0.3, help="of the peak, assumed")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    tokenizer = load_tokenizer(args.tokenizer)
+    tokens = {name: tokens_per_example(name, tokenizer, args) for name in DATASETS}
+    rows = experiments(tokens, args)
+    print("unique tokens per example: " + ", ".join(f"{k} {v:.0f}" for k, v in tokens.items()))
+    first = rows[0]
+    print(
+        f"e.g. {first['item']}: 2 x {args.parameters:.3g} parameters x "
+        f"{first['scored']:.3g} tokens / ({args.share} x {args.peak_tflops:.0f}e12 /s) = "
+        f"{3600 * hours(first, 1, args):.0f} s"
+    )
+    print("\n| item | tokens scored | tokens trained | 1 GPU | 8 GPUs | 32 GPUs |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        row["hours"] = {str(n): hours(row, n, args) for n in GPUS}
+        cells = [f"{row['hours'][str(n)]:.2g} h" for n in GPUS]
+        counts = [f"{row.get(key, 0) / 1e6:,.1f} M" for key in ("scored", "trained")]
+        print(f"| {row['item']} | {' | '.join([*counts, *cells])} |")
+    memory = {}
+    for name, n_states in (("DPO (RMSprop)", 1), ("SFT (AdamW)", 2)):
+        memory[name] = {str(n): memory_gib(n, n_states, args) for n in GPUS}
+        cells = " | ".join(f"{memory[name][str(n)]:.0f} GiB" for n in GPUS)
+        print(f"| {name}, memory per GPU | | | {cells} |")
+    if args.output:
+        settings = {k: v for k, v in vars(args).items() if k not in ("data_dir", "output")}
+        summary = {"settings": settings, "tokens_per_example": tokens, "items": rows,
+                   "memory_gib_per_gpu": memory}  # fmt: skip
+        write_text_atomically(args.output, json.dumps(summary, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(parse_args())
