@@ -297,7 +297,7 @@ def run_config(args: argparse.Namespace, datasets: list[PreferenceData], model_n
         "seed": args.seed,
         "include_ties": args.include_ties,
         "dtype": resolve_dtype(args.dtype, args.device),
-        "quantization": args.quantization,
+        **({"quantization": args.quantization} if args.quantization else {}),
         "max_length": args.max_length,
         "chat_template": args.chat_template,
         "add_eos": args.add_eos,
@@ -635,7 +635,8 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
     )
     compute.add_argument(
         "--tokens-per-batch", type=int,
-        help="tokens of one forward pass (default: 1024 on CPU, 16384 on GPU)",
+        help="tokens of one forward pass, for the pairs of one prompt up to four times as many "
+        "(default: 1024 on CPU, 16384 on GPU)",
     )  # fmt: skip
 
 
@@ -644,6 +645,8 @@ def check_scoring_arguments(args: argparse.Namespace, default_datasets: list[str
     if args.sample_size == 0 or args.sample_size < -1:
         raise ValueError(f"--sample-size {args.sample_size}: give a positive number, or -1 for all")
     args.sample_size = None if args.sample_size == -1 else args.sample_size
+    if args.device_map is not None and args.device != "auto":
+        raise ValueError("--device-map spreads the model over all devices: leave out --device")
     for flag in ("max_length", "batch_size", "tokens_per_batch"):
         value = getattr(args, flag)
         if value is not None and value < 1:

@@ -49,6 +49,7 @@ from training_setup import (
     prepare_output_dir,
     run_description,
     start_wandb,
+    whole_weights,
 )
 
 REPLACED = {
@@ -298,15 +299,16 @@ def main(argv: list[str]) -> None:
     set_seed(training_args.seed)
     device = str(training_args.device)
 
-    model, tokenizer = load_for_training(model_args, reference_name, device)
-    datasets, texts = prepare_datasets(examples, data_args, training_args, model, tokenizer)
-    if reference_name != policy_name:
-        model, policy_tokenizer = load_for_training(model_args, policy_name, device)
-        if policy_tokenizer.backend_tokenizer.to_str() != tokenizer.backend_tokenizer.to_str():
-            raise ValueError(
-                f"{reference_name} and {policy_name} have different tokenizers: the reference must "
-                "score the token ids that are trained on"
-            )
+    with whole_weights(training_args):
+        model, tokenizer = load_for_training(model_args, reference_name, device)
+        datasets, texts = prepare_datasets(examples, data_args, training_args, model, tokenizer)
+        if reference_name != policy_name:
+            model, policy_tokenizer = load_for_training(model_args, policy_name, device)
+            if policy_tokenizer.backend_tokenizer.to_str() != tokenizer.backend_tokenizer.to_str():
+                raise ValueError(
+                    f"{reference_name} and {policy_name} have different tokenizers: the reference "
+                    "must score the token ids that are trained on"
+                )
     peft_config = make_peft_config(model_args, model, tokenizer, training_args.output_dir)
 
     run = start_wandb(data_args, training_args, "dpo")

@@ -7,7 +7,7 @@ of raters. γ = 1 is DPO, γ = 0 is reference-free.
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +114,18 @@ def completions_of(batch: dict[str, torch.Tensor]) -> list[TokenizedCompletion]:
     return [TokenizedCompletion(tuple(ids[:n]), start, False) for ids, n, start in sequences]
 
 
+def keep_outputs_in_float32(accelerator) -> None:
+    """accelerate has FSDP2 cast what a model returns to half precision; log-likelihoods of
+    hundreds of nats would be rounded to whole ones. ValueError for FSDP1, which cannot be told."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        return
+    if plugin.fsdp_version != 2:
+        raise ValueError("FSDP1 is not supported: set fsdp_version: 2 in the launch file")
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+
+
 class DPOGammaTrainer(DPOTrainer):
     """DPOTrainer with DPO^γ's loss, rows that share prompts, and ranking metrics at each eval.
 
@@ -135,6 +147,7 @@ class DPOGammaTrainer(DPOTrainer):
             collate_pairs, pad_token_id=pad
         )
         super().__init__(*args, **kwargs)
+        keep_outputs_in_float32(self.accelerator)
         self.gamma = getattr(self.args, "alpha", 1.0)
         self.gamma_weight = 0.0
         terms = list(zip(self.loss_types, self.loss_weights, strict=True))
@@ -217,7 +230,7 @@ class DPOGammaTrainer(DPOTrainer):
             )
         completions = completions_of(inputs)
         width = inputs["input_ids"].shape[1]
-        with self.accelerator.autocast():  # of the LM head too, which is outside model.forward
+        with self.accelerator.autocast():  # accelerate's own wraps the forward that is replaced
             token_logps = compute_token_logps(model, completions)
         log_probs = torch.stack(
             [

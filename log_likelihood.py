@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
+from torch.nn import Linear
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
@@ -304,11 +305,11 @@ def add_to_trie(trie: list[tuple[int, ...]], sequences: Sequence[tuple[int, ...]
 def pack_rows(
     tokenized: Sequence[Sequence[TokenizedCompletion]], tokens_per_row: int, examples_per_row: int
 ) -> list[list[int]]:
-    """Group examples into rows of at most `tokens_per_row` unique tokens (first-fit decreasing).
+    """Group examples into rows of about `tokens_per_row` unique tokens (first-fit decreasing).
 
     Examples that share a prompt or a dialogue prefix stay together; where that at least halves the
-    tokens an example costs, in a longer row if need be (up to FAMILY_ROWS times). A larger example
-    has a row of its own. Deterministic, and a function of the whole list alone, so that a resumed
+    tokens an example costs, in a row of up to FAMILY_ROWS times the size. A larger example has a
+    row of its own. Deterministic, and a function of the whole list alone, so that a resumed
     run forms the same rows.
     """
     sequences = [sorted(c.ids[:-1] for c in example) for example in tokenized]
@@ -475,7 +476,6 @@ def module_logps(
 ) -> torch.Tensor:
     """`head_logps` through the head's own forward, for a few positions."""
     logits = final_logits(config, head_forward(hidden))
-    targets = targets.to(logits.device)
     return logits.gather(1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
 
 
@@ -484,14 +484,11 @@ def head_logps(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tens
 
     The vocabulary is cut into slices: each part of the weight is read once, its logits stay in the
     cache, and (n, vocabulary) logits never exist, in the backward pass neither. A head that is not
-    a plain linear layer (quantized, adapted, offloaded) sees a few positions at a time. Either way
-    the head is called once, as a module, so that whoever shards its weight gathers it.
+    a plain linear layer (quantized, adapted) sees a few positions at a time. Either way the head is
+    called once, as a module, so that whoever shards or offloads its weight brings it here.
     """
     head, config = model.get_output_embeddings(), model.config.get_text_config()
-    head_forward = head.forward
-    is_plain = type(head) is torch.nn.Linear and head.weight.device.type != "meta"
-    if is_plain:  # possibly not on the device of the last layer
-        hidden, targets = hidden.to(head.weight.device), targets.to(head.weight.device)
+    head_forward = getattr(head, "_old_forward", head.forward)
 
     def run(function, *inputs):
         if torch.is_grad_enabled():
@@ -499,7 +496,7 @@ def head_logps(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tens
         return function(*inputs)
 
     def sliced_by_position(hidden):
-        parts = zip(hidden.split(POSITION_CHUNK), targets.split(POSITION_CHUNK))
+        parts = zip(hidden.split(POSITION_CHUNK), targets.to(hidden.device).split(POSITION_CHUNK))
         return torch.cat([run(module_logps, config, head_forward, h, t) for h, t in parts])
 
     def sliced_by_vocabulary(hidden):
@@ -507,27 +504,31 @@ def head_logps(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tens
         biases = [None] * len(weights) if head.bias is None else head.bias.split(VOCABULARY_CHUNK)
         normalizers, scores = [], torch.zeros(len(targets), device=hidden.device)
         for number, (weight, bias) in enumerate(zip(weights, biases)):
-            local = targets - number * VOCABULARY_CHUNK
+            local = targets.to(hidden.device) - number * VOCABULARY_CHUNK
             normalizer, score = run(chunk_statistics, config, hidden, weight, bias, local)
             normalizers.append(normalizer)
             scores = scores + score
         return scores - torch.logsumexp(torch.stack(normalizers), dim=0)
 
+    # FSDP2 makes a subclass of Linear with the same forward
+    is_plain = isinstance(head, Linear) and type(head).forward is Linear.forward
     with replaced_forward(head, sliced_by_vocabulary if is_plain else sliced_by_position):
         return head(hidden)
 
 
 @contextmanager
 def replaced_forward(module, forward: Callable) -> Iterator[None]:
-    """Inside, calling `module`, or a wrapper around it, runs `forward` between all their hooks."""
-    own = vars(module).get("forward")
-    module.forward = forward
+    """Inside, calling `module`, or a wrapper around it, runs `forward` between all their hooks:
+    PyTorch's, and accelerate's, which wraps the forward it keeps as `_old_forward`."""
+    name = "_old_forward" if hasattr(module, "_old_forward") else "forward"
+    own = vars(module).get(name)
+    setattr(module, name, forward)
     try:
         yield
     finally:
-        del module.forward
+        delattr(module, name)
         if own is not None:
-            module.forward = own
+            setattr(module, name, own)
 
 
 def compute_token_logps(model, completions: Sequence[TokenizedCompletion]) -> list[torch.Tensor]:
@@ -599,8 +600,8 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
     The shortest examples are compared with plain scoring, one completion at a time; a model with
     windowed or chunked attention is also tried on the longest. A model that padding disturbs has
     the path "alone: <why not>". Leaves the model on the attention it will use.
-    Agreement: 0.02 nats per completion in float32. In half precision, per token, 0.01 nats plus
-    twice what padding changes by rounding, and in no case more than 0.2.
+    Agreement: 0.02 nats per completion in float32. In half precision, per token, 0.02 nats plus
+    twice what scoring a completion four times in one batch changes, but no more than 0.1.
     """
     original = model.config._attn_implementation
     inner = unwrap(model)
@@ -611,26 +612,31 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
     windowed = any(
         getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")
     )
-    sample = [c for i in (order[:3] + order[-1:] * windowed) for c in tokenized[i]]
+    short = [c for i in order[:3] for c in tokenized[i]]
+    sample = short + [c for i in order[-1:] * windowed for c in tokenized[i]]
     half = next(inner.parameters()).dtype in (torch.bfloat16, torch.float16)
+    tolerance = 0.02
     with torch.inference_mode():
         plain = [compute_token_logps_plain(model, [c])[0] for c in sample]
-        padding = disagreement(plain, compute_token_logps_plain(model, sample), half)
+        if half:
+            repeated = [compute_token_logps_plain(model, [c] * 4)[0] for c in short]
+            tolerance = min(0.02 + 2 * disagreement(plain[: len(short)], repeated, half), 0.1)
         try:
             inner.set_attn_implementation("segments")
             if inner.config._attn_implementation != "segments":
                 raise NotImplementedError("the model's attention cannot be replaced")
-            fast = compute_token_logps(model, sample)
+            worst = disagreement(plain, compute_token_logps(model, sample), half)
         except (NotImplementedError, TypeError, ValueError, LookupError, AttributeError,
                 RuntimeError) as error:  # fmt: skip
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
-            worst = disagreement(plain, fast, half)
-            if worst <= (min(0.01 + 2 * padding, 0.2) if half else 0.02):  # False for NaN
+            if worst <= tolerance:  # False for NaN
                 return "segments"
             reason = f"differs from plain scoring by {worst:.3g} nats"
         inner.set_attn_implementation(original)
-    return f"{'plain' if padding <= (0.2 if half else 0.02) else 'alone'}: {reason}"
+        padded = compute_token_logps_plain(model, short)
+        kind = "plain" if disagreement(plain[: len(short)], padded, half) <= tolerance else "alone"
+    return f"{kind}: {reason}"
 
 
 def compute_token_logps_alone(

@@ -2,6 +2,7 @@
 
 python plot_results.py ranking-accuracy results/gpt2.jsonl --output fig1.png
 python plot_results.py dynamics DPO_DIR/ranking_dynamics.jsonl --output fig2.png
+python plot_results.py win-rate results/win_rate.jsonl --output fig4.png
 """
 
 import argparse
@@ -299,6 +300,45 @@ def plot_accuracy_against_distance(rows: list[Row], path: Path) -> None:
     save_figure(figure, path)
 
 
+def plot_win_rate(rows: list[Row], path: Path) -> None:
+    """Win rate (left axis) and ranking accuracy (right) of checkpoints against the squared distance
+    from the reference, or of runs against γ (cf. Fig. 4, 9-12)."""
+    by_step = all(row["step"] is not None for row in rows)
+    by_gamma = not by_step and all(row["gamma"] is not None for row in rows)
+    ordered = sorted(rows, key=lambda row: row["gamma"] if by_gamma else row["squared_distance"])
+    x = [row["gamma" if by_gamma else "squared_distance"] for row in ordered]
+    figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    right = axes.twinx()
+    wins = np.array([100 * row["win_rate"] for row in ordered])
+    bounds = [
+        [100 * bound if bound is not None else win for bound in row["bootstrap_95"]]
+        for row, win in zip(ordered, wins)
+    ]
+    low, high = np.array(bounds).T
+    axes.errorbar(
+        x, wins, yerr=[wins - low, high - wins], color=BLUE, marker="o", capsize=2,
+        label=f"win rate (n = {ordered[0]['n']}, 95 % interval)",
+    )  # fmt: skip
+    right.plot(
+        x, [100 * row["ranking_accuracy"] for row in ordered], color=ORANGE, marker="s",
+        linestyle="--", label=f"ranking accuracy (n = {ordered[0]['n_ranked']})",
+    )  # fmt: skip
+    axes.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_xlabel("γ" if by_gamma else "squared distance from the reference, ‖θ_t − θ_ref‖²")
+    axes.set_ylabel("win rate (%)", color=BLUE)
+    right.set_ylabel("ranking accuracy (%)", color=ORANGE)
+    if by_step:
+        for row, place, win in zip(ordered, x, high):
+            axes.annotate(f"{row['step']}", (place, win), fontsize=7, xytext=(0, 4),
+                          textcoords="offset points", ha="center")  # fmt: skip
+    handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, fontsize=8, loc="best")
+    axes.margins(y=0.2)
+    right.margins(y=0.2)
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
 def save_figure(figure, path: Path) -> None:
     """Write a figure whole or not at all, and close it."""
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
@@ -320,7 +360,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("figure", choices=("ranking-accuracy", *DYNAMICS))
+    parser.add_argument("figure", choices=("ranking-accuracy", "win-rate", *DYNAMICS))
     parser.add_argument(
         "files", nargs="+", type=Path,
         help="summaries of one or several runs, or one ranking_dynamics.jsonl",
@@ -334,8 +374,16 @@ def main(args: argparse.Namespace) -> None:
         if len(args.files) > 1:
             raise ValueError(f"{args.figure} takes one dynamics file, found {len(args.files)}")
         DYNAMICS[args.figure](read_dynamics(args.files[0]), args.output)
+        print(args.output)
+        return
+    rows = [row for file in args.files for row in read_json_lines(file)]
+    if args.figure == "win-rate":
+        if not all({"win_rate", "squared_distance"} <= row.keys() for row in rows):
+            raise ValueError(
+                f"{args.files[0]}: not a summary of calculate_win_rate.py --checkpoints"
+            )
+        plot_win_rate(rows, args.output)
     else:
-        rows = [row for file in args.files for row in read_json_lines(file)]
         if not any("wilson_95" in row for row in rows):
             raise ValueError(f"{args.files[0]}: not a summary of calculate_calibration_metrics.py")
         plot_ranking_accuracy(rows, args.output)

@@ -131,10 +131,13 @@ def forget_later_steps(path: Path, step: int) -> set[tuple[int, str]]:
 
 # ---------------------------------------------------------------------------- distance
 def trained_weights(model) -> Iterator[tuple[str, Any]]:
-    """Names and parameters that training can change (tied ones once), but for adapters."""
+    """Names and parameters that training can change (tied ones once), but for adapters.
+
+    Names are those of the bare model, whatever checkpointing wraps around its layers.
+    """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_" not in name:
-            yield name, parameter
+            yield name.replace("_checkpoint_wrapped_module.", ""), parameter
 
 
 def initial_weights(model) -> dict[str, Any]:
@@ -155,12 +158,16 @@ def squared_distance(model, initial: dict[str, Any]) -> float:
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch.distributed.fsdp import FSDPModule
 
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # what a forward pass leaves gathered may be in half precision
     total = 0.0
     with torch.no_grad():
         for name, parameter in trained_weights(model):
             current = whole(parameter)
-            if name in initial:
+            if initial:
                 difference = current.float() - initial[name].to(current.device).float()
                 total += float(difference.double().square().sum())
         for layer in model.modules():

@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 from trl import ModelConfig, get_peft_config
 
 from calculate_calibration_metrics import has_wandb_key
@@ -227,6 +233,20 @@ def load_parts(args: DataArguments) -> dict[str, PreferenceData]:
             data.examples[:] = [data.examples[i] for i in sorted(chosen)]
             announce(f"{args.dataset_name}: {part} limited to {limit} examples")
     return parts
+
+
+@contextmanager
+def whole_weights(training_args) -> Iterator[None]:
+    """Inside, models are loaded whole, where DeepSpeed ZeRO-3 would share out their weights at
+    once: the reference is scored first."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(training_args.deepspeed_plugin.dschf)
 
 
 def load_for_training(args: ModelArguments, name: str, device: str):

@@ -7,8 +7,8 @@
               --gradient-checkpointing; the reference is scored once and cached
     memory    float32 weights, gradients and one optimizer state (RMSprop) or two (AdamW), sharded
               over the GPUs; activations 34 x hidden size bytes per token and layer in 16 bits
-              (Korthikanti et al. 2023, arXiv 2205.05198, without the attention matrices), or 2 x
-              hidden size with --gradient-checkpointing
+              (Korthikanti et al. 2023, arXiv 2205.05198, without the attention matrices); with
+              --gradient-checkpointing 2 x hidden size, and 34 x for the one layer recomputed
 
 Tokens per example are counted with the model's tokenizer on the first examples of each dataset
 (shared prompts once). The share of the peak rate is an assumption: measure it with
@@ -28,12 +28,15 @@ from model_loading import load_tokenizer
 from result_files import write_text_atomically
 
 HH_TRAIN_PAIRS = 160_800  # rows of Anthropic/hh-rlhf's train split
-FOLLOWED = 1000 + 1000 + 1000  # validation, test, and training pairs followed (flags' defaults)
+EVALUATED = 1000 + 1000  # validation pairs, and training pairs followed (flags' defaults)
+TESTED = 1000  # once, at the end
 GPUS = (1, 8, 32)
 
 
-def tokens_per_example(name: str, tokenizer, args: argparse.Namespace) -> float:
-    """Mean number of unique tokens of an example."""
+def tokens_per_example(
+    name: str, tokenizer, args: argparse.Namespace, n_completions: int | None = None
+) -> float:
+    """Mean number of unique tokens of an example, or of its first completions only."""
     data = load_preferences(name, sample_size=args.sample_size, data_dir=args.data_dir)
     outcomes = tokenize_examples(
         tokenizer,
@@ -41,23 +44,24 @@ def tokens_per_example(name: str, tokenizer, args: argparse.Namespace) -> float:
         max_length=args.max_length,
     )
     counts = [
-        count_new_tokens(sorted(c.ids for c in completions))
+        count_new_tokens(sorted(c.ids for c in completions[:n_completions]))
         for completions in outcomes
         if not isinstance(completions, str)
     ]
     return sum(counts) / len(counts)
 
 
-def experiments(tokens: dict[str, float], args: argparse.Namespace) -> list[dict]:
-    """What each table or figure computes: tokens scored, and tokens trained on."""
+def experiments(tokens: dict[str, float], preferred: float, args: argparse.Namespace) -> list[dict]:
+    """What each table or figure computes: tokens scored, and tokens trained on. preferred: tokens
+    of an HH-RLHF example without its rejected completion."""
     hh = tokens["Anthropic/hh-rlhf"]
     train = hh * HH_TRAIN_PAIRS
-    reference = train + hh * FOLLOWED
-    evaluations = hh * FOLLOWED * args.evaluations
+    reference = train + hh * (EVALUATED / 2 + TESTED)  # followed pairs are training pairs
+    evaluations = hh * (EVALUATED * args.evaluations + TESTED)
     return [
         {"item": "Fig. 1, Tables 2-5: one model", "scored": 1000 * sum(tokens.values())},
         {"item": "Tables 1, 6: one model and its reference", "scored": 2000 * tokens[ALPACA_FARM]},
-        {"item": "SFT on HH-RLHF, 1 epoch", "trained": train / 2},  # preferred completions only
+        {"item": "SFT on HH-RLHF, 1 epoch", "trained": preferred * HH_TRAIN_PAIRS},
         {
             "item": f"Fig. 2, 3: DPO on HH-RLHF, {args.epochs} epochs",
             "scored": reference + evaluations,
@@ -84,7 +88,9 @@ def memory_gib(n_gpus: int, n_states: int, args: argparse.Namespace) -> float:
     """GiB per GPU in training: sharded weights, gradients, states, and a batch's activations."""
     sharded = 4 * (2 + n_states) * args.parameters / n_gpus
     largest_unit = 4 * args.parameters / args.layers if n_gpus > 1 else 0  # gathered to compute
-    per_token = (2 if args.gradient_checkpointing else 34) * args.hidden_size * args.layers
+    per_token = 34 * args.hidden_size * args.layers
+    if args.gradient_checkpointing:  # the inputs of all layers, and all of the one recomputed
+        per_token = 2 * args.hidden_size * args.layers + 34 * args.hidden_size
     return (sharded + 2 * largest_unit + per_token * args.tokens_per_batch) / 2**30
 
 
@@ -114,7 +120,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(args.tokenizer)
     tokens = {name: tokens_per_example(name, tokenizer, args) for name in DATASETS}
-    rows = experiments(tokens, args)
+    preferred = tokens_per_example("Anthropic/hh-rlhf", tokenizer, args, n_completions=1)
+    rows = experiments(tokens, preferred, args)
     print("unique tokens per example: " + ", ".join(f"{k} {v:.0f}" for k, v in tokens.items()))
     first = rows[0]
     print(

@@ -24,8 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from scoring_speed import memory_gib
-
+from benchmarks.scoring_speed import memory_gib
 from data_utils import load_preferences
 from log_likelihood import (
     TokenizedCompletion,

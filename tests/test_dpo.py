@@ -261,25 +261,28 @@ def test_other_reference(tiny_model_directory, tokenizer_without_bos, tmp_path):
         main(command(tiny_model_directory, tmp_path / "again", *more))
 
 
-@pytest.mark.parametrize(
-    "sharding", [[], [ROOT / "tests" / "fsdp_on_cpu.py"]], ids=["ddp", "fsdp2"]
-)
-def test_two_processes(tiny_model_directory, tmp_path, monkeypatch, sharding):
+def launch(arguments, sharded: bool) -> int:
+    """torchrun of the script with two processes, under FSDP2 if asked; number of sharded weights."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+                "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+    launcher += [ROOT / "tests" / "fsdp_on_cpu.py"] * sharded
+    run = subprocess.run([*launcher, ROOT / "dpo.py", *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return max(map(int, re.findall(r"(\d+) weights are sharded", run.stderr)), default=0)
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_two_processes(tiny_model_directory, tmp_path, monkeypatch, sharded):
     """torchrun of the script: reference, dynamics file and weights of one process with double batch."""
     more = ["--report_to=none", "--bf16=false", "--max_steps=4", "--warmup_steps=0", "--optim=sgd",
             "--gradient_accumulation_steps=1", "--disable_tqdm=true"]  # fmt: skip
     main(command(tiny_model_directory, tmp_path / "one", *more, "--per_device_train_batch_size=8"))
     monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path / "cache"))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-                "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]  # fmt: skip
     arguments = command(
         tiny_model_directory, tmp_path / "two", *more, "--per_device_train_batch_size=4"
     )
-    run = subprocess.run(
-        [*launcher, *sharding, ROOT / "dpo.py", *arguments], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert ("weights are sharded" in run.stderr) == bool(sharding)
+    n_weights = len(load_file(Path(tiny_model_directory) / "model.safetensors"))
+    assert launch(arguments, sharded) == n_weights * sharded
     one, two = (
         read_dynamics(tmp_path / name / "ranking_dynamics.jsonl") for name in ("one", "two")
     )
@@ -290,10 +293,29 @@ def test_two_processes(tiny_model_directory, tmp_path, monkeypatch, sharding):
     for name, tolerance in columns.items():
         values = [[r[name] or 0.0 for r in rows] for rows in (one, two)]
         assert values[0] == pytest.approx(values[1], abs=tolerance), name
-    weights, sharded = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert weights.keys() == sharded.keys()
+    weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert weights.keys() == others.keys()
     for name in weights:
-        np.testing.assert_allclose(weights[name], sharded[name], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(weights[name], others[name], atol=1e-5, err_msg=name)
+
+
+def test_sharded_in_half_precision(tiny_model_directory, tmp_path):
+    """FSDP2 with --bf16: log-likelihoods are float32 (a bfloat16 has a spacing of 4 at −900), and
+    the distance is that of the float32 weights: none before the first step."""
+    more = ["--report_to=none", "--max_steps=1", "--warmup_steps=0", "--disable_tqdm=true",
+            "--gradient_accumulation_steps=1", "--eval_steps=1", "--save_steps=1"]  # fmt: skip
+    arguments = command(tiny_model_directory, tmp_path / "run", *more)
+    assert "--bf16=true" in arguments and launch(arguments, sharded=True) > 0
+    rows = read_dynamics(tmp_path / "run" / "ranking_dynamics.jsonl")
+    start = [row for row in rows if row["step"] == 0]
+    values = np.array([row["chosen"] for row in start])
+    assert np.abs(values).mean() > 500 and np.abs(values % 1).astype(bool).mean() > 0.9
+    differences = values - [row["ref_chosen"] for row in start]
+    assert np.abs(differences).mean() < 0.5
+    distances = {
+        row["step"]: row["squared_distance"] for row in rows if row["part"] == "validation"
+    }
+    assert distances[0] == 0.0 < distances[1]
 
 
 @pytest.mark.parametrize(

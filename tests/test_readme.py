@@ -8,23 +8,40 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 ROOT = Path(__file__).parents[1]
 
 
 def readme_commands() -> list[list[str]]:
+    """[launcher…, script, argument…] of every command that runs a script of ours."""
     blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.startswith("python ")]
+    commands = [shlex.split(line, comments=True) for line in lines]
+    launchers = ("python", "torchrun", "accelerate")
+    return [command for command in commands if command and command[0] in launchers]
 
 
 def test_readme_commands_parse():
     commands = readme_commands()
     assert len(commands) >= 3
-    for _, script, *arguments in commands:
+    for command in commands:
+        place = next(i for i, word in enumerate(command) if word.endswith(".py"))
+        script, arguments = command[place], command[place + 1 :]
         assert (ROOT / script).is_file(), script
         module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
         module.parse_args(arguments)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("accelerate_configs/*.yaml")), ids=lambda p: p.stem
+)
+def test_launch_files_are_accelerates(path):
+    """accelerate reads each of them (it refuses unknown keys), and the README shows its command."""
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 8 and config.num_machines == 1
+    assert f"--config_file accelerate_configs/{path.name} dpo.py" in path.read_text()
+    assert f"accelerate_configs/{path.name}" in (ROOT / "README.md").read_text()
 
 
 def test_pictures_and_files_of_the_readme_are_there():

