@@ -161,12 +161,13 @@ def formatted_prompt(tokenizer, prompt: str, chat_template: bool) -> list[int]:
 
 
 def generate_batches(
-    model, tokenizer, prompts: list[Record], done: set[str], args: argparse.Namespace
+    model, tokenizer, prompts: list[Record], done: set[str], seed: int, args: argparse.Namespace
 ) -> Iterator[list[Record]]:
     """Responses to the prompts that are not `done`, batch by batch.
 
     Batches are formed from all prompts, the longest first, and each has a seed of its own, so that
-    a resumed run samples what an uninterrupted one does.
+    a resumed run samples what an uninterrupted one does. Two models must not get the same `seed`:
+    like ones would give the same responses.
     """
     import torch
 
@@ -192,7 +193,7 @@ def generate_batches(
             if args.temperature > 0:
                 sampling = {"do_sample": True, "temperature": args.temperature,
                             "top_p": args.top_p, "top_k": 0}  # fmt: skip
-            torch.manual_seed(args.seed * 1_000_003 + first)
+            torch.manual_seed(seed + first)
             with torch.inference_mode():
                 output = model.generate(
                     **inputs,
@@ -214,6 +215,15 @@ def read_response(tokenizer, new: list[int]) -> Record:
     end = next((k for k, token in enumerate(new) if token in stops), len(new))
     text, found, _ = tokenizer.decode(new[:end], skip_special_tokens=True).partition(NEXT_TURN)
     return {"response": text.strip(), "finished": bool(found) or end < len(new), "n_tokens": end}
+
+
+def read_responses(path: str) -> list[Record]:
+    """Rows of a responses file; ValueError if it is something else."""
+    rows = read_json_lines(Path(path))
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or not {"generation", "id", "response"} <= row.keys():
+            raise ValueError(f"{path}: row {number}: not a responses file of calculate_win_rate.py")
+    return rows
 
 
 def generation_settings(args: argparse.Namespace, name: str) -> Record:
@@ -255,7 +265,8 @@ def respond(
                         disable=None if sys.stderr.isatty() else False,
                         mininterval=1 if sys.stderr.isatty() else 10)  # fmt: skip
         with progress:
-            for rows in generate_batches(model, tokenizer, prompts, set(responses), args):
+            seed = int(key[:12], 16)  # of --seed, the model and the other settings
+            for rows in generate_batches(model, tokenizer, prompts, set(responses), seed, args):
                 append_json_lines(file, ({"generation": key, **settings, **row} for row in rows))
                 known += [{"generation": key, **row} for row in rows]
                 responses |= {row["id"]: row["response"] for row in rows}
@@ -558,7 +569,7 @@ def main(args: argparse.Namespace) -> None:
         if args.checkpoints
         else [args.lm_name_or_path]
     )
-    known = [row for file in args.responses for row in read_json_lines(Path(file))]
+    known = [row for file in args.responses for row in read_responses(file)]
     data, prompts = load_prompts(args)
     paths = output_paths(args.output_dir, args.output_filename)
     responses_file = paths["examples"].with_name(
@@ -602,6 +613,8 @@ def main(args: argparse.Namespace) -> None:
             ]  # fmt: skip
             if not pairs:
                 raise ValueError("no prompt leaves room for --max-new-tokens in the context")
+            if not any(pair["policy_response"] for pair in pairs):
+                raise ValueError(f"every response of {policy} is empty: nothing to judge")
             waiting = [pair for pair in pairs if pair["id"] not in done]
             for row in judged_rows(args, policy, waiting, judge):
                 append_json_lines(examples, [row])

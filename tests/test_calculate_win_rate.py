@@ -1,6 +1,7 @@
 """calculate_win_rate.py with real judges: a served language model behind a faulty line, and a reward
 model trained on the spot."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -367,11 +368,12 @@ def faulty_line(served):
                 self.answer(response.status, response.read())
 
         def answer(self, status, content):
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            with contextlib.suppress(BrokenPipeError):  # the client has given up
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
 
         def log_message(self, *args):
             pass
@@ -409,7 +411,7 @@ def test_served_judge(faulty_line, preferences, two_models, tmp_path, monkeypatc
     line.faults = [429, 500, "hang", 503, "I cannot decide."]
     run(*flags(tmp_path, f"openai:{model}", *one))
     captured = capsys.readouterr()
-    assert re.search(r"judge: 12 calls \(0 more .* at most 0\.00 USD", captured.err)
+    assert re.search(r"judge: 12 calls \(0 more .* at most 0\.01 USD", captured.err)
     rows = read_json_lines(tmp_path / "wins.examples.jsonl")
     (summary,) = read_json_lines(tmp_path / "wins.jsonl")
     assert len(rows) == 6 and len(line.seen) == 12 + 4
@@ -447,6 +449,9 @@ def test_errors_are_one_line(preferences, two_models, reward_model, tiny_model_d
     more = ["--lm-name-or-path", good, "--reference-name-or-path", bad, "--dataset", preferences,
             "--sample-size", "4", "--max-new-tokens", "4", "--device", "cpu"]  # fmt: skip
     assert "set OPENAI_API_KEY" in error_of(capsys, *flags(tmp_path, "openai:m", *more))
+    wrong = ["--responses", preferences]
+    message = error_of(capsys, *flags(tmp_path, f"reward-model:{reward_model}", *more, *wrong))
+    assert "train.jsonl: row 1: not a responses file" in message
     assert "reward-model:NAME_OR_PATH" in error_of(capsys, *flags(tmp_path, "gpt-4", *more))
     assert "no such model directory" in error_of(
         capsys, *flags(tmp_path, "reward-model:./none", *more)
