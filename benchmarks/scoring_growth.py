@@ -39,7 +39,9 @@ from result_files import write_text_atomically
 
 SIZES = (50, 100, 200, 400, 1000)
 PROMPT_LENGTHS = (128, 256, 512, 1024, 2048, 4096)
-IMPORTS = "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer"
+IMPORTS = (
+    "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel"
+)
 
 
 def seconds_to_score(model, tokenized, tokens_per_batch: int = 1024) -> float:
@@ -117,9 +119,9 @@ def peak_memory(n: int) -> dict:
     rng = np.random.default_rng(0)
     examples = []
     for _ in range(n):
-        prompt = tuple(rng.integers(0, 150_000, 200).tolist())
-        endings = [tuple(rng.integers(0, 150_000, 100).tolist()) for _ in range(2)]
-        examples.append([TokenizedCompletion(prompt + e, 200, False) for e in endings])
+        prompt = tuple(rng.integers(0, 150_000, 300).tolist())
+        endings = [tuple(rng.integers(0, 150_000, 50).tolist()) for _ in range(2)]
+        examples.append([TokenizedCompletion(prompt + e, 300, False) for e in endings])
     assert check_fast_path(model, examples[:4]) == "segments"
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = memory_gib("VmRSS")
