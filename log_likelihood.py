@@ -598,8 +598,8 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
     """Try the segment path on a few examples; return "segments", or "plain: <why not>".
 
     Two completions of each of the shortest examples are compared with plain scoring, one at a time;
-    a model with windowed or chunked attention is also tried on the longest. A model that padding disturbs has
-    the path "alone: <why not>". Leaves the model on the attention it will use.
+    a model with windowed or chunked attention is also tried on the longest. A model that padding
+    disturbs has the path "alone: <why not>". Leaves the model on the attention it will use.
     Agreement: 0.02 nats per completion in float32. In half precision, per token, 0.02 nats plus
     twice what scoring a completion four times in one batch changes, but no more than 0.1.
     """
