@@ -19,10 +19,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SMALL, make_model
+from test_calculate_calibration_metrics import read_wandb_keys
 
 from calculate_calibration_metrics import run_script
 from calculate_win_rate import (
     correlations,
+    find_checkpoints,
+    gamma_of,
     generation_settings,
     length_controlled_win_rate,
     main,
@@ -269,8 +272,8 @@ def test_kill_9_and_resume(reward_model, preferences, two_models, tmp_path):
     )
 
 
-def test_checkpoints(reward_model, preferences, two_models, tmp_path):
-    """Win rate, accuracy and distance of every checkpoint, and the picture with two axes."""
+def test_checkpoints(reward_model, preferences, two_models, tmp_path, wandb_offline):
+    """Win rate, accuracy and distance of every checkpoint, the picture with two axes, wandb."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -285,7 +288,9 @@ def test_checkpoints(reward_model, preferences, two_models, tmp_path):
             (run_folder / f"checkpoint-{step}" / file).write_bytes((good / file).read_bytes())
     run(*flags(tmp_path, f"reward-model:{reward_model}", "--checkpoints", run_folder, "--device", "cpu",
                "--reference-name-or-path", bad, "--dataset", preferences, "--sample-size", "20",
-               "--max-new-tokens", "8"))  # fmt: skip
+               "--max-new-tokens", "8", "--wandb-project", "wins"))  # fmt: skip
+    (log,) = wandb_offline.glob("wandb/offline-run-*/run-*.wandb")
+    assert {"win_rate", "pairs", "figure"} <= read_wandb_keys(log)
     rows = read_json_lines(tmp_path / "wins.jsonl")
     assert [row["step"] for row in rows] == [2, 4, 10]
     n_weights = 600 * 32
@@ -296,6 +301,18 @@ def test_checkpoints(reward_model, preferences, two_models, tmp_path):
         assert row["n_ranked"] == 20 and 0 <= row["ranking_accuracy"] <= 1
     assert [c["part"] for c in rows[-1]["correlations"]] == ["all", "near", "far"]
     assert (tmp_path / "wins.png").stat().st_size > 10_000
+
+
+def test_runs_of_a_sweep_are_ordered_by_gamma(two_models, tmp_path):
+    for name, gamma in (("a", 1.0), ("b", 0.0), ("c", 0.5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "run_config.json").write_text(json.dumps({"settings": {"alpha": gamma}}))
+    (tmp_path / "notes").mkdir()
+    found = find_checkpoints(tmp_path)
+    assert [(path.name, gamma_of(path)) for path in found] == [("b", 0.0), ("c", 0.5), ("a", 1.0)]
+    with pytest.raises(ValueError, match="no checkpoint-\\* and no model directories"):
+        find_checkpoints(tmp_path / "notes")
 
 
 # ---------------------------------------------------------------------------- language model judge
