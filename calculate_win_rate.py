@@ -11,6 +11,7 @@ and, for checkpoints, NAME.png. The same command resumes a killed run.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -338,10 +339,15 @@ def verdict_of(kind: str, found: dict[str, Any]) -> Record:
 # ---------------------------------------------------------------------------- checkpoints
 def find_checkpoints(folder: Path) -> list[Path]:
     """checkpoint-* by step, else the model directories in `folder` by their γ and name."""
-    steps = [path for path in folder.glob("checkpoint-*") if (path / "config.json").is_file()]
+    models = [
+        path
+        for path in folder.iterdir()
+        if any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    ]
+    steps = [path for path in models if re.fullmatch(r"checkpoint-\d+", path.name)]
     if steps:
         return sorted(steps, key=lambda path: int(path.name.split("-")[1]))
-    runs = [path for path in folder.iterdir() if (path / "config.json").is_file()]
+    runs = [path for path in models if path.name != "base"]  # what adapters of dpo.py start from
     if not runs:
         raise ValueError(f"--checkpoints {folder}: no checkpoint-* and no model directories")
     return sorted(runs, key=lambda path: (gamma_of(path) or 0.0, path.name))
@@ -360,10 +366,17 @@ def checkpoint_facts(args: argparse.Namespace, policy: Path, data: PreferenceDat
     from log_likelihood import check_fast_path, score_examples, tokenize_examples
     from ranking_dynamics import initial_weights, squared_distance
 
+    def whole_model(name: str):
+        """In float32, for half precision would round the differences away; adapters merged."""
+        model = load_model(name, dtype="float32", device="cpu")
+        if hasattr(model, "merge_and_unload"):
+            model = model.merge_and_unload()
+        return model.requires_grad_(True)
+
+    initial = initial_weights(whole_model(args.reference_name_or_path))
+    distance = squared_distance(whole_model(str(policy)), initial)
+    del initial
     model = load_model(str(policy), dtype=args.dtype, device=args.device)
-    reference = load_model(args.reference_name_or_path, dtype=args.dtype, device="cpu")
-    distance = squared_distance(model, initial_weights(reference))
-    del reference
     outcomes = tokenize_examples(
         load_tokenizer(str(policy)),
         [(example.prompt, example.completions) for example in data.examples],
@@ -526,7 +539,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", required=True, help="directory for all result files")
     output.add_argument("--output-filename", required=True, help="name of the summary")
-    output.add_argument("--overwrite", action="store_true", help="discard earlier results")
+    output.add_argument(
+        "--overwrite", action="store_true", help="discard earlier results (responses are kept)"
+    )
     output.add_argument("--wandb-project", help="also log to this wandb project")
     return parser.parse_args(argv)
 
@@ -540,6 +555,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         check_model_path(name)
         if args.judge_base_url:
             raise ValueError("--judge-base-url: a reward model runs here, without an endpoint")
+    if "@" in (args.judge_base_url or ""):
+        raise ValueError("--judge-base-url: no credentials in the address; use OPENAI_API_KEY")
     if args.reference_name_or_path is None and (args.against == "reference" or args.checkpoints):
         raise ValueError(
             "give --reference-name-or-path (without --checkpoints: or --against chosen)"
@@ -586,15 +603,14 @@ def main(args: argparse.Namespace) -> None:
         "prompts": [prompt["id"] for prompt in prompts],
         "policies": [generation_settings(args, policy) for policy in policies],
     }
-    if args.overwrite:
-        responses_file.unlink(missing_ok=True)
-    earlier = prepare_outputs(paths, config, args.overwrite)
-    if responses_file.exists():
+    if kind == "reward-model":  # in float32: half precision would round differences to ties
+        judge = load_reward_model(judge_name, choose_device(args.device), "float32")
+    earlier = prepare_outputs(
+        paths, config, args.overwrite, key=lambda row: (row["model"], row["id"])
+    )
+    if responses_file.exists():  # also with --overwrite: used where model and settings agree
         drop_torn_line(responses_file)
-        known += read_json_lines(responses_file)
-    if kind == "reward-model":  # before generating: a missing judge should not cost hours
-        device = choose_device(args.device)
-        judge = load_reward_model(judge_name, device, resolve_dtype(args.dtype, args.device))
+        known += read_responses(str(responses_file))
 
     rows, judged = [], list(earlier)
     with responses_file.open("ab") as responses, paths["examples"].open("ab") as examples:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from result_files import append_json_lines
+from result_files import append_json_lines, drop_torn_line
 
 QUESTION = """You compare two replies to the last message of a conversation with an AI assistant.
 
@@ -34,6 +34,7 @@ Which reply serves the user better? Prefer what is correct, to the point and har
 order are no merit. Answer with one letter and nothing else: A, B, or C if neither is better."""
 ANSWER_TOKENS = 16
 CHARACTERS_PER_TOKEN = 4  # only for the estimate of the costs
+REFUSED = (400, 413, 422)  # of one question: it counts as unclear
 VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}  # share of the win that goes to the first reply
 FIRST_ORDER, SECOND_ORDER = "policy first", "policy second"
 
@@ -87,16 +88,24 @@ def reward_scores(
 ) -> Iterator[tuple[int, float]]:
     """(index, reward) of each text, longest first, in right-padded batches of similar length.
 
-    Texts longer than the model's context lose their beginning.
+    Texts longer than the model's context lose their beginning (not its special tokens), which one
+    line on stderr counts.
     """
     import torch
 
     from model_loading import context_length
 
-    limit = context_length(model)
+    limit = min(context_length(model) or 10**9, tokenizer.model_max_length)
     special = tokenizer.chat_template is None  # a template writes its own
+    tokenizer.truncation_side = "left"
     ids = [tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
-    ids = [x[-limit:] if limit else x for x in ids]
+    long = [i for i, x in enumerate(ids) if len(x) > limit]
+    for i in long:
+        ids[i] = tokenizer(texts[i], add_special_tokens=special, truncation=True, max_length=limit)[
+            "input_ids"
+        ]
+    if long:
+        print(f"judge: {len(long)} texts cut from the left to {limit} tokens", file=sys.stderr)
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     while order:
         n = max(1, tokens_per_batch // max(len(ids[order[0]]), 1))
@@ -129,10 +138,11 @@ def make_client(base_url: str | None, timeout: float, max_retries: int):
 def parse_verdict(answer: str) -> float | None:
     """Share of the win that goes to the first reply (1, 0, or 0.5 for a tie); None if unclear."""
     lines = [line for line in answer.strip().splitlines() if line.strip()]
-    if not lines:
-        return None
-    letters = set(re.findall(r"(?<![A-Za-z])[ABC](?![A-Za-z])", lines[-1]))
-    return VERDICTS[letters.pop()] if len(letters) == 1 else None
+    found = re.fullmatch(
+        r"\W*(?:(?:final )?(?:answer|reply|verdict)\W+)?([ABC])\W*", lines[-1] if lines else "",
+        flags=re.I,
+    )  # fmt: skip
+    return VERDICTS[found[1].upper()] if found else None
 
 
 def question(prompt: str, first: str, second: str) -> list[dict[str, str]]:
@@ -157,9 +167,9 @@ def combine_orders(first: float | None, second: float | None) -> float | None:
     return first if first == 1.0 - second else 0.5
 
 
-def cache_key(model: str, messages: list[dict[str, str]]) -> str:
-    """What identifies a paid answer: the model and everything it is asked."""
-    content = json.dumps([model, ANSWER_TOKENS, messages], sort_keys=True)
+def cache_key(address: str, model: str, messages: list[dict[str, str]]) -> str:
+    """What identifies a paid answer: the endpoint, the model and everything it is asked."""
+    content = json.dumps([address, model, ANSWER_TOKENS, messages], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
@@ -178,7 +188,7 @@ def read_answers(path: Path) -> dict[str, str]:
 def estimate(
     questions: Sequence[list[dict[str, str]]], n_cached: int, price: Sequence[float] | None
 ) -> str:
-    """One line: calls, tokens and, with prices in dollars per million tokens, the cost at most."""
+    """One line: calls, tokens and, with prices in dollars per million tokens, the cost."""
     characters = sum(len(message["content"]) for messages in questions for message in messages)
     tokens = characters / CHARACTERS_PER_TOKEN, ANSWER_TOKENS * len(questions)
     text = (
@@ -186,29 +196,38 @@ def estimate(
         f"{tokens[0] / 1e6:.3g} M tokens asked, at most {tokens[1] / 1e6:.3g} M answered"
     )
     if price:
-        text += f", at most {(tokens[0] * price[0] + tokens[1] * price[1]) / 1e6:.2f} USD"
+        text += f", about {(tokens[0] * price[0] + tokens[1] * price[1]) / 1e6:.2f} USD"
     return text
 
 
 def ask(client, model: str, messages: list[dict[str, str]]) -> str:
-    """The answer's text. Raises ValueError with one line that never holds the key."""
+    """The answer's text; empty where the judge refuses this question (too long, filtered).
+
+    Raises ValueError with one line, which never holds the key, if the judge cannot be asked at all.
+    """
     import openai
 
+    where = f"judge {model} at {client.base_url}"
     try:
         response = client.chat.completions.create(
             model=model, messages=messages, temperature=0.0, max_tokens=ANSWER_TOKENS
         )
     except openai.APIStatusError as error:
+        if error.status_code in REFUSED:
+            return ""
         raise ValueError(
-            f"judge {model} at {client.base_url}: HTTP {error.status_code} after "
-            f"{client.max_retries} retries: check the model's name, the key and the quota"
+            f"{where}: HTTP {error.status_code} after {client.max_retries} retries: check the "
+            "model's name, the key and the quota"
         ) from None
     except openai.APIConnectionError:  # timeouts too
         raise ValueError(
             f"judge {model}: {client.base_url} does not answer after {client.max_retries} retries"
         ) from None
-    choices = response.choices or []
-    return (choices[0].message.content or "") if choices else ""
+    except openai.OpenAIError as error:
+        raise ValueError(f"{where}: {type(error).__name__}") from None
+    if not hasattr(response, "choices"):
+        raise ValueError(f"{where}: no chat completion came back: check --judge-base-url")
+    return (response.choices[0].message.content or "") if response.choices else ""
 
 
 def ask_all(
@@ -227,7 +246,10 @@ def ask_all(
     if the judge fails for good; the answers until then are kept.
     """
     answers = read_answers(cache)
-    keys = {name: cache_key(model, messages) for name, messages in questions.items()}
+    keys = {
+        name: cache_key(str(client.base_url), model, messages)
+        for name, messages in questions.items()
+    }
     missing = {keys[name]: questions[name] for name in questions if keys[name] not in answers}
     waiting: dict[str, list[tuple]] = {}
     for name, key in keys.items():
@@ -239,23 +261,25 @@ def ask_all(
         return
     announce(estimate(list(missing.values()), len(questions) - len(missing), price))
     cache.parent.mkdir(parents=True, exist_ok=True)
+    if cache.exists():
+        drop_torn_line(cache)
     lock = threading.Lock()
 
     def answered(key: str) -> str:
         answer = ask(client, model, missing[key])
-        with lock, cache.open("ab") as file:
-            append_json_lines(file, [[key, answer]])
+        if answer:
+            with lock, cache.open("ab") as file:
+                append_json_lines(file, [[key, answer]])
         return answer
 
-    with ThreadPoolExecutor(concurrency) as pool:
-        futures = {pool.submit(answered, key): key for key in missing}
-        try:
-            for future in as_completed(futures):
-                for name in waiting[futures[future]]:
-                    yield name, future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(concurrency)
+    futures = {pool.submit(answered, key): key for key in missing}
+    try:
+        for future in as_completed(futures):
+            for name in waiting[futures[future]]:
+                yield name, future.result()
+    finally:  # after an error nobody waits for calls that were not made yet
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def position_bias(verdicts: Sequence[tuple[float | None, float | None]]) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,11 @@ def row_key(row: Row) -> tuple[str, str | None, str]:
     return row["dataset"], row["split"], row["id"]
 
 
-def merge_parts(examples: Path) -> list[Row]:
+def merge_parts(examples: Path, key: Callable[[Row], tuple] = row_key) -> list[Row]:
     """All rows of the examples file and its parts, which are then one file, replaced atomically.
 
     A row twice over (a kill between writing and deleting) is kept once; ValueError if two rows of
-    one example differ.
+    one `key` differ.
     """
     rows: dict[tuple, Row] = {}
     parts = part_files(examples)
@@ -109,7 +109,7 @@ def merge_parts(examples: Path) -> list[Row]:
             continue
         drop_torn_line(file)
         for row in read_json_lines(file):
-            if rows.setdefault(row_key(row), row) != row:
+            if rows.setdefault(key(row), row) != row:
                 raise ValueError(f"{file}: example {row['id']} was scored twice, differently")
     if parts:
         write_json_lines(examples, rows.values())
@@ -118,7 +118,12 @@ def merge_parts(examples: Path) -> list[Row]:
     return list(rows.values())
 
 
-def prepare_outputs(paths: dict[str, Path], config: Row, overwrite: bool) -> list[Row]:
+def prepare_outputs(
+    paths: dict[str, Path],
+    config: Row,
+    overwrite: bool,
+    key: Callable[[Row], tuple] = row_key,
+) -> list[Row]:
     """Make the output directory and return the example rows of an earlier, unfinished run.
 
     ValueError if a summary exists (and not `overwrite`) or the earlier run had another
@@ -140,6 +145,6 @@ def prepare_outputs(paths: dict[str, Path], config: Row, overwrite: bool) -> lis
                 f"({', '.join(keys) or 'unknown'} differ): use the same flags, another "
                 "--output-filename, or --overwrite to discard it"
             )
-        return merge_parts(examples)
+        return merge_parts(examples, key)
     write_text_atomically(config_file, json.dumps(config, indent=1) + "\n")
     return []

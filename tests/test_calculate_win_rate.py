@@ -69,8 +69,9 @@ def error_of(capsys, *arguments) -> str:
 # ---------------------------------------------------------------------------- numbers
 @pytest.mark.parametrize(
     ("answer", "share"),
-    [("A", 1.0), ("b", None), (" B.\n", 0.0), ("**C**", 0.5), ("I think\n\nA", 1.0), ("", None),
-     ("A or B", None), ("Answer: B", 0.0), ("Absolutely", None), ("Reply A", 1.0)],
+    [("A", 1.0), ("b", 0.0), (" B.\n", 0.0), ("**C**", 0.5), ("I think\n\nA", 1.0), ("", None),
+     ("A or B", None), ("Answer: B", 0.0), ("Absolutely", None), ("Reply A", 1.0), ("A tie.", None),
+     ("A helpful reply would be", None), ("A is not better", None), ("Neither; A reply", None)],
 )  # fmt: skip
 def test_parse_verdict(answer, share):
     assert parse_verdict(answer) == share
@@ -232,6 +233,11 @@ def test_model_against_itself_is_all_ties_when_greedy(
     assert row["win_rate"] == 0.5 and row["n_ties"] == row["n"] == 30
     sampled = ["--max-new-tokens", "12", "--device", "cpu", "--seed", "3"]
     run(*flags(tmp_path, f"reward-model:{reward_model}", "--lm-name-or-path", good, *sampled,
+               "--reference-name-or-path", bad, "--dataset", preferences, name="copies.jsonl"))  # fmt: skip
+    (row,) = read_json_lines(tmp_path / "copies.jsonl")
+    # four standard errors: the samples depend on where pytest put the models
+    assert row["n_ties"] < 30 and abs(row["win_rate"] - 0.5) < 4 * 0.5 / 120**0.5
+    run(*flags(tmp_path, f"reward-model:{reward_model}", "--lm-name-or-path", good, *sampled,
                "--against", "chosen", "--dataset", preferences, name="sampled.jsonl"))  # fmt: skip
     (row,) = read_json_lines(tmp_path / "sampled.jsonl")
     assert row["win_rate"] < 0.2  # random text against completions with thanks
@@ -300,6 +306,17 @@ def test_checkpoints(reward_model, preferences, two_models, tmp_path, wandb_offl
         )
         assert row["n_ranked"] == 20 and 0 <= row["ranking_accuracy"] <= 1
     assert [c["part"] for c in rows[-1]["correlations"]] == ["all", "near", "far"]
+    summary = (tmp_path / "wins.jsonl").read_bytes()
+    examples = (tmp_path / "wins.examples.jsonl").read_bytes()
+    (tmp_path / "wins.jsonl").unlink()  # stopped in the third checkpoint
+    lines = examples.splitlines(keepends=True)
+    (tmp_path / "wins.examples.jsonl").write_bytes(b"".join(lines[:-7]))
+    run(*flags(tmp_path, f"reward-model:{reward_model}", "--checkpoints", run_folder, "--device", "cpu",
+               "--reference-name-or-path", bad, "--dataset", preferences, "--sample-size", "20",
+               "--max-new-tokens", "8"))  # fmt: skip
+    assert (tmp_path / "wins.jsonl").read_bytes() == summary
+    again = (tmp_path / "wins.examples.jsonl").read_bytes().splitlines(keepends=True)
+    assert again[:-7] == lines[:-7] and sorted(again) == sorted(lines)
     assert (tmp_path / "wins.png").stat().st_size > 10_000
 
 
@@ -428,7 +445,7 @@ def test_served_judge(faulty_line, preferences, two_models, tmp_path, monkeypatc
     line.faults = [429, 500, "hang", 503, "I cannot decide."]
     run(*flags(tmp_path, f"openai:{model}", *one))
     captured = capsys.readouterr()
-    assert re.search(r"judge: 12 calls \(0 more .* at most 0\.01 USD", captured.err)
+    assert re.search(r"judge: 12 calls \(0 more .* about 0\.01 USD", captured.err)
     rows = read_json_lines(tmp_path / "wins.examples.jsonl")
     (summary,) = read_json_lines(tmp_path / "wins.jsonl")
     assert len(rows) == 6 and len(line.seen) == 12 + 4
@@ -450,6 +467,14 @@ def test_served_judge(faulty_line, preferences, two_models, tmp_path, monkeypatc
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or b"sk-secret" not in file.read_bytes(), file
     assert "sk-secret" not in captured.out + captured.err
+
+    line.faults = [400]  # one question is refused: it counts as unclear, and is asked again later
+    more = [*one, "--sample-size", "7"]
+    run(*flags(tmp_path, f"openai:{model}", *more, name="seven.jsonl"))
+    assert read_json_lines(tmp_path / "seven.jsonl")[0]["n_unclear"] >= 1
+    n_asked = len(line.seen)
+    run(*flags(tmp_path, f"openai:{model}", *more, "--overwrite", name="seven.jsonl"))
+    assert len(line.seen) == n_asked + 1
 
     line.faults = [401] * 99
     message = error_of(
