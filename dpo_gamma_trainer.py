@@ -115,8 +115,8 @@ def completions_of(batch: dict[str, torch.Tensor]) -> list[TokenizedCompletion]:
 
 
 def keep_outputs_in_float32(accelerator) -> None:
-    """accelerate has FSDP2 cast what a model returns to half precision; log-likelihoods of
-    hundreds of nats would be rounded to whole ones. ValueError for FSDP1, which cannot be told."""
+    """accelerate has FSDP2 cast what a model returns to half precision, in which a sum of hundreds
+    of nats is rounded to whole ones. ValueError for FSDP1, which cannot be told."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return

@@ -29,8 +29,8 @@ def initialize_fsdp(self, *args, **kwargs):
             auto_wrap_policy="transformer_based_wrap",
             state_dict_type="FULL_STATE_DICT",
         )
-        if self._mixed_precision != "no":
-            self.fsdp_plugin.set_mixed_precision(self._mixed_precision)
+    if self._mixed_precision != "no" and self.fsdp_plugin.mixed_precision_policy is None:
+        self.fsdp_plugin.set_mixed_precision(self._mixed_precision)
 
 
 def prepare_and_say(accelerator, model):
