@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from calculate_calibration_metrics import run_script
 from data_utils import ALPACA_FARM, DATASETS, load_preferences
 from log_likelihood import count_new_tokens, tokenize_examples
 from model_loading import load_tokenizer
@@ -149,4 +150,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run_script(main, parse_args())

@@ -26,6 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from calculate_calibration_metrics import run_script
 from data_utils import load_preferences
 from result_files import write_text_atomically
 
@@ -231,6 +232,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    if not select_examples(args):  # also: is the dataset there, before minutes are spent
+        raise ValueError(f"no prompt of {args.dataset} has {args.pairs_per_prompt} pairs")
     if args.side:
         print(json.dumps(measure(args)))
         return
@@ -270,4 +273,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run_script(main, parse_args())
