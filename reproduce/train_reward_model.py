@@ -4,7 +4,9 @@
         --dataset Anthropic/hh-rlhf --unless-trained-on 480 --output-dir results/reward_model
 
 --unless-trained-on N leaves out the N training examples that `dpo.py --max_train_samples=N` draws
-from this dataset (with its default --split_seed 0), and what is validated and tested there.
+from this dataset (with its default --split_seed 0), every dialogue that opens like one of them, and
+what is validated and tested there. The N examples are written to policy_examples.jsonl: give that
+to calculate_win_rate.py as --dataset, so that the judge has not seen its prompts.
 Dialogues are formatted with the tokenizer's chat template where there is one, as the judge does.
 Writes the model, its tokenizer and accuracy.json: on pairs kept aside, how often the preferred
 completion gets the higher reward.
@@ -20,32 +22,45 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from calculate_calibration_metrics import run_script
-from data_utils import load_training_splits, preference_pairs
+from data_utils import PreferenceExample, load_training_splits, opening, preference_pairs
 from judges import load_reward_model, reward_scores, reward_text
 from model_loading import check_model_path, choose_device, load_tokenizer, resolve_model
-from result_files import write_text_atomically
+from result_files import write_json_lines, write_text_atomically
 
 
-def unseen_pairs(args: argparse.Namespace) -> list[dict]:
-    """Pairs of the training part that a policy trained on `unless_trained_on` examples never saw,
-    neither itself nor another answer to its prompt."""
+def divided_examples(args: argparse.Namespace) -> tuple[list[PreferenceExample], list, str]:
+    """The `unless_trained_on` training examples of dpo.py, the training examples that share neither
+    a prompt nor a dialogue's opening with them, and the dataset's separator."""
     parts, _ = load_training_splits(args.dataset, data_dir=args.data_dir)
     examples = parts["train"].examples
     if args.unless_trained_on >= len(examples):
         raise ValueError(f"--unless-trained-on: the training part has {len(examples)} examples")
     taken = np.random.default_rng(0).choice(len(examples), args.unless_trained_on, replace=False)
-    seen = {examples[i].prompt_id for i in taken}
-    pairs = preference_pairs([e for e in examples if e.prompt_id not in seen])
-    separator = parts["train"].separator
-    for pair in pairs:
-        pair["prompt"] += separator
-    return pairs
+    policy = [examples[i] for i in sorted(taken)]
+    seen = {example.prompt_id for example in policy} | {opening(example) for example in policy}
+    unseen = [e for e in examples if e.prompt_id not in seen and opening(e) not in seen]
+    return policy, unseen, parts["train"].separator
 
 
-def conversation(tokenizer, pair: dict) -> dict[str, str]:
+def keep_aside(examples: list[PreferenceExample], n_pairs: int, seed: int) -> tuple[list, list]:
+    """Shuffled pairs: those to test on, and those of dialogues that open none of them."""
+    examples = list(examples)
+    np.random.default_rng(seed).shuffle(examples)
+    openings: set[str] = set()
+    test: list[dict] = []
+    for example in examples:
+        if len(test) >= n_pairs:
+            break
+        openings.add(opening(example))
+        test += preference_pairs([example])
+    train = preference_pairs([e for e in examples if opening(e) not in openings])
+    return test[:n_pairs], train
+
+
+def conversation(tokenizer, pair: dict, separator: str) -> dict[str, str]:
     """chosen and rejected as the judge will read them."""
     return {
-        side: reward_text(tokenizer, pair["prompt"], pair[side].strip())
+        side: reward_text(tokenizer, pair["prompt"] + separator, pair[side].strip())
         for side in ("chosen", "rejected")
     }
 
@@ -68,6 +83,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--bf16", action="store_true", help="autocast on a CPU too")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output-dir", type=Path, required=True)
@@ -83,14 +99,11 @@ def main(args: argparse.Namespace) -> None:
     if (args.output_dir / "config.json").exists():
         raise ValueError(f"{args.output_dir} holds a model: choose another --output-dir")
     set_seed(args.seed)
-    pairs = unseen_pairs(args)
-    np.random.default_rng(args.seed).shuffle(pairs)
-    test, train = pairs[: args.n_test_pairs], pairs[args.n_test_pairs :]
-    # a prompt is on one side only
-    tested = {pair["prompt"] for pair in test}
-    train = [pair for pair in train if pair["prompt"] not in tested][: args.n_pairs]
+    policy, unseen, separator = divided_examples(args)
+    test, train = keep_aside(unseen, args.n_test_pairs, args.seed)
+    train = train[: args.n_pairs]
     if not train:
-        raise ValueError(f"{len(pairs)} pairs leave none to train on after --n-test-pairs")
+        raise ValueError(f"{len(unseen)} examples leave no pair to train on after --n-test-pairs")
     print(f"{len(train)} pairs to train on, {len(test)} kept aside", file=sys.stderr)
     tokenizer = load_tokenizer(args.lm_name_or_path)
     if tokenizer.pad_token is None:
@@ -100,15 +113,17 @@ def main(args: argparse.Namespace) -> None:
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     device = choose_device(args.device)
+    train_rows = [conversation(tokenizer, pair, separator) for pair in train]
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(
             str(args.output_dir), num_train_epochs=args.epochs, learning_rate=args.learning_rate,
             per_device_train_batch_size=args.batch_size, max_length=args.max_length,
             report_to="none", save_strategy="no", logging_steps=5, use_cpu=device == "cpu",
-            bf16=device != "cpu", gradient_checkpointing=False, seed=args.seed, warmup_steps=5,
+            bf16=args.bf16 or device != "cpu", gradient_checkpointing=False, seed=args.seed,
+            warmup_steps=5,
         ),
-        train_dataset=Dataset.from_list([conversation(tokenizer, pair) for pair in train]),
+        train_dataset=Dataset.from_list(train_rows),
         processing_class=tokenizer,
     )  # fmt: skip
     trainer.train()
@@ -116,7 +131,7 @@ def main(args: argparse.Namespace) -> None:
     tokenizer.save_pretrained(args.output_dir)
 
     judge, tokenizer = load_reward_model(str(args.output_dir), device, "float32")
-    texts = [text for pair in test for text in conversation(tokenizer, pair).values()]
+    texts = [text for pair in test for text in conversation(tokenizer, pair, separator).values()]
     rewards = np.zeros(len(texts))
     for index, reward in reward_scores(judge, tokenizer, texts):
         rewards[index] = reward
@@ -124,6 +139,15 @@ def main(args: argparse.Namespace) -> None:
     facts = {"n_train": len(train), "n_test": len(test), "accuracy": accuracy}
     write_text_atomically(args.output_dir / "accuracy.json", json.dumps(facts) + "\n")
     print(f"pairs kept aside ranked as annotators did: {facts}\nmodel     {args.output_dir}")
+    if policy:
+        file = args.output_dir / "policy_examples.jsonl"
+        write_json_lines(
+            file,
+            [{"prompt": e.prompt, "completions": [separator + c for c in e.completions],
+              "ranks": e.ranks}
+             for e in policy],
+        )  # fmt: skip
+        print(f"examples it has not seen: {file}")
 
 
 if __name__ == "__main__":
