@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,12 @@ Record = dict[str, Any]
 
 
 # ---------------------------------------------------------------------------- win rates
-def win_rate(wins: list[float], prompt_ids: list[str], seed: int) -> tuple[float, list]:
-    """Mean share of the win (ties half) and its 95 % bootstrap interval over prompts."""
+def win_rate(wins: list[float], prompt_ids: list[str], seed: int) -> tuple[float | None, list]:
+    """Mean share of the win (ties half) and its 95 % bootstrap interval over prompts.
+
+    None and [None, None] without wins."""
+    if not wins:
+        return None, [None, None]
     low, high = clustered_bootstrap_interval(wins, [1.0] * len(wins), prompt_ids, seed)
     return float(np.mean(wins)), [None if np.isnan(x) else x for x in (low, high)]
 
@@ -74,11 +79,13 @@ def length_controlled_win_rate(wins: list[float], length_differences: list[int])
     lengths, squashed by tanh so that extremes do not decide, read off at zero.
 
     length_differences: policy − other, in characters. None where the regression has no finite
-    optimum (all wins on one side, or lengths that separate wins from losses).
+    optimum (no wins, all on one side, or lengths that separate wins from losses).
     """
     import statsmodels.api as sm
     from statsmodels.tools.sm_exceptions import PerfectSeparationError
 
+    if not wins:
+        return None
     wins_array = np.array(wins, dtype=float)
     differences = np.array(length_differences, dtype=float)
     if wins_array.min() == wins_array.max():
@@ -99,14 +106,12 @@ def length_controlled_win_rate(wins: list[float], length_differences: list[int])
 def summarize(rows: list[Record], common: Record, seed: int) -> Record:
     """The summary line of one policy from its judged pairs; unclear verdicts are left out."""
     judged = [row for row in rows if row["win"] is not None]
-    if not judged:
-        raise ValueError(f"{common['model']}: no pair of responses got a clear verdict")
     wins = [row["win"] for row in judged]
     rate, interval = win_rate(wins, [row["prompt_id"] for row in judged], seed)
     own_lengths, other_lengths = (
-        [len(row[f"{side}_response"]) for row in judged] for side in ("policy", "other")
+        [len(row[f"{side}_response"]) for row in rows] for side in ("policy", "other")
     )
-    differences = [a - b for a, b in zip(own_lengths, other_lengths)]
+    differences = [len(r["policy_response"]) - len(r["other_response"]) for r in judged]
     verdicts = [row["verdicts"] for row in rows if row.get("verdicts")]
     return {
         **common,
@@ -227,8 +232,8 @@ def read_responses(path: str) -> list[Record]:
     return rows
 
 
-def generation_settings(args: argparse.Namespace, name: str) -> Record:
-    """What a response depends on, beside its prompt."""
+def generation_settings(args: argparse.Namespace, name: str, draw: int = 0) -> Record:
+    """What a response depends on, beside its prompt; another `draw` samples other responses."""
     return {
         "model": name,
         "model_fingerprint": model_fingerprint(name),
@@ -238,19 +243,18 @@ def generation_settings(args: argparse.Namespace, name: str) -> Record:
         "max_new_tokens": args.max_new_tokens,
         "chat_template": args.chat_template,
         "seed": args.seed if args.temperature > 0 else None,
+        "draw": draw if args.temperature > 0 else None,
     }
 
 
 def respond(
-    args: argparse.Namespace, name: str, prompts: list[Record], known: list[Record], file
+    args: argparse.Namespace, settings: Record, prompts: list[Record], known: list[Record], file
 ) -> dict[str, str | None]:
     """Responses of one model by example id, taken from `known` rows or generated and appended.
 
     A response is None where the prompt and --max-new-tokens exceed the context.
     """
-    from tqdm import tqdm
-
-    settings = generation_settings(args, name)
+    name = settings["model"]
     key = hash_config(settings)
     responses = {row["id"]: row["response"] for row in known if row["generation"] == key}
     wanted = {prompt["id"] for prompt in prompts}
@@ -262,10 +266,7 @@ def respond(
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         n_before = len(wanted & responses.keys())
-        progress = tqdm(total=len(wanted), initial=n_before, desc=f"responses of {name}",
-                        disable=None if sys.stderr.isatty() else False,
-                        mininterval=1 if sys.stderr.isatty() else 10)  # fmt: skip
-        with progress:
+        with progress_bar(f"responses of {name}", len(wanted), n_before) as progress:
             seed = int(key[:12], 16)  # of --seed, the model and the other settings
             for rows in generate_batches(model, tokenizer, prompts, set(responses), seed, args):
                 append_json_lines(file, ({"generation": key, **settings, **row} for row in rows))
@@ -275,25 +276,56 @@ def respond(
     return {i: response for i, response in responses.items() if i in wanted}
 
 
+def progress_bar(text: str, total: int, n_done: int = 0):
+    """With rate and time left; a line every ten seconds where stderr is a file."""
+    from tqdm import tqdm
+
+    seconds = 1 if sys.stderr.isatty() else 10
+    return tqdm(total=total, initial=n_done, desc=text, mininterval=seconds)
+
+
 # ---------------------------------------------------------------------------- judging
-def judged_rows(
-    args: argparse.Namespace, policy: str, pairs: list[Record], judge
-) -> Iterator[Record]:
+def pair_responses(
+    prompts: list[Record],
+    policy: str,
+    own: dict[str, str | None],
+    other: dict[str, str | None],
+    data: PreferenceData,
+) -> list[Record]:
+    """What the judge compares: a row per prompt that left room for both responses.
+
+    ValueError if none did.
+    """
+    pairs = [
+        {"model": policy, "id": p["id"], "prompt_id": p["prompt_id"], "dataset": data.name,
+         "split": data.split, "prompt": p["prompt"], "policy_response": own[p["id"]],
+         "other_response": other[p["id"]]}
+        for p in prompts
+        if own[p["id"]] is not None and other[p["id"]] is not None
+    ]  # fmt: skip
+    if not pairs:
+        raise ValueError("no prompt leaves room for --max-new-tokens in the context")
+    return pairs
+
+
+def judged_rows(args: argparse.Namespace, pairs: list[Record], judge) -> Iterator[Record]:
     """The pairs with the judge's verdict: `win` is the policy's share, None if unclear.
 
     Identical responses are a tie without asking.
     """
-    same = [pair for pair in pairs if pair["policy_response"] == pair["other_response"]]
-    for pair in same:
-        yield {"model": policy, **pair, "win": 0.5, "identical": True}
-    differing = [pair for pair in pairs if pair["policy_response"] != pair["other_response"]]
+    differing = []
+    for pair in pairs:
+        if pair["policy_response"] == pair["other_response"]:
+            yield {**pair, "win": 0.5, "identical": True}
+        else:
+            differing.append(pair)
     if not differing:
         return
     kind, _, judge_name = args.judge.partition(":")
     waiting: dict[int, dict[str, Any]] = {k: {} for k in range(len(differing))}
 
     def finish(k: int) -> Record:
-        return {"model": policy, **differing[k], **verdict_of(kind, waiting.pop(k))}
+        return {**differing[k], **verdict_of(kind, waiting.pop(k))}
 
     if kind == "reward-model":
         model, tokenizer = judge
@@ -409,11 +441,13 @@ def correlations(rows: list[Record]) -> list[Record]:
     """Spearman's correlation of ranking accuracy and win rate: all, nearer and farther half.
 
     Halves are by the distance from the reference (the paper's "on-policy" and "off-policy" parts);
-    None with fewer than three points or where one of the two never changes.
+    None with fewer than three points or where one of the two never changes. Rows without a win rate
+    are left out.
     """
     from scipy import stats
 
-    ordered = sorted(rows, key=lambda row: row["squared_distance"])
+    rated = [row for row in rows if row["win_rate"] is not None]
+    ordered = sorted(rated, key=lambda row: row["squared_distance"])
     half = (len(ordered) + 1) // 2
     results = []
     for part, chosen in (("all", ordered), ("near", ordered[:half]), ("far", ordered[half:])):
@@ -448,7 +482,7 @@ def print_table(rows: list[Record]) -> None:
         cells = [
             Path(row["model"]).name,
             str(row["n"]),
-            f"{100 * row['win_rate']:.1f}{interval}",
+            "–" if row["win_rate"] is None else f"{100 * row['win_rate']:.1f}{interval}",
             "–" if controlled is None else f"{100 * controlled:.1f}",
             str(row["n_ties"]),
             str(row["n_unclear"]),
@@ -592,7 +626,11 @@ def main(args: argparse.Namespace) -> None:
     responses_file = paths["examples"].with_name(
         paths["examples"].name.replace(".examples.", ".responses.")
     )
-    against = "chosen" if args.against == "chosen" else args.reference_name_or_path
+    own_settings = {policy: generation_settings(args, policy) for policy in policies}
+    against, other_settings = "chosen", None
+    if args.against == "reference":  # a model against itself: two draws
+        against = args.reference_name_or_path
+        other_settings = generation_settings(args, against, draw=int(against in policies))
     config = {
         "against": against,
         "judge": args.judge,
@@ -601,56 +639,67 @@ def main(args: argparse.Namespace) -> None:
         "dataset": data.name,
         "split": data.split,
         "prompts": [prompt["id"] for prompt in prompts],
-        "policies": [generation_settings(args, policy) for policy in policies],
+        "policies": list(own_settings.values()),
+        "other": other_settings,
     }
     if kind == "reward-model":  # in float32: half precision would round differences to ties
         judge = load_reward_model(judge_name, choose_device(args.device), "float32")
-    earlier = prepare_outputs(
+    judged = prepare_outputs(
         paths, config, args.overwrite, key=lambda row: (row["model"], row["id"])
     )
     if responses_file.exists():  # also with --overwrite: used where model and settings agree
         drop_torn_line(responses_file)
         known += read_responses(str(responses_file))
 
-    rows, judged = [], list(earlier)
-    with responses_file.open("ab") as responses, paths["examples"].open("ab") as examples:
+    pairs: dict[str, list[Record]] = {}
+    with responses_file.open("ab") as file:
         other = {prompt["id"]: prompt["chosen"] for prompt in prompts}
-        if args.against == "reference":
-            other = respond(args, args.reference_name_or_path, prompts, known, responses)
+        if other_settings is not None:
+            other = respond(args, other_settings, prompts, known, file)
         for policy in policies:
-            own = respond(args, policy, prompts, known, responses)
-            done = {row["id"] for row in judged if row["model"] == policy}
-            pairs = [
-                {"id": p["id"], "prompt_id": p["prompt_id"], "dataset": data.name,
-                 "split": data.split, "prompt": p["prompt"], "policy_response": own[p["id"]],
-                 "other_response": other[p["id"]]}
-                for p in prompts
-                if own[p["id"]] is not None and other[p["id"]] is not None
-            ]  # fmt: skip
-            if not pairs:
-                raise ValueError("no prompt leaves room for --max-new-tokens in the context")
-            if not any(pair["policy_response"] for pair in pairs):
-                raise ValueError(f"every response of {policy} is empty: nothing to judge")
-            waiting = [pair for pair in pairs if pair["id"] not in done]
-            for row in judged_rows(args, policy, waiting, judge):
-                append_json_lines(examples, [row])
-                judged.append(row)
-            facts = checkpoint_facts(args, Path(policy), data) if args.checkpoints else {}
-            common = {
-                "model": policy,
-                "against": against,
-                "judge": args.judge,
-                "dataset_name": data.name,
-                "dataset_split": data.split,
-                "n_too_long": len(prompts) - len(pairs),
-                "dropped": data.dropped,
-                "seed": args.seed,
-                **facts,
-                "generation": generation_settings(args, policy),
-                "versions": {name: version(name) for name in LIBRARIES},
-            }
-            mine = [row for row in judged if row["model"] == policy]
-            rows.append(summarize(mine, common, args.seed))
+            own = respond(args, own_settings[policy], prompts, known, file)
+            pairs[policy] = pair_responses(prompts, policy, own, other, data)
+    silent = [
+        policy
+        for policy, mine in pairs.items()
+        if not any(pair["policy_response"] for pair in mine)
+    ]
+    if silent == policies:
+        raise ValueError(f"every response of {', '.join(silent)} is empty: nothing to judge")
+    for policy in silent:
+        announce(f"every response of {policy} is empty: it gets no win rate")
+    done = {(row["model"], row["id"]) for row in judged}
+    waiting = [p for mine in pairs.values() for p in mine if (p["model"], p["id"]) not in done]
+    unjudged = ({**pair, "win": None} for pair in waiting if pair["model"] in silent)
+    asked = [pair for pair in waiting if pair["model"] not in silent]
+    with (
+        paths["examples"].open("ab") as file,
+        progress_bar("judged", len(waiting) + len(done), len(done)) as progress,
+    ):
+        for row in chain(unjudged, judged_rows(args, asked, judge)):
+            append_json_lines(file, [row])
+            judged.append(row)
+            progress.update()
+    if all(row["win"] is None for row in judged):
+        raise ValueError(f"no pair of responses got a clear verdict from {args.judge}")
+
+    rows = []
+    for policy in policies:
+        common = {
+            "model": policy,
+            "against": against,
+            "judge": args.judge,
+            "dataset_name": data.name,
+            "dataset_split": data.split,
+            "n_too_long": len(prompts) - len(pairs[policy]),
+            "dropped": data.dropped,
+            "seed": args.seed,
+            **(checkpoint_facts(args, Path(policy), data) if args.checkpoints else {}),
+            "generation": own_settings[policy],
+            "versions": {name: version(name) for name in LIBRARIES},
+        }
+        mine = [row for row in judged if row["model"] == policy]
+        rows.append(summarize(mine, common, args.seed))
 
     picture = None
     if args.checkpoints:

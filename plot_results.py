@@ -302,7 +302,9 @@ def plot_accuracy_against_distance(rows: list[Row], path: Path) -> None:
 
 def plot_win_rate(rows: list[Row], path: Path) -> None:
     """Win rate (left axis) and ranking accuracy (right) of checkpoints against the squared distance
-    from the reference, or of runs against γ (cf. Fig. 4, 9-12)."""
+    from the reference, or of runs against γ (cf. Fig. 4, 9-12). Rows without a win rate are left
+    out."""
+    rows = [row for row in rows if row["win_rate"] is not None]
     by_step = all(row["step"] is not None for row in rows)
     by_gamma = not by_step and all(row["gamma"] is not None for row in rows)
     ordered = sorted(rows, key=lambda row: row["gamma"] if by_gamma else row["squared_distance"])

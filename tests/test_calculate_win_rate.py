@@ -25,17 +25,20 @@ from calculate_calibration_metrics import run_script
 from calculate_win_rate import (
     correlations,
     find_checkpoints,
+    formatted_prompt,
     gamma_of,
     generation_settings,
     length_controlled_win_rate,
     main,
     parse_args,
 )
+from data_utils import opening
 from judges import combine_orders, parse_verdict, position_bias
 from model_loading import BUNDLED_MODEL, resolve_model
 from ranking_metrics import clustered_bootstrap_interval
 from reproduce import train_reward_model
 from result_files import hash_config, read_json_lines, write_json_lines
+from training_setup import DataArguments, load_parts
 
 ROOT = Path(__file__).parents[1]
 NEEDS_SMOLLM2 = pytest.mark.skipif(
@@ -152,6 +155,26 @@ def reward_model(preferences, tiny_model_directory, tmp_path_factory) -> Path:
     return folder
 
 
+def test_the_judge_has_not_seen_the_policys_dialogues(tmp_path):
+    """The examples are those that dpo.py draws; no opening is on two sides."""
+    rows = [{"prompt": f"\n\nHuman: {k % 40}\n\nAssistant: yes\n\nHuman: and {k}\n\nAssistant:",
+             "chosen": f" good {k}", "rejected": f" bad {k}"} for k in range(100)]  # fmt: skip
+    write_json_lines(tmp_path / "train.jsonl", rows)
+    arguments = ["--lm-name-or-path", "none", "--dataset", str(tmp_path / "train.jsonl"),
+                 "--unless-trained-on", "20", "--output-dir", str(tmp_path)]  # fmt: skip
+    args = train_reward_model.parse_args(arguments)
+    policy, unseen, separator = train_reward_model.divided_examples(args)
+    drawn = load_parts(
+        DataArguments(dataset_name=str(tmp_path / "train.jsonl"), max_train_samples=20)
+    )["train"].examples
+    assert policy == drawn and separator == ""
+    openings = [{opening(e) for e in part} for part in (policy, unseen)]
+    assert not openings[0] & openings[1] and len(unseen) > 20
+    test, train = train_reward_model.keep_aside(unseen, 10, seed=0)
+    sides = [{pair["prompt"].split("\n\nAssistant:")[0] for pair in part} for part in (test, train)]
+    assert len(test) == 10 and train and not sides[0] & sides[1]
+
+
 def write_responses(path: Path, model, dataset: Path, side: str) -> Path:
     """A responses file in which `model` answers with the chosen or the rejected completions."""
     from data_utils import load_preferences
@@ -238,6 +261,10 @@ def test_model_against_itself_is_all_ties_when_greedy(
     # four standard errors: the samples depend on where pytest put the models
     assert row["n_ties"] < 30 and abs(row["win_rate"] - 0.5) < 4 * 0.5 / 120**0.5
     run(*flags(tmp_path, f"reward-model:{reward_model}", "--lm-name-or-path", good, *sampled,
+               "--reference-name-or-path", good, "--dataset", preferences, name="same.jsonl"))  # fmt: skip
+    (row,) = read_json_lines(tmp_path / "same.jsonl")  # one directory: two draws
+    assert row["n_ties"] < 30 and abs(row["win_rate"] - 0.5) < 4 * 0.5 / 120**0.5
+    run(*flags(tmp_path, f"reward-model:{reward_model}", "--lm-name-or-path", good, *sampled,
                "--against", "chosen", "--dataset", preferences, name="sampled.jsonl"))  # fmt: skip
     (row,) = read_json_lines(tmp_path / "sampled.jsonl")
     assert row["win_rate"] < 0.2  # random text against completions with thanks
@@ -316,8 +343,84 @@ def test_checkpoints(reward_model, preferences, two_models, tmp_path, wandb_offl
                "--max-new-tokens", "8"))  # fmt: skip
     assert (tmp_path / "wins.jsonl").read_bytes() == summary
     again = (tmp_path / "wins.examples.jsonl").read_bytes().splitlines(keepends=True)
-    assert again[:-7] == lines[:-7] and sorted(again) == sorted(lines)
+    assert again[:-7] == lines[:-7]
+    whole, resumed = (
+        {(r["model"], r["id"]): r for r in map(json.loads, x)} for x in (lines, again)
+    )
+    assert whole.keys() == resumed.keys()
+    for key, row in whole.items():  # rewards depend on what shares their batch, by rounding
+        assert resumed[key].pop("rewards", 0) == pytest.approx(row.pop("rewards", 0), abs=1e-5)
+        assert resumed[key] == row
     assert (tmp_path / "wins.png").stat().st_size > 10_000
+
+
+def test_adapters_and_a_checkpoint_that_says_nothing(
+    reward_model, preferences, two_models, tmp_path, capsys
+):
+    """An adapter's distance is that of its merged weights; no responses, no win rate, no stop."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    good, bad = two_models
+    runs, answers = tmp_path / "dpo", []
+    for step in (1, 2):
+        config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"])
+        model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(good), config)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_" in name:
+                    weight.fill_(0.1 * step)
+        model.save_pretrained(runs / f"checkpoint-{step}")
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (runs / f"checkpoint-{step}" / file).write_bytes((good / file).read_bytes())
+    silent = runs / "checkpoint-2"
+    answers = write_responses(tmp_path / "silent.jsonl", silent, preferences, "chosen")
+    rows = [{**row, "response": ""} for row in read_json_lines(answers)]
+    write_json_lines(answers, rows)
+    more = ["--reference-name-or-path", good, "--dataset", preferences, "--responses", answers,
+            "--sample-size", "10", "--device", "cpu"]  # fmt: skip
+    run(*flags(tmp_path, f"reward-model:{reward_model}", "--checkpoints", runs, *more))
+    assert f"every response of {silent} is empty: it gets no win rate" in capsys.readouterr().err
+    first, second = read_json_lines(tmp_path / "wins.jsonl")
+    for row in (first, second):  # B A = r × 0.1² = 0.02, times lora_alpha / r = 2, step² times
+        change = 2 * 0.02 * row["step"] ** 2
+        n_weights = sum(p.numel() for n, p in model.named_parameters() if "q_proj.base" in n)
+        assert row["squared_distance"] == pytest.approx(n_weights * change**2, rel=1e-3)
+    assert first["n"] == 10 and 0 <= first["win_rate"] <= 1
+    assert (second["n"], second["win_rate"], second["n_unclear"]) == (0, None, 10)
+    assert len(read_json_lines(tmp_path / "wins.examples.jsonl")) == 20
+    alone = ["--lm-name-or-path", silent, *more]
+    message = error_of(
+        capsys, *flags(tmp_path, f"reward-model:{reward_model}", *alone, name="a.jsonl")
+    )
+    assert f"every response of {silent} is empty: nothing to judge" in message
+
+
+def test_a_prompt_beyond_the_context_is_counted_and_chat_templates(
+    reward_model, two_models, tokenizer, tmp_path, capsys
+):
+    good, bad = two_models
+    rows = [{"prompt": f"\n\nHuman: number {k}?{' cat' * 5000 * (k == 3)}\n\nAssistant:",
+             "chosen": " a cat", "rejected": " a dog"} for k in range(5)]  # fmt: skip
+    write_json_lines(tmp_path / "long.jsonl", rows)
+    more = ["--lm-name-or-path", good, "--reference-name-or-path", bad, "--max-new-tokens", "4",
+            "--dataset", tmp_path / "long.jsonl", "--device", "cpu"]  # fmt: skip
+    judge = f"reward-model:{reward_model}"
+    run(*flags(tmp_path, judge, *more))
+    (row,) = read_json_lines(tmp_path / "wins.jsonl")
+    assert (row["n"], row["n_too_long"]) == (4, 1)
+    message = error_of(capsys, *flags(tmp_path, judge, *more, "--chat-template", name="c.jsonl"))
+    assert f"--chat-template: {bad} has none" in message
+
+    tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    ids = formatted_prompt(tokenizer, rows[0]["prompt"], chat_template=True)
+    expected = tokenizer("[user] number 0? [assistant]", add_special_tokens=False)["input_ids"]
+    assert ids == expected
 
 
 def test_runs_of_a_sweep_are_ordered_by_gamma(two_models, tmp_path):
