@@ -1,5 +1,4 @@
-# `make demo`, `make demo-train` and `make test` set everything up in .venv first; a second call
-# installs nothing.
+# The targets set everything up in .venv first; a second call installs nothing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +10,7 @@ DEMO_DPO = --model_name_or_path=$(DEMO)/sft --dataset_name=sample --beta=0.1 \
     --save_total_limit=1 --load_best_model_at_end=true --logging_steps=3 --report_to=none \
     --overwrite_output_dir
 
-.PHONY: demo demo-train test check clean
+.PHONY: demo demo-train test test-slow check clean
 
 $(VENV)/.installed: requirements.txt requirements_dpo.txt requirements_dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,7 +35,10 @@ demo-train: $(VENV)/.installed
 	$(BIN)/python dpo.py $(DEMO_DPO) --alpha=0 --output_dir=$(DEMO)/dpo_gamma0
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -m "not slow" tests
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m slow tests
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

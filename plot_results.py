@@ -23,6 +23,8 @@ from result_files import read_json_lines
 Row = dict[str, Any]
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"  # Okabe-Ito: distinct for colour-blind readers
 GREEN, PINK = "#009E73", "#CC79A7"
+MODEL_COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56B4E9", "#E69F00", "#000000")
+MODEL_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GROUP_STYLES = {  # group → colour, marker
     "correct_to_correct": (BLUE, "o"),
     "correct_to_incorrect": (PINK, "v"),
@@ -36,12 +38,14 @@ SAVE = {"dpi": 160, "bbox_inches": "tight", "metadata": {"Software": None}}
 def plot_ranking_accuracy(rows: list[Row], path: Path) -> None:
     """Fig. 1: ranking accuracy per dataset, per token and summed, 95 % intervals, chance marked."""
     accuracies = [row for row in rows if row["distance_metric"] == "acc"]
+    if len({row["model"] for row in accuracies}) > 1:
+        plot_ranking_accuracy_of_models(accuracies, path)
+        return
     names = list(
         dict.fromkeys(
             (row["dataset_name"], row["dataset_split"], row["model"]) for row in accuracies
         )
     )
-    n_models = len({row["model"] for row in accuracies})
     figure, axes = plt.subplots(figsize=(7, 1.3 + 0.55 * len(names)))
     styles = {
         "ranking_length-normalized": (BLUE, "o", -0.14, "length-normalized"),
@@ -72,20 +76,77 @@ def plot_ranking_accuracy(rows: list[Row], path: Path) -> None:
     sizes = {(r["dataset_name"], r["dataset_split"], r["model"]): r["n"] for r in accuracies}
     axes.set_yticks(
         range(len(names)),
-        [f"{n}{f', {m}' if n_models > 1 else ''}\n(n = {sizes[n, s, m]})" for n, s, m in names],
+        [f"{n}\n(n = {sizes[n, s, m]})" for n, s, m in names],
         fontsize=8,
     )
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("ranking accuracy (%), 95 % Wilson interval")
-    if n_models == 1:
-        axes.set_title(accuracies[0]["model"], fontsize=10)
+    axes.set_title(accuracies[0]["model"], fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.35 / figure.get_figheight() - 0.12),
         ncols=3,
         fontsize=8,
+    )
+    save_figure(figure, path)
+
+
+def plot_ranking_accuracy_of_models(accuracies: list[Row], path: Path) -> None:
+    """Fig. 1 for several models: a line per dataset, a mark per model; length-normalized (as in the
+    paper) and summed side by side."""
+    setting = ("dataset_name", "dataset_split", "include_ties")
+    names = list(dict.fromkeys(tuple(row.get(key) for key in setting) for row in accuracies))
+    models = list(dict.fromkeys(row["model"] for row in accuracies))
+    figure, grid = plt.subplots(1, 2, figsize=(10, 1.6 + 0.75 * len(names)), sharey=True)
+    for axes, (kind, title) in zip(
+        grid,
+        (("length-normalized", "R̃, length-normalized"), ("non-length-normalized", "R, summed")),
+    ):
+        for k, model in enumerate(models):
+            chosen = [
+                row
+                for row in accuracies
+                if row["model"] == model and row["calib_property"] == f"ranking_{kind}"
+            ]
+            shift = 0.6 * ((k + 0.5) / len(models) - 0.5)
+            y = [names.index(tuple(row.get(key) for key in setting)) + shift for row in chosen]
+            x = np.array([100 * row["distance_metric_value_mean"] for row in chosen])
+            low, high = 100 * np.array([row["wilson_95"] for row in chosen]).T
+            axes.errorbar(
+                x, y, xerr=[np.maximum(0, x - low), np.maximum(0, high - x)], capsize=2,
+                fmt=MODEL_MARKERS[k % 7], color=MODEL_COLOURS[k % 7], markersize=5,
+                label=Path(model).name,
+            )  # fmt: skip
+        for i, name in enumerate(names):
+            row = next(r for r in accuracies if tuple(r.get(key) for key in setting) == name)
+            if row["chance"] is not None:
+                axes.vlines(
+                    100 * row["chance"], i - 0.4, i + 0.4, colors=GREY, linestyles="dashed",
+                    label="chance" if i == 0 else None,
+                )  # fmt: skip
+        axes.set_title(title, fontsize=10)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("ranking accuracy (%), 95 % Wilson interval")
+        axes.grid(axis="x", alpha=0.3)
+    sizes = [
+        max(r["n"] for r in accuracies if tuple(r.get(key) for key in setting) == name)
+        for name in names
+    ]
+    grid[0].set_yticks(
+        range(len(names)),
+        [
+            f"{name}{', ties' if ties else ''}\n(n = {n})"
+            for (name, _, ties), n in zip(names, sizes)
+        ],
+        fontsize=8,
+    )
+    grid[0].invert_yaxis()
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.tight_layout()
+    figure.legend(
+        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.01), ncols=5, fontsize=8
     )
     save_figure(figure, path)
 
@@ -349,6 +410,125 @@ def save_figure(figure, path: Path) -> None:
     partial.replace(path)
 
 
+def sweep_points(files: list[list[Row]], at: str = "lowest-loss") -> list[Row]:
+    """Of each run (the rows of one ranking_dynamics.jsonl) and part: γ, accuracy, share of wrongly
+    ranked pairs that are flipped, loss and squared distance, at the step of the lowest validation
+    loss or at the last; ordered by γ and part."""
+    points = []
+    for rows in files:
+        steps = {row["step"] for row in rows}
+        step = lowest_loss_step(rows) if at == "lowest-loss" else max(steps)
+        for part in PARTS:
+            chosen = [row for row in rows if (row["part"], row["step"]) == (part, step)]
+            wrong = [row for row in chosen if row["group"].startswith("incorrect")]
+            if not chosen:
+                continue
+            flipped = [row for row in wrong if row["group"] == "incorrect_to_correct"]
+            points.append(
+                {"gamma": chosen[0]["gamma"], "part": part, "n": len(chosen), "step": step,
+                 "accuracy": np.mean([r["group"].endswith("to_correct") for r in chosen]).item(),
+                 "flipped": len(flipped) / len(wrong) if wrong else None,
+                 "loss": mean_of(chosen, "loss"),
+                 "squared_distance": next(
+                     (r["squared_distance"] for r in rows
+                      if r["step"] == step and r["squared_distance"] is not None), None)}
+            )  # fmt: skip
+    return sorted(points, key=lambda point: (point["gamma"], PARTS.index(point["part"])))
+
+
+def plot_sweep(files: list[list[Row]], path: Path, at: str = "lowest-loss") -> None:
+    """Fig. 5-7 across γ: accuracy, share flipped and squared distance; line: mean over seeds, band:
+    smallest to largest."""
+    points = sweep_points(files, at)
+    panels = {
+        "accuracy": ("ranking accuracy (%)", 100),
+        "flipped": ("wrongly ranked pairs flipped (%)", 100),
+        "squared_distance": ("‖θ − θ_ref‖²", 1),
+    }
+    figure, grid = plt.subplots(1, 3, figsize=(11, 3.4))
+    for axes, (quantity, (label, scale)) in zip(grid, panels.items()):
+        for part, colour, marker in (("train", BLUE, "o"), ("validation", ORANGE, "s")):
+            if quantity == "squared_distance" and part == "validation":
+                continue  # a property of the model
+            by_gamma: dict[float, list[float]] = {}
+            for point in points:
+                if point["part"] == part and point[quantity] is not None:
+                    by_gamma.setdefault(point["gamma"], []).append(scale * point[quantity])
+            if not by_gamma:
+                continue
+            gammas = list(by_gamma)
+            n = next(point["n"] for point in points if point["part"] == part)
+            axes.plot(
+                gammas, [np.mean(values) for values in by_gamma.values()], color=colour,
+                marker=marker, label=f"{part} (n = {n})",
+            )  # fmt: skip
+            low, high = ([bound(v) for v in by_gamma.values()] for bound in (min, max))
+            axes.fill_between(gammas, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.set_xlabel("γ")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    grid[0].legend(fontsize=8)
+    n_seeds = len(files) / len({point["gamma"] for point in points})
+    when = "at the lowest validation loss" if at == "lowest-loss" else "after the last step"
+    grid[1].set_title(f"{when}; mean and range of {n_seeds:g} seeds", fontsize=9)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def plot_length_difference(rows: list[Row], path: Path) -> None:
+    """Ranking accuracy against how much longer the preferred completion is, in bins of equal size,
+    with 95 % Wilson intervals; a panel per dataset (rows of length_difference.py)."""
+    datasets = list(dict.fromkeys(row["dataset_name"] for row in rows))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, grid = plt.subplots(
+        1, len(datasets), figsize=(1 + 3.6 * len(datasets), 3.4), sharey=True, squeeze=False
+    )
+    styles = {"length-normalized": ("o", "solid"), "non-length-normalized": ("s", "dashed")}
+    for axes, dataset in zip(grid[0], datasets):
+        for row in rows:
+            if row["dataset_name"] != dataset:
+                continue
+            marker, line = styles[row["normalization"]]
+            colour = MODEL_COLOURS[models.index(row["model"]) % len(MODEL_COLOURS)]
+            if len(models) == 1:
+                colour = BLUE if row["normalization"] == "length-normalized" else ORANGE
+            x = [b["mean_difference"] for b in row["bins"]]
+            y = np.array([100 * b["accuracy"] for b in row["bins"]])
+            low, high = 100 * np.array([b["wilson_95"] for b in row["bins"]]).T
+            label = "R̃" if row["normalization"] == "length-normalized" else "R"
+            if len(models) > 1:
+                label += f", {Path(row['model']).name}"
+            axes.errorbar(
+                x, y, yerr=[np.maximum(0, y - low), np.maximum(0, high - y)], color=colour,
+                marker=marker, linestyle=line, capsize=2, markersize=4, label=label,
+            )  # fmt: skip
+        n = next(row["n"] for row in rows if row["dataset_name"] == dataset)
+        axes.set_title(f"{dataset} (n = {n})", fontsize=9)
+        axes.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
+        axes.set_xlabel("tokens: preferred − dispreferred")
+        axes.set_ylim(0, 102)
+        axes.grid(alpha=0.3)
+    grid[0][0].set_ylabel("ranking accuracy (%), 95 % interval")
+    grid[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+SUMMARIES = {  # figure → function, columns its files have, where they come from
+    "ranking-accuracy": (
+        plot_ranking_accuracy, {"wilson_95"}, "calculate_calibration_metrics.py"
+    ),
+    "idealized-accuracy": (
+        plot_idealized_curves, {"critical_betas"}, "calculate_upper_bound_rlhf.py, .curve.jsonl"
+    ),
+    "required-loss": (
+        plot_required_loss, {"required_loss"}, "calculate_upper_bound_rlhf.py, .pairs.jsonl"
+    ),
+    "win-rate": (
+        plot_win_rate, {"win_rate", "squared_distance"}, "calculate_win_rate.py --checkpoints"
+    ),
+    "length-difference": (plot_length_difference, {"bins"}, "reproduce/length_difference.py"),
+}  # fmt: skip
 DYNAMICS = {
     "dynamics": plot_dynamics,
     "loss-against-reference": plot_loss_against_reference,
@@ -362,10 +542,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("figure", choices=("ranking-accuracy", "win-rate", *DYNAMICS))
+    parser.add_argument("figure", choices=(*SUMMARIES, "sweep", *DYNAMICS))
     parser.add_argument(
         "files", nargs="+", type=Path,
-        help="summaries of one or several runs, or one ranking_dynamics.jsonl",
+        help="summaries of one or several runs; one ranking_dynamics.jsonl; for sweep, several",
+    )  # fmt: skip
+    parser.add_argument(
+        "--at", choices=("lowest-loss", "last"), default="lowest-loss",
+        help="step of a sweep's runs: of the lowest validation loss (the paper's), or the last",
     )  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, help=".png or .pdf")
     return parser.parse_args(argv)
@@ -378,17 +562,17 @@ def main(args: argparse.Namespace) -> None:
         DYNAMICS[args.figure](read_dynamics(args.files[0]), args.output)
         print(args.output)
         return
+    if args.figure == "sweep":
+        plot_sweep([read_dynamics(file) for file in args.files], args.output, args.at)
+        print(args.output)
+        return
     rows = [row for file in args.files for row in read_json_lines(file)]
-    if args.figure == "win-rate":
-        if not all({"win_rate", "squared_distance"} <= row.keys() for row in rows):
-            raise ValueError(
-                f"{args.files[0]}: not a summary of calculate_win_rate.py --checkpoints"
-            )
-        plot_win_rate(rows, args.output)
-    else:
-        if not any("wilson_95" in row for row in rows):
-            raise ValueError(f"{args.files[0]}: not a summary of calculate_calibration_metrics.py")
-        plot_ranking_accuracy(rows, args.output)
+    plot, columns, script = SUMMARIES[args.figure]
+    if args.figure == "ranking-accuracy":  # its file has other metrics' rows too
+        rows = [row for row in rows if row.get("distance_metric") == "acc"]
+    if not rows or not all(columns <= row.keys() for row in rows):
+        raise ValueError(f"{args.files[0]}: not a file of {script}")
+    plot(rows, args.output)
     print(args.output)
 
 

@@ -1,7 +1,18 @@
-"""How much of a published idealized accuracy is convention: the same log-likelihoods, three rules.
+"""How much of a published number is convention: the same log-likelihoods under different rules.
 
-    python reproduce/conventions.py --examples results/votes.examples.jsonl
+    python reproduce/conventions.py --examples results/votes.examples.jsonl \
+        --output results/votes.conventions.jsonl
 
+Ranking accuracy (Tables 2-5), where the data has what a rule is about:
+- definition: Definitions 2.3 and A.8; with ties, a tied pair is right if its scores differ by less
+  than 0.01.
+- answers grouped by prompt: all pairs of one prompt count as one list, which is right if every pair
+  is (the published SHP numbers look like that).
+- tied lists are wrong: a list of K > 2 with equal human scores is never right, since no model gives
+  equal likelihoods (the published UltraFeedback numbers, below chance).
+- ties within 5 %: a tied pair is right if the quotient of its scores lies in [0.95, 1.05]. Score
+  with --include-ties.
+Idealized accuracy (Tables 1, 6), where there are votes:
 - definition: Corollary 3.3 (log-ratio of the reference plus (1/β) log-odds of the votes > 0).
 - quotient: the *quotient* log π_ref(y_w|x) / log π_ref(y_l|x) in place of the exponential of the
   log-ratio. Log-likelihoods are negative, so the quotient reverses the order and is close to 1:
@@ -22,9 +33,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from calculate_calibration_metrics import NORMALIZATIONS, load_examples, record_scores, run_script
 from calculate_upper_bound_rlhf import BETAS
 from data_utils import read_votes
-from ranking_metrics import idealized_correctness, preferred_proportion
+from ranking_metrics import (
+    idealized_correctness,
+    preferred_proportion,
+    ranking_accuracy,
+    ranking_accuracy_with_ties,
+)
+from reproduce.tables import conventions_table, print_table
+from result_files import write_json_lines
 
 SHARE_OF_VOTE_ROWS = 1000 / 2592
+PUBLISHED_CONVENTIONS = {  # of ranking accuracy; the definition elsewhere
+    "stanfordnlp/SHP": "answers grouped by prompt",
+    "openbmb/UltraFeedback": "tied lists are wrong",
+}
+TIE_BAND = 0.05  # on the quotient of two scores
 
 
 def quotient_correctness(
@@ -54,10 +77,10 @@ def sample_votes(records: list[dict], seed: int) -> list[dict]:
     return [{**records[number], "votes": votes} for number, votes in sorted(kept.items())]
 
 
-def accuracies(
+def idealized_accuracies(
     records: list[dict], normalization: str, quotient: bool
-) -> tuple[int, float, list[float]]:
-    """(pairs, share unanimous, idealized accuracy per β) over untied pairs."""
+) -> tuple[int, list[float]]:
+    """(pairs, idealized accuracy min, median, max over β) of untied pairs."""
     preferred, other, alphas = [], [], []
     for record in records:
         scores = record_scores(record, normalization)
@@ -68,11 +91,90 @@ def accuracies(
                 other.append(scores[loser])
                 alphas.append(preferred_proportion(max(first, second), min(first, second)))
     w, l, a = (np.array(values) for values in (preferred, other, alphas))  # noqa: E741
-    rows = [
-        quotient_correctness(w, l, a, beta) if quotient else idealized_correctness(w - l, a, beta)
+    values = [
+        float(
+            np.mean(
+                quotient_correctness(w, l, a, beta)
+                if quotient
+                else idealized_correctness(w - l, a, beta)
+            )
+        )
         for beta in BETAS
     ]
-    return len(a), float((a > 0.99).mean()), [float(row.mean()) for row in rows]
+    return len(a), [min(values), float(np.median(values)), max(values)]
+
+
+def tied_within_band(scores: list[float], ranks: list[int]) -> bool:
+    """A tied pair by the 5 % rule; an untied one by the definition."""
+    if ranks[0] != ranks[1]:
+        return bool(ranking_accuracy(scores, ranks))
+    return abs(scores[0] / scores[1] - 1) <= TIE_BAND
+
+
+def has_tied_examples(records: list[dict]) -> bool:
+    """Whether the records were scored with --include-ties: otherwise such examples drop out."""
+    return any(len(set(record["ranks"])) == 1 for record in records)
+
+
+def ranking_conventions(records: list[dict], normalization: str) -> dict[str, list[float]]:
+    """convention → correctness of each example (or list), of those that the data can tell apart."""
+    accuracy = ranking_accuracy_with_ties if has_tied_examples(records) else ranking_accuracy
+    scored = [(r, record_scores(r, normalization)) for r in records]
+    correct = [float(accuracy(scores, record["ranks"])) for record, scores in scored]
+    found = {"definition": correct}
+    by_prompt: dict[str, list[float]] = {}
+    for record, value in zip(records, correct):
+        by_prompt.setdefault(record["prompt_id"], []).append(value)
+    if len(by_prompt) < len(records):
+        found["answers grouped by prompt"] = [min(values) for values in by_prompt.values()]
+    tied = [len(set(r["ranks"])) < len(r["ranks"]) for r in records]
+    if any(t and len(r["ranks"]) > 2 for t, r in zip(tied, records)):
+        found["tied lists are wrong"] = [
+            0.0 if t and len(r["ranks"]) > 2 else value
+            for t, r, value in zip(tied, records, correct)
+        ]
+    if any(t and len(r["ranks"]) == 2 for t, r in zip(tied, records)):
+        found["ties within 5 %"] = [
+            float(tied_within_band(scores, record["ranks"])) if len(scores) == 2 else value
+            for (record, scores), value in zip(scored, correct)
+        ]
+    return found
+
+
+def convention_rows(records: list[dict], normalization: str, seed: int) -> list[dict]:
+    """All rows of one dataset; `published` marks the conventions of the published numbers."""
+    first = records[0]
+    published = PUBLISHED_CONVENTIONS.get(first["dataset"], "definition")
+    if has_tied_examples(records):
+        published = "ties within 5 %"
+    common = {
+        "model": first["model"],
+        "dataset_name": first["dataset"],
+        "dataset_split": first["split"],
+        "include_ties": has_tied_examples(records),
+        "normalization": normalization,
+    }
+    rows = []
+    for convention, values in ranking_conventions(records, normalization).items():
+        rows.append(
+            {**common, "what": "ranking accuracy", "convention": convention, "n": len(values),
+             "value": float(np.mean(values)), "published": convention == published}
+        )  # fmt: skip
+    with_votes = [record for record in records if record["votes"]]
+    if with_votes:
+        sampled = sample_votes(with_votes, seed)
+        for convention, used, quotient in (
+            ("definition", with_votes, False),
+            ("quotient", with_votes, True),
+            ("votes sampled first", sampled, False),
+            ("both", sampled, True),
+        ):
+            n, triple = idealized_accuracies(used, normalization, quotient)
+            rows.append(
+                {**common, "what": "idealized", "convention": convention, "n": n,
+                 "value": triple, "published": convention == "both"}
+            )  # fmt: skip
+    return rows
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -81,32 +183,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--examples", required=True, type=Path, help="examples file with votes")
-    parser.add_argument("--dataset", help="only this dataset of the file")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--examples", required=True, nargs="+", help="examples files")
+    parser.add_argument("--output", required=True, type=Path, help="JSON lines")
+    parser.add_argument("--beside", metavar="MODEL", help="published numbers of this model")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampled votes")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    records = [r for r in load_examples(str(args.examples)) if r["votes"]]
-    records = [r for r in records if args.dataset in (None, r["dataset"])]
-    if not records:
-        raise ValueError(f"{args.examples}: no example with votes")
-    sampled = sample_votes(records, args.seed)
-    print("| convention | pairs | unanimous | R̃* min/med/max | R* min/med/max |")
-    print("|---|---|---|---|---|")
-    for name, used, quotient in (
-        ("definition", records, False),
-        ("quotient", records, True),
-        ("votes sampled first", sampled, False),
-        ("both", sampled, True),
-    ):
-        cells = []
-        for normalization in NORMALIZATIONS:
-            n, unanimous, values = accuracies(used, normalization, quotient)
-            triple = (min(values), float(np.median(values)), max(values))
-            cells.append(" / ".join(f"{100 * value:.1f}" for value in triple))
-        print(f"| {name} | {n} | {100 * unanimous:.0f} % | {cells[0]} | {cells[1]} |")
+    rows = []
+    for file in args.examples:
+        records = load_examples(file)
+        for dataset in dict.fromkeys(record["dataset"] for record in records):
+            mine = [record for record in records if record["dataset"] == dataset]
+            by_kind = [convention_rows(mine, kind, args.seed) for kind in NORMALIZATIONS]
+            rows += [row for pair in zip(*by_kind) for row in pair]
+    write_json_lines(args.output, rows)
+    print_table(conventions_table(rows, args.beside), "markdown")
 
 
 if __name__ == "__main__":

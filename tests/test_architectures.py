@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from log_likelihood import check_fast_path, compute_token_logps_plain
 
+pytestmark = pytest.mark.slow
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 TINY = {
     "vocab_size": 600, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

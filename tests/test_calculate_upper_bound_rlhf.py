@@ -367,11 +367,13 @@ def test_conventions_script(files, capsys):
     from reproduce import conventions
 
     folder, *_ = files
-    conventions.main(conventions.parse_args(["--examples", str(folder / "ref.jsonl")]))
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == [
-        "definition", "quotient", "votes sampled first", "both"
-    ]  # fmt: skip
+    arguments = ["--examples", str(folder / "ref.jsonl"), "--output", str(folder / "c.jsonl")]
+    conventions.main(conventions.parse_args(arguments))
+    rows = [r for r in read_json_lines(folder / "c.jsonl") if r["what"] == "idealized"]
+    names = ["definition", "quotient", "votes sampled first", "both"]
+    assert [row["convention"] for row in rows[::2]] == names
+    printed = capsys.readouterr().out
+    assert all(f"| {name} |" in printed for name in names)
     # log-likelihoods -8 (preferred) and -4: the quotient 2 > 1 counts as right whatever the votes
     better, worse = np.array([-8.0]), np.array([-4.0])
     assert conventions.quotient_correctness(better, worse, np.array([0.6]), 10).all()

@@ -1,0 +1,107 @@
+"""Is a pair ranked correctly because its preferred completion is the shorter one?
+
+    python reproduce/length_difference.py --examples results/gpt2.examples.jsonl \
+        --output results/gpt2.length.jsonl
+
+For every dataset and normalization: the correlation over untied pairs of being ranked correctly
+with the difference of lengths (tokens of the preferred minus the dispreferred completion; Pearson's
+for a 0/1 variable, with its 95 % interval), the accuracy where the preferred completion is shorter
+and where it is longer, and in five bins of equal size. Draw the file with
+`python plot_results.py length-difference`.
+"""
+
+import argparse
+import math
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from calculate_calibration_metrics import NORMALIZATIONS, load_examples, record_scores, run_script
+from ranking_metrics import wilson_interval
+from reproduce.tables import length_table, print_table
+from result_files import write_json_lines
+
+N_BINS = 5
+
+
+def pairs_of(records: list[dict], normalization: str) -> tuple[np.ndarray, np.ndarray]:
+    """(ranked correctly, difference of lengths in tokens) of untied pairs with finite scores."""
+    correct, differences = [], []
+    for record in records:
+        scores = record_scores(record, normalization)
+        for i, j in combinations(range(len(scores)), 2):
+            if record["ranks"][i] == record["ranks"][j]:
+                continue
+            w, l = (i, j) if record["ranks"][i] < record["ranks"][j] else (j, i)  # noqa: E741
+            if math.isfinite(scores[w]) and math.isfinite(scores[l]):
+                correct.append(float(scores[w] >= scores[l]))
+                lengths = [completion["n_tokens"] for completion in record["completions"]]
+                differences.append(lengths[w] - lengths[l])
+    return np.array(correct), np.array(differences)
+
+
+def summarize(records: list[dict], normalization: str) -> dict:
+    """The row of one dataset and normalization; None where a number is not defined."""
+    from scipy import stats
+
+    correct, differences = pairs_of(records, normalization)
+    correlation, interval = None, [None, None]
+    if len(correct) > 3 and len(set(correct)) > 1 and len(set(differences)) > 1:
+        found = stats.pearsonr(correct, differences)
+        correlation, interval = float(found.statistic), list(found.confidence_interval(0.95))
+    bins = []
+    for members in np.array_split(np.argsort(differences, kind="stable"), N_BINS):
+        if len(members):
+            n_correct = int(correct[members].sum())
+            bins.append(
+                {"n": len(members), "mean_difference": float(differences[members].mean()),
+                 "accuracy": n_correct / len(members),
+                 "wilson_95": list(wilson_interval(n_correct, len(members)))}
+            )  # fmt: skip
+    shorter, longer = differences < 0, differences > 0
+    return {
+        "model": records[0]["model"],
+        "dataset_name": records[0]["dataset"],
+        "normalization": normalization,
+        "n": len(correct),
+        "correlation": correlation,
+        "correlation_95": [None if x is None else float(x) for x in interval],
+        "n_shorter": int(shorter.sum()),
+        "accuracy_shorter": float(correct[shorter].mean()) if shorter.any() else None,
+        "n_longer": int(longer.sum()),
+        "accuracy_longer": float(correct[longer].mean()) if longer.any() else None,
+        "bins": bins,
+    }
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--examples", required=True, nargs="+", help="examples files")
+    parser.add_argument("--output", required=True, type=Path, help="JSON lines")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    rows = []
+    for file in args.examples:
+        records = load_examples(file)
+        for dataset in dict.fromkeys(record["dataset"] for record in records):
+            mine = [record for record in records if record["dataset"] == dataset]
+            rows += [summarize(mine, normalization) for normalization in NORMALIZATIONS]
+    rows = [row for row in rows if row["n"]]
+    if not rows:
+        raise ValueError(f"{', '.join(args.examples)}: no untied pair")
+    write_json_lines(args.output, rows)
+    print_table(length_table(rows), "markdown")
+
+
+if __name__ == "__main__":
+    run_script(main, parse_args())

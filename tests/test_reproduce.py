@@ -1,0 +1,263 @@
+"""reproduce/: the tables and figures equal their result files; conventions by hand; the driver."""
+
+import importlib
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from scipy import stats
+from test_plot_results import dynamics
+
+import plot_results
+from calculate_calibration_metrics import run_script
+from reproduce import conventions, length_difference, run, tables
+from result_files import read_json_lines, write_json_lines
+
+ROOT = Path(__file__).parents[1]
+HH = "Anthropic/hh-rlhf"
+
+
+def ranking_rows(model="gpt2", values=(0.5, 0.6), dataset=HH, split="test", n=100):
+    kinds = ("length-normalized", "non-length-normalized")
+    return [
+        {"model": model, "dataset_name": dataset, "dataset_split": split, "include_ties": False,
+         "distance_metric": "acc", "calib_property": f"ranking_{kind}", "n": n, "chance": 0.5,
+         "distance_metric_value_mean": value, "wilson_95": [value - 0.05, value + 0.05]}
+        for kind, value in zip(kinds, values)
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- tables
+def test_ranking_table_marks_what_is_outside_the_interval():
+    """gpt2 on HH test: published 49.9 and 46.0."""
+    columns, (line,) = tables.ranking_table(ranking_rows())
+    assert dict(zip(columns, line)) | {"difference": None} == {
+        "dataset": HH, "model": "gpt2", "n": "100", "chance": "50.0", "R̃ paper": "49.9",
+        "R̃ ours [95 %]": "50.0 [45, 55]", "difference": None, "R paper": "46.0",
+        "R ours [95 %]": "60.0 [55, 65]"}  # fmt: skip
+    differences = [cell for column, cell in zip(columns, line) if column == "difference"]
+    assert differences == ["+0.1", "+14.0 *"]
+
+
+def test_ranking_table_beside_another_model():
+    rows = ranking_rows("some/where/mine") + ranking_rows("gpt2", dataset="sample", split=None)
+    _, (mine, sample) = tables.ranking_table(rows, "gpt2")
+    assert mine[1] == "mine" and mine[4] == "49.9 (gpt2)"
+    assert sample[4] == "–" and sample[6] == "–"  # the paper has no such data
+    _, (without, _) = tables.ranking_table(rows)
+    assert without[4] == "–"
+    zephyr = ranking_rows("alignment-handbook/zephyr-7b-dpo-full")
+    _, (line,) = tables.ranking_table(zephyr)
+    published = tables.PUBLISHED["ranking_accuracy"]["zephyr-7b-dpo"][f"{HH}:test"]
+    assert line[4] == f"{published[0]:.1f}"
+
+
+def test_idealized_table():
+    rows = [
+        {"dataset_name": "d", "reference_model": "a/sft", "model": "a/dpo", "include_ties": False,
+         "calib_property": f"ranks_{kind}", "n": 7, "observed_accuracy": 0.4,
+         "min_median_max": [0.5, 0.75, 1.0], "gap_to_median": 0.35, "gap_to_median_95": [0.2, 0.4],
+         "beta": beta}
+        for beta in (0.1, 1)
+        for kind in ("length-normalized", "non-length-normalized")
+    ]  # fmt: skip
+    _, lines = tables.idealized_table(rows)
+    assert lines[0] == [
+        "d",
+        "sft → dpo",
+        "7",
+        *["40.0", "50.0 / 75.0 / 100.0", "35.0 [20, 40]"] * 2,
+    ]
+    assert lines[1][1:] == ["paper: zephyr-7b-dpo", "–", "54", "86 / 98 / 100", "44", "42",
+                            "90 / 99 / 100", "57"]  # fmt: skip
+    _, with_ties = tables.idealized_table([{**row, "include_ties": True} for row in rows])
+    assert with_ties[0][0] == "d, ties included" and with_ties[1][3] == "42"
+
+
+def test_dynamics_and_sweep_tables():
+    """Of the two correct and two wrong pairs at step 5, one each changes; the loss is lowest there."""
+    _, lines = tables.dynamics_table(dynamics())
+    assert lines[1] == ["train (4)", "5 (lowest)", "0.550", "50.0 %", "1 of 2 (50.0 %)", "1 of 2",
+                        "0.50"]  # fmt: skip
+    other = [{**row, "gamma": 0.0} for row in dynamics()]
+    _, sweep = tables.sweep_table([dynamics(), other, other], "last")
+    assert [line[:3] for line in sweep] == [
+        ["0", "2", "train (4)"], ["0", "2", "validation (4)"],
+        ["1", "1", "train (4)"], ["1", "1", "validation (4)"]]  # fmt: skip
+    assert sweep[0][3:] == ["100.0", "100.0", "0.725", "100.00"]
+    points = plot_results.sweep_points([dynamics()], "lowest-loss")
+    assert [(p["step"], p["accuracy"], p["flipped"]) for p in points] == [(5, 0.5, 0.5)] * 2
+
+
+def test_formats_and_errors(tmp_path, capsys):
+    write_json_lines(tmp_path / "r.jsonl", ranking_rows())
+    for style, expected in (("markdown", f"| {HH} | gpt2 | 100 |"), ("latex", "\\toprule")):
+        arguments = ["ranking", str(tmp_path / "r.jsonl"), "--format", style]
+        tables.main(tables.parse_args(arguments))
+        assert expected in capsys.readouterr().out
+    wrong = [["idealized", str(tmp_path / "r.jsonl")], ["win-rate", str(tmp_path / "r.jsonl")],
+             ["ranking", str(tmp_path / "r.jsonl"), "--beside", "me"],
+             ["ranking", str(tmp_path / "none.jsonl")]]  # fmt: skip
+    for arguments in wrong:
+        with pytest.raises(SystemExit) as stop:
+            run_script(tables.main, tables.parse_args(arguments))
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------- conventions, lengths
+def record(number, logps, ranks, prompt="p", dataset="d", n_tokens=None, votes=None):
+    return {
+        "id": str(number), "prompt_id": prompt, "dataset": dataset, "split": None, "row": number,
+        "model": "m", "prompt": prompt, "ranks": ranks, "votes": votes,
+        "completions": [
+            {"text": "", "logp": logp, "n_tokens": n}
+            for logp, n in zip(logps, n_tokens or [1] * len(logps))
+        ],
+    }  # fmt: skip
+
+
+def test_ranking_conventions_by_hand():
+    """One post with a right and a wrong pair; a tied pair 4 % apart; a tied list in its order."""
+    posts = [record(0, [-1, -2], [1, 2]), record(1, [-2, -1], [1, 2]),
+             record(2, [-1, -2], [1, 2], prompt="q")]  # fmt: skip
+    found = conventions.ranking_conventions(posts, "non-length-normalized")
+    assert found == {"definition": [1, 0, 1], "answers grouped by prompt": [0, 1]}
+    ties = [record(0, [-100, -104], [1, 1]), record(1, [-1, -2], [1, 2], prompt="q"),
+            record(2, [-1, -1.005], [1, 1], prompt="r"), record(3, [-1, -9], [1, 1], prompt="s")]  # fmt: skip
+    found = conventions.ranking_conventions(ties, "non-length-normalized")
+    assert found == {"definition": [0, 1, 1, 0], "ties within 5 %": [1, 1, 1, 0]}
+    lists = [record(0, [-1, -2, -3], [1, 2, 2]), record(1, [-1, -2, -3], [1, 2, 3], prompt="q")]
+    found = conventions.ranking_conventions(lists, "non-length-normalized")
+    assert found == {"definition": [1, 1], "tied lists are wrong": [0, 1]}
+    rows = conventions.convention_rows(
+        [{**r, "dataset": "stanfordnlp/SHP"} for r in posts], "length-normalized", 0
+    )
+    assert [(r["convention"], r["n"], r["published"]) for r in rows] == [
+        ("definition", 3, False), ("answers grouped by prompt", 2, True)]  # fmt: skip
+
+
+def test_length_difference_against_scipy(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    records = []
+    for number in range(60):
+        lengths = rng.integers(1, 20, 2)
+        scores = (-lengths + rng.normal(0, 4, 2)).tolist()
+        ranks = [1, 2] if number % 3 else [2, 1]
+        records.append(record(number, scores, ranks, str(number), n_tokens=lengths.tolist()))
+    write_json_lines(tmp_path / "e.jsonl", records)
+    arguments = ["--examples", str(tmp_path / "e.jsonl"), "--output", str(tmp_path / "l.jsonl")]
+    length_difference.main(length_difference.parse_args(arguments))
+    normalized, summed = read_json_lines(tmp_path / "l.jsonl")
+    correct, difference = [], []
+    for r in records:
+        w, l = (0, 1) if r["ranks"] == [1, 2] else (1, 0)  # noqa: E741
+        correct.append(r["completions"][w]["logp"] >= r["completions"][l]["logp"])
+        difference.append(r["completions"][w]["n_tokens"] - r["completions"][l]["n_tokens"])
+    expected = stats.pointbiserialr(correct, difference)
+    assert summed["correlation"] == pytest.approx(expected.statistic) and expected.statistic < -0.3
+    assert summed["correlation_95"][0] < summed["correlation"] < summed["correlation_95"][1]
+    shorter = np.array(difference) < 0
+    assert summed["accuracy_shorter"] == pytest.approx(np.mean(np.array(correct)[shorter]))
+    assert summed["n_shorter"] == shorter.sum() and sum(b["n"] for b in summed["bins"]) == 60
+    shares = [b["n"] * b["accuracy"] for b in summed["bins"]]
+    assert sum(shares) == pytest.approx(np.sum(correct))
+    assert f"{summed['correlation']:+.2f}" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------- figures
+def test_sweep_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    other = [{**row, "gamma": 0.0} for row in dynamics()]
+    worse = [{**row, "group": row["group"].split("_to_")[0] + "_to_incorrect"} for row in other]
+    plot_results.plot_sweep([dynamics(), other, worse], tmp_path / "s.png", "last")
+    accuracy, flipped, distance = plt.gcf().axes
+    train = {line.get_label(): line for line in accuracy.lines}["train (n = 4)"]
+    assert list(train.get_xdata()) == [0, 1] and list(train.get_ydata()) == [50, 100]
+    band = accuracy.collections[0].get_paths()[0].vertices  # 0 to 100 % at γ = 0
+    assert {y for x, y in band if x == 0} == {0, 100} and {y for x, y in band if x == 1} == {100}
+    assert list(distance.lines[0].get_ydata()) == [100, 100] and len(distance.lines) == 1
+    assert list(flipped.lines[0].get_ydata()) == [50, 100]
+
+
+def test_figures_of_several_models_and_lengths(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    rows = (
+        ranking_rows("a") + ranking_rows("b", (0.7, 0.4)) + ranking_rows("b", (0.2, 0.3), "other")
+    )
+    plot_results.plot_ranking_accuracy(rows, tmp_path / "r.png")
+    left, right = plt.gcf().axes
+    marks = {c.get_label(): list(c.lines[0].get_xdata()) for c in left.containers}
+    assert marks == {"a": pytest.approx([50]), "b": pytest.approx([70, 20])}
+    marks = {c.get_label(): list(c.lines[0].get_xdata()) for c in right.containers}
+    assert marks == {"a": pytest.approx([60]), "b": pytest.approx([40, 30])}
+
+    bins = [{"mean_difference": x, "accuracy": y, "wilson_95": [y - 0.1, y + 0.1]}
+            for x, y in ((-5, 0.9), (5, 0.2))]  # fmt: skip
+    row = {"model": "m", "dataset_name": "d", "normalization": "non-length-normalized", "n": 9,
+           "bins": bins}  # fmt: skip
+    plot_results.plot_length_difference([row], tmp_path / "l.png")
+    (axes,) = plt.gcf().axes
+    assert list(axes.containers[0].lines[0].get_ydata()) == pytest.approx([90, 20])
+    assert list(axes.containers[0].lines[0].get_xdata()) == [-5, 5]
+
+
+# ---------------------------------------------------------------------------- driver
+def printed_commands(capsys, *arguments) -> list[list[str]]:
+    run.main(run.parse_args([*arguments, "--print"]))
+    return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("scale", run.SCALES)
+def test_every_command_of_the_driver_parses(scale, capsys, tmp_path):
+    commands = printed_commands(
+        capsys, "--scale", scale, "--output-dir", str(tmp_path), "--data-dir", str(tmp_path)
+    )
+    assert len(commands) > 10
+    for _, script, *arguments in commands:
+        name = script.removesuffix(".py").replace("/", ".")
+        importlib.import_module(name).parse_args(arguments)
+    trained = [c for c in commands if c[1] == "dpo.py"]
+    settings = run.SCALES[scale]
+    n_runs = len(settings["train"]) * len(settings["gammas"]) * len(settings["seeds"])
+    assert len(trained) == len({c[3] for c in trained}) == n_runs
+
+
+@pytest.mark.slow
+def test_driver_on_a_tiny_model(tiny_model_directory, tmp_path):
+    """Training, ranking, idealized accuracy and report; a failing model does not stop the others;
+    what is done is not done again."""
+    out, broken = tmp_path / "out", tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    command = [sys.executable, "reproduce/run.py", "training", "ranking", "idealized", "report",
+               "--scale", "embedded", "--output-dir", out, "--train", tiny_model_directory,
+               "--models", broken, "--gammas", "0", "1", "--seeds", "0"]  # fmt: skip
+    first = subprocess.run([str(x) for x in command], cwd=ROOT, capture_output=True, text=True)
+    assert first.returncode == 2, first.stdout + first.stderr
+    assert "error: 1 parts failed; the same command tries them again" in first.stderr
+    assert "failed: ranking: broken × sample: error: " in first.stderr
+    report = {file.name for file in (out / "report").iterdir()}
+    name = run.slug(str(tiny_model_directory))
+    assert {"ranking.md", "ranking.png", "idealized.md", "conventions.md", "length.png",
+            f"{name}_sweep.md", f"{name}_sweep.png", f"{name}_dpo_gamma1_seed0_dynamics.png"} <= report  # fmt: skip
+    ranked = read_json_lines(out / "ranking" / f"{name}_sft_sample.jsonl")
+    value = next(r for r in ranked if r["distance_metric"] == "acc")["distance_metric_value_mean"]
+    assert f" {100 * value:.1f} [" in (out / "report" / "ranking.md").read_text()
+    assert len((out / "report" / f"{name}_sweep.md").read_text().splitlines()) == 2 + 4
+    state = json.loads((out / f"{name}_sft" / "trainer_state.json").read_text())
+    assert state["global_step"] > 0
+    again = subprocess.run([str(x) for x in command[:3]] + ["ranking"] + [str(x) for x in command[6:]],
+                           cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    assert again.stdout.count("done before") == 5 and again.returncode == 2
+
+
+def test_unknown_step_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_script(run.main, run.parse_args(["tabels", "--scale", "paper", "--output-dir", "x"]))
+    assert "unknown step tabels: choose from training, ranking" in capsys.readouterr().err
