@@ -27,11 +27,21 @@ from typing import Any
 import numpy as np
 
 import ranking_metrics
+from command_line import (
+    announce,
+    make_parser,
+    process_count,
+    process_rank,
+    run_script,
+    until_stopped,
+)
 from data_utils import DATASETS, PreferenceData, load_preferences
 from model_loading import (
     DEVICE_MAPS,
     DTYPES,
+    PICKLE_FLAG,
     QUANTIZATIONS,
+    REMOTE_CODE_FLAG,
     check_model_path,
     model_fingerprint,
     resolve_dtype,
@@ -182,20 +192,6 @@ def compare_runs(records: list[Record], other: list[Record]) -> list[Record]:
 
 
 # ---------------------------------------------------------------------------- several processes
-def process_rank() -> int:
-    """Number of this process among those of torchrun or `accelerate launch`; 0 if alone."""
-    return int(os.environ.get("RANK", 0))
-
-
-def process_count() -> int:
-    """How many processes torchrun or `accelerate launch` started; 1 if alone."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def announce(message: str) -> None:
-    """Print a line on stderr, once for all processes."""
-    if process_rank() == 0:
-        print(message, file=sys.stderr)
 
 
 def wait_for_all_processes() -> None:
@@ -219,16 +215,6 @@ def prepare_outputs_once(paths: dict[str, Path], config: Record, overwrite: bool
         earlier = read_json_lines(paths["examples"])
     wait_for_all_processes()
     return earlier
-
-
-def explain_single_process() -> None:
-    """`accelerate launch --cpu` starts one process whatever its --num_processes says."""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    if on_cpu and "WORLD_SIZE" not in os.environ:
-        announce(
-            "accelerate launch --cpu runs a single process, whatever --num_processes says; for "
-            "several: torchrun --nproc_per_node N SCRIPT.py"
-        )
 
 
 # ---------------------------------------------------------------------------- scoring to a file
@@ -330,11 +316,16 @@ def score_to_file(
     from model_loading import choose_device, context_length, load_model, load_tokenizer
 
     device = choose_device(args.device)
-    tokenizer = load_tokenizer(config["model"], args.revision)
+    if args.trust_remote_code:
+        announce(f"{REMOTE_CODE_FLAG}: Python files that come with {config['model']} are run")
+    tokenizer = load_tokenizer(
+        config["model"], args.revision, trust_remote_code=args.trust_remote_code
+    )
     model = load_model(
         config["model"], dtype=config["dtype"], device=device,
         device_map=args.device_map, quantization=args.quantization,
         attn_implementation=args.attn_implementation, revision=args.revision,
+        trust_remote_code=args.trust_remote_code, allow_pickle=args.allow_pickle,
     )  # fmt: skip
     limits = [limit for limit in (args.max_length, context_length(model)) if limit is not None]
     examples = [
@@ -385,7 +376,7 @@ def score_to_file(
     n_scored = 0
     own_file = examples_file if n_processes == 1 else part_file(examples_file, rank)
     with own_file.open("ab") as file, progress:
-        for batch in score_examples(
+        batches = score_examples(
             model,
             tokenized,
             path=path,
@@ -394,7 +385,13 @@ def score_to_file(
             done=done,
             rank=rank,
             n_processes=n_processes,
-        ):
+        )
+
+        def saved() -> str:
+            n_done = len(done) + n_scored
+            return f"{n_done} of {len(examples)} examples are saved in {own_file}"
+
+        for batch in until_stopped(batches, saved):
             rows = [
                 example_record(
                     datasets[examples[i][0]],
@@ -429,6 +426,7 @@ def score_to_file(
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine(),
         "device_map": args.device_map,
         "quantization": args.quantization,
+        "trust_remote_code": args.trust_remote_code,
         "path": path,
         "n_processes": n_processes,
         "model_commit": getattr(model.config, "_commit_hash", None),
@@ -616,6 +614,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
     text.add_argument("--add-eos", action="store_true", help="score the end-of-text token as well")
     compute = parser.add_argument_group("compute")
     compute.add_argument("--revision", help="hub revision of the model")
+    add_trust_arguments(compute)
     compute.add_argument(
         "--dtype", default="auto", choices=DTYPES, help="auto: float32 on CPU, bfloat16 on GPU"
     )
@@ -640,6 +639,16 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
     )  # fmt: skip
 
 
+def add_trust_arguments(group) -> None:
+    """Flags for models that could run code of theirs; both are off unless given."""
+    group.add_argument(
+        REMOTE_CODE_FLAG, action="store_true", help="run Python files that come with the model"
+    )
+    group.add_argument(
+        PICKLE_FLAG, action="store_true", help="read weights saved by pickle, which can run code"
+    )
+
+
 def check_scoring_arguments(args: argparse.Namespace, default_datasets: list[str]) -> None:
     """Fill in defaults and raise ValueError for values no run can honour."""
     if args.sample_size == 0 or args.sample_size < -1:
@@ -655,11 +664,7 @@ def check_scoring_arguments(args: argparse.Namespace, default_datasets: list[str
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--lm-name-or-path", required=True,
         help="hub name, local directory, GGUF file, adapter directory, or SmolLM2-135M-Instruct",
@@ -725,24 +730,6 @@ def main(args: argparse.Namespace) -> None:
     )
     if args.wandb_project:
         log_to_wandb(start_wandb(args.wandb_project, config), rows, records, paths["picture"])
-
-
-def run_script(main_function, args: argparse.Namespace) -> None:
-    """Run a script's main; expected failures become one line and exit code 2 (interrupt: 130)."""
-    explain_single_process()
-    logging.basicConfig(
-        level=getattr(args, "loglevel", "WARNING"), format="%(levelname)s: %(message)s"
-    )
-    try:
-        main_function(args)
-    except (OSError, ValueError) as error:
-        logging.debug("details", exc_info=True)
-        where = f" (process {process_rank() + 1})" if process_count() > 1 else ""
-        print(f"error{where}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        announce("interrupted: the same command resumes where this run stopped")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,12 @@ from calculate_calibration_metrics import (
     load_datasets,
     load_examples,
     prepare_outputs_once,
-    process_rank,
     record_scores,
     run_config,
-    run_script,
     score_to_file,
     start_wandb,
 )
+from command_line import make_parser, process_rank, run_script
 from data_utils import ALPACA_FARM, read_votes
 from model_loading import check_model_path
 from ranking_metrics import (
@@ -318,11 +317,7 @@ def print_selected_pairs(pairs: list[Record], args: argparse.Namespace) -> None:
 
 # ---------------------------------------------------------------------------- command line
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__)
     models = parser.add_argument_group(
         "reference (one of) and policy (at most one; default: reference)"
     )

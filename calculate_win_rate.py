@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from calculate_calibration_metrics import announce, run_script, start_wandb
+from calculate_calibration_metrics import add_trust_arguments, start_wandb
+from command_line import announce, make_parser, run_script, until_stopped
 from data_utils import PreferenceData, load_preferences
 from judges import (
     FIRST_ORDER,
@@ -232,6 +233,11 @@ def read_responses(path: str) -> list[Record]:
     return rows
 
 
+def trust(args: argparse.Namespace) -> dict[str, bool]:
+    """What the models of this run are allowed to do."""
+    return {"trust_remote_code": args.trust_remote_code, "allow_pickle": args.allow_pickle}
+
+
 def generation_settings(args: argparse.Namespace, name: str, draw: int = 0) -> Record:
     """What a response depends on, beside its prompt; another `draw` samples other responses."""
     return {
@@ -243,6 +249,7 @@ def generation_settings(args: argparse.Namespace, name: str, draw: int = 0) -> R
         "max_new_tokens": args.max_new_tokens,
         "chat_template": args.chat_template,
         "seed": args.seed if args.temperature > 0 else None,
+        "trust_remote_code": args.trust_remote_code,
         "draw": draw if args.temperature > 0 else None,
     }
 
@@ -259,8 +266,8 @@ def respond(
     responses = {row["id"]: row["response"] for row in known if row["generation"] == key}
     wanted = {prompt["id"] for prompt in prompts}
     if wanted - responses.keys():
-        model = load_model(name, dtype=args.dtype, device=args.device)
-        tokenizer = load_tokenizer(name)
+        model = load_model(name, dtype=args.dtype, device=args.device, **trust(args))
+        tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
         if args.chat_template and tokenizer.chat_template is None:
             raise ValueError(f"--chat-template: {name} has none")
         if tokenizer.pad_token is None:
@@ -268,7 +275,10 @@ def respond(
         n_before = len(wanted & responses.keys())
         with progress_bar(f"responses of {name}", len(wanted), n_before) as progress:
             seed = int(key[:12], 16)  # of --seed, the model and the other settings
-            for rows in generate_batches(model, tokenizer, prompts, set(responses), seed, args):
+            batches = generate_batches(model, tokenizer, prompts, set(responses), seed, args)
+            for rows in until_stopped(
+                batches, lambda: f"{progress.n} responses of {name} are saved in {file.name}"
+            ):
                 append_json_lines(file, ({"generation": key, **settings, **row} for row in rows))
                 known += [{"generation": key, **row} for row in rows]
                 responses |= {row["id"]: row["response"] for row in rows}
@@ -400,7 +410,7 @@ def checkpoint_facts(args: argparse.Namespace, policy: Path, data: PreferenceDat
 
     def whole_model(name: str):
         """In float32, for half precision would round the differences away; adapters merged."""
-        model = load_model(name, dtype="float32", device="cpu")
+        model = load_model(name, dtype="float32", device="cpu", **trust(args))
         if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
         return model.requires_grad_(True)
@@ -408,9 +418,9 @@ def checkpoint_facts(args: argparse.Namespace, policy: Path, data: PreferenceDat
     initial = initial_weights(whole_model(args.reference_name_or_path))
     distance = squared_distance(whole_model(str(policy)), initial)
     del initial
-    model = load_model(str(policy), dtype=args.dtype, device=args.device)
+    model = load_model(str(policy), dtype=args.dtype, device=args.device, **trust(args))
     outcomes = tokenize_examples(
-        load_tokenizer(str(policy)),
+        load_tokenizer(str(policy), trust_remote_code=args.trust_remote_code),
         [(example.prompt, example.completions) for example in data.examples],
         separators=[data.separator] * len(data.examples),
         chat_template=args.chat_template,
@@ -518,11 +528,7 @@ def log_to_wandb(run, rows: list[Record], judged: list[Record], picture: Path | 
 
 # ---------------------------------------------------------------------------- command line
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__)
     sides = parser.add_argument_group("sides")
     policy = sides.add_mutually_exclusive_group(required=True)
     policy.add_argument("--lm-name-or-path", help="policy: hub name, directory, GGUF file, adapter")
@@ -569,6 +575,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     compute = parser.add_argument_group("compute")
     compute.add_argument("--batch-size", type=int, default=32, help="prompts per batch")
     compute.add_argument("--dtype", default="auto", choices=DTYPES, help="auto: by device")
+    add_trust_arguments(compute)
     compute.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", required=True, help="directory for all result files")
@@ -643,7 +650,7 @@ def main(args: argparse.Namespace) -> None:
         "other": other_settings,
     }
     if kind == "reward-model":  # in float32: half precision would round differences to ties
-        judge = load_reward_model(judge_name, choose_device(args.device), "float32")
+        judge = load_reward_model(judge_name, choose_device(args.device), "float32", **trust(args))
     judged = prepare_outputs(
         paths, config, args.overwrite, key=lambda row: (row["model"], row["id"])
     )
@@ -676,7 +683,10 @@ def main(args: argparse.Namespace) -> None:
         paths["examples"].open("ab") as file,
         progress_bar("judged", len(waiting) + len(done), len(done)) as progress,
     ):
-        for row in chain(unjudged, judged_rows(args, asked, judge)):
+        verdicts = chain(unjudged, judged_rows(args, asked, judge))
+        for row in until_stopped(
+            verdicts, lambda: f"{progress.n} verdicts are saved in {file.name}"
+        ):
             append_json_lines(file, [row])
             judged.append(row)
             progress.update()

@@ -92,7 +92,7 @@ def ranks_from_scores(scores: Sequence[Any]) -> tuple[int, ...]:
     """Rank 1 for the highest score; equal scores share a rank. Missing scores drop the row."""
     try:
         values = [float("nan") if score is None else float(score) for score in scores]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"scores should be numbers, found {list(scores)!r:.80}") from None
     if not all(math.isfinite(value) for value in values):
         raise Dropped("missing score")
@@ -186,7 +186,7 @@ def read_votes(value: Any, n_completions: int) -> Votes:
         try:
             i, j = (int(part) for part in key.split(","))
             first, second = (float(count) for count in counts)
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError):
             raise ValueError(f"votes {key!r}: {counts!r} should be 'i,j': [v_i, v_j]") from None
         if not 0 <= i < n_completions or not 0 <= j < n_completions or i == j:
             raise ValueError(
@@ -254,6 +254,15 @@ def recognize_schema(columns: Sequence[str]) -> tuple[set[str], Callable[[Row], 
 
 
 # ---------------------------------------------------------------------------- reading
+def unique_keys(pairs: list[tuple[str, Any]]) -> Row:
+    """A JSON object; ValueError if a key is there twice, of which one value would be lost."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return row
+
+
 def read_file(path: Path) -> list[Row]:
     """Rows of a json, jsonl, parquet or csv file, optionally gzipped. ValueError names the row."""
     kind = next((s for s in reversed(path.suffixes) if s in FILE_SUFFIXES), None)
@@ -277,13 +286,13 @@ def read_file(path: Path) -> list[Row]:
                     raise ValueError(f"row {number}: not as many fields as the header has")
             return rows
         if kind == ".json" and text.lstrip().startswith("["):
-            rows = json.loads(text)
+            rows = json.loads(text, object_pairs_hook=unique_keys)
         else:
             rows = []
             for number, line in enumerate(text.split("\n"), start=1):
                 if line.strip():
                     try:
-                        rows.append(json.loads(line))
+                        rows.append(json.loads(line, object_pairs_hook=unique_keys))
                     except ValueError as error:
                         raise ValueError(f"row {number}: not JSON ({error})") from None
     except (OSError, EOFError, ValueError, ArithmeticError) as error:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback, set_seed
 
-from calculate_calibration_metrics import run_script
+from command_line import run_script
 from data_utils import PreferenceData, preference_pairs
 from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer
 from log_likelihood import tokenize_examples
@@ -49,6 +49,7 @@ from training_setup import (
     prepare_output_dir,
     run_description,
     start_wandb,
+    train_until_stopped,
     whole_weights,
 )
 
@@ -328,7 +329,7 @@ def main(argv: list[str]) -> None:
         callbacks=[GroupedPanels(run)] if run is not None else None,
     )
     announce(f"policy log-likelihoods: {trainer.path}")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    train_until_stopped(trainer, checkpoint)
     trainer.save_model()  # first: --bf16_full_eval would cast the weights
     trainer.evaluate(datasets["test"], metric_key_prefix="test")
     trainer.save_state()

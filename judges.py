@@ -40,7 +40,14 @@ FIRST_ORDER, SECOND_ORDER = "policy first", "policy second"
 
 
 # ---------------------------------------------------------------------------- reward model
-def load_reward_model(name: str, device: str, dtype: str):
+def load_reward_model(
+    name: str,
+    device: str,
+    dtype: str,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+):
     """A sequence-classification model with one output, and its tokenizer.
 
     Raises OSError if nothing loads, ValueError if what loads has no trained score head.
@@ -48,14 +55,15 @@ def load_reward_model(name: str, device: str, dtype: str):
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from model_loading import load_tokenizer, resolve_model
+    from model_loading import LOADING_ERRORS, explain, load_tokenizer, resolve_model
 
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            resolve_model(name), dtype=getattr(torch, dtype), output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        raise OSError(f"cannot load the judge {name}: {str(error).splitlines()[0]}") from error
+            resolve_model(name), dtype=getattr(torch, dtype), output_loading_info=True,
+            trust_remote_code=trust_remote_code, use_safetensors=None if allow_pickle else True,
+        )  # fmt: skip
+    except LOADING_ERRORS as error:
+        raise OSError(f"cannot load the judge {name}: {explain(error)}") from error
     if info["missing_keys"] or model.config.num_labels != 1:
         raise ValueError(
             f"{name} is no reward model: "
@@ -65,7 +73,7 @@ def load_reward_model(name: str, device: str, dtype: str):
                 else f"it has {model.config.num_labels} outputs instead of one"
             )
         )
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id

@@ -594,6 +594,18 @@ def disagreement(plain: list[torch.Tensor], other: list[torch.Tensor], half: boo
     return np.max([abs(d.sum().item()) for d in differences])  # NaN stays NaN
 
 
+def check_vocabulary(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -> None:
+    """Raise ValueError if the tokenizer gives ids that the model has no embedding for."""
+    embeddings = unwrap(model).get_input_embeddings()
+    n_words = getattr(embeddings, "num_embeddings", None)
+    largest = max(max(c.ids) for completions in tokenized for c in completions)
+    if n_words is not None and largest >= n_words:
+        raise ValueError(
+            f"the tokenizer gives ids up to {largest}, the model has embeddings for {n_words} "
+            "tokens: they do not belong together"
+        )
+
+
 def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -> str:
     """Try the segment path on a few examples; return "segments", or "plain: <why not>".
 
@@ -602,7 +614,9 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
     disturbs has the path "alone: <why not>". Leaves the model on the attention it will use.
     Agreement: 0.02 nats per completion in float32. In half precision, per token, 0.02 nats plus
     twice what scoring a completion four times in one batch changes, but no more than 0.1.
+    Raises ValueError where a token has no embedding.
     """
+    check_vocabulary(model, tokenized)
     original = model.config._attn_implementation
     inner = unwrap(model)
     if original == "segments":

@@ -10,10 +10,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 BUNDLED_MODEL = "SmolLM2-135M-Instruct"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "sequential")  # accelerate's ways to spread a large model
 QUANTIZATIONS = ("8bit", "4bit")
+PICKLE_FLAG, REMOTE_CODE_FLAG = "--allow-pickle", "--trust-remote-code"
+# what transformers and safetensors raise for files that are not what they should be
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json")
 
 
@@ -132,7 +137,7 @@ def resolve_dtype(dtype: str, device: str | None) -> str:
     return dtype if dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
 
 
-def load_tokenizer(name: str, revision: str | None = None):
+def load_tokenizer(name: str, revision: str | None = None, *, trust_remote_code: bool = False):
     """The tokenizer of a model directory or hub name (for an adapter: its own or its base's)."""
     from transformers import AutoTokenizer
 
@@ -142,17 +147,28 @@ def load_tokenizer(name: str, revision: str | None = None):
     ).is_file():
         path, revision = adapter_base(path), None
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"cannot load the tokenizer of {name}: {str(error).splitlines()[0]}"
-        ) from error
+        return AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except LOADING_ERRORS as error:
+        raise OSError(f"cannot load the tokenizer of {name}: {explain(error)}") from error
 
 
 def adapter_base(path: str) -> str:
     """The base model an adapter directory names, resolved."""
     config = json.loads((Path(path) / "adapter_config.json").read_text())
     return resolve_model(config["base_model_name_or_path"])
+
+
+def explain(error: Exception) -> str:
+    """The first line of an error, and the flag that would allow what was refused."""
+    text = str(error).strip()
+    line = text.splitlines()[0] if text else type(error).__name__
+    if "trust_remote_code" in text:
+        return f"it brings Python code of its own, which {REMOTE_CODE_FLAG} would run"
+    if "safetensors" in text and "file named" in text:
+        return f"no safetensors weights there; pickled ones need {PICKLE_FLAG}"
+    return line
 
 
 def placement(
@@ -198,35 +214,54 @@ def load_model(
     quantization: str | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ):
     """A causal LM in evaluation mode on `device`; adapters are loaded onto their base.
 
     dtype "auto": float32 on CPU, bfloat16 on GPU. device_map: spread the model over all devices
     (and main memory) instead. quantization: "8bit" or "4bit" (NF4) weights by bitsandbytes.
-    Raises OSError with one line if nothing loads, ValueError as `placement` does.
+    trust_remote_code: run Python files that come with the model. allow_pickle: read weights saved
+    by pickle, which can run code.
+    Raises OSError with one line if nothing loads, ValueError as `placement` does and where
+    weights are missing.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     device = choose_device(device)
     dtype = resolve_dtype(dtype, device)
     placed = placement(device, dtype, device_map, quantization)
     path = resolve_model(name)
     adapter = (Path(path) / "adapter_config.json").is_file()
+    if adapter and not allow_pickle and not (Path(path) / "adapter_model.safetensors").is_file():
+        raise OSError(f"{name} has no adapter_model.safetensors; for pickled ones: {PICKLE_FLAG}")
+    base = adapter_base(path) if adapter else path
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            adapter_base(path) if adapter else path,
+        config = AutoConfig.from_pretrained(
+            base, revision=None if adapter else revision, trust_remote_code=trust_remote_code
+        )
+        if config.is_encoder_decoder:
+            raise ValueError("an encoder-decoder, where a causal language model is needed")
+        model, info = AutoModelForCausalLM.from_pretrained(
+            base,
             dtype=getattr(torch, dtype),
             revision=None if adapter else revision,
             attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
             **placed,
         )
         if adapter:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, path, revision=revision)
-    except (OSError, ValueError) as error:
-        raise OSError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
+    except LOADING_ERRORS as error:
+        raise OSError(f"cannot load {name}: {explain(error)}") from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(f"{name} has no weights for {missing}: not a whole causal language model")
     return (model if placed else model.to(device)).eval()
 
 

@@ -6,7 +6,6 @@ python plot_results.py win-rate results/win_rate.jsonl --output fig4.png
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from command_line import make_parser, run_script
 from ranking_dynamics import GROUPS, read_dynamics
 from ranking_metrics import required_loss
 from result_files import read_json_lines
@@ -537,11 +537,7 @@ DYNAMICS = {
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("figure", choices=(*SUMMARIES, "sweep", *DYNAMICS))
     parser.add_argument(
         "files", nargs="+", type=Path,
@@ -577,8 +573,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main, parse_args())

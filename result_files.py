@@ -4,13 +4,17 @@ Several processes append to a part file each, `NAME.examples.part<rank>.jsonl`; 
 merges them into `NAME.examples.jsonl`, at the end of a run or at the start of one that resumes it.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 Row = dict[str, Any]
 
@@ -66,6 +70,39 @@ def drop_torn_line(path: Path) -> None:
         content = file.read()
         if content and not content.endswith(b"\n"):
             file.truncate(content.rfind(b"\n") + 1)
+
+
+_held: dict[Path, FileLock] = {}  # until the script ends, or its process dies
+
+
+def lock_outputs(path: Path) -> None:
+    """Make this process the only one that writes `path` and the files beside it.
+
+    The operating system drops the lock when its owner dies, however it dies. Raises ValueError if
+    another process holds it. Where a file system has no locks, a line on stderr says so.
+    """
+    lock_file = path.with_name(f".{path.name}.lock").absolute()
+    if lock_file in _held:
+        return
+    lock = FileLock(lock_file, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"another process is writing {path}: wait for it, or choose another output"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        print(f"{lock_file.parent}: no file locks here: start one process only", file=sys.stderr)
+        return
+    _held[lock_file] = lock
+
+
+def release_outputs() -> None:
+    """Drop the locks of this process, at the end of a script."""
+    while _held:
+        _held.popitem()[1].release()
 
 
 def output_paths(output_dir: str, output_filename: str) -> dict[str, Path]:
@@ -133,6 +170,7 @@ def prepare_outputs(
     if summary.exists() and not overwrite:
         raise ValueError(f"{summary} exists: choose another --output-filename or pass --overwrite")
     summary.parent.mkdir(parents=True, exist_ok=True)
+    lock_outputs(summary)
     if overwrite:
         for path in [*paths.values(), *part_files(examples)]:
             path.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from calculate_calibration_metrics import run_script
+from command_line import run_script
 from data_utils import PreferenceData, sft_texts
 from log_likelihood import exact_offset_tokenizer
 from model_loading import check_model_path, context_length
@@ -38,6 +38,7 @@ from training_setup import (
     prepare_output_dir,
     run_description,
     start_wandb,
+    train_until_stopped,
 )
 
 REPLACED = {
@@ -255,7 +256,7 @@ def main(argv: list[str]) -> None:
         processing_class=tokenizer,
         peft_config=peft_config,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    train_until_stopped(trainer, checkpoint)
     trainer.save_model()  # first: --bf16_full_eval would cast the weights
     metrics = trainer.evaluate()
     trainer.save_state()

@@ -1,7 +1,6 @@
 """What `sft.py` and `dpo.py` share: flags and their old spellings, data, model, output directory,
 wandb. The training itself is in the scripts and in `dpo_gamma_trainer.py`."""
 
-import difflib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainerCallback
 from transformers.integrations.deepspeed import (
     is_deepspeed_zero3_enabled,
     set_hf_deepspeed_config,
@@ -25,9 +24,10 @@ from transformers.integrations.deepspeed import (
 from trl import ModelConfig, get_peft_config
 
 from calculate_calibration_metrics import has_wandb_key
+from command_line import Stopped, finishing_first, stop_requested, suggestion
 from data_utils import PreferenceData, content_hash, load_training_splits, split_name
 from model_loading import load_model, load_tokenizer, model_fingerprint
-from result_files import write_text_atomically
+from result_files import lock_outputs, write_text_atomically
 
 RUN_FILE = "run_config.json"
 # flags of earlier transformers, TRL and of the original scripts → what to use now
@@ -138,6 +138,10 @@ class ModelArguments(ModelConfig):
         },
     )
 
+    allow_pickle: bool = field(
+        default=False, metadata={"help": "Read weights saved by pickle, which can run code."}
+    )
+
     def __post_init__(self):
         super().__post_init__()
         targets = self.lora_target_modules
@@ -197,8 +201,7 @@ def parse_flags(
         if flag.startswith("--") and name in retired:
             raise ValueError(f"{flag} cannot be honoured; use {retired[name]}")
         if flag.startswith("--") and flag not in known:
-            close = difflib.get_close_matches(flag, known, 1)
-            raise ValueError(f"unknown flag {flag}" + (f"; did you mean {close[0]}?" * bool(close)))
+            raise ValueError(f"unknown flag {flag}" + suggestion(flag, known))
     return parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
 
 
@@ -255,7 +258,7 @@ def load_for_training(args: ModelArguments, name: str, device: str):
     tokenizer = load_tokenizer(name, revision)
     model = load_model(
         name, dtype=args.dtype, device=device, revision=revision,
-        attn_implementation=args.attn_implementation,
+        attn_implementation=args.attn_implementation, allow_pickle=args.allow_pickle,
     )  # fmt: skip
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload().requires_grad_(True)
@@ -287,6 +290,27 @@ def announce(message: str) -> None:
     """One line on stderr, from the main process only."""
     if PartialState().is_main_process:
         print(message, file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------- training
+class StopAfterStep(TrainerCallback):
+    """After Ctrl-C or SIGTERM: finish the step, save a checkpoint, end."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if stop_requested() is not None:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+
+def train_until_stopped(trainer, checkpoint: str | None) -> None:
+    """Train to the end; after a signal, raise `Stopped` when the step's checkpoint is saved."""
+    trainer.add_callback(StopAfterStep())
+    with finishing_first():
+        trainer.train(resume_from_checkpoint=checkpoint)
+    number = stop_requested()
+    if number is not None:
+        step = trainer.state.global_step
+        raise Stopped(number, f"checkpoint-{step} is saved in {trainer.args.output_dir}")
 
 
 # ---------------------------------------------------------------------------- output directory
@@ -327,6 +351,9 @@ def prepare_output_dir(
         path = Path(name).resolve()
         if path.exists() and folder.resolve() in (path, *path.parents):
             raise ValueError(f"the model {name} lies in --output_dir {folder}: choose another")
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock_outputs(folder / RUN_FILE)
     if overwrite and state.is_main_process:
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)
@@ -367,7 +394,6 @@ def prepare_output_dir(
                 )
     state.wait_for_everyone()
     if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
         mark_run(output_dir, settings, finished=False)
     state.wait_for_everyone()
     return checkpoint

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from calculate_calibration_metrics import run_script
+from command_line import make_parser, run_script
 from data_utils import ALPACA_FARM, DATASETS, load_preferences
 from log_likelihood import count_new_tokens, tokenize_examples
 from model_loading import load_tokenizer
@@ -96,11 +96,7 @@ def memory_gib(n_gpus: int, n_states: int, args: argparse.Namespace) -> float:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--sample-size", type=int, default=150, help="examples counted per dataset")
     parser.add_argument("--tokenizer", default="SmolLM2-135M-Instruct")

@@ -17,6 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from calculate_calibration_metrics import NORMALIZATIONS, record_scores
+from command_line import make_parser
 from data_utils import DATASETS
 from ranking_metrics import ranking_accuracy
 from result_files import read_json_lines
@@ -35,11 +36,7 @@ def score_alone(model, fast_tokenizer, prompt: str, text: str) -> float:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--lm-name-or-path", required=True)
     parser.add_argument("--examples", required=True, type=Path)
     return parser.parse_args(argv)

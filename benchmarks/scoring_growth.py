@@ -25,6 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.scoring_speed import memory_gib
+from command_line import make_parser, run_script
 from data_utils import load_preferences
 from log_likelihood import (
     TokenizedCompletion,
@@ -207,11 +208,7 @@ def plot_growth(summary: dict, path: Path) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--lm-name-or-path", default="SmolLM2-135M-Instruct")
     parser.add_argument("--dataset", default="sample", help="as in the scripts")
     parser.add_argument("--data-dir")
@@ -238,4 +235,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run_script(main, parse_args())

@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from calculate_calibration_metrics import run_script
+from command_line import make_parser, run_script
 from data_utils import load_preferences
 from result_files import write_text_atomically
 
@@ -211,11 +211,7 @@ def plot_speed(summary: dict, path: Path) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--lm-name-or-path", default="SmolLM2-135M-Instruct")
     parser.add_argument("--dataset", default="sample", help="as in the scripts")
     parser.add_argument("--data-dir")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from command_line import make_parser, run_script
 from data_utils import load_training_splits, preference_pairs
 from result_files import write_text_atomically
 
@@ -76,11 +77,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--lm-name-or-path", default="SmolLM2-135M-Instruct")
     parser.add_argument("--dataset", default="sample", help="as in dpo.py")
     parser.add_argument("--data-dir")
@@ -125,4 +122,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run_script(main, parse_args())

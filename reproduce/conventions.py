@@ -30,8 +30,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from calculate_calibration_metrics import NORMALIZATIONS, load_examples, record_scores, run_script
+from calculate_calibration_metrics import NORMALIZATIONS, load_examples, record_scores
 from calculate_upper_bound_rlhf import BETAS
+from command_line import make_parser, run_script
 from data_utils import read_votes
 from ranking_metrics import (
     idealized_correctness,
@@ -178,11 +179,7 @@ def convention_rows(records: list[dict], normalization: str, seed: int) -> list[
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--examples", required=True, nargs="+", help="examples files")
     parser.add_argument("--output", required=True, type=Path, help="JSON lines")
     parser.add_argument("--beside", metavar="MODEL", help="published numbers of this model")

@@ -20,7 +20,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from calculate_calibration_metrics import NORMALIZATIONS, load_examples, record_scores, run_script
+from calculate_calibration_metrics import NORMALIZATIONS, load_examples, record_scores
+from command_line import make_parser, run_script
 from ranking_metrics import wilson_interval
 from reproduce.tables import length_table, print_table
 from result_files import write_json_lines
@@ -79,11 +80,7 @@ def summarize(records: list[dict], normalization: str) -> dict:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--examples", required=True, nargs="+", help="examples files")
     parser.add_argument("--output", required=True, type=Path, help="JSON lines")
     return parser.parse_args(argv)

@@ -13,6 +13,7 @@ shows the commands instead, for a cluster's scheduler.
 """
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -23,18 +24,19 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from calculate_calibration_metrics import run_script
+from command_line import make_parser, run_script
 from data_utils import ALPACA_FARM
 from model_loading import BUNDLED_MODEL
 from result_files import write_text_atomically
 
+RUN_FILE = "run_config.json"  # of sft.py and dpo.py
 ROOT = Path(__file__).parents[1]
 HH, SHP = "Anthropic/hh-rlhf", "stanfordnlp/SHP"
 TIES = "ties"  # a dataset entry scored with its tied pairs: votes are then drawn from all of them
 
 
 class Part(NamedTuple):
-    """One command; `done` exists when it has run to its end."""
+    """One command; `done` exists when it has run to its end (and says so, of a training run)."""
 
     name: str
     arguments: list[str]
@@ -145,7 +147,7 @@ def training_parts(args: argparse.Namespace, scale: dict) -> list[Part]:
             Part(f"SFT: {slug(model)}",
                  ["sft.py", f"--model_name={model}", f"--output_dir={sft}",
                   f"--wandb_run_name={sft.name}", *assignments(scale["sft"]), *data],
-                 sft / "trainer_state.json")
+                 sft / RUN_FILE)
         )  # fmt: skip
         for gamma in args.gammas or scale["gammas"]:
             for seed in args.seeds or scale["seeds"]:
@@ -155,7 +157,7 @@ def training_parts(args: argparse.Namespace, scale: dict) -> list[Part]:
                          ["dpo.py", f"--model_name_or_path={sft}", f"--output_dir={folder}",
                           f"--alpha={gamma:g}", f"--seed={seed}", f"--wandb_run_name={folder.name}",
                           *assignments(scale["dpo"]), *data],
-                         folder / "trainer_state.json")
+                         folder / RUN_FILE)
                 )  # fmt: skip
     return parts
 
@@ -341,6 +343,12 @@ STEPS = {
 
 
 # ---------------------------------------------------------------------------- running
+def is_done(part: Part) -> bool:
+    if part.done.name == RUN_FILE and part.done.exists():
+        return json.loads(part.done.read_text())["finished"]
+    return part.done.exists()
+
+
 def run_part(part: Part, log: Path) -> str | None:
     """None when the command succeeds, else its last line. Output goes to `log`; what a table
     printer says goes to the part's file."""
@@ -366,7 +374,7 @@ def run_parts(parts: list[Part], args: argparse.Namespace, always: bool) -> list
     width = len(str(len(parts)))
     for number, part in enumerate(parts, start=1):
         print(f"[{number:{width}}/{len(parts)}] {part.name} … ", end="", flush=True)
-        if part.done.exists() and not always:
+        if is_done(part) and not always:
             print("done before")
             continue
         begun = time.monotonic()
@@ -379,11 +387,7 @@ def run_parts(parts: list[Part], args: argparse.Namespace, always: bool) -> list
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(STEPS))
     parser.add_argument("--scale", choices=SCALES, required=True)
     parser.add_argument("--output-dir", type=Path, required=True)

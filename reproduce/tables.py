@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from calculate_calibration_metrics import run_script
+from command_line import make_parser, run_script
 from plot_results import PARTS, lowest_loss_step, means_by_step, sweep_points
 from ranking_dynamics import read_dynamics
 from result_files import read_json_lines
@@ -283,11 +283,7 @@ def print_table(table: Table, style: str) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("table", choices=(*SUMMARIES, "dynamics", "sweep"))
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--beside", metavar="MODEL", help="a model of the paper (gpt2, …)")

@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from calculate_calibration_metrics import run_script
+from command_line import make_parser, run_script
 from data_utils import PreferenceExample, load_training_splits, opening, preference_pairs
 from judges import load_reward_model, reward_scores, reward_text
 from model_loading import check_model_path, choose_device, load_tokenizer, resolve_model
@@ -66,11 +66,7 @@ def conversation(tokenizer, pair: dict, separator: str) -> dict[str, str]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--lm-name-or-path", required=True, help="language model to start from")
     parser.add_argument("--dataset", default="Anthropic/hh-rlhf", help="as in dpo.py")
     parser.add_argument("--data-dir")

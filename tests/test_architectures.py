@@ -1,7 +1,7 @@
 """Every causal-LM family of the installed transformers, tiny and random: exact, whichever path.
 
-Families that a small text configuration cannot build are skipped with the reason. The README's list
-of families on the fast path is compared with what is found here.
+Families that a small text configuration cannot build are skipped with the reason. The list of
+families in benchmarks/README.md on the fast path is compared with what is found here.
 """
 
 import math
@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from log_likelihood import check_fast_path, compute_token_logps_plain
 
 pytestmark = pytest.mark.slow
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[1] / "benchmarks" / "README.md").read_text(encoding="utf-8")
 TINY = {
     "vocab_size": 600, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "n_embd": 32, "n_layer": 2,
@@ -63,7 +63,7 @@ def context_matters(model, completion, logps) -> bool:
 
 
 def listed_families() -> set[str]:
-    """The families that the README says take the fast path."""
+    """The families that benchmarks/README.md says take the fast path."""
     (listing,) = re.findall(r"<!-- fast path -->(.*?)<!-- end -->", README, flags=re.S)
     return set(re.findall(r"[a-z0-9_-]+", listing))
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from calculate_calibration_metrics import main, parse_args, run_script
+from calculate_calibration_metrics import main, parse_args
+from command_line import run_script
 from data_utils import load_preferences
 from result_files import read_json_lines
 

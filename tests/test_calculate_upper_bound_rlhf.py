@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit
 
-from calculate_calibration_metrics import run_script
 from calculate_upper_bound_rlhf import main, pairs_of_record, parse_args
+from command_line import run_script
 from ranking_metrics import (
     critical_betas,
     idealized_correctness,

@@ -21,7 +21,6 @@ import pytest
 from conftest import SMALL, make_model
 from test_calculate_calibration_metrics import read_wandb_keys
 
-from calculate_calibration_metrics import run_script
 from calculate_win_rate import (
     correlations,
     find_checkpoints,
@@ -32,6 +31,7 @@ from calculate_win_rate import (
     main,
     parse_args,
 )
+from command_line import run_script
 from data_utils import opening
 from judges import combine_orders, parse_verdict, position_bias
 from model_loading import BUNDLED_MODEL, resolve_model

@@ -59,7 +59,7 @@ def test_every_flag_is_read():
     """No dead flags: each destination appears as args.<name> (or getattr) somewhere in the scripts."""
     for script in ("calculate_calibration_metrics", "calculate_upper_bound_rlhf", "plot_results",
                    "calculate_win_rate"):  # fmt: skip
-        source = (ROOT / f"{script}.py").read_text()
+        source = "".join((ROOT / f"{name}.py").read_text() for name in (script, "command_line"))
         for flag in re.findall(r'"--([a-z][a-z0-9-]*)"', source):
             name = flag.replace("-", "_")
             assert re.search(rf'args\.{name}\b|"{name}"', source), flag

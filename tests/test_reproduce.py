@@ -14,7 +14,7 @@ from scipy import stats
 from test_plot_results import dynamics
 
 import plot_results
-from calculate_calibration_metrics import run_script
+from command_line import run_script
 from reproduce import conventions, length_difference, run, tables
 from result_files import read_json_lines, write_json_lines
 

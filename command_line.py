@@ -1,0 +1,151 @@
+"""How a script starts and stops: flags, one-line errors, several processes, Ctrl-C and SIGTERM.
+
+Exit codes: 0 done, 2 an error that one line explains, 130 interrupted (Ctrl-C), 143 told to end
+(SIGTERM). A stop lets the batch at hand finish and be written; a second one stops at once.
+"""
+
+import argparse
+import difflib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn, TypeVar
+
+from result_files import release_outputs
+
+Item = TypeVar("Item")
+RESUME = "the same command resumes where this run stopped"
+
+
+# ---------------------------------------------------------------------------- flags
+class Parser(argparse.ArgumentParser):
+    """Errors are one line; an unknown flag names the nearest known one."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            flag = unknown.split()[0].split("=")[0]
+            message = f"unknown flag {flag}" + suggestion(flag, self._option_string_actions)
+        print(f"error: {message} ({self.prog} --help shows all flags)", file=sys.stderr)
+        sys.exit(2)
+
+
+def suggestion(flag: str, known: Iterable[str]) -> str:
+    """ "; did you mean --this?" for the nearest known flag, or nothing."""
+    close = difflib.get_close_matches(flag, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def make_parser(description: str | None) -> Parser:
+    """A parser that shows `description` (the script's docstring) as it stands."""
+    return Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+# ---------------------------------------------------------------------------- several processes
+def process_rank() -> int:
+    """Number of this process among those of torchrun or `accelerate launch`; 0 if alone."""
+    return int(os.environ.get("RANK", 0))
+
+
+def process_count() -> int:
+    """How many processes torchrun or `accelerate launch` started; 1 if alone."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def announce(message: str) -> None:
+    """Print a line on stderr, once for all processes."""
+    if process_rank() == 0:
+        print(message, file=sys.stderr)
+
+
+def explain_single_process() -> None:
+    """`accelerate launch --cpu` starts one process whatever its --num_processes says."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if on_cpu and "WORLD_SIZE" not in os.environ:
+        announce(
+            "accelerate launch --cpu runs a single process, whatever --num_processes says; for "
+            "several: torchrun --nproc_per_node N SCRIPT.py"
+        )
+
+
+# ---------------------------------------------------------------------------- stopping
+class Stopped(KeyboardInterrupt):
+    """Raised by a signal: at once, or when the batch at hand is done. `saved`: what is on disk."""
+
+    def __init__(self, number: int, saved: str = ""):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+        self.saved = saved
+
+
+_deferred = 0  # how many blocks that finish their batch first are being run
+_requested: int | None = None  # the signal that waits for the end of a batch
+
+
+def _handle(number: int, frame) -> None:
+    global _requested
+    if _deferred and _requested is None:
+        _requested = number
+        announce(f"{signal.Signals(number).name}: finishing the batch at hand; again to stop now")
+        return
+    raise Stopped(number)
+
+
+def stop_requested() -> int | None:
+    """The signal that waits for the end of the batch, or None."""
+    return _requested
+
+
+@contextmanager
+def finishing_first() -> Iterator[None]:
+    """Inside, the first signal is only noted (`stop_requested`); the second one stops at once."""
+    global _deferred
+    _deferred += 1
+    try:
+        yield
+    finally:
+        _deferred -= 1
+
+
+def until_stopped(batches: Iterable[Item], saved: Callable[[], str]) -> Iterator[Item]:
+    """The batches; after a signal, the one at hand is handed over and used before `Stopped` is
+    raised with what `saved` says then."""
+    with finishing_first():
+        for batch in batches:
+            yield batch
+            if _requested is not None:
+                raise Stopped(_requested, saved())
+
+
+def run_script(main_function, args) -> None:
+    """Run a script's main; expected failures and stops become one line and an exit code."""
+    global _requested
+    _requested = None
+    explain_single_process()
+    logging.basicConfig(
+        level=getattr(args, "loglevel", "WARNING"), format="%(levelname)s: %(message)s"
+    )
+    before = {n: signal.signal(n, _handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        main_function(args)
+    except (OSError, ValueError) as error:
+        logging.debug("details", exc_info=True)
+        where = f" (process {process_rank() + 1})" if process_count() > 1 else ""
+        print(f"error{where}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "number", signal.SIGINT)
+        saved = f"{stop.saved}; " if getattr(stop, "saved", "") else ""
+        announce(f"stopped by {signal.Signals(number).name}: {saved}{RESUME}")
+        sys.exit(128 + number)
+    finally:
+        release_outputs()
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,196 @@
+"""Real processes stopped by signals, started twice, and writing where they cannot."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from command_line import Stopped, run_script, until_stopped
+from result_files import lock_outputs, read_json_lines, release_outputs
+
+ROOT = Path(__file__).parents[1]
+EVALUATION = ("calculate_calibration_metrics", "calculate_upper_bound_rlhf", "calculate_win_rate")
+
+
+def scoring_command(model, folder, *more) -> list[str]:
+    arguments = ["--lm-name-or-path", model, "--dataset", "sample", "--batch-size", "1",
+                 "--sample-size", "60", "--output-dir", folder, "--output-filename", "run.jsonl"]  # fmt: skip
+    script = ROOT / "calculate_calibration_metrics.py"
+    return [str(word) for word in (sys.executable, script, *arguments, *more)]
+
+
+def start_scoring(model, folder) -> subprocess.Popen:
+    """A scoring process that has written its first rows and is not done."""
+    process = subprocess.Popen(
+        scoring_command(model, folder), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    examples = folder / "run.examples.jsonl"
+    while process.poll() is None and (not examples.exists() or examples.stat().st_size == 0):
+        time.sleep(0.002)
+    return process
+
+
+# ---------------------------------------------------------------------------- signals
+def test_the_batch_at_hand_is_used_before_the_stop():
+    used = []
+    with pytest.raises(SystemExit) as stop:
+
+        def main(args):
+            for batch in until_stopped(iter(range(5)), lambda: f"{len(used)} are saved"):
+                if batch == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                used.append(batch)
+
+        run_script(main, None)
+    assert used == [0, 1, 2] and stop.value.code == 143
+    before = signal.getsignal(signal.SIGTERM)
+    assert before == signal.SIG_DFL  # put back
+
+
+def test_a_second_signal_stops_at_once():
+    used = []
+
+    def main(args):
+        for batch in until_stopped(iter(range(5)), lambda: ""):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            used.append(batch)
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main, None)
+    assert used == [] and stop.value.code == 130
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_scoring_says_what_is_saved_and_resumes(
+    tiny_model_directory, tmp_path, number, code
+):
+    process = start_scoring(tiny_model_directory, tmp_path)
+    if number == signal.SIGTERM:  # a second process on the same output is refused meanwhile
+        os.kill(process.pid, signal.SIGSTOP)
+        second = subprocess.run(
+            scoring_command(tiny_model_directory, tmp_path), capture_output=True, text=True
+        )
+        os.kill(process.pid, signal.SIGCONT)
+        assert second.returncode == 2
+        assert f"error: another process is writing {tmp_path / 'run.jsonl'}" in second.stderr
+    process.send_signal(number)
+    _, stderr = process.communicate()
+    assert process.returncode == code, stderr
+    n_saved = (tmp_path / "run.examples.jsonl").read_bytes().count(b"\n")
+    line = stderr.splitlines()[-1]
+    assert f"stopped by {number.name}: {n_saved} of " in line and "the same command resumes" in line
+    assert (tmp_path / "run.examples.jsonl").read_bytes().endswith(b"\n") and n_saved < 59
+    finished = subprocess.run(
+        scoring_command(tiny_model_directory, tmp_path), capture_output=True, text=True
+    )
+    assert finished.returncode == 0 and f"resuming: {n_saved} of " in finished.stderr
+
+
+# ---------------------------------------------------------------------------- two at once
+def test_a_lock_dies_with_its_owner(tmp_path):
+    """Held by another process it refuses; killed with -9, it does not."""
+    code = (
+        "import sys, time; from pathlib import Path; from result_files import lock_outputs;"
+        "lock_outputs(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    path = tmp_path / "run.jsonl"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match="another process is writing .*run.jsonl"):
+        lock_outputs(path)
+    owner.kill()
+    owner.wait()
+    lock_outputs(path)
+    lock_outputs(path)  # ours already
+    release_outputs()
+
+
+# ---------------------------------------------------------------------------- places to write
+def test_a_full_disk_is_one_line_and_nothing_is_lost(tiny_model_directory, tmp_path):
+    """The limit on the size of files, which the system enforces as it does a full disk."""
+    limited = "ulimit -f 24 && exec " + " ".join(scoring_command(tiny_model_directory, tmp_path))
+    stopped = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
+    assert stopped.returncode == 2, stopped.stderr
+    errors = [line for line in stopped.stderr.splitlines() if "error" in line.lower()]
+    assert errors == [stopped.stderr.splitlines()[-1]] and "File too large" in errors[0]
+    rows = (tmp_path / "run.examples.jsonl").read_bytes()
+    assert rows.count(b"\n") > 3 and not (tmp_path / "run.jsonl").exists()
+    finished = subprocess.run(
+        scoring_command(tiny_model_directory, tmp_path), capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    ids = [row["id"] for row in read_json_lines(tmp_path / "run.examples.jsonl")]
+    assert len(ids) == len(set(ids)) > rows.count(b"\n")
+
+
+@pytest.mark.parametrize("place", ["/proc/results", "/dev/null/results", "file"])
+def test_where_nothing_can_be_written(place, tiny_model_directory, tmp_path, capsys):
+    from calculate_calibration_metrics import main, parse_args
+
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / place if place == "file" else Path(place)
+    with pytest.raises(SystemExit) as stop:
+        run_script(main, parse_args(scoring_command(tiny_model_directory, folder)[2:]))
+    errors = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and errors[-1].startswith("error: ") and place in errors[-1]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_directory(tiny_model_directory, tmp_path, capsys):
+    from calculate_calibration_metrics import main, parse_args
+
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(SystemExit) as stop:
+        arguments = scoring_command(tiny_model_directory, tmp_path / "locked")[2:]
+        run_script(main, parse_args(arguments))
+    assert stop.value.code == 2 and "Permission denied" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------- flags
+@pytest.mark.parametrize("script", [*EVALUATION, "plot_results", "reproduce.tables"])
+def test_a_misspelt_flag_names_the_right_one(script, capsys):
+    module = importlib.import_module(script)
+    required = {
+        "calculate_calibration_metrics": ["--lm-name-or-path", "m"],
+        "calculate_upper_bound_rlhf": ["--lm-name-or-path", "m"],
+        "calculate_win_rate": ["--lm-name-or-path", "m", "--judge", "openai:m"],
+        "plot_results": ["ranking-accuracy", "f", "--output", "o"],
+        "reproduce.tables": ["ranking", "f", "--fromat", "latex"],
+    }[script]
+    wrong, right = "--sampel-size", "--sample-size"
+    if script in EVALUATION:
+        required += ["--output-dir", "o", "--output-filename", "f", wrong, "3"]
+    elif script == "plot_results":
+        required, wrong, right = [*required, "--ta", "last"], "--ta", "--at"
+    else:
+        wrong, right = "--fromat", "--format"
+    with pytest.raises(SystemExit) as stop:
+        module.parse_args(required)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert line.startswith(f"error: unknown flag {wrong}; did you mean {right}?")
+
+
+@pytest.mark.parametrize("script", EVALUATION)
+def test_help_has_an_example_and_groups(script, capsys):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(script).parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and f"python {script}.py --" in text
+    assert all(f"\n{group}:\n" in text for group in ("output", "data", "compute"))
+
+
+def test_stopped_is_an_interrupt():
+    """Libraries that catch Exception must not swallow it."""
+    assert issubclass(Stopped, KeyboardInterrupt) and not issubclass(Stopped, Exception)
+    assert json.dumps(str(Stopped(signal.SIGTERM))) == '"SIGTERM"'
