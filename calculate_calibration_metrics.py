@@ -242,7 +242,7 @@ def load_examples(path: str) -> list[Record]:
 
 def load_datasets(args: argparse.Namespace) -> list[PreferenceData]:
     """The datasets asked for, with what was dropped announced on stderr."""
-    loaded = []
+    loaded: list[PreferenceData] = []
     for spec in args.dataset:
         data = load_preferences(
             spec,
@@ -343,8 +343,8 @@ def score_to_file(
     for (number, _), outcome in zip(examples, outcomes):
         if isinstance(outcome, str):
             dropped[number][outcome] = dropped[number].get(outcome, 0) + 1
-    kept = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
-    examples, tokenized = [examples[i] for i in kept], [outcomes[i] for i in kept]
+    fitting = [(e, o) for e, o in zip(examples, outcomes) if not isinstance(o, str)]
+    examples, tokenized = [e for e, _ in fitting], [o for _, o in fitting]
     if not examples:
         raise ValueError(f"no example left to score: {dropped}")
     n_truncated = sum(any(c.truncated for c in completions) for completions in tokenized)

@@ -196,15 +196,14 @@ def generate_batches(
             inputs = tokenizer.pad(
                 {"input_ids": [ids[i] for i in fitting]}, padding_side="left", return_tensors="pt"
             ).to(model.device)
-            sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-            if args.temperature > 0:
-                sampling = {"do_sample": True, "temperature": args.temperature,
-                            "top_p": args.top_p, "top_k": 0}  # fmt: skip
+            greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+            sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p,
+                        "top_k": 0}  # fmt: skip
             torch.manual_seed(seed + first)
             with torch.inference_mode():
                 output = model.generate(
                     **inputs,
-                    **sampling,
+                    **(sampling if args.temperature > 0 else greedy),
                     max_new_tokens=args.max_new_tokens,
                     stop_strings=[NEXT_TURN],
                     tokenizer=tokenizer,
@@ -233,7 +232,7 @@ def read_responses(path: str) -> list[Record]:
     return rows
 
 
-def trust(args: argparse.Namespace) -> dict[str, bool]:
+def trust(args: argparse.Namespace) -> dict[str, Any]:
     """What the models of this run are allowed to do."""
     return {"trust_remote_code": args.trust_remote_code, "allow_pickle": args.allow_pickle}
 
@@ -426,8 +425,8 @@ def checkpoint_facts(args: argparse.Namespace, policy: Path, data: PreferenceDat
         chat_template=args.chat_template,
         max_length=context_length(model),
     )
-    kept = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
-    tokenized = [outcomes[i] for i in kept]
+    fitting = [(e, o) for e, o in zip(data.examples, outcomes) if not isinstance(o, str)]
+    tokenized = [outcome for _, outcome in fitting]
     path = check_fast_path(model, tokenized)
     correct = []
     for batch in score_examples(
@@ -436,7 +435,7 @@ def checkpoint_facts(args: argparse.Namespace, policy: Path, data: PreferenceDat
     ):  # fmt: skip
         for i, logps in batch:
             sums = [float(values.astype(np.float64).sum()) for values in logps]
-            correct.append(ranking_accuracy(sums, data.examples[kept[i]].ranks))
+            correct.append(ranking_accuracy(sums, fitting[i][0].ranks))
     name = policy.name
     return {
         "step": int(name.split("-")[1]) if name.startswith("checkpoint-") else None,

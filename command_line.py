@@ -142,7 +142,7 @@ def run_script(main_function, args) -> None:
         sys.exit(2)
     except KeyboardInterrupt as stop:
         number = getattr(stop, "number", signal.SIGINT)
-        saved = f"{stop.saved}; " if getattr(stop, "saved", "") else ""
+        saved = f"{stop.saved}; " if isinstance(stop, Stopped) and stop.saved else ""
         announce(f"stopped by {signal.Signals(number).name}: {saved}{RESUME}")
         sys.exit(128 + number)
     finally:

@@ -610,11 +610,11 @@ def load_training_splits(
             halves = divide_by_prompt(evaluation.examples, (0.5, 0.5), 0)
             loaded = [train, *(replace(evaluation, examples=half) for half in halves)]
             notes.append(f"{eval_split} is halved by prompt into validation and test (seed 0)")
-    parts = dict(zip(("train", "validation", "test"), loaded))
-    if not all(data.examples for data in parts.values()):
+    named = dict(zip(("train", "validation", "test"), loaded))
+    if not all(data.examples for data in named.values()):
         raise ValueError(f"{name}: too few examples to divide into train, validation and test")
-    notes.append(", ".join(f"{key}: {len(data.examples)}" for key, data in parts.items()))
-    return parts, notes
+    notes.append(", ".join(f"{key}: {len(data.examples)}" for key, data in named.items()))
+    return named, notes
 
 
 def describe(data: PreferenceData) -> str:

@@ -148,7 +148,8 @@ def prepare_datasets(
 ) -> tuple[dict[str, Dataset], dict[str, dict]]:
     """Tokenized parts with reference log-likelihoods, "dynamics" among them; texts by id."""
     limits = [x for x in (training_args.max_length, context_length(reference)) if x is not None]
-    parts, texts = {}, {}
+    parts: dict[str, tuple[list, list]] = {}
+    texts: dict[str, dict] = {}
     for part, data in examples.items():
         pairs, tokenized, dropped = tokenize_pairs(tokenizer, data, data_args, min(limits))
         n_truncated = sum(chosen.truncated for chosen, _ in tokenized)

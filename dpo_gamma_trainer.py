@@ -134,6 +134,9 @@ class DPOGammaTrainer(DPOTrainer):
     set. dynamics_file: where the values of every pair go at each evaluation.
     """
 
+    loss_types: list[str]  # TRL's, without ours
+    loss_weights: list[float]
+
     def __init__(
         self,
         *args,

@@ -272,10 +272,11 @@ def build_row(completions: Sequence[TokenizedCompletion]) -> Row:
         for member in members:
             if len(inputs[member]) > shared:
                 branches.setdefault(inputs[member][shared], []).append(member)
-        children = [[branch, shared, ancestors, False] for branch in branches.values()]
-        if children and shared > 0:
-            children[0][3] = True
-        stack += [tuple(child) for child in reversed(children)]
+        children = [
+            (branch, shared, ancestors, number == 0 and shared > 0)
+            for number, branch in enumerate(branches.values())
+        ]
+        stack += reversed(children)
     return Row(
         np.array(tokens, dtype=np.int64),
         np.array(positions, dtype=np.int64),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import combinations, permutations
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 TIE_EPSILON = 0.01  # Def. C.1
@@ -102,7 +103,7 @@ def rank_correlation(
     return float(result.statistic), permutation_p_value(scores, -np.asarray(ranks), kind)
 
 
-def permutation_p_value(x: Sequence[float], y: Sequence[float], kind: str) -> float:
+def permutation_p_value(x: ArrayLike, y: ArrayLike, kind: str) -> float:
     """Share of all orders of y whose |Spearman or Kendall statistic| with x is as large."""
     x_ranks, y_ranks = stats.rankdata(x), stats.rankdata(y)
     orders = np.array(list(permutations(y_ranks)))  # (K!, K), the observed order first
@@ -121,8 +122,8 @@ def wilson_interval(n_correct: int, n: int, level: float = 0.95) -> tuple[float,
 
 
 def clustered_bootstrap_interval(
-    numerators: Sequence[float],
-    denominators: Sequence[float],
+    numerators: ArrayLike,
+    denominators: ArrayLike,
     clusters: Sequence[str],
     seed: int = 0,
     level: float = 0.95,

@@ -58,7 +58,7 @@ def read_json_lines(path: Path) -> list[Row]:
     return rows
 
 
-def append_json_lines(file, rows: Iterable[Row]) -> None:
+def append_json_lines(file, rows: Iterable[Any]) -> None:
     """Append rows to an open binary file in one write, so that a kill leaves whole lines."""
     file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
     file.flush()

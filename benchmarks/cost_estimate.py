@@ -136,8 +136,8 @@ def main(args: argparse.Namespace) -> None:
     memory = {}
     for name, n_states in (("DPO (RMSprop)", 1), ("SFT (AdamW)", 2)):
         memory[name] = {str(n): memory_gib(n, n_states, args) for n in GPUS}
-        cells = " | ".join(f"{memory[name][str(n)]:.0f} GiB" for n in GPUS)
-        print(f"| {name}, memory per GPU | | | {cells} |")
+        cells = [f"{memory[name][str(n)]:.0f} GiB" for n in GPUS]
+        print(f"| {name}, memory per GPU | | | {' | '.join(cells)} |")
     if args.output:
         settings = {k: v for k, v in vars(args).items() if k not in ("data_dir", "output")}
         summary = {"settings": settings, "tokens_per_example": tokens, "items": rows,

@@ -152,7 +152,7 @@ def start_up(name: str) -> dict:
             examples = Path(folder) / "s.examples.jsonl"
             flags = f"--lm-name-or-path {name} --dataset sample --sample-size 4"
             flags += f" --output-dir {folder} --output-filename s.jsonl"
-            command = [sys.executable, script, *flags.split()]
+            command = [sys.executable, str(script), *flags.split()]
             start = time.perf_counter()
             process = subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -1,0 +1,232 @@
+"""Slow tests: kills at random moments, 20 000 examples, a stopped training run, the same numbers
+whatever the batches."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_calculate_calibration_metrics import assert_same_results
+from test_dpo import command, history, start
+from test_peers import NEEDS_SMOLLM2
+
+from calculate_calibration_metrics import main, parse_args
+from command_line import run_script
+from ranking_dynamics import read_dynamics
+from result_files import read_json_lines, write_json_lines
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+SMOLLM2 = "SmolLM2-135M-Instruct"
+
+
+def kill_after(command_line: list[str], seconds: float, environment: dict) -> bool:
+    """Start, kill -9 after so many seconds; False if it had ended by itself."""
+    process = subprocess.Popen(
+        command_line,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        process.wait(seconds)
+        assert process.returncode == 0
+        return False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return True
+
+
+def duration(command_line: list[str], environment: dict) -> float:
+    begun = time.monotonic()
+    subprocess.run(command_line, cwd=ROOT, env=environment, check=True, capture_output=True)
+    return time.monotonic() - begun
+
+
+def test_thirty_kills_of_scoring_and_summaries(tiny_model_directory, tmp_path):
+    """Whatever is read back was written whole, and the last run equals an uninterrupted one."""
+
+    def scoring(folder):
+        return [str(x) for x in (
+            sys.executable, "calculate_calibration_metrics.py", "--lm-name-or-path",
+            tiny_model_directory, "--dataset", "sample", "--batch-size", "1", "--output-dir", folder,
+            "--output-filename", "run.jsonl")]  # fmt: skip
+
+    seconds = duration(scoring(tmp_path / "whole"), dict(os.environ))
+    rng, folder, n_kills = random.Random(0), tmp_path / "killed", 0
+    n_before = 0
+    while n_kills < 30:
+        # the first half of a run imports; kills are most use after it
+        n_kills += kill_after(scoring(folder), seconds * rng.uniform(0.45, 1.0), dict(os.environ))
+        examples = folder / "run.examples.jsonl"
+        if (folder / "run.jsonl").exists():  # it got there: whole, then start over
+            assert_same_results(folder, tmp_path / "whole")
+            shutil.rmtree(folder)
+            n_before = 0
+        elif examples.exists():
+            content = examples.read_bytes()
+            rows = [
+                json.loads(line)
+                for line in content.splitlines(keepends=True)
+                if line.endswith(b"\n")
+            ]
+            assert len(rows) >= n_before and len({row["id"] for row in rows}) == len(rows)
+            n_before = len(rows)
+    subprocess.run(scoring(folder), cwd=ROOT, check=True, capture_output=True)
+    assert_same_results(folder, tmp_path / "whole")
+
+
+@NEEDS_SMOLLM2
+def test_eight_kills_of_a_model_conversion(tmp_path):
+    code = (
+        "import hashlib; from pathlib import Path; from model_loading import resolve_model;"
+        f"path = Path(resolve_model({SMOLLM2!r})) / 'model.safetensors';"
+        "print(hashlib.sha256(path.read_bytes()).hexdigest())"
+    )
+    environments = [
+        {**os.environ, "RANKING_ACC_CACHE": str(tmp_path / name)} for name in ("whole", "killed")
+    ]
+    convert = [sys.executable, "-c", code]
+    begun = time.monotonic()
+    whole = subprocess.run(convert, cwd=ROOT, env=environments[0], capture_output=True, text=True)
+    seconds = time.monotonic() - begun
+    rng = random.Random(1)
+    for _ in range(8):
+        if not kill_after(convert, seconds * rng.uniform(0.3, 1.0), environments[1]):
+            shutil.rmtree(tmp_path / "killed")
+    killed = subprocess.run(convert, cwd=ROOT, env=environments[1], capture_output=True, text=True)
+    assert killed.returncode == 0 and killed.stdout == whole.stdout
+
+
+def test_twelve_kills_of_training(tiny_model_directory, tmp_path):
+    """Reference cache, checkpoints and dynamics file: the end equals an uninterrupted run."""
+    more = ["--report_to=none", "--warmup_steps=2", "--bf16=false", "--save_steps=2",
+            "--eval_steps=2", "--learning_rate=1e-3", "--dynamics_sample_size=40"]  # fmt: skip
+
+    def training(name):
+        return [sys.executable, "dpo.py", *command(tiny_model_directory, tmp_path / name, *more)]
+
+    environments = {
+        name: {**os.environ, "RANKING_ACC_CACHE": str(tmp_path / f"{name}_cache")}
+        for name in ("whole", "killed")
+    }
+    seconds = duration(training("whole"), environments["whole"])
+    rng, n_kills = random.Random(2), 0
+    while n_kills < 12:
+        killed = kill_after(
+            training("killed"), seconds * rng.uniform(0.35, 0.9), environments["killed"]
+        )
+        n_kills += killed
+        if not killed:
+            shutil.rmtree(tmp_path / "killed")
+            shutil.rmtree(tmp_path / "killed_cache")
+    subprocess.run(
+        training("killed"), cwd=ROOT, env=environments["killed"], check=True, capture_output=True
+    )
+    assert history(tmp_path / "killed") == [
+        {
+            k: pytest.approx(v, rel=1e-3, abs=1e-3) if isinstance(v, float) else v
+            for k, v in entry.items()
+        }
+        for entry in history(tmp_path / "whole")
+    ]
+    rows, expected = (
+        {
+            (r["step"], r["part"], r["id"]): r
+            for r in read_dynamics(tmp_path / name / "ranking_dynamics.jsonl")
+        }
+        for name in ("killed", "whole")
+    )
+    assert rows.keys() == expected.keys()
+    for key, row in rows.items():
+        assert row["chosen"] == pytest.approx(expected[key]["chosen"], rel=1e-3, abs=1e-2)
+
+
+def test_stopped_training_saves_a_checkpoint_and_resumes(tiny_model_directory, tmp_path):
+    more = ["--report_to=none", "--save_steps=100", "--eval_steps=100", "--num_train_epochs=12",
+            "--load_best_model_at_end=false", "--dynamics_sample_size=10"]  # fmt: skip
+    arguments = command(tiny_model_directory, tmp_path / "dpo", *more)
+    log = (tmp_path / "log").open("w+")
+    run = start(arguments, tmp_path, stdout=subprocess.DEVNULL, stderr=log)
+    deadline = time.time() + 120
+    while not re.search(r" [3-9]/\d+ \[", (tmp_path / "log").read_text()):
+        assert run.poll() is None and time.time() < deadline, (tmp_path / "log").read_text()[-2000:]
+        time.sleep(0.02)
+    run.send_signal(signal.SIGTERM)
+    run.wait()
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert run.returncode == 143, (tmp_path / "log").read_text()[-3000:]
+    found = re.search(
+        r"stopped by SIGTERM: checkpoint-(\d+) is saved in .*dpo; the same command", last
+    )
+    assert found, last
+    again = start(arguments, tmp_path)
+    _, err = again.communicate()
+    assert again.returncode == 0, err[-3000:]
+    assert f"resuming from {tmp_path / 'dpo' / f'checkpoint-{found[1]}'}" in err
+
+
+def resident(pid: int) -> tuple[float, int]:
+    """Resident memory in MiB, and open files."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024, len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_20_000_examples_in_flat_memory(tiny_model_directory, tmp_path):
+    """Memory grows by what the records themselves need, files stay as many, progress is right."""
+    rows = [{"prompt": f"Question {k}:", "chosen": f" yes, {k} it is", "rejected": f" no {k}"} for k in range(20_000)]  # fmt: skip
+    write_json_lines(tmp_path / "many.jsonl", rows)
+    process = subprocess.Popen(
+        [str(x) for x in (
+            sys.executable, "calculate_calibration_metrics.py", "--lm-name-or-path", tiny_model_directory,
+            "--dataset", tmp_path / "many.jsonl", "--sample-size", "-1", "--output-dir", tmp_path,
+            "--output-filename", "run.jsonl")],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    stderr: list[str] = []
+    reader = threading.Thread(target=lambda: stderr.append(process.stderr.read()))
+    reader.start()
+    samples = []
+    examples = tmp_path / "run.examples.jsonl"
+    while process.poll() is None:
+        if examples.exists():
+            try:
+                samples.append((examples.stat().st_size, *resident(process.pid)))
+            except (FileNotFoundError, ProcessLookupError, TypeError):
+                break  # it has just ended
+        time.sleep(0.5)
+    process.wait()
+    reader.join()
+    assert process.returncode == 0, stderr[0][-2000:]
+    size = examples.stat().st_size
+    during = [s for s in samples if 0.1 * size < s[0] < size]
+    written, memory, files = np.array(during).T
+    n_examples = written / size * 20_000
+    slope = np.polyfit(n_examples, memory, 1)[0] * 1024  # KiB per example
+    print(f"memory: {memory[0]:.0f} to {memory[-1]:.0f} MiB, {slope:.1f} KiB per example")
+    assert slope < 8 and files.max() - files.min() <= 2
+    last = re.findall(r"(\d+)/20000 examples", stderr[0])[-1]
+    assert last == "20000" and re.search(r"scoring: 100%", stderr[0])
+    assert read_json_lines(tmp_path / "run.jsonl")[0]["n"] == 20_000
+
+
+@NEEDS_SMOLLM2
+def test_real_model_scores_do_not_depend_on_batches_or_order(tmp_path):
+    """SmolLM2 on the bundled data: equal within 1e-3 nats, the same rankings."""
+    variants = {"whole": [], "alone": ["--batch-size", "1"], "rows of 300": ["--tokens-per-batch", "300"],
+                "rows of 4000": ["--tokens-per-batch", "4000"]}  # fmt: skip
+    for name, more in variants.items():
+        arguments = ["--lm-name-or-path", SMOLLM2, "--dtype", "float32", "--dataset", "sample", "--sample-size",
+                     "30", "--output-dir", str(tmp_path / name), "--output-filename", "run.jsonl", *more]  # fmt: skip
+        run_script(main, parse_args(arguments))
+        assert_same_results(tmp_path / name, tmp_path / "whole")

