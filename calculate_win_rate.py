@@ -338,15 +338,17 @@ def judged_rows(args: argparse.Namespace, pairs: list[Record], judge) -> Iterato
 
     if kind == "reward-model":
         model, tokenizer = judge
-        texts = [
-            reward_text(tokenizer, pair["prompt"], pair[f"{side}_response"])
-            for pair in differing
-            for side in ("policy", "other")
-        ]
+        asking: dict[str, list[tuple[int, str]]] = {}  # a reference's response is scored once
+        for k, pair in enumerate(differing):
+            for side in ("policy", "other"):
+                text = reward_text(tokenizer, pair["prompt"], pair[f"{side}_response"])
+                asking.setdefault(text, []).append((k, side))
+        texts = list(asking)
         for index, reward in reward_scores(model, tokenizer, texts):
-            waiting[index // 2]["other" if index % 2 else "policy"] = reward
-            if len(waiting[index // 2]) == 2:
-                yield finish(index // 2)
+            for k, side in asking[texts[index]]:
+                waiting[k][side] = reward
+                if len(waiting[k]) == 2:
+                    yield finish(k)
         return
     questions = {
         (k, order): messages

@@ -391,13 +391,13 @@ def plot_win_rate(rows: list[Row], path: Path) -> None:
     axes.set_ylabel("win rate (%)", color=BLUE)
     right.set_ylabel("ranking accuracy (%)", color=ORANGE)
     if by_step:
-        for row, place, win in zip(ordered, x, high):
-            axes.annotate(f"{row['step']}", (place, win), fontsize=7, xytext=(0, 4),
-                          textcoords="offset points", ha="center")  # fmt: skip
+        for row, place in zip(ordered, x):
+            axes.annotate(f"step {row['step']}", (place, 0.02), fontsize=6, rotation=90, color=GREY,
+                          xycoords=("data", "axes fraction"), ha="center", va="bottom")  # fmt: skip
     handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
     axes.legend(handles=handles, fontsize=8, loc="best")
-    axes.margins(y=0.2)
-    right.margins(y=0.2)
+    axes.margins(y=0.3)
+    right.margins(y=0.3)
     axes.grid(alpha=0.3)
     save_figure(figure, path)
 

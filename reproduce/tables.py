@@ -258,6 +258,12 @@ def win_rate_table(rows: list[Row], beside: str | None = None) -> Table:
              percent(row["ranking_accuracy"]), wins, percent(row["length_controlled_win_rate"]),
              f"{row['mean_characters_policy']:.0f}"]
         )  # fmt: skip
+    for found in [c for row in rows for c in row.get("correlations", [])]:
+        value = "–"
+        if found["spearmanr"] is not None:
+            value = f"{found['spearmanr']:+.2f} (p = {found['p_value']:.2g})"
+        part = f"Spearman, accuracy and win rate, {found['part']} ({found['n']})"
+        lines.append([part, "", "", value, "", ""])
     return columns, lines
 
 

@@ -10,20 +10,26 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
+from reproduce import update_readmes
+
 ROOT = Path(__file__).parents[1]
 
 
-def readme_commands() -> list[list[str]]:
+READMES = ("README.md", "reproduce/README.md", "benchmarks/README.md")
+
+
+def readme_commands(readme: str) -> list[list[str]]:
     """[launcher…, script, argument…] of every command that runs a script of ours."""
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / readme).read_text(), re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True) for line in lines]
     launchers = ("python", "torchrun", "accelerate")
     return [command for command in commands if command and command[0] in launchers]
 
 
-def test_readme_commands_parse():
-    commands = readme_commands()
+@pytest.mark.parametrize("readme", READMES)
+def test_readme_commands_parse(readme):
+    commands = readme_commands(readme)
     assert len(commands) >= 3
     for command in commands:
         place = next(i for i, word in enumerate(command) if word.endswith(".py"))
@@ -45,7 +51,12 @@ def test_launch_files_are_accelerates(path):
 
 
 def test_pictures_and_files_of_the_readme_are_there():
-    """Each picture shown, and each file named in the table, is in the checkout."""
+    """Each picture shown, each link to a file, and each file named in the table, is in the checkout."""
+    for name in READMES:
+        text = (ROOT / name).read_text()
+        links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text)
+        for link in [x for x in links if not x.startswith("http")]:
+            assert ((ROOT / name).parent / link).exists(), (name, link)
     readme = (ROOT / "README.md").read_text()
     shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme)
     named = re.findall(r"^\| (`.*`) \|", readme, re.M)
@@ -53,6 +64,13 @@ def test_pictures_and_files_of_the_readme_are_there():
     assert len(shown) >= 2 and "dpo.py" in files
     for name in [*shown, *files]:
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("readme", update_readmes.READMES)
+def test_tables_of_the_readmes_are_those_of_the_result_files(readme):
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    assert "<!-- tables.py " in text
+    assert update_readmes.updated(text) == text
 
 
 def test_every_flag_is_read():
