@@ -284,6 +284,7 @@ def run_config(args: argparse.Namespace, datasets: list[PreferenceData], model_n
         "include_ties": args.include_ties,
         "dtype": resolve_dtype(args.dtype, args.device),
         **({"quantization": args.quantization} if args.quantization else {}),
+        **({"trust_remote_code": True} if args.trust_remote_code else {}),
         "max_length": args.max_length,
         "chat_template": args.chat_template,
         "add_eos": args.add_eos,

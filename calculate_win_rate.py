@@ -39,6 +39,7 @@ from judges import (
 )
 from model_loading import (
     DTYPES,
+    REMOTE_CODE_FLAG,
     cache_directory,
     check_model_path,
     choose_device,
@@ -178,7 +179,10 @@ def generate_batches(
     """
     import torch
 
+    from log_likelihood import check_vocabulary
+
     ids = [formatted_prompt(tokenizer, p["prompt"], args.chat_template) for p in prompts]
+    check_vocabulary(model, [*ids, [tokenizer.pad_token_id]])
     limit = context_length(model)
     longest = None if limit is None else limit - args.max_new_tokens
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
@@ -482,7 +486,8 @@ def print_table(rows: list[Record]) -> None:
     checkpoints = "ranking_accuracy" in rows[0]
     table = Table(title=f"Win rate against {rows[0]['against']}, % [95 % interval]")
     columns = ["policy", "n", "win rate", "length-controlled", "ties", "unclear", "characters"]
-    columns += ["order disagrees"] * ("order_disagreement" in rows[0])
+    judged_twice = any("order_disagreement" in row for row in rows)
+    columns += ["order disagrees"] * judged_twice
     columns += ["ranking accuracy", "distance²"] * checkpoints
     for column in columns:
         table.add_column(column, justify="left" if column == "policy" else "right")
@@ -499,7 +504,7 @@ def print_table(rows: list[Record]) -> None:
             str(row["n_unclear"]),
             f"{row['mean_characters_policy']:.0f} / {row['mean_characters_other']:.0f}",
         ]
-        if "order_disagreement" in rows[0]:
+        if judged_twice:
             share = row.get("order_disagreement")
             cells.append("–" if share is None else f"{100 * share:.1f}")
         if checkpoints:
@@ -621,6 +626,10 @@ def check_arguments(args: argparse.Namespace) -> None:
 def main(args: argparse.Namespace) -> None:
     check_arguments(args)
     kind, _, judge_name = args.judge.partition(":")
+    if args.trust_remote_code:
+        announce(
+            f"{REMOTE_CODE_FLAG}: Python files that come with policy, reference or judge are run"
+        )
     if kind == "openai":
         judge = make_client(args.judge_base_url, args.judge_timeout, args.judge_retries)
     policies = (

@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
-            flag = unknown.split()[0].split("=")[0]
+            flag = (unknown.split() or ['""'])[0].split("=")[0]
             message = f"unknown flag {flag}" + suggestion(flag, self._option_string_actions)
         print(f"error: {message} ({self.prog} --help shows all flags)", file=sys.stderr)
         sys.exit(2)

@@ -55,9 +55,16 @@ def load_reward_model(
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from model_loading import LOADING_ERRORS, explain, load_tokenizer, resolve_model
+    from model_loading import (
+        LOADING_ERRORS,
+        check_adapter_weights,
+        explain,
+        load_tokenizer,
+        resolve_model,
+    )
 
     try:
+        check_adapter_weights(resolve_model(name), None, allow_pickle)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             resolve_model(name), dtype=getattr(torch, dtype), output_loading_info=True,
             trust_remote_code=trust_remote_code, use_safetensors=None if allow_pickle else True,
@@ -101,6 +108,7 @@ def reward_scores(
     """
     import torch
 
+    from log_likelihood import check_vocabulary
     from model_loading import context_length
 
     limit = min(context_length(model) or 10**9, tokenizer.model_max_length)
@@ -114,6 +122,7 @@ def reward_scores(
         ]
     if long:
         print(f"judge: {len(long)} texts cut from the left to {limit} tokens", file=sys.stderr)
+    check_vocabulary(model, [*ids, [tokenizer.pad_token_id]])
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     while order:
         n = max(1, tokens_per_batch // max(len(ids[order[0]]), 1))

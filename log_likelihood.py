@@ -11,7 +11,7 @@ The same `compute_token_logps` serves evaluation, reference log-likelihoods and 
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -595,11 +595,11 @@ def disagreement(plain: list[torch.Tensor], other: list[torch.Tensor], half: boo
     return np.max([abs(d.sum().item()) for d in differences])  # NaN stays NaN
 
 
-def check_vocabulary(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -> None:
-    """Raise ValueError if the tokenizer gives ids that the model has no embedding for."""
+def check_vocabulary(model, ids: Iterable[Sequence[int]]) -> None:
+    """Raise ValueError if a tokenizer's ids are more than the model has embeddings for."""
     embeddings = unwrap(model).get_input_embeddings()
     n_words = getattr(embeddings, "num_embeddings", None)
-    largest = max(max(c.ids) for completions in tokenized for c in completions)
+    largest = max((max(row, default=0) for row in ids), default=0)
     if n_words is not None and largest >= n_words:
         raise ValueError(
             f"the tokenizer gives ids up to {largest}, the model has embeddings for {n_words} "
@@ -617,7 +617,7 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
     twice what scoring a completion four times in one batch changes, but no more than 0.1.
     Raises ValueError where a token has no embedding.
     """
-    check_vocabulary(model, tokenized)
+    check_vocabulary(model, (c.ids for completions in tokenized for c in completions))
     original = model.config._attn_implementation
     inner = unwrap(model)
     if original == "segments":

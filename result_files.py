@@ -81,7 +81,8 @@ def lock_outputs(path: Path) -> None:
     The operating system drops the lock when its owner dies, however it dies. Raises ValueError if
     another process holds it. Where a file system has no locks, a line on stderr says so.
     """
-    lock_file = path.with_name(f".{path.name}.lock").absolute()
+    stem = path.name.removesuffix(".jsonl").removesuffix(".json")  # as in `output_paths`
+    lock_file = path.with_name(f".{stem}.lock").absolute()
     if lock_file in _held:
         return
     lock = FileLock(lock_file, fallback_to_soft=False)

@@ -22,7 +22,7 @@ from trl import SFTConfig, SFTTrainer
 
 from command_line import run_script
 from data_utils import PreferenceData, sft_texts
-from log_likelihood import exact_offset_tokenizer
+from log_likelihood import check_vocabulary, exact_offset_tokenizer
 from model_loading import check_model_path, context_length
 from training_setup import (
     RETIRED,
@@ -244,6 +244,7 @@ def main(argv: list[str]) -> None:
         for part, data in examples.items()
         if part != "test"
     }
+    check_vocabulary(model, (ids for part in parts.values() for ids in part["input_ids"]))
     if training_args.packing:
         check_packing(model, parts["train"])
     peft_config = make_peft_config(model_args, model, tokenizer, training_args.output_dir)

@@ -4,6 +4,7 @@ wandb. The training itself is in the scripts and in `dpo_gamma_trainer.py`."""
 import json
 import os
 import shutil
+import signal
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -294,23 +295,41 @@ def announce(message: str) -> None:
 
 # ---------------------------------------------------------------------------- training
 class StopAfterStep(TrainerCallback):
-    """After Ctrl-C or SIGTERM: finish the step, save a checkpoint, end."""
+    """After Ctrl-C or SIGTERM: finish the step, save a checkpoint to resume from, end.
+
+    `stopped` is set in all processes at the same step, or in none.
+    """
+
+    stopped = False
 
     def on_step_end(self, args, state, control, **kwargs):
-        if stop_requested() is not None:
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
+        stop = torch.tensor(float(stop_requested() is not None), device=args.device)
+        if args.world_size > 1:
+            torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX)
+        if stop.item() and state.global_step < state.max_steps:  # else it is done anyway
+            self.stopped = control.should_save = control.should_training_stop = True
+            args.load_best_model_at_end = args.save_only_model = False
+            args.save_total_limit = None  # nothing is deleted for it
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.stopped and state.epoch % 1 > 1e-6:  # Trainer comes here after a broken-off epoch
+            control.should_evaluate = control.should_save = False
 
 
 def train_until_stopped(trainer, checkpoint: str | None) -> None:
-    """Train to the end; after a signal, raise `Stopped` when the step's checkpoint is saved."""
-    trainer.add_callback(StopAfterStep())
+    """Train to the end; after a signal, raise `Stopped` when the step's checkpoint is saved.
+
+    A signal during the last step or evaluation lets the run end: what is left takes less time than
+    doing it again.
+    """
+    stopping = StopAfterStep()
+    trainer.add_callback(stopping)
     with finishing_first():
         trainer.train(resume_from_checkpoint=checkpoint)
-    number = stop_requested()
-    if number is not None:
+    if stopping.stopped:
         step = trainer.state.global_step
-        raise Stopped(number, f"checkpoint-{step} is saved in {trainer.args.output_dir}")
+        saved = f"checkpoint-{step} is saved in {trainer.args.output_dir}"
+        raise Stopped(stop_requested() or signal.SIGTERM, saved)
 
 
 # ---------------------------------------------------------------------------- output directory

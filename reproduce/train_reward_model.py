@@ -25,7 +25,7 @@ from command_line import make_parser, run_script
 from data_utils import PreferenceExample, load_training_splits, opening, preference_pairs
 from judges import load_reward_model, reward_scores, reward_text
 from model_loading import check_model_path, choose_device, load_tokenizer, resolve_model
-from result_files import write_json_lines, write_text_atomically
+from result_files import lock_outputs, write_json_lines, write_text_atomically
 
 
 def divided_examples(args: argparse.Namespace) -> tuple[list[PreferenceExample], list, str]:
@@ -92,8 +92,12 @@ def main(args: argparse.Namespace) -> None:
     from trl import RewardConfig, RewardTrainer
 
     check_model_path(args.lm_name_or_path)
-    if (args.output_dir / "config.json").exists():
+    done, left_out = (args.output_dir / n for n in ("accuracy.json", "policy_examples.jsonl"))
+    foreign = (args.output_dir / "config.json").exists() and not left_out.exists()
+    if done.exists() or foreign:  # an unfinished run is started over
         raise ValueError(f"{args.output_dir} holds a model: choose another --output-dir")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    lock_outputs(args.output_dir / "reward_model")
     set_seed(args.seed)
     policy, unseen, separator = divided_examples(args)
     test, train = keep_aside(unseen, args.n_test_pairs, args.seed)
@@ -101,11 +105,21 @@ def main(args: argparse.Namespace) -> None:
     if not train:
         raise ValueError(f"{len(unseen)} examples leave no pair to train on after --n-test-pairs")
     print(f"{len(train)} pairs to train on, {len(test)} kept aside", file=sys.stderr)
+    write_json_lines(
+        left_out,
+        [{"prompt": e.prompt, "completions": [separator + c for c in e.completions],
+          "ranks": e.ranks}
+         for e in policy],
+    )  # fmt: skip
     tokenizer = load_tokenizer(args.lm_name_or_path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForSequenceClassification.from_pretrained(
-        resolve_model(args.lm_name_or_path), num_labels=1, dtype="float32"
+        resolve_model(args.lm_name_or_path),
+        num_labels=1,
+        dtype="float32",
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     device = choose_device(args.device)
@@ -133,17 +147,9 @@ def main(args: argparse.Namespace) -> None:
         rewards[index] = reward
     accuracy = float(np.mean(rewards[::2] > rewards[1::2])) if test else None
     facts = {"n_train": len(train), "n_test": len(test), "accuracy": accuracy}
-    write_text_atomically(args.output_dir / "accuracy.json", json.dumps(facts) + "\n")
+    write_text_atomically(done, json.dumps(facts) + "\n")
     print(f"pairs kept aside ranked as annotators did: {facts}\nmodel     {args.output_dir}")
-    if policy:
-        file = args.output_dir / "policy_examples.jsonl"
-        write_json_lines(
-            file,
-            [{"prompt": e.prompt, "completions": [separator + c for c in e.completions],
-              "ranks": e.ranks}
-             for e in policy],
-        )  # fmt: skip
-        print(f"examples it has not seen: {file}")
+    print(f"examples it has not seen: {left_out}")
 
 
 if __name__ == "__main__":

@@ -181,6 +181,15 @@ def test_a_misspelt_flag_names_the_right_one(script, capsys):
     assert line.startswith(f"error: unknown flag {wrong}; did you mean {right}?")
 
 
+def test_an_empty_argument_is_one_line(capsys):
+    module = importlib.import_module("plot_results")
+    with pytest.raises(SystemExit):
+        module.parse_args(["win-rate", "f", "--output", "o", "--at", "last", "--x", ""])
+    with pytest.raises(SystemExit):
+        importlib.import_module("reproduce.update_readmes").parse_args([""])
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
 @pytest.mark.parametrize("script", EVALUATION)
 def test_help_has_an_example_and_groups(script, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from conftest import GPT, SMALL, make_model
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     BartConfig,
@@ -70,7 +72,9 @@ def test_broken_models_are_one_line(model_copy, tmp_path, capsys):
     assert f"cannot load {model_copy}" in error_of(capsys, model_copy, tmp_path)
     edit_config(model_copy, hidden_size=32, num_hidden_layers=3)  # a layer more than there is
     assert "has no weights for model.layers.2." in error_of(capsys, model_copy, tmp_path)
-    edit_config(model_copy, num_hidden_layers=2, model_type="no-such-family")
+    edit_config(model_copy, num_hidden_layers=2, hidden_size="wide")
+    assert f"{model_copy}" in error_of(capsys, model_copy, tmp_path)
+    edit_config(model_copy, hidden_size=32, model_type="no-such-family")
     assert f"{model_copy}" in error_of(capsys, model_copy, tmp_path)
     (model_copy / "config.json").write_text("{torn")
     assert f"{model_copy}" in error_of(capsys, model_copy, tmp_path)
@@ -190,7 +194,7 @@ def test_code_of_a_model_runs_only_when_asked(model_copy, tmp_path, capsys):
                   "AutoModelForCausalLM": "modeling_mine.MineForCausalLM"},
     )  # fmt: skip
     message = error_of(capsys, model_copy, tmp_path)
-    assert "brings Python code of its own, which --trust-remote-code would run" in message
+    assert "brings Python code of its own, which only --trust-remote-code runs" in message
     assert not mark.exists()
     out = tmp_path / "trusted"
     run_script(main, parse_args(arguments(model_copy, out, "--trust-remote-code")))
@@ -210,6 +214,29 @@ def test_pickled_weights_are_refused_unless_asked(model_copy, tmp_path, capsys):
     assert "no safetensors weights there; pickled ones need --allow-pickle" in message
     loaded = load_model(str(model_copy), allow_pickle=True).state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in expected.items())
+
+
+def test_pickled_or_broken_adapters_are_refused(model_copy, tmp_path, capsys):
+    adapter = tmp_path / "adapter"
+    config = peft.LoraConfig(
+        r=2, target_modules=["q_proj"], base_model_name_or_path=str(model_copy)
+    )
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model_copy), config)
+    model.save_pretrained(adapter)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model_copy / file, adapter / file)
+    weights = adapter / "adapter_model.safetensors"
+    torch.save(load_file(weights), adapter / "adapter_model.bin")
+    weights.unlink()
+    message = error_of(capsys, adapter, tmp_path)
+    assert "has no adapter_model.safetensors; for pickled ones: --allow-pickle" in message
+    load_model(str(adapter), allow_pickle=True)
+    described = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({**described, "base_model_name_or_path": None})
+    )
+    message = error_of(capsys, adapter, tmp_path)
+    assert "adapter_config.json names no base_model_name_or_path" in message
 
 
 def test_no_secret_is_written(tiny_model_directory, tmp_path, monkeypatch, wandb_offline):
