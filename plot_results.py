@@ -6,6 +6,7 @@ python plot_results.py win-rate results/win_rate.jsonl --output fig4.png
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,24 @@ PARTS = ("train", "validation")
 SAVE = {"dpi": 160, "bbox_inches": "tight", "metadata": {"Software": None}}
 
 
+def setting_of(row: Row) -> tuple:
+    """Dataset, its split, and whether ties count."""
+    return row["dataset_name"], row["dataset_split"], bool(row.get("include_ties"))
+
+
+def setting_label(dataset: str, split: str | None, ties: bool) -> str:
+    """The dataset, with a short split's name, and "ties"."""
+    label = dataset if split is None or len(split) > 12 else f"{dataset}, {split}"
+    return label + (", ties" if ties else "")
+
+
 def plot_ranking_accuracy(rows: list[Row], path: Path) -> None:
     """Fig. 1: ranking accuracy per dataset, per token and summed, 95 % intervals, chance marked."""
     accuracies = [row for row in rows if row["distance_metric"] == "acc"]
     if len({row["model"] for row in accuracies}) > 1:
         plot_ranking_accuracy_of_models(accuracies, path)
         return
-    names = list(
-        dict.fromkeys(
-            (row["dataset_name"], row["dataset_split"], row["model"]) for row in accuracies
-        )
-    )
+    names = list(dict.fromkeys(setting_of(row) for row in accuracies))
     figure, axes = plt.subplots(figsize=(7, 1.3 + 0.55 * len(names)))
     styles = {
         "ranking_length-normalized": (BLUE, "o", -0.14, "length-normalized"),
@@ -53,10 +61,7 @@ def plot_ranking_accuracy(rows: list[Row], path: Path) -> None:
     }
     for property_name, (colour, marker, shift, label) in styles.items():
         chosen = [row for row in accuracies if row["calib_property"] == property_name]
-        positions = [
-            names.index((row["dataset_name"], row["dataset_split"], row["model"])) + shift
-            for row in chosen
-        ]
+        positions = [names.index(setting_of(row)) + shift for row in chosen]
         values = [100 * row["distance_metric_value_mean"] for row in chosen]
         errors = [
             [value - 100 * row["wilson_95"][0] for value, row in zip(values, chosen)],
@@ -66,19 +71,16 @@ def plot_ranking_accuracy(rows: list[Row], path: Path) -> None:
         axes.errorbar(
             values, positions, xerr=errors, fmt=marker, color=colour, capsize=2, label=label
         )
-    chance = {(r["dataset_name"], r["dataset_split"], r["model"]): r["chance"] for r in accuracies}
+    chance = {setting_of(row): row["chance"] for row in accuracies}
     marked = [(i, 100 * chance[name]) for i, name in enumerate(names) if chance[name] is not None]
     if marked:
         axes.vlines(
             [x for _, x in marked], [i - 0.36 for i, _ in marked], [i + 0.36 for i, _ in marked],
             colors=GREY, linestyles="dashed", label="chance",
         )  # fmt: skip
-    sizes = {(r["dataset_name"], r["dataset_split"], r["model"]): r["n"] for r in accuracies}
-    axes.set_yticks(
-        range(len(names)),
-        [f"{n}\n(n = {sizes[n, s, m]})" for n, s, m in names],
-        fontsize=8,
-    )
+    sizes = {setting_of(row): row["n"] for row in accuracies}
+    labels = [f"{setting_label(*name)}\n(n = {sizes[name]})" for name in names]
+    axes.set_yticks(range(len(names)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("ranking accuracy (%), 95 % Wilson interval")
@@ -96,10 +98,11 @@ def plot_ranking_accuracy(rows: list[Row], path: Path) -> None:
 def plot_ranking_accuracy_of_models(accuracies: list[Row], path: Path) -> None:
     """Fig. 1 for several models: a line per dataset, a mark per model; length-normalized (as in the
     paper) and summed side by side."""
-    setting = ("dataset_name", "dataset_split", "include_ties")
-    names = list(dict.fromkeys(tuple(row.get(key) for key in setting) for row in accuracies))
+    names = list(dict.fromkeys(setting_of(row) for row in accuracies))
     models = list(dict.fromkeys(row["model"] for row in accuracies))
-    figure, grid = plt.subplots(1, 2, figsize=(10, 1.6 + 0.75 * len(names)), sharey=True)
+    figure, grid = plt.subplots(
+        1, 2, figsize=(10, 1.6 + len(names) * max(0.75, 0.14 * len(models))), sharey=True
+    )
     for axes, (kind, title) in zip(
         grid,
         (("length-normalized", "R̃, length-normalized"), ("non-length-normalized", "R, summed")),
@@ -111,16 +114,16 @@ def plot_ranking_accuracy_of_models(accuracies: list[Row], path: Path) -> None:
                 if row["model"] == model and row["calib_property"] == f"ranking_{kind}"
             ]
             shift = 0.6 * ((k + 0.5) / len(models) - 0.5)
-            y = [names.index(tuple(row.get(key) for key in setting)) + shift for row in chosen]
+            y = [names.index(setting_of(row)) + shift for row in chosen]
             x = np.array([100 * row["distance_metric_value_mean"] for row in chosen])
             low, high = 100 * np.array([row["wilson_95"] for row in chosen]).T
             axes.errorbar(
                 x, y, xerr=[np.maximum(0, x - low), np.maximum(0, high - x)], capsize=2,
-                fmt=MODEL_MARKERS[k % 7], color=MODEL_COLOURS[k % 7], markersize=5,
+                fmt=MODEL_MARKERS[(k + k // 7) % 7], color=MODEL_COLOURS[k % 7], markersize=5,
                 label=Path(model).name,
             )  # fmt: skip
         for i, name in enumerate(names):
-            row = next(r for r in accuracies if tuple(r.get(key) for key in setting) == name)
+            row = next(r for r in accuracies if setting_of(r) == name)
             if row["chance"] is not None:
                 axes.vlines(
                     100 * row["chance"], i - 0.4, i + 0.4, colors=GREY, linestyles="dashed",
@@ -130,16 +133,10 @@ def plot_ranking_accuracy_of_models(accuracies: list[Row], path: Path) -> None:
         axes.set_xlim(0, 100)
         axes.set_xlabel("ranking accuracy (%), 95 % Wilson interval")
         axes.grid(axis="x", alpha=0.3)
-    sizes = [
-        max(r["n"] for r in accuracies if tuple(r.get(key) for key in setting) == name)
-        for name in names
-    ]
+    sizes = [max(r["n"] for r in accuracies if setting_of(r) == name) for name in names]
     grid[0].set_yticks(
         range(len(names)),
-        [
-            f"{name}{', ties' if ties else ''}\n(n = {n})"
-            for (name, _, ties), n in zip(names, sizes)
-        ],
+        [f"{setting_label(*name)}\n(n = {n})" for name, n in zip(names, sizes)],
         fontsize=8,
     )
     grid[0].invert_yaxis()
@@ -372,6 +369,7 @@ def plot_win_rate(rows: list[Row], path: Path) -> None:
     x = [row["gamma" if by_gamma else "squared_distance"] for row in ordered]
     figure, axes = plt.subplots(figsize=(6.4, 3.8))
     right = axes.twinx()
+    line = "none" if by_gamma else "solid"  # several seeds of one γ: a line through their means
     wins = np.array([100 * row["win_rate"] for row in ordered])
     bounds = [
         [100 * bound if bound is not None else win for bound in row["bootstrap_95"]]
@@ -379,13 +377,21 @@ def plot_win_rate(rows: list[Row], path: Path) -> None:
     ]
     low, high = np.array(bounds).T
     axes.errorbar(
-        x, wins, yerr=[wins - low, high - wins], color=BLUE, marker="o", capsize=2,
+        x, wins, yerr=[wins - low, high - wins], color=BLUE, marker="o", capsize=2, linestyle=line,
         label=f"win rate (n = {ordered[0]['n']}, 95 % interval)",
     )  # fmt: skip
+    accuracy = np.array([100 * row["ranking_accuracy"] for row in ordered])
     right.plot(
-        x, [100 * row["ranking_accuracy"] for row in ordered], color=ORANGE, marker="s",
-        linestyle="--", label=f"ranking accuracy (n = {ordered[0]['n_ranked']})",
+        x, accuracy, color=ORANGE, marker="s", linestyle="none" if by_gamma else "dashed",
+        label=f"ranking accuracy (n = {ordered[0]['n_ranked']})",
     )  # fmt: skip
+    if by_gamma:
+        places = sorted(set(x))
+        for side, values, colour, style in (
+            (axes, wins, BLUE, "solid"), (right, accuracy, ORANGE, "dashed")
+        ):  # fmt: skip
+            means = [values[np.array(x) == place].mean() for place in places]
+            side.plot(places, means, color=colour, linestyle=style)
     axes.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
     axes.set_xlabel("γ" if by_gamma else "squared distance from the reference, ‖θ_t − θ_ref‖²")
     axes.set_ylabel("win rate (%)", color=BLUE)
@@ -477,40 +483,48 @@ def plot_sweep(files: list[list[Row]], path: Path, at: str = "lowest-loss") -> N
 
 def plot_length_difference(rows: list[Row], path: Path) -> None:
     """Ranking accuracy against how much longer the preferred completion is, in bins of equal size,
-    with 95 % Wilson intervals; a panel per dataset (rows of length_difference.py)."""
-    datasets = list(dict.fromkeys(row["dataset_name"] for row in rows))
+    with 95 % Wilson intervals; a column per dataset, R̃ above R (rows of length_difference.py)."""
+    without = [row for row in rows if not row.get("include_ties")]
+    rows = without or rows  # with ties, the untied pairs would be drawn twice
+    datasets = list(dict.fromkeys(setting_of(row) for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
+    scores = {"length-normalized": "R̃", "non-length-normalized": "R"}
     figure, grid = plt.subplots(
-        1, len(datasets), figsize=(1 + 3.6 * len(datasets), 3.4), sharey=True, squeeze=False
-    )
-    styles = {"length-normalized": ("o", "solid"), "non-length-normalized": ("s", "dashed")}
-    for axes, dataset in zip(grid[0], datasets):
-        for row in rows:
-            if row["dataset_name"] != dataset:
-                continue
-            marker, line = styles[row["normalization"]]
-            colour = MODEL_COLOURS[models.index(row["model"]) % len(MODEL_COLOURS)]
-            if len(models) == 1:
-                colour = BLUE if row["normalization"] == "length-normalized" else ORANGE
+        2, len(datasets), figsize=(1 + 3.2 * len(datasets), 6), sharey=True, sharex="col",
+        squeeze=False,
+    )  # fmt: skip
+    for (line, (score, symbol)), (column, dataset) in product(
+        zip(grid, scores.items()), enumerate(datasets)
+    ):
+        axes = line[column]
+        chosen = [
+            row for row in rows if (setting_of(row), row["normalization"]) == (dataset, score)
+        ]
+        for row in chosen:
+            k = models.index(row["model"])
             x = [b["mean_difference"] for b in row["bins"]]
             y = np.array([100 * b["accuracy"] for b in row["bins"]])
             low, high = 100 * np.array([b["wilson_95"] for b in row["bins"]]).T
-            label = "R̃" if row["normalization"] == "length-normalized" else "R"
-            if len(models) > 1:
-                label += f", {Path(row['model']).name}"
             axes.errorbar(
-                x, y, yerr=[np.maximum(0, y - low), np.maximum(0, high - y)], color=colour,
-                marker=marker, linestyle=line, capsize=2, markersize=4, label=label,
+                x, y, yerr=[np.maximum(0, y - low), np.maximum(0, high - y)], capsize=2,
+                color=MODEL_COLOURS[k % 7], marker=MODEL_MARKERS[(k + k // 7) % 7], markersize=4,
+                label=Path(row["model"]).name,
             )  # fmt: skip
-        n = next(row["n"] for row in rows if row["dataset_name"] == dataset)
-        axes.set_title(f"{dataset} (n = {n})", fontsize=9)
+        if score == "length-normalized":
+            n = max((row["n"] for row in chosen), default=0)
+            axes.set_title(f"{setting_label(*dataset)} (n = {n})", fontsize=8)
+        else:
+            axes.set_xlabel("tokens: preferred − dispreferred")
+        if column == 0:
+            axes.set_ylabel(f"{symbol}: ranking accuracy (%)")
         axes.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
-        axes.set_xlabel("tokens: preferred − dispreferred")
         axes.set_ylim(0, 102)
         axes.grid(alpha=0.3)
-    grid[0][0].set_ylabel("ranking accuracy (%), 95 % interval")
-    grid[0][0].legend(fontsize=7)
+    handles, labels = grid[0][0].get_legend_handles_labels()
     figure.tight_layout()
+    figure.legend(
+        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.01), ncols=4, fontsize=8
+    )
     save_figure(figure, path)
 
 

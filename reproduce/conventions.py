@@ -81,7 +81,7 @@ def sample_votes(records: list[dict], seed: int) -> list[dict]:
 def idealized_accuracies(
     records: list[dict], normalization: str, quotient: bool
 ) -> tuple[int, list[float]]:
-    """(pairs, idealized accuracy min, median, max over β) of untied pairs."""
+    """(pairs, idealized accuracy min, median, max over β) of untied pairs; (0, []) without any."""
     preferred, other, alphas = [], [], []
     for record in records:
         scores = record_scores(record, normalization)
@@ -92,6 +92,8 @@ def idealized_accuracies(
                 other.append(scores[loser])
                 alphas.append(preferred_proportion(max(first, second), min(first, second)))
     w, l, a = (np.array(values) for values in (preferred, other, alphas))  # noqa: E741
+    if not len(a):
+        return 0, []
     values = [
         float(
             np.mean(
@@ -151,6 +153,7 @@ def convention_rows(records: list[dict], normalization: str, seed: int) -> list[
     common = {
         "model": first["model"],
         "dataset_name": first["dataset"],
+        "dataset_config": first["dataset_config"],
         "dataset_split": first["split"],
         "include_ties": has_tied_examples(records),
         "normalization": normalization,
@@ -171,6 +174,8 @@ def convention_rows(records: list[dict], normalization: str, seed: int) -> list[
             ("both", sampled, True),
         ):
             n, triple = idealized_accuracies(used, normalization, quotient)
+            if not n:
+                continue
             rows.append(
                 {**common, "what": "idealized", "convention": convention, "n": n,
                  "value": triple, "published": convention == "both"}
@@ -191,8 +196,8 @@ def main(args: argparse.Namespace) -> None:
     rows = []
     for file in args.examples:
         records = load_examples(file)
-        for dataset in dict.fromkeys(record["dataset"] for record in records):
-            mine = [record for record in records if record["dataset"] == dataset]
+        for dataset in dict.fromkeys((r["dataset"], r["split"]) for r in records):
+            mine = [r for r in records if (r["dataset"], r["split"]) == dataset]
             by_kind = [convention_rows(mine, kind, args.seed) for kind in NORMALIZATIONS]
             rows += [row for pair in zip(*by_kind) for row in pair]
     write_json_lines(args.output, rows)

@@ -5,8 +5,8 @@
 
 For every dataset and normalization: the correlation over untied pairs of being ranked correctly
 with the difference of lengths (tokens of the preferred minus the dispreferred completion; Pearson's
-for a 0/1 variable, with its 95 % interval), the accuracy where the preferred completion is shorter
-and where it is longer, and in five bins of equal size. Draw the file with
+for a 0/1 variable, with a 95 % bootstrap interval over prompts), the accuracy where the preferred
+completion is shorter, where it is longer, and in five bins of equal size. Draw the file with
 `python plot_results.py length-difference`.
 """
 
@@ -23,15 +23,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from calculate_calibration_metrics import NORMALIZATIONS, load_examples, record_scores
 from command_line import make_parser, run_script
 from ranking_metrics import wilson_interval
+from reproduce.conventions import has_tied_examples
 from reproduce.tables import length_table, print_table
 from result_files import write_json_lines
 
 N_BINS = 5
+N_RESAMPLES = 1000
 
 
-def pairs_of(records: list[dict], normalization: str) -> tuple[np.ndarray, np.ndarray]:
-    """(ranked correctly, difference of lengths in tokens) of untied pairs with finite scores."""
-    correct, differences = [], []
+def pairs_of(records: list[dict], normalization: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ranked correctly, difference of lengths in tokens, number of the prompt) of untied pairs
+    with finite scores."""
+    correct, differences, prompts = [], [], []
     for record in records:
         scores = record_scores(record, normalization)
         for i, j in combinations(range(len(scores)), 2):
@@ -42,18 +45,36 @@ def pairs_of(records: list[dict], normalization: str) -> tuple[np.ndarray, np.nd
                 correct.append(float(scores[w] >= scores[l]))
                 lengths = [completion["n_tokens"] for completion in record["completions"]]
                 differences.append(lengths[w] - lengths[l])
-    return np.array(correct), np.array(differences)
+                prompts.append(record["prompt_id"])
+    return np.array(correct), np.array(differences), np.unique(prompts, return_inverse=True)[1]
+
+
+def bootstrap_correlation(
+    correct: np.ndarray, differences: np.ndarray, prompts: np.ndarray
+) -> list[float]:
+    """95 % interval of Pearson's correlation over resampled prompts, which keep their pairs."""
+    rng = np.random.default_rng(0)
+    n_prompts = prompts.max() + 1
+    values = []
+    for _ in range(N_RESAMPLES):
+        weights = np.bincount(rng.integers(0, n_prompts, n_prompts), minlength=n_prompts)[prompts]
+        centred = [x - np.average(x, weights=weights) for x in (correct, differences)]
+        spread = np.sqrt(np.prod([np.average(x**2, weights=weights) for x in centred]))
+        if spread > 0:
+            values.append(np.average(centred[0] * centred[1], weights=weights) / spread)
+    return np.percentile(values, [2.5, 97.5]).tolist()
 
 
 def summarize(records: list[dict], normalization: str) -> dict:
     """The row of one dataset and normalization; None where a number is not defined."""
     from scipy import stats
 
-    correct, differences = pairs_of(records, normalization)
-    correlation, interval = None, [None, None]
+    correct, differences, prompts = pairs_of(records, normalization)
+    correlation: float | None = None
+    interval: list[float | None] = [None, None]
     if len(correct) > 3 and len(set(correct)) > 1 and len(set(differences)) > 1:
-        found = stats.pearsonr(correct, differences)
-        correlation, interval = float(found.statistic), list(found.confidence_interval(0.95))
+        correlation = float(stats.pearsonr(correct, differences).statistic)
+        interval = [*bootstrap_correlation(correct, differences, prompts)]
     bins = []
     for members in np.array_split(np.argsort(differences, kind="stable"), N_BINS):
         if len(members):
@@ -67,10 +88,13 @@ def summarize(records: list[dict], normalization: str) -> dict:
     return {
         "model": records[0]["model"],
         "dataset_name": records[0]["dataset"],
+        "dataset_config": records[0]["dataset_config"],
+        "dataset_split": records[0]["split"],
+        "include_ties": has_tied_examples(records),
         "normalization": normalization,
         "n": len(correct),
         "correlation": correlation,
-        "correlation_95": [None if x is None else float(x) for x in interval],
+        "correlation_95": interval,
         "n_shorter": int(shorter.sum()),
         "accuracy_shorter": float(correct[shorter].mean()) if shorter.any() else None,
         "n_longer": int(longer.sum()),
@@ -90,8 +114,8 @@ def main(args: argparse.Namespace) -> None:
     rows = []
     for file in args.examples:
         records = load_examples(file)
-        for dataset in dict.fromkeys(record["dataset"] for record in records):
-            mine = [record for record in records if record["dataset"] == dataset]
+        for dataset in dict.fromkeys((r["dataset"], r["split"]) for r in records):
+            mine = [r for r in records if (r["dataset"], r["split"]) == dataset]
             rows += [summarize(mine, normalization) for normalization in NORMALIZATIONS]
     rows = [row for row in rows if row["n"]]
     if not rows:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from command_line import make_parser, run_script
 from data_utils import ALPACA_FARM
 from model_loading import BUNDLED_MODEL
-from result_files import write_text_atomically
+from result_files import read_json_lines, write_text_atomically
 
 RUN_FILE = "run_config.json"  # of sft.py and dpo.py
 ROOT = Path(__file__).parents[1]
@@ -36,11 +36,16 @@ TIES = "ties"  # a dataset entry scored with its tied pairs: votes are then draw
 
 
 class Part(NamedTuple):
-    """One command; `done` exists when it has run to its end (and says so, of a training run)."""
+    """One command; `done` exists when it has run to its end (and says so, of a training run).
+
+    needs: files that other parts make. models: whose rows `done` must have, all of them.
+    """
 
     name: str
     arguments: list[str]
     done: Path
+    needs: tuple[Path, ...] = ()
+    models: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------------------- scales
@@ -54,9 +59,9 @@ PAPER_SFT = {  # App. C; the flags of the original command line
 PAPER_DPO = {
     "dataset_name": HH, "beta": 0.1, "loss_type": "alpha_scaling", "per_device_train_batch_size": 8,
     "learning_rate": 1e-6, "num_train_epochs": 5, "warmup_steps": 150, "bf16": "true",
-    "max_length": 512, "eval_strategy": "steps", "eval_steps": 100, "save_strategy": "steps",
-    "save_steps": 100, "load_best_model_at_end": "true", "optim": "rmsprop",
-}  # fmt: skip
+    "max_length": 512, "eval_strategy": "steps", "eval_steps": 2000, "save_strategy": "steps",
+    "save_steps": 2000, "load_best_model_at_end": "true", "optim": "rmsprop",
+}  # fmt: skip  # 100,500 steps on HH-RLHF: 50 evaluations
 EMBEDDED_SFT = {
     "dataset_name": "sample", "max_train_samples": 40, "max_length": 512, "num_train_epochs": 1,
     "per_device_train_batch_size": 8, "learning_rate": 1e-5, "logging_steps": 1,
@@ -66,7 +71,7 @@ EMBEDDED_DPO = {
     "dataset_name": "sample", "max_train_samples": 40, "beta": 0.1, "loss_type": "alpha_scaling",
     "max_length": 512, "num_train_epochs": 2, "per_device_train_batch_size": 8,
     "learning_rate": 2e-5, "warmup_steps": 3, "optim": "rmsprop", "bf16": "true",
-    "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1, "logging_steps": 3,
+    "eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 3,
     "report_to": "none",
 }  # fmt: skip
 SCALES = {
@@ -79,7 +84,7 @@ SCALES = {
         "models": [
             "gpt2", "EleutherAI/pythia-1.4b", "EleutherAI/pythia-2.8b", "google/gemma-7b",
             "google/gemma-7b-it", "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-7b-chat-hf",
-            "mistralai/Mistral-7B-v0.1", "allenai/OLMo-7B", "allenai/tulu-2-7b",
+            "mistralai/Mistral-7B-v0.1", "allenai/OLMo-7B-hf", "allenai/tulu-2-7b",
             "allenai/tulu-2-dpo-7b", "lmsys/vicuna-7b-v1.5",
             "alignment-handbook/zephyr-7b-sft-full", "alignment-handbook/zephyr-7b-dpo-full",
         ],
@@ -115,7 +120,7 @@ SCALES = {
         "beside": "gpt2",
         "at": "last",
         "keeps_checkpoints": False,
-        "win_rate": ["--dataset", "sample", "--sample-size", "-1", "--max-new-tokens", "64"],
+        "win_rate": ["--max-new-tokens", "64"],
         "judge": ["--dataset", "sample", "--unless-trained-on", "40", "--n-test-pairs", "40",
                   "--max-length", "512", "--learning-rate", "3e-5"],
     },
@@ -125,7 +130,9 @@ SCALES = {
 # ---------------------------------------------------------------------------- parts
 def slug(text: str) -> str:
     """A name as part of a file name: the end of a path, without what shells dislike."""
-    return text.rstrip("/").removesuffix(".gguf").split("/")[-1].replace(":", "-")
+    parts = text.rstrip("/").removesuffix(".gguf").split("/")
+    n_parts = 2 if parts[-1].startswith("checkpoint-") else 1
+    return "_".join(parts[-n_parts:]).replace(":", "-")
 
 
 def run_folder(args: argparse.Namespace, model: str, gamma: float, seed: int) -> Path:
@@ -138,7 +145,9 @@ def assignments(flags: dict) -> list[str]:
 
 
 def training_parts(args: argparse.Namespace, scale: dict) -> list[Part]:
-    """Fig. 2, 3, 5-8: SFT, then DPO^γ for every γ and seed."""
+    """Fig. 2, 3, 5-8: SFT, then DPO^γ for every γ and seed. Where checkpoints are judged later, one
+    run (γ = 1, the first seed) keeps them all, the others the best and the last."""
+    judged = judged_run(args, scale) if scale["keeps_checkpoints"] else None
     data = [f"--data_dir={args.data_dir}"] if args.data_dir else []
     parts = []
     for model in args.train or scale["train"]:
@@ -152,25 +161,33 @@ def training_parts(args: argparse.Namespace, scale: dict) -> list[Part]:
         for gamma in args.gammas or scale["gammas"]:
             for seed in args.seeds or scale["seeds"]:
                 folder = run_folder(args, model, gamma, seed)
+                limit = [] if (gamma, seed) == judged else ["--save_total_limit=1"]
                 parts.append(
                     Part(f"DPO: {slug(model)}, γ = {gamma:g}, seed {seed}",
                          ["dpo.py", f"--model_name_or_path={sft}", f"--output_dir={folder}",
                           f"--alpha={gamma:g}", f"--seed={seed}", f"--wandb_run_name={folder.name}",
-                          *assignments(scale["dpo"]), *data],
-                         folder / RUN_FILE)
+                          *assignments(scale["dpo"]), *limit, *data],
+                         folder / RUN_FILE, (sft / RUN_FILE,))
                 )  # fmt: skip
     return parts
 
 
-def tuned_models(args: argparse.Namespace, scale: dict) -> dict[str, str]:
-    """tuned → reference: the published pairs, and DPO (γ = 1, or the first γ) from its SFT."""
+def judged_run(args: argparse.Namespace, scale: dict) -> tuple[float, int]:
+    """(γ, seed) of the run that is ranked beside its reference and keeps all its checkpoints."""
     gammas, seeds = args.gammas or scale["gammas"], args.seeds or scale["seeds"]
-    gamma = 1 if 1 in gammas else gammas[0]
+    return (1 if 1 in gammas else gammas[0]), seeds[0]
+
+
+def tuned_models(args: argparse.Namespace, scale: dict) -> dict[str, str]:
+    """tuned → reference: the published pairs, of the models asked for, and DPO from its SFT."""
+    gamma, seed = judged_run(args, scale)
     ours = {
-        str(run_folder(args, model, gamma, seeds[0])): str(args.output_dir / f"{slug(model)}_sft")
+        str(run_folder(args, model, gamma, seed)): str(args.output_dir / f"{slug(model)}_sft")
         for model in args.train or scale["train"]
     }
-    return {**scale["tuned_from"], **ours}
+    named = args.models or scale["models"]
+    published = {t: r for t, r in scale["tuned_from"].items() if t in named and r in named}
+    return {**published, **ours}
 
 
 def dataset_specs(args: argparse.Namespace, scale: dict) -> list[str]:
@@ -196,6 +213,7 @@ def ranking_parts(args: argparse.Namespace, scale: dict) -> list[Part]:
             file = ranking_file(args, model, dataset)
             ties = ["--include-ties"] if dataset == TIES else []
             data = ["--data-dir", args.data_dir] if args.data_dir else []
+            data += ["--allow-pickle"] if args.allow_pickle else []
             parts.append(
                 Part(f"ranking: {slug(model)} × {slug(dataset)}",
                      ["calculate_calibration_metrics.py", "--lm-name-or-path", model, "--dataset",
@@ -224,7 +242,7 @@ def idealized_parts(args: argparse.Namespace, scale: dict) -> list[Part]:
                      ["calculate_upper_bound_rlhf.py", "--reference-examples", examples[0],
                       "--policy-examples", examples[1], *ties, "--output-dir", str(file.parent),
                       "--output-filename", file.name],
-                     file)
+                     file, tuple(ranking_file(args, m, dataset) for m in (reference, tuned)))
             )  # fmt: skip
     return parts
 
@@ -236,27 +254,34 @@ def win_rate_parts(args: argparse.Namespace, scale: dict) -> list[Part]:
     parts = []
     for model in args.train or scale["train"]:
         sft = args.output_dir / f"{slug(model)}_sft"
-        judge = scale["judge"]
+        judge, prompts = scale["judge"], []
         if isinstance(judge, list):
             folder = args.output_dir / f"{slug(model)}_reward_model"
             parts.append(
                 Part(f"reward model: {slug(model)}",
                      ["reproduce/train_reward_model.py", "--lm-name-or-path", str(sft),
                       "--output-dir", str(folder), *judge, *data],
-                     folder / "accuracy.json")
+                     folder / "accuracy.json", (sft / RUN_FILE,))
             )  # fmt: skip
             judge = f"reward-model:{folder}"
-        gammas, seeds = args.gammas or scale["gammas"], args.seeds or scale["seeds"]
-        one = run_folder(args, model, 1 if 1 in gammas else gammas[0], seeds[0])
+            prompts = ["--dataset", str(folder / "policy_examples.jsonl")]
+        runs = [
+            run_folder(args, model, gamma, seed)
+            for gamma in args.gammas or scale["gammas"]
+            for seed in args.seeds or scale["seeds"]
+        ]
+        one = run_folder(args, model, *judged_run(args, scale))
+        needed = {one.parent: runs, one: [one]}
         for folder in (one.parent, *([one] if scale["keeps_checkpoints"] else [])):
             file = args.output_dir / "win_rate" / f"{folder.name}.jsonl"
+            every = tuple(map(str, runs)) if folder == one.parent else ()
             parts.append(
                 Part(f"win rate: {folder.name}",
                      ["calculate_win_rate.py", "--checkpoints", str(folder),
                       "--reference-name-or-path", str(sft), "--judge", judge,
-                      *scale["win_rate"], *data, "--output-dir", str(file.parent),
+                      *scale["win_rate"], *prompts, *data, "--output-dir", str(file.parent),
                       "--output-filename", file.name],
-                     file)
+                     file, tuple(run / RUN_FILE for run in needed[folder]), every)
             )  # fmt: skip
     return parts
 
@@ -276,6 +301,7 @@ def result_files(args: argparse.Namespace, scale: dict, folder: str, kind: str =
         for file in (args.output_dir / folder).glob("*.jsonl")
         if file.name.endswith(f".{kind}.jsonl" if kind else ".jsonl")
         and (kind or file.name.split(".")[-2] not in kinds)
+        and (not kind or file.with_name(file.name.replace(f".{kind}.", ".")).exists())  # whole
     ]
     return [str(file) for file in sorted(found, key=place)]
 
@@ -318,7 +344,7 @@ def report_parts(args: argparse.Namespace, scale: dict) -> list[Part]:
             for gamma in args.gammas or scale["gammas"]
             for seed in args.seeds or scale["seeds"]
         ]
-        runs = [run for run in runs if Path(run).is_file()]
+        runs = [run for run in runs if is_finished(Path(run).with_name(RUN_FILE))]
         if runs:
             table(f"{slug(model)}_sweep", "reproduce/tables.py", ["sweep", *runs, *at])
             picture(f"{slug(model)}_sweep", "sweep", runs, at)
@@ -343,29 +369,65 @@ STEPS = {
 
 
 # ---------------------------------------------------------------------------- running
+def check_names(parts: list[Part]) -> None:
+    """ValueError where two parts would write one file: models whose names end alike."""
+    owners: dict[Path, Part] = {}
+    for part in parts:
+        other = owners.setdefault(part.done, part)
+        if other is not part:
+            raise ValueError(f"two parts would write {part.done}: rename one of the models")
+
+
+def is_finished(file: Path) -> bool:
+    """Whether a result file is there; a training run says itself whether it has ended."""
+    if file.name == RUN_FILE and file.exists():
+        return json.loads(file.read_text())["finished"]
+    return file.exists()
+
+
 def is_done(part: Part) -> bool:
-    if part.done.name == RUN_FILE and part.done.exists():
-        return json.loads(part.done.read_text())["finished"]
-    return part.done.exists()
+    """Whether its result is there, whole, and of all the models it should have."""
+    if not is_finished(part.done):
+        return False
+    return not part.models or set(part.models) <= {
+        row["model"] for row in read_json_lines(part.done)
+    }
 
 
-def run_part(part: Part, log: Path) -> str | None:
+def run_part(part: Part, log: Path, launcher: list[str]) -> str | None:
     """None when the command succeeds, else its last line. Output goes to `log`; what a table
-    printer says goes to the part's file."""
+    printer says goes to the part's file. Ctrl-C and SIGTERM are handed on, once, so that the
+    command saves what it has."""
+    for needed in part.needs:
+        if not is_finished(needed):
+            return f"needs {needed}, which is not there yet"
     log.parent.mkdir(parents=True, exist_ok=True)
     part.done.parent.mkdir(parents=True, exist_ok=True)
     table = part.done.suffix == ".md"
+    again = ["--overwrite"] if part.models and part.done.exists() else []  # some were missing
     with log.open("w") as file:
-        finished = subprocess.run(
-            [sys.executable, *part.arguments], cwd=ROOT, stderr=file, text=True,
+        process = subprocess.Popen(
+            [*starter(part, launcher), *part.arguments, *again], cwd=ROOT, stderr=file, text=True,
             stdout=subprocess.PIPE if table else file, stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )  # fmt: skip
-    if finished.returncode:
+        try:
+            printed, _ = process.communicate()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
+    if process.returncode:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else f"exit code {finished.returncode}"
+        return lines[-1] if lines else f"exit code {process.returncode}"
     if table:
-        write_text_atomically(part.done, finished.stdout)
+        write_text_atomically(part.done, printed)
     return None
+
+
+def starter(part: Part, launcher: list[str]) -> list[str]:
+    """What starts the command: the launcher for training, else this Python."""
+    return launcher if launcher and part.arguments[0] in ("sft.py", "dpo.py") else [sys.executable]
 
 
 def run_parts(parts: list[Part], args: argparse.Namespace, always: bool) -> list[tuple[Part, str]]:
@@ -379,7 +441,7 @@ def run_parts(parts: list[Part], args: argparse.Namespace, always: bool) -> list
             continue
         begun = time.monotonic()
         log = args.output_dir / "logs" / f"{part.name.replace('/', '-').replace(' ', '_')}.log"
-        problem = run_part(part, log)
+        problem = run_part(part, log, shlex.split(args.launcher))
         print(f"{time.monotonic() - begun:.0f} s" + (f", FAILED: {log}" if problem else ""))
         if problem:
             failed.append((part, problem))
@@ -399,6 +461,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--gammas", nargs="+", type=float, metavar="γ")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED")
+    parser.add_argument("--allow-pickle", action="store_true", help="rank models saved by pickle")
+    parser.add_argument(
+        "--launcher", default="", metavar="COMMAND",
+        help="starts sft.py and dpo.py, e.g. 'accelerate launch --config_file FILE'",
+    )  # fmt: skip
     parser.add_argument("--print", action="store_true", help="show the commands and stop")
     return parser.parse_args(argv)
 
@@ -417,9 +484,13 @@ def main(args: argparse.Namespace) -> None:
     failed = []
     for step in args.steps or STEPS:
         parts = STEPS[step](args, scale)
+        check_names(parts)
         if args.print:
             for part in parts:
-                print(shlex.join(["python", *part.arguments]))
+                start = starter(part, shlex.split(args.launcher))
+                start = ["python"] if start == [sys.executable] else start
+                table = f" > {shlex.quote(str(part.done))}" if part.done.suffix == ".md" else ""
+                print(shlex.join([*start, *part.arguments]) + table)
             continue
         if not parts:
             print(f"{step}: no result files under {args.output_dir} yet")

@@ -21,7 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from command_line import make_parser, run_script
-from plot_results import PARTS, lowest_loss_step, means_by_step, sweep_points
+from data_utils import DATASETS
+from plot_results import PARTS, lowest_loss_step, mean_of, means_by_step, sweep_points
 from ranking_dynamics import read_dynamics
 from result_files import read_json_lines
 
@@ -29,6 +30,7 @@ PUBLISHED = json.loads((Path(__file__).parent / "paper_tables.json").read_text()
 HUB_NAMES = {  # of models that the tables call otherwise
     "alignment-handbook/zephyr-7b-sft-full": "zephyr-7b-sft",
     "alignment-handbook/zephyr-7b-dpo-full": "zephyr-7b-dpo",
+    "allenai/OLMo-7B-hf": "allenai/OLMo-7B",
 }
 NORMALIZATIONS = {"length-normalized": "R̃", "non-length-normalized": "R"}
 BETWEEN = " / "  # min / median / max over β
@@ -55,10 +57,41 @@ def short(name: str) -> str:
     return "/".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
 
 
+SETTING = ("dataset_name", "dataset_config", "dataset_split", "include_ties", "model")
+
+
+def setting_of(row: Row) -> tuple:
+    """What a row is about: dataset, its part, whether ties count, and the model."""
+    return tuple(row.get(key) for key in SETTING)
+
+
+def dataset_label(row: Row) -> str:
+    """Dataset with its split and, unless the hub's default, its configuration; ties."""
+    name, config, split, ties, _ = setting_of(row)
+    default = DATASETS[name].config if name in DATASETS else None
+    parts = [name, *(x for x in (config, split) if x not in (None, default))]
+    return ":".join(parts) + (", ties included" if ties else "")
+
+
+def by_setting(rows: list[Row], column: str, prefix: str = "") -> dict[tuple, dict[str, Row]]:
+    """setting → value of `column` → row. ValueError where two rows would fall together."""
+    found: dict[tuple, dict[str, Row]] = {}
+    for row in rows:
+        group = found.setdefault(setting_of(row), {})
+        kind = row[column].removeprefix(prefix)
+        if kind in group:
+            raise ValueError(f"two runs of {row['model']} on {dataset_label(row)}: give one")
+        group[kind] = row
+    return found
+
+
 # ---------------------------------------------------------------------------- evaluation
 def published_pair(row: Row, beside: str | None) -> tuple[str, list[float]] | None:
     """(model, [R̃, R] in percent) that the paper has for a summary row, or for `beside`."""
-    dataset = f"{row['dataset_name']}:{row['dataset_split']}"
+    name = row["dataset_name"]
+    if name in DATASETS and row.get("dataset_config") != DATASETS[name].config:
+        return None  # a part of it only
+    dataset = f"{name}:{row['dataset_split']}"
     dataset += " (ties included)" if row["include_ties"] else ""
     for model in (HUB_NAMES.get(row["model"], row["model"]), beside):
         found = PUBLISHED["ranking_accuracy"].get(model, {}).get(dataset)
@@ -76,15 +109,12 @@ def ranking_table(rows: list[Row], beside: str | None = None) -> Table:
     if not all("wilson_95" in row for row in accuracies) or not accuracies:
         raise ValueError("not a summary of calculate_calibration_metrics.py")
     lines = []
-    by_setting: dict[tuple, dict[str, Row]] = {}
-    for row in accuracies:
-        key = (row["dataset_name"], row["dataset_split"], row["include_ties"], row["model"])
-        by_setting.setdefault(key, {})[row["calib_property"].removeprefix("ranking_")] = row
-    order = list(dict.fromkeys(key[:3] for key in by_setting))
-    for key, pair in sorted(by_setting.items(), key=lambda item: order.index(item[0][:3])):
-        name, _, ties, model = key
+    grouped = by_setting(accuracies, "calib_property", "ranking_")
+    order = list(dict.fromkeys(key[:-1] for key in grouped))
+    for key, pair in sorted(grouped.items(), key=lambda item: order.index(item[0][:-1])):
+        model = key[-1]
         first = next(iter(pair.values()))
-        cells = [name + (", ties included" if ties else ""), short(model), str(first["n"])]
+        cells = [dataset_label(first), short(model), str(first["n"])]
         cells.append(percent(first["chance"]))
         published = published_pair(first, beside)
         for k, normalization in enumerate(NORMALIZATIONS):
@@ -115,14 +145,14 @@ def idealized_table(rows: list[Row], beside: str | None = None) -> Table:
     for symbol in NORMALIZATIONS.values():
         columns += [symbol, f"{symbol}* min / med / max", "gap [95 %]"]
     lines = []
-    keys = ("dataset_name", "reference_model", "model", "include_ties")
-    for (name, reference, model, ties), group in groupby(
-        rows, key=lambda row: tuple(row[key] for key in keys)
+    keys = ("reference_model", *SETTING)
+    for (reference, *_, model), group in groupby(
+        rows, key=lambda row: tuple(row.get(key) for key in keys)
     ):
         by_kind = {row["calib_property"].removeprefix("ranks_"): row for row in group}
         any_row = next(iter(by_kind.values()))
         models = short(model) if model == reference else f"{short(reference)} → {short(model)}"
-        cells = [name + (", ties included" if ties else ""), models, str(any_row["n"])]
+        cells = [dataset_label(any_row), models, str(any_row["n"])]
         for normalization in NORMALIZATIONS:
             row = by_kind[normalization]
             cells += [
@@ -131,15 +161,16 @@ def idealized_table(rows: list[Row], beside: str | None = None) -> Table:
                 with_interval(row["gap_to_median"], row["gap_to_median_95"]),
             ]
         lines.append(cells)
-    ties = all(row["include_ties"] for row in rows)
-    published = PUBLISHED["idealized_table6_ties_included" if ties else "idealized_table1"]
-    for model, row in published.items():
-        cells = ["AlpacaFarm, paper's convention", f"paper: {short(model)}", "–"]
-        for key in ("R_norm", "R"):
-            median = row[f"{key}_star"][1]
-            cells += [str(row[key]), BETWEEN.join(map(str, row[f"{key}_star"]))]
-            cells.append(f"{median - row[key]:.0f}")
-        lines.append(cells)
+    for ties, table in ((False, "idealized_table1"), (True, "idealized_table6_ties_included")):
+        published = PUBLISHED[table] if any(row["include_ties"] == ties for row in rows) else {}
+        for model, row in published.items():
+            where = "AlpacaFarm, paper's convention" + (", ties included" if ties else "")
+            cells = [where, f"paper: {short(model)}", "–"]
+            for key in ("R_norm", "R"):
+                median = row[f"{key}_star"][1]
+                cells += [str(row[key]), BETWEEN.join(map(str, row[f"{key}_star"]))]
+                cells.append(f"{median - row[key]:.0f}")
+            lines.append(cells)
     return columns, lines
 
 
@@ -147,14 +178,17 @@ def conventions_table(rows: list[Row], beside: str | None = None) -> Table:
     """The same log-likelihoods under the definition and under a published convention."""
     if not all("convention" in row for row in rows):
         raise ValueError("not a file of conventions.py")
-    columns = ["what", "dataset", "convention", "n", "R̃", "R", "paper R̃, R"]
+    columns = ["what", "dataset", "model", "convention", "n", "R̃", "R", "paper R̃, R"]
     lines = []
-    for (what, name, convention), group in groupby(
-        rows, key=lambda row: (row["what"], row["dataset_name"], row["convention"])
-    ):
-        by_kind = {row["normalization"]: row for row in group}
+    grouped: dict[tuple, dict[str, Row]] = {}
+    for row in rows:
+        key = (*setting_of(row), row["what"], row["convention"])
+        if row["normalization"] in grouped.setdefault(key, {}):
+            raise ValueError(f"two runs of {row['model']} on {dataset_label(row)}: give one")
+        grouped[key][row["normalization"]] = row
+    for (*_, model, what, convention), by_kind in grouped.items():
         any_row = next(iter(by_kind.values()))
-        cells = [what, name, convention, str(any_row["n"])]
+        cells = [what, dataset_label(any_row), short(model), convention, str(any_row["n"])]
         for normalization in NORMALIZATIONS:
             value = by_kind[normalization]["value"]
             triple = isinstance(value, list)
@@ -182,7 +216,7 @@ def length_table(rows: list[Row], beside: str | None = None) -> Table:
         if row["correlation"] is not None:
             correlation = f"{row['correlation']:+.2f} [{low:+.2f}, {high:+.2f}]"
         lines.append(
-            [row["dataset_name"], short(row["model"]), NORMALIZATIONS[row["normalization"]],
+            [dataset_label(row), short(row["model"]), NORMALIZATIONS[row["normalization"]],
              str(row["n"]), correlation,
              f"{percent(row['accuracy_shorter'])} (n = {row['n_shorter']})",
              f"{percent(row['accuracy_longer'])} (n = {row['n_longer']})"]
@@ -199,13 +233,13 @@ def dynamics_table(rows: list[Row]) -> Table:
     lines = []
     for part in PARTS:
         summary = means_by_step(rows, part)
-        for step in sorted({min(summary), best, max(summary)} if summary else ()):
+        for step in sorted({min(summary), best, max(summary)} & summary.keys() if summary else ()):
             chosen = [row for row in rows if (row["part"], row["step"]) == (part, step)]
             counts = {group: 0 for group in summary[step]["share"]}
             for row in chosen:
                 counts[row["group"]] += 1
             wrong = counts["incorrect_to_correct"] + counts["incorrect_to_incorrect"]
-            margin = sum(row["reward_margin"] for row in chosen) / len(chosen)
+            margin = mean_of(chosen, "reward_margin")
             flipped = counts["incorrect_to_correct"]
             lines.append(
                 [f"{part} ({len(chosen)})", f"{step}{' (lowest)' if step == best else ''}",

@@ -65,7 +65,7 @@ def test_thirty_kills_of_scoring_and_summaries(tiny_model_directory, tmp_path):
 
     seconds = duration(scoring(tmp_path / "whole"), dict(os.environ))
     rng, folder, n_kills = random.Random(0), tmp_path / "killed", 0
-    n_before = 0
+    n_before = n_partly = 0
     while n_kills < 30:
         # the first half of a run imports; kills are most use after it
         n_kills += kill_after(scoring(folder), seconds * rng.uniform(0.45, 1.0), dict(os.environ))
@@ -83,6 +83,8 @@ def test_thirty_kills_of_scoring_and_summaries(tiny_model_directory, tmp_path):
             ]
             assert len(rows) >= n_before and len({row["id"] for row in rows}) == len(rows)
             n_before = len(rows)
+            n_partly += len(rows) > 0
+    assert n_partly >= 3  # kills that hit a run in its scoring
     subprocess.run(scoring(folder), cwd=ROOT, check=True, capture_output=True)
     assert_same_results(folder, tmp_path / "whole")
 
@@ -101,10 +103,12 @@ def test_eight_kills_of_a_model_conversion(tmp_path):
     begun = time.monotonic()
     whole = subprocess.run(convert, cwd=ROOT, env=environments[0], capture_output=True, text=True)
     seconds = time.monotonic() - begun
-    rng = random.Random(1)
+    rng, n_partly = random.Random(1), 0
     for _ in range(8):
         if not kill_after(convert, seconds * rng.uniform(0.3, 1.0), environments[1]):
             shutil.rmtree(tmp_path / "killed")
+        n_partly += any((tmp_path / "killed").glob(".*"))  # a copy that was being written
+    assert n_partly >= 1
     killed = subprocess.run(convert, cwd=ROOT, env=environments[1], capture_output=True, text=True)
     assert killed.returncode == 0 and killed.stdout == whole.stdout
 
@@ -122,15 +126,17 @@ def test_twelve_kills_of_training(tiny_model_directory, tmp_path):
         for name in ("whole", "killed")
     }
     seconds = duration(training("whole"), environments["whole"])
-    rng, n_kills = random.Random(2), 0
+    rng, n_kills, n_partly = random.Random(2), 0, 0
     while n_kills < 12:
         killed = kill_after(
             training("killed"), seconds * rng.uniform(0.35, 0.9), environments["killed"]
         )
         n_kills += killed
+        n_partly += killed and any((tmp_path / "killed").glob("checkpoint-*"))
         if not killed:
             shutil.rmtree(tmp_path / "killed")
             shutil.rmtree(tmp_path / "killed_cache")
+    assert n_partly >= 2  # kills that hit a run in its training
     subprocess.run(
         training("killed"), cwd=ROOT, env=environments["killed"], check=True, capture_output=True
     )

@@ -37,7 +37,7 @@ def test_ranking_table_marks_what_is_outside_the_interval():
     """gpt2 on HH test: published 49.9 and 46.0."""
     columns, (line,) = tables.ranking_table(ranking_rows())
     assert dict(zip(columns, line)) | {"difference": None} == {
-        "dataset": HH, "model": "gpt2", "n": "100", "chance": "50.0", "R̃ paper": "49.9",
+        "dataset": f"{HH}:test", "model": "gpt2", "n": "100", "chance": "50.0", "R̃ paper": "49.9",
         "R̃ ours [95 %]": "50.0 [45, 55]", "difference": None, "R paper": "46.0",
         "R ours [95 %]": "60.0 [55, 65]"}  # fmt: skip
     differences = [cell for column, cell in zip(columns, line) if column == "difference"]
@@ -96,7 +96,7 @@ def test_dynamics_and_sweep_tables():
 
 def test_formats_and_errors(tmp_path, capsys):
     write_json_lines(tmp_path / "r.jsonl", ranking_rows())
-    for style, expected in (("markdown", f"| {HH} | gpt2 | 100 |"), ("latex", "\\toprule")):
+    for style, expected in (("markdown", f"| {HH}:test | gpt2 | 100 |"), ("latex", "\\toprule")):
         arguments = ["ranking", str(tmp_path / "r.jsonl"), "--format", style]
         tables.main(tables.parse_args(arguments))
         assert expected in capsys.readouterr().out
@@ -114,6 +114,7 @@ def test_formats_and_errors(tmp_path, capsys):
 def record(number, logps, ranks, prompt="p", dataset="d", n_tokens=None, votes=None):
     return {
         "id": str(number), "prompt_id": prompt, "dataset": dataset, "split": None, "row": number,
+        "dataset_config": None,
         "model": "m", "prompt": prompt, "ranks": ranks, "votes": votes,
         "completions": [
             {"text": "", "logp": logp, "n_tokens": n}
@@ -142,6 +143,30 @@ def test_ranking_conventions_by_hand():
         ("definition", 3, False), ("answers grouped by prompt", 2, True)]  # fmt: skip
 
 
+def test_conventions_of_several_models_and_splits_stay_apart():
+    records = [record(k, [-1 - k % 2, -2 + k % 2], [1, 2], prompt=str(k)) for k in range(4)]
+    rows = []
+    for model, split in (("gpt2", "test"), ("gpt2", "train"), ("EleutherAI/pythia-1.4b", "test")):
+        mine = [{**r, "model": model, "dataset": HH, "split": split} for r in records]
+        for kind in ("length-normalized", "non-length-normalized"):
+            rows += conventions.convention_rows(mine, kind, 0)
+    _, lines = tables.conventions_table(rows)
+    assert [line[1:3] for line in lines] == [
+        [f"{HH}:test", "gpt2"], [f"{HH}:train", "gpt2"], [f"{HH}:test", "pythia-1.4b"]]  # fmt: skip
+    assert [line[-1] for line in lines] == [
+        "49.9, 46.0 (gpt2)",
+        "52.7, 46.8 (gpt2)",
+        "51.2, 46.2 (pythia-1.4b)",
+    ]
+    with pytest.raises(ValueError, match="two runs of gpt2"):
+        tables.conventions_table(rows + rows)
+    with pytest.raises(ValueError, match=f"two runs of gpt2 on {HH}:test"):
+        tables.ranking_table(ranking_rows() + ranking_rows())
+    harmless = [{**row, "dataset_config": "harmless-base"} for row in ranking_rows()]
+    _, (line,) = tables.ranking_table(harmless)
+    assert line[0] == f"{HH}:harmless-base:test" and line[4] == "–"  # a part has no published value
+
+
 def test_length_difference_against_scipy(tmp_path, capsys):
     rng = np.random.default_rng(0)
     records = []
@@ -161,7 +186,11 @@ def test_length_difference_against_scipy(tmp_path, capsys):
         difference.append(r["completions"][w]["n_tokens"] - r["completions"][l]["n_tokens"])
     expected = stats.pointbiserialr(correct, difference)
     assert summed["correlation"] == pytest.approx(expected.statistic) and expected.statistic < -0.3
-    assert summed["correlation_95"][0] < summed["correlation"] < summed["correlation_95"][1]
+    interval = summed[
+        "correlation_95"
+    ]  # one pair a prompt: the bootstrap is near Fisher's interval
+    fisher = stats.pearsonr(correct, difference).confidence_interval(0.95)
+    assert interval == pytest.approx(list(fisher), abs=0.08)
     shorter = np.array(difference) < 0
     assert summed["accuracy_shorter"] == pytest.approx(np.mean(np.array(correct)[shorter]))
     assert summed["n_shorter"] == shorter.sum() and sum(b["n"] for b in summed["bins"]) == 60
@@ -199,12 +228,40 @@ def test_figures_of_several_models_and_lengths(tmp_path, monkeypatch):
 
     bins = [{"mean_difference": x, "accuracy": y, "wilson_95": [y - 0.1, y + 0.1]}
             for x, y in ((-5, 0.9), (5, 0.2))]  # fmt: skip
-    row = {"model": "m", "dataset_name": "d", "normalization": "non-length-normalized", "n": 9,
-           "bins": bins}  # fmt: skip
-    plot_results.plot_length_difference([row], tmp_path / "l.png")
+    row = {"model": "m", "dataset_name": "d", "dataset_split": "test", "include_ties": False, "n": 9,
+           "normalization": "non-length-normalized", "bins": bins}  # fmt: skip
+    ties = {**row, "include_ties": True, "bins": bins[::-1]}  # its untied pairs are not drawn twice
+    plot_results.plot_length_difference([row, ties], tmp_path / "l.png")
+    normalized, summed = plt.gcf().axes
+    assert not normalized.containers and len(summed.containers) == 1
+    assert list(summed.containers[0].lines[0].get_ydata()) == pytest.approx([90, 20])
+    assert list(summed.containers[0].lines[0].get_xdata()) == [-5, 5]
+
+    splits = ranking_rows("a") + ranking_rows("a", (0.7, 0.4), split="train")
+    splits += [
+        {**row, "include_ties": True, "chance": None} for row in ranking_rows("a", (0.2, 0.3))
+    ]
+    plot_results.plot_ranking_accuracy(splits, tmp_path / "s.png")
     (axes,) = plt.gcf().axes
-    assert list(axes.containers[0].lines[0].get_ydata()) == pytest.approx([90, 20])
-    assert list(axes.containers[0].lines[0].get_xdata()) == [-5, 5]
+    assert [text.get_text().split("\n")[0] for text in axes.get_yticklabels()] == [
+        f"{HH}, test", f"{HH}, train", f"{HH}, test, ties"]  # fmt: skip
+    (chance,) = [c for c in axes.collections if c.get_label() == "chance"]
+    assert len(chance.get_segments()) == 2
+
+
+def test_win_rates_of_several_seeds_are_joined_by_their_means(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    rows = [
+        {"step": None, "gamma": gamma, "win_rate": win, "bootstrap_95": [win - 0.1, win + 0.1], "n": 9,
+         "ranking_accuracy": win / 2, "n_ranked": 9, "squared_distance": 1.0}
+        for gamma, win in ((0.0, 0.4), (0.0, 0.6), (1.0, 0.7), (1.0, 0.7))
+    ]  # fmt: skip
+    plot_results.plot_win_rate(rows, tmp_path / "w.png")
+    left, right = plt.gcf().axes
+    (means,) = [line for line in left.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2
+                and list(line.get_xdata()) == [0, 1] and line.get_color() == plot_results.BLUE]  # fmt: skip
+    assert list(means.get_ydata()) == pytest.approx([50, 70])
+    assert list(right.lines[-1].get_ydata()) == pytest.approx([25, 35])
 
 
 # ---------------------------------------------------------------------------- driver
@@ -226,6 +283,61 @@ def test_every_command_of_the_driver_parses(scale, capsys, tmp_path):
     settings = run.SCALES[scale]
     n_runs = len(settings["train"]) * len(settings["gammas"]) * len(settings["seeds"])
     assert len(trained) == len({c[3] for c in trained}) == n_runs
+
+
+def finish(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "run_config.json").write_text('{"finished": true}')
+
+
+def test_report_and_win_rate_commands_parse_and_say_when_they_are_done(capsys, tmp_path):
+    """With a result file of each kind there, every command of the report parses."""
+    arguments = [
+        "--scale",
+        "embedded",
+        "--output-dir",
+        str(tmp_path),
+        "--gammas",
+        "0",
+        "1",
+        "--seeds",
+        "0",
+    ]
+    args = run.parse_args(arguments)
+    scale, model = run.SCALES["embedded"], run.BUNDLED_MODEL
+    runs = [run.run_folder(args, model, gamma, 0) for gamma in (0, 1)]
+    for folder in runs:
+        finish(folder)
+    for folder, ending in (("ranking", "sample"), ("idealized", "sample"), ("win_rate", "dpo")):
+        (tmp_path / folder).mkdir()
+        for kind in ("", ".examples", ".pairs", ".curve"):
+            (tmp_path / folder / f"{model}_{ending}{kind}.jsonl").write_text("")
+    (tmp_path / "ranking" / "half_sample.examples.jsonl").write_text("")  # without a summary
+    commands = printed_commands(capsys, "report", "win-rate", *arguments)
+    assert len(commands) > 15 and not any("half_sample" in word for c in commands for word in c)
+    for _, script, *words in commands:
+        words = words[: words.index(">")] if ">" in words else words
+        importlib.import_module(script.removesuffix(".py").replace("/", ".")).parse_args(words)
+    judge = next(c for c in commands if "calculate_win_rate.py" in c)
+    assert judge[judge.index("--dataset") + 1].endswith("_reward_model/policy_examples.jsonl")
+
+    (part,) = [p for p in run.win_rate_parts(args, scale) if p.models]
+    assert not run.is_done(part)
+    write_json_lines(part.done, [{"model": str(runs[0])}])
+    assert not run.is_done(part)  # the other run was missing when it was judged
+    write_json_lines(part.done, [{"model": str(folder)} for folder in runs])
+    assert run.is_done(part)
+    training = run.training_parts(args, scale)
+    assert [run.is_done(p) for p in training] == [False, True, True]
+
+
+def test_models_whose_names_end_alike_are_refused(tmp_path, capsys):
+    arguments = ["ranking", "--scale", "embedded", "--output-dir", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        run_script(run.main, run.parse_args([*arguments, "--models", "a/final", "b/final"]))
+    assert "two parts would write" in capsys.readouterr().err
+    names = [run.slug(name) for name in ("a/checkpoint-10", "b/checkpoint-10", "x/m-v1.5.gguf")]
+    assert names == ["a_checkpoint-10", "b_checkpoint-10", "m-v1.5"]
 
 
 @pytest.mark.slow
