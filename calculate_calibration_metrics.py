@@ -512,17 +512,22 @@ def has_wandb_key() -> bool:
         return False
 
 
-def start_wandb(project: str, config: Record):
-    """A wandb run; without a key it is offline, which one line says."""
+def start_wandb(**settings):
+    """`wandb.init`; without a key, or where the server cannot be reached (wandb tries for 90
+    seconds), the run is offline, which one line says."""
     import wandb
 
     if not has_wandb_key() and "WANDB_MODE" not in os.environ:
         os.environ["WANDB_MODE"] = "offline"
-        print(
-            "wandb: no API key, so this run is offline; upload it with `wandb sync`",
-            file=sys.stderr,
-        )
-    return wandb.init(project=project, config=config)
+    try:
+        run = wandb.init(**settings)
+    except wandb.Error as error:
+        announce(f"wandb: {str(error).splitlines()[0]}")
+        run = wandb.init(**settings, mode="offline")
+    if run.offline:
+        folder = Path(run.dir).parent
+        announce(f"wandb: this run is offline; upload it with `wandb sync {folder}`")
+    return run
 
 
 def log_to_wandb(run, rows: list[Record], records: list[Record], picture: Path) -> None:
@@ -730,7 +735,8 @@ def main(args: argparse.Namespace) -> None:
         f"summary   {paths['summary']}\nexamples  {paths['examples']}\npicture   {paths['picture']}"
     )
     if args.wandb_project:
-        log_to_wandb(start_wandb(args.wandb_project, config), rows, records, paths["picture"])
+        run = start_wandb(project=args.wandb_project, config=config)
+        log_to_wandb(run, rows, records, paths["picture"])
 
 
 if __name__ == "__main__":

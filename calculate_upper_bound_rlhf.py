@@ -472,7 +472,8 @@ def main(args: argparse.Namespace) -> None:
 
 def log_to_wandb(args: argparse.Namespace, rows: list[Record], files: dict[str, Path]) -> None:
     """The table per β and both pictures."""
-    run = start_wandb(args.wandb_project, {key: str(value) for key, value in vars(args).items()})
+    settings = {key: str(value) for key, value in vars(args).items()}
+    run = start_wandb(project=args.wandb_project, config=settings)
     import wandb
 
     columns = ["dataset_name", "calib_property", "beta", "distance_metric_value_mean", "gap", "n"]

@@ -735,7 +735,7 @@ def main(args: argparse.Namespace) -> None:
     write_json_lines(paths["summary"], rows)
     print_table(rows)
     if args.wandb_project:
-        log_to_wandb(start_wandb(args.wandb_project, config), rows, judged, picture)
+        log_to_wandb(start_wandb(project=args.wandb_project, config=config), rows, judged, picture)
     print(f"summary   {paths['summary']}\nexamples  {paths['examples']}")
     if picture is not None:
         print(f"picture   {picture}")

@@ -48,7 +48,7 @@ from training_setup import (
     parse_flags,
     prepare_output_dir,
     run_description,
-    start_wandb,
+    start_training_wandb,
     train_until_stopped,
     whole_weights,
 )
@@ -313,7 +313,7 @@ def main(argv: list[str]) -> None:
                 )
     peft_config = make_peft_config(model_args, model, tokenizer, training_args.output_dir)
 
-    run = start_wandb(data_args, training_args, "dpo")
+    run = start_training_wandb(data_args, training_args, "dpo")
     training_args.precompute_ref_log_probs = True  # the datasets carry the reference
     training_args.eval_on_start = (
         training_args.eval_on_start and checkpoint is None and training_args.eval_strategy != "no"

@@ -37,7 +37,7 @@ from training_setup import (
     parse_flags,
     prepare_output_dir,
     run_description,
-    start_wandb,
+    start_training_wandb,
     train_until_stopped,
 )
 
@@ -248,7 +248,7 @@ def main(argv: list[str]) -> None:
     if training_args.packing:
         check_packing(model, parts["train"])
     peft_config = make_peft_config(model_args, model, tokenizer, training_args.output_dir)
-    run = start_wandb(data_args, training_args, "sft")
+    run = start_training_wandb(data_args, training_args, "sft")
     trainer = SFTTrainer(
         model=model,
         args=training_args,

@@ -24,7 +24,7 @@ from transformers.integrations.deepspeed import (
 )
 from trl import ModelConfig, get_peft_config
 
-from calculate_calibration_metrics import has_wandb_key
+from calculate_calibration_metrics import start_wandb
 from command_line import Stopped, finishing_first, stop_requested, suggestion
 from data_utils import PreferenceData, content_hash, load_training_splits, split_name
 from model_loading import load_model, load_tokenizer, model_fingerprint
@@ -441,19 +441,15 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 # ---------------------------------------------------------------------------- wandb
-def start_wandb(args: DataArguments, training_args, default_project: str):
+def start_training_wandb(args: DataArguments, training_args, default_project: str):
     """The wandb run the Trainer will log to, the same one after a resume; None without wandb.
 
-    Without a key it is offline, which one line says.
+    Offline as `calculate_calibration_metrics.start_wandb` says.
     """
     if "wandb" not in training_args.report_to or not PartialState().is_main_process:
         return None
-    import wandb
-
-    if not has_wandb_key() and "WANDB_MODE" not in os.environ:
-        os.environ["WANDB_MODE"] = "offline"
     folder = training_args.output_dir
-    run = wandb.init(
+    return start_wandb(
         project=args.wandb_project or os.environ.get("WANDB_PROJECT", default_project),
         entity=args.wandb_entity,
         name=training_args.run_name,
@@ -461,6 +457,3 @@ def start_wandb(args: DataArguments, training_args, default_project: str):
         resume="allow",
         dir=os.environ.get("WANDB_DIR", folder),
     )
-    if run.offline:
-        announce(f"wandb: this run is offline; upload it with `wandb sync {Path(run.dir).parent}`")
-    return run
