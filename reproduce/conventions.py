@@ -128,7 +128,8 @@ def ranking_conventions(records: list[dict], normalization: str) -> dict[str, li
     by_prompt: dict[str, list[float]] = {}
     for record, value in zip(records, correct):
         by_prompt.setdefault(record["prompt_id"], []).append(value)
-    if len(records) >= 1.5 * len(by_prompt):  # else a prompt is repeated by chance
+    grouped = PUBLISHED_CONVENTIONS.get(records[0]["dataset"]) == "answers grouped by prompt"
+    if grouped or len(records) >= 1.5 * len(by_prompt):  # else a prompt is repeated by chance
         found["answers grouped by prompt"] = [min(values) for values in by_prompt.values()]
     tied = [len(set(r["ranks"])) < len(r["ranks"]) for r in records]
     if any(t and len(r["ranks"]) > 2 for t, r in zip(tied, records)):
