@@ -271,6 +271,7 @@ def launch(arguments, sharded: bool) -> int:
     return max(map(int, re.findall(r"(\d+) weights are sharded", run.stderr)), default=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
 def test_two_processes(tiny_model_directory, tmp_path, monkeypatch, sharded):
     """torchrun of the script: reference, dynamics file and weights of one process with double batch."""
@@ -299,6 +300,7 @@ def test_two_processes(tiny_model_directory, tmp_path, monkeypatch, sharded):
         np.testing.assert_allclose(weights[name], others[name], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_sharded_in_half_precision(tiny_model_directory, tmp_path):
     """FSDP2 with --bf16: log-likelihoods stay float32 (those of tokens, below −1, would be multiples
     of 1/128 in bfloat16), and the distance is that of the float32 weights: none at the start."""

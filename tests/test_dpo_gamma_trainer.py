@@ -419,6 +419,7 @@ if run.is_world_process_zero():
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, tokenizer, texts):
     """torchrun with 2 × 2 pairs a step: losses, weights and metrics of one process with 4."""
     import json

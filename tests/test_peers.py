@@ -48,6 +48,7 @@ def test_log_likelihoods_are_those_of_lm_evaluation_harness(real):
     assert [x for pair in ours for x in pair] == pytest.approx(theirs, abs=0.005)
 
 
+@pytest.mark.slow
 @NEEDS_SMOLLM2
 def test_margins_and_loss_are_those_of_trl(real, tmp_path):
     """TRL's DPOTrainer on the same pairs, with β = 0.1 and another reference than the policy."""

@@ -248,6 +248,7 @@ def test_packing_is_refused_where_texts_see_each_other(tokenizer, tmp_path):
         main(command(tmp_path / "opt", tmp_path / "out", *more))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path):
     """Same losses and weights after a stop at a checkpoint."""
     more = ["--report_to=none", "--disable_tqdm=true"]
