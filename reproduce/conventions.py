@@ -24,6 +24,7 @@ Idealized accuracy (Tables 1, 6), where there are votes:
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,14 @@ def tied_within_band(scores: list[float], ranks: list[int]) -> bool:
     return abs(scores[0] / scores[1] - 1) <= TIE_BAND
 
 
+def records_by_dataset(files: Sequence[str]) -> Iterator[list[dict]]:
+    """The records of each dataset and split of each examples file."""
+    for file in files:
+        records = load_examples(file)
+        for dataset in dict.fromkeys((r["dataset"], r["split"]) for r in records):
+            yield [r for r in records if (r["dataset"], r["split"]) == dataset]
+
+
 def has_tied_examples(records: list[dict]) -> bool:
     """Whether the records were scored with --include-ties: otherwise such examples drop out."""
     return any(len(set(record["ranks"])) == 1 for record in records)
@@ -195,12 +204,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     rows = []
-    for file in args.examples:
-        records = load_examples(file)
-        for dataset in dict.fromkeys((r["dataset"], r["split"]) for r in records):
-            mine = [r for r in records if (r["dataset"], r["split"]) == dataset]
-            by_kind = [convention_rows(mine, kind, args.seed) for kind in NORMALIZATIONS]
-            rows += [row for pair in zip(*by_kind) for row in pair]
+    for records in records_by_dataset(args.examples):
+        by_kind = [convention_rows(records, kind, args.seed) for kind in NORMALIZATIONS]
+        rows += [row for pair in zip(*by_kind) for row in pair]
     write_json_lines(args.output, rows)
     print_table(conventions_table(rows, args.beside), "markdown")
 

@@ -20,10 +20,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from calculate_calibration_metrics import NORMALIZATIONS, load_examples, record_scores
+from calculate_calibration_metrics import NORMALIZATIONS, record_scores
 from command_line import make_parser, run_script
 from ranking_metrics import wilson_interval
-from reproduce.conventions import has_tied_examples
+from reproduce.conventions import has_tied_examples, records_by_dataset
 from reproduce.tables import length_table, print_table
 from result_files import write_json_lines
 
@@ -112,11 +112,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     rows = []
-    for file in args.examples:
-        records = load_examples(file)
-        for dataset in dict.fromkeys((r["dataset"], r["split"]) for r in records):
-            mine = [r for r in records if (r["dataset"], r["split"]) == dataset]
-            rows += [summarize(mine, normalization) for normalization in NORMALIZATIONS]
+    for records in records_by_dataset(args.examples):
+        rows += [summarize(records, normalization) for normalization in NORMALIZATIONS]
     rows = [row for row in rows if row["n"]]
     if not rows:
         raise ValueError(f"{', '.join(args.examples)}: no untied pair")
