@@ -10,7 +10,7 @@ DEMO_DPO = --model_name_or_path=$(DEMO)/sft --dataset_name=sample --beta=0.1 \
     --save_total_limit=1 --load_best_model_at_end=true --logging_steps=3 --report_to=none \
     --overwrite_output_dir
 
-.PHONY: demo demo-train test test-slow check clean
+.PHONY: demo demo-train test test-slow coverage check clean
 
 $(VENV)/.installed: requirements.txt requirements_dpo.txt requirements_dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,9 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m slow tests
+
+coverage: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m "not slow" --cov --cov-report=term-missing:skip-covered tests
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
