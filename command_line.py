@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def suggestion(flag: str, known: Iterable[str]) -> str:
-    """ "; did you mean --this?" for the nearest known flag, or nothing."""
+    """The nearest known flag as a question that ends the message, or nothing."""
     close = difflib.get_close_matches(flag, list(known), 1)
     return f"; did you mean {close[0]}?" if close else ""
 
