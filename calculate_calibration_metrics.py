@@ -14,13 +14,11 @@ import argparse
 import json
 import logging
 import math
-import os
 import platform
 import sys
 from datetime import timedelta
 from importlib.metadata import version
 from itertools import groupby
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +55,7 @@ from result_files import (
     row_key,
     write_json_lines,
 )
+from wandb_runs import finishing_wandb, start_wandb
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 NORMALIZATIONS = ("length-normalized", "non-length-normalized")
@@ -504,32 +503,6 @@ def print_table(rows: list[Record]) -> None:
             )
 
 
-def has_wandb_key() -> bool:
-    """Whether wandb can log in without asking: WANDB_API_KEY, or an entry of ~/.netrc."""
-    try:
-        return bool(os.environ.get("WANDB_API_KEY") or netrc().authenticators("api.wandb.ai"))
-    except (OSError, NetrcParseError):
-        return False
-
-
-def start_wandb(**settings):
-    """`wandb.init`; without a key, or where the server cannot be reached (wandb tries for 90
-    seconds), the run is offline, which one line says."""
-    import wandb
-
-    if not has_wandb_key() and "WANDB_MODE" not in os.environ:
-        os.environ["WANDB_MODE"] = "offline"
-    try:
-        run = wandb.init(**settings)
-    except wandb.Error as error:
-        announce(f"wandb: {str(error).splitlines()[0]}")
-        run = wandb.init(**settings, mode="offline")
-    if run.offline:
-        folder = Path(run.dir).parent
-        announce(f"wandb: this run is offline; upload it with `wandb sync {folder}`")
-    return run
-
-
 def log_to_wandb(run, rows: list[Record], records: list[Record], picture: Path) -> None:
     """Accuracies as summary values, the table, the picture and a per-example table."""
     import wandb
@@ -570,7 +543,6 @@ def log_to_wandb(run, rows: list[Record], records: list[Record], picture: Path) 
             "figure": wandb.Image(str(picture)),
         }
     )
-    run.finish()
 
 
 # ---------------------------------------------------------------------------- command line
@@ -736,7 +708,8 @@ def main(args: argparse.Namespace) -> None:
     )
     if args.wandb_project:
         run = start_wandb(project=args.wandb_project, config=config)
-        log_to_wandb(run, rows, records, paths["picture"])
+        with finishing_wandb(run):
+            log_to_wandb(run, rows, records, paths["picture"])
 
 
 if __name__ == "__main__":

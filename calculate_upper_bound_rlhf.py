@@ -31,7 +31,6 @@ from calculate_calibration_metrics import (
     record_scores,
     run_config,
     score_to_file,
-    start_wandb,
 )
 from command_line import make_parser, process_rank, run_script
 from data_utils import ALPACA_FARM, read_votes
@@ -45,6 +44,7 @@ from ranking_metrics import (
     required_margin,
 )
 from result_files import output_paths, write_json_lines
+from wandb_runs import finishing_wandb, start_wandb
 
 Record = dict[str, Any]
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)
@@ -467,13 +467,14 @@ def main(args: argparse.Namespace) -> None:
     for name, path in (("summary", paths["summary"]), *files.items()):
         print(f"{name:9} {path}")
     if args.wandb_project:
-        log_to_wandb(args, rows, files)
+        settings = {key: str(value) for key, value in vars(args).items()}
+        run = start_wandb(project=args.wandb_project, config=settings)
+        with finishing_wandb(run):
+            log_to_wandb(run, rows, files)
 
 
-def log_to_wandb(args: argparse.Namespace, rows: list[Record], files: dict[str, Path]) -> None:
+def log_to_wandb(run, rows: list[Record], files: dict[str, Path]) -> None:
     """The table per β and both pictures."""
-    settings = {key: str(value) for key, value in vars(args).items()}
-    run = start_wandb(project=args.wandb_project, config=settings)
     import wandb
 
     columns = ["dataset_name", "calib_property", "beta", "distance_metric_value_mean", "gap", "n"]
@@ -485,7 +486,6 @@ def log_to_wandb(args: argparse.Namespace, rows: list[Record], files: dict[str, 
             "required_loss": wandb.Image(str(files["losses"])),
         }
     )
-    run.finish()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from calculate_calibration_metrics import add_trust_arguments, start_wandb
+from calculate_calibration_metrics import add_trust_arguments
 from command_line import announce, make_parser, run_script, until_stopped
 from data_utils import PreferenceData, load_preferences
 from judges import (
@@ -59,6 +59,7 @@ from result_files import (
     read_json_lines,
     write_json_lines,
 )
+from wandb_runs import finishing_wandb, start_wandb
 
 NEXT_TURN = "\n\nHuman:"  # where a model that continues the dialogue ends its own turn
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "statsmodels", "openai")
@@ -529,7 +530,6 @@ def log_to_wandb(run, rows: list[Record], judged: list[Record], picture: Path | 
     )
     if picture is not None:
         run.log({"figure": wandb.Image(str(picture))})
-    run.finish()
 
 
 # ---------------------------------------------------------------------------- command line
@@ -734,11 +734,13 @@ def main(args: argparse.Namespace) -> None:
             rows[-1].setdefault("correlations", []).append(found)
     write_json_lines(paths["summary"], rows)
     print_table(rows)
-    if args.wandb_project:
-        log_to_wandb(start_wandb(project=args.wandb_project, config=config), rows, judged, picture)
     print(f"summary   {paths['summary']}\nexamples  {paths['examples']}")
     if picture is not None:
         print(f"picture   {picture}")
+    if args.wandb_project:
+        run = start_wandb(project=args.wandb_project, config=config)
+        with finishing_wandb(run):
+            log_to_wandb(run, rows, judged, picture)
 
 
 if __name__ == "__main__":

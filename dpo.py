@@ -52,6 +52,7 @@ from training_setup import (
     train_until_stopped,
     whole_weights,
 )
+from wandb_runs import finishing_wandb
 
 REPLACED = {
     **RETIRED,
@@ -336,18 +337,19 @@ def main(argv: list[str]) -> None:
     trainer.save_state()
     if not trainer.is_world_process_zero():
         return
+    rows, pictures = [], {}
     if (folder / DYNAMICS_FILE).exists():
         rows = read_dynamics(folder / DYNAMICS_FILE)
         pictures = draw_pictures(rows, folder)
         print_groups(rows)
-        if run is not None:
-            log_to_wandb(run, rows, texts, pictures)
         for path in (folder / DYNAMICS_FILE, *pictures.values()):
             print(path)
-    if run is not None:
-        run.finish()
     mark_run(training_args.output_dir, settings, finished=True)
     print(f"model     {folder}")
+    if run is not None:
+        with finishing_wandb(run):
+            if rows:
+                log_to_wandb(run, rows, texts, pictures)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from training_setup import (
     start_training_wandb,
     train_until_stopped,
 )
+from wandb_runs import finishing_wandb
 
 REPLACED = {
     **RETIRED,
@@ -263,12 +264,13 @@ def main(argv: list[str]) -> None:
     trainer.save_state()
     if not trainer.is_world_process_zero():
         return
-    if run is not None:
-        run.finish()
     mark_run(training_args.output_dir, settings, finished=True)
     loss = metrics["eval_loss"]
     print(f"validation loss {loss:.4f} nats per response token, n = {len(parts['validation'])}")
     print(f"model     {training_args.output_dir}")
+    if run is not None:
+        with finishing_wandb(run):
+            pass  # the trainer has logged everything
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ from transformers.integrations.deepspeed import (
 )
 from trl import ModelConfig, get_peft_config
 
-from calculate_calibration_metrics import start_wandb
 from command_line import Stopped, finishing_first, stop_requested, suggestion
 from data_utils import PreferenceData, content_hash, load_training_splits, split_name
 from model_loading import load_model, load_tokenizer, model_fingerprint
 from result_files import lock_outputs, write_text_atomically
+from wandb_runs import start_wandb
 
 RUN_FILE = "run_config.json"
 # flags of earlier transformers, TRL and of the original scripts → what to use now
@@ -444,7 +444,7 @@ def last_checkpoint(folder: Path) -> str | None:
 def start_training_wandb(args: DataArguments, training_args, default_project: str):
     """The wandb run the Trainer will log to, the same one after a resume; None without wandb.
 
-    Offline as `calculate_calibration_metrics.start_wandb` says.
+    Offline as `wandb_runs.start_wandb` says.
     """
     if "wandb" not in training_args.report_to or not PartialState().is_main_process:
         return None

@@ -409,18 +409,3 @@ def test_adapter_directory(tiny_model_directory, tmp_path):
     ]
     for key, values in logps[0].items():
         assert values == pytest.approx(logps[1][key], abs=2e-3)
-
-
-def test_wandb_key_is_wandbs(tmp_path, monkeypatch):
-    """A ~/.netrc without wandb's entry is no key."""
-    from calculate_calibration_metrics import has_wandb_key
-
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert not has_wandb_key()
-    (tmp_path / ".netrc").write_text("machine github.com login a password b\n")
-    (tmp_path / ".netrc").chmod(0o600)
-    assert not has_wandb_key()
-    with (tmp_path / ".netrc").open("a") as file:
-        file.write("machine api.wandb.ai login user password c\n")
-    assert has_wandb_key()

@@ -1,0 +1,64 @@
+"""wandb runs: offline where there is no key or no server, and never in the way of the results."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+
+from command_line import Stopped, announce
+
+FINISH_TIMEOUT = "300"  # seconds that a finished run waits for its upload; wandb's own: for ever
+
+
+def has_wandb_key() -> bool:
+    """Whether wandb can log in without asking: WANDB_API_KEY, or an entry of ~/.netrc."""
+    try:
+        return bool(os.environ.get("WANDB_API_KEY") or netrc().authenticators("api.wandb.ai"))
+    except (OSError, NetrcParseError):
+        return False
+
+
+def start_wandb(**settings):
+    """`wandb.init`; without a key, or where the server cannot be reached (wandb tries for 90
+    seconds), the run is offline, which one line says."""
+    import wandb
+
+    if not has_wandb_key() and "WANDB_MODE" not in os.environ:
+        os.environ["WANDB_MODE"] = "offline"
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT)
+    os.environ["WANDB_FINISH_TIMEOUT_RAISES"] = "true"
+    try:
+        run = wandb.init(**settings)
+    except wandb.Error as error:
+        announce(f"wandb: {str(error).splitlines()[0]}")
+        run = wandb.init(**settings, mode="offline")
+    if run.offline:
+        announce(f"wandb: this run is offline; upload it with `wandb sync {Path(run.dir).parent}`")
+    return run
+
+
+@contextmanager
+def finishing_wandb(run) -> Iterator[None]:
+    """Log the results inside; then `run` ends, with its upload.
+
+    A server that went away costs one line that says how to upload later, not the script. Enter
+    when all results are on disk.
+    """
+    import wandb
+
+    later = f"upload it with `wandb sync {Path(run.dir).parent}`"
+    try:
+        try:
+            yield
+        except wandb.Error as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            announce(f"wandb: {reason}; tables and pictures missing there are in the output files")
+        run.finish()
+    except TimeoutError:
+        announce(f"wandb: the run is not all uploaded after {os.environ['WANDB_FINISH_TIMEOUT']} s "
+                 f"(WANDB_FINISH_TIMEOUT); {later}")  # fmt: skip
+    except Stopped as stop:
+        announce(f"wandb: upload stopped by {stop}: all results are written; {later}")
+        sys.exit(128 + stop.number)
