@@ -1,4 +1,4 @@
-"""Ranking accuracy of a language model on preference datasets (Fig. 1, Tables 2-5).
+r"""Ranking accuracy of a language model on preference datasets (Fig. 1, Tables 2-5).
 
     python calculate_calibration_metrics.py --lm-name-or-path gpt2 \
         --output-dir results --output-filename gpt2.jsonl
@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import platform
 import sys
 from datetime import timedelta
@@ -41,21 +42,24 @@ from model_loading import (
     QUANTIZATIONS,
     REMOTE_CODE_FLAG,
     check_model_path,
+    check_revision,
     model_fingerprint,
     resolve_dtype,
 )
 from result_files import (
     append_json_lines,
+    check_inputs,
     hash_config,
     merge_parts,
     output_paths,
     part_file,
+    part_files,
     prepare_outputs,
     read_json_lines,
     row_key,
     write_json_lines,
 )
-from wandb_runs import finishing_wandb, start_wandb
+from wandb_runs import check_wandb, finishing_wandb, start_wandb
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 NORMALIZATIONS = ("length-normalized", "non-length-normalized")
@@ -220,6 +224,11 @@ def prepare_outputs_once(paths: dict[str, Path], config: Record, overwrite: bool
 def load_examples(path: str) -> list[Record]:
     """Rows of an examples file in the order of the data; ValueError if they are not that."""
     records = read_json_lines(Path(path))
+    stem = path.removesuffix(".examples.jsonl")
+    summaries = (stem, f"{stem}.jsonl", f"{stem}.json")
+    unfinished = Path(f"{stem}.config.json").exists() and not any(map(os.path.exists, summaries))
+    if part_files(Path(path)) or (unfinished and not stem.endswith(".policy")):
+        raise ValueError(f"{path} is of an unfinished run: give the command that began it again")
     needed = {
         "id",
         "prompt_id",
@@ -256,7 +265,10 @@ def load_datasets(args: argparse.Namespace) -> list[PreferenceData]:
         for message in (f"{len(data.examples)} examples, dropped: {dropped}", *data.notes):
             announce(f"{data.name}: {message}")
         if any((data.name, data.split) == (other.name, other.split) for other in loaded):
-            raise ValueError(f"--dataset {spec}: the same dataset and split is given twice")
+            raise ValueError(
+                f"--dataset {spec}: {data.name} with this split is given twice (configurations: "
+                "score each in a run of its own)"
+            )
         loaded.append(data)
     return loaded
 
@@ -266,7 +278,7 @@ def run_config(args: argparse.Namespace, datasets: list[PreferenceData], model_n
     return {
         "model": model_name,
         "revision": args.revision,
-        "model_fingerprint": model_fingerprint(model_name),
+        "model_fingerprint": model_fingerprint(model_name, args.revision),
         "datasets": [
             {
                 "name": data.name,
@@ -429,7 +441,7 @@ def score_to_file(
         "trust_remote_code": args.trust_remote_code,
         "path": path,
         "n_processes": n_processes,
-        "model_commit": getattr(model.config, "_commit_hash", None),
+        "model_commit": config["model_fingerprint"].partition("commit ")[2] or None,
         "n_truncated_prompts": n_truncated,
         "dropped": dropped,
     }
@@ -494,7 +506,7 @@ def print_table(rows: list[Record]) -> None:
             str(sum(summed["dropped"].values())),
             str(summed["n_examples_with_ties"]),
         )
-    console = Console(width=None if sys.stdout.isatty() else 132)
+    console = Console(width=None if sys.stdout.isatty() else 132, markup=False)
     console.print(table)
     for dataset, n in {row["dataset_name"]: row["n_non_finite"] for row in rows}.items():
         if n:
@@ -632,6 +644,10 @@ def check_scoring_arguments(args: argparse.Namespace, default_datasets: list[str
     if args.sample_size == 0 or args.sample_size < -1:
         raise ValueError(f"--sample-size {args.sample_size}: give a positive number, or -1 for all")
     args.sample_size = None if args.sample_size == -1 else args.sample_size
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed}: give 0 or more")
+    if args.wandb_project:
+        check_wandb(args.wandb_project)
     if args.device_map is not None and args.device != "auto":
         raise ValueError("--device-map spreads the model over all devices: leave out --device")
     for flag in ("max_length", "batch_size", "tokens_per_batch"):
@@ -659,10 +675,12 @@ def main(args: argparse.Namespace) -> None:
     other = load_examples(args.compare) if args.compare else None
     check_model_path(args.lm_name_or_path)
     paths = output_paths(args.output_dir, args.output_filename)
+    check_inputs(paths, [*args.dataset, args.compare])
     if paths["summary"].exists() and not args.overwrite:
         raise ValueError(
             f"{paths['summary']} exists: choose another --output-filename or pass --overwrite"
         )
+    check_revision(args.lm_name_or_path, args.revision)
     datasets = load_datasets(args)
     config = run_config(args, datasets, args.lm_name_or_path)
     earlier = prepare_outputs_once(paths, config, args.overwrite)
@@ -677,6 +695,7 @@ def main(args: argparse.Namespace) -> None:
             "dataset_name": data.name,
             "dataset_config": data.config,
             "dataset_split": data.split,
+            "dataset_commit": data.commit,
             "dropped": dropped,
             "include_ties": args.include_ties,
             "seed": args.seed,
@@ -693,8 +712,8 @@ def main(args: argparse.Namespace) -> None:
 
     from plot_results import plot_ranking_accuracy
 
-    plot_ranking_accuracy(rows, paths["picture"])
     write_json_lines(paths["summary"], rows)
+    plot_ranking_accuracy(rows, paths["picture"])
     print_table(rows)
     comparisons = compare_runs(records, other) if other is not None else []
     if other is not None and not comparisons:

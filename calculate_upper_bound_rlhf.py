@@ -1,4 +1,4 @@
-"""Idealized ranking accuracy and the alignment gap (Theorem 3.1, Corollary 3.3, Tables 1 and 6).
+r"""Idealized ranking accuracy and the alignment gap (Theorem 3.1, Corollary 3.3, Tables 1 and 6).
 
     python calculate_upper_bound_rlhf.py --reference-examples results/gpt2.examples.jsonl \
         --output-dir results --output-filename gpt2_idealized.jsonl
@@ -34,7 +34,7 @@ from calculate_calibration_metrics import (
 )
 from command_line import make_parser, process_rank, run_script
 from data_utils import ALPACA_FARM, read_votes
-from model_loading import check_model_path
+from model_loading import check_model_path, check_revision
 from ranking_metrics import (
     TIE_EPSILON,
     clustered_bootstrap_interval,
@@ -43,7 +43,7 @@ from ranking_metrics import (
     required_loss,
     required_margin,
 )
-from result_files import output_paths, write_json_lines
+from result_files import check_inputs, lock_outputs, output_paths, write_json_lines
 from wandb_runs import finishing_wandb, start_wandb
 
 Record = dict[str, Any]
@@ -280,7 +280,7 @@ def print_table(table_rows: list[tuple[str, int, dict[str, dict]]], policy_name:
                 f"{100 * summary['gap_to_median']:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
             ]
         table.add_row(dataset, str(n), *cells)
-    Console(width=None if sys.stdout.isatty() else 132).print(table)
+    Console(width=None if sys.stdout.isatty() else 132, markup=False).print(table)
 
 
 def print_pairs(title: str, pairs: list[Record]) -> None:
@@ -299,7 +299,7 @@ def print_pairs(title: str, pairs: list[Record]) -> None:
         cells = [text if len(text) <= 300 else text[:299] + "…" for text in cells]
         numbers = (f"{-pair['ref_logratio non-length-normalized']:.1f}", f"{pair['alpha']:.3f}")
         table.add_row(*numbers, *(Text(cell) for cell in cells))
-    Console(width=None if sys.stdout.isatty() else 132).print(table)
+    Console(width=None if sys.stdout.isatty() else 132, markup=False).print(table)
 
 
 def print_selected_pairs(pairs: list[Record], args: argparse.Namespace) -> None:
@@ -366,19 +366,33 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--assumed-proportion {args.assumed_proportion}: give a share in (0.5, 1]"
         )
+    if not math.isfinite(args.gamma):
+        raise ValueError(f"--gamma {args.gamma}: give a finite number")
+    for name in ("hardest", "easiest", "easiest_to_flip"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give 0 or more")
     for name in (args.lm_name_or_path, args.policy_name_or_path):
         if name is not None:
             check_model_path(name)
+            check_revision(name, args.revision)
 
 
 def main(args: argparse.Namespace) -> None:
     check_arguments(args)
     paths = output_paths(args.output_dir, args.output_filename)
+    stem = paths["examples"].name.removesuffix(".examples.jsonl")
+    files = {
+        key: paths["summary"].with_name(f"{stem}.{suffix}")
+        for key, suffix in (
+            ("pairs", "pairs.jsonl"), ("curve", "curve.jsonl"),
+            ("picture", "curve.png"), ("losses", "required_loss.png"),
+        )
+    }  # fmt: skip
+    check_inputs({**paths, **files}, [*args.dataset, args.reference_examples, args.policy_examples])
     if paths["summary"].exists() and not args.overwrite:
         raise ValueError(
             f"{paths['summary']} exists: choose another --output-filename or pass --overwrite"
         )
-    stem = paths["examples"].name.removesuffix(".examples.jsonl")
     datasets, scored = None, []
     if args.lm_name_or_path or args.policy_name_or_path:
         datasets = load_datasets(args)
@@ -401,7 +415,7 @@ def main(args: argparse.Namespace) -> None:
 
     def facts_of(key: tuple) -> Record:
         """dtype, path and dropped examples of the scoring done here, if any was."""
-        facts = dict(scored[0]) if scored else {}
+        facts = dict(scored[-1]) if scored else {}  # the policy's, where it was scored too
         by_name = {(data.name, data.split): n for n, data in enumerate(datasets or ())}
         drops = facts.pop("dropped", None)
         if drops is not None:
@@ -449,19 +463,13 @@ def main(args: argparse.Namespace) -> None:
 
     from plot_results import plot_idealized_curves, plot_required_loss
 
-    files = {
-        key: paths["summary"].with_name(f"{stem}.{suffix}")
-        for key, suffix in (
-            ("pairs", "pairs.jsonl"), ("curve", "curve.jsonl"),
-            ("picture", "curve.png"), ("losses", "required_loss.png"),
-        )
-    }  # fmt: skip
     paths["summary"].parent.mkdir(parents=True, exist_ok=True)
-    plot_idealized_curves(curves, files["picture"])
-    plot_required_loss(per_pair, files["losses"])
+    lock_outputs(paths["summary"])
     write_json_lines(files["pairs"], per_pair)
     write_json_lines(files["curve"], curves)
     write_json_lines(paths["summary"], rows)
+    plot_idealized_curves(curves, files["picture"])
+    plot_required_loss(per_pair, files["losses"])
     print_table(table, policy[0]["model"])
     print_selected_pairs(pairs, args)
     for name, path in (("summary", paths["summary"]), *files.items()):

@@ -1,4 +1,4 @@
-"""Win rate of a model's responses against a reference's, by a judge (Section 5, Fig. 4, 9-12).
+r"""Win rate of a model's responses against a reference's, by a judge (Section 5, Fig. 4, 9-12).
 
     python calculate_win_rate.py --lm-name-or-path DPO_DIR --reference-name-or-path SFT_DIR \
         --judge reward-model:RM_DIR --output-dir results --output-filename win_rate.jsonl
@@ -11,6 +11,7 @@ and, for checkpoints, NAME.png. The same command resumes a killed run.
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,7 @@ from model_loading import (
 from ranking_metrics import clustered_bootstrap_interval, ranking_accuracy
 from result_files import (
     append_json_lines,
+    check_inputs,
     drop_torn_line,
     hash_config,
     output_paths,
@@ -59,7 +61,7 @@ from result_files import (
     read_json_lines,
     write_json_lines,
 )
-from wandb_runs import finishing_wandb, start_wandb
+from wandb_runs import check_wandb, finishing_wandb, start_wandb
 
 NEXT_TURN = "\n\nHuman:"  # where a model that continues the dialogue ends its own turn
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "statsmodels", "openai")
@@ -158,13 +160,18 @@ def load_prompts(args: argparse.Namespace) -> tuple[PreferenceData, list[Record]
 
 
 def formatted_prompt(tokenizer, prompt: str, chat_template: bool) -> list[int]:
-    """Token ids that a response continues."""
+    """Token ids that a response continues; none where the chat template refuses the dialogue."""
+    from jinja2 import TemplateError
+
     from log_likelihood import parse_dialogue
 
     if chat_template:
-        text = tokenizer.apply_chat_template(
-            parse_dialogue(prompt), tokenize=False, add_generation_prompt=True
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                parse_dialogue(prompt), tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError:
+            return []
         return tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokenizer(prompt)["input_ids"]
 
@@ -191,7 +198,7 @@ def generate_batches(
         batch = order[first : first + args.batch_size]
         if all(prompts[i]["id"] in done for i in batch):
             continue
-        fitting = [i for i in batch if longest is None or len(ids[i]) <= longest]
+        fitting = [i for i in batch if ids[i] and (longest is None or len(ids[i]) <= longest)]
         rows = [
             {"id": prompts[i]["id"], "response": None, "finished": False, "n_tokens": 0}
             for i in batch
@@ -205,15 +212,19 @@ def generate_batches(
             sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p,
                         "top_k": 0}  # fmt: skip
             torch.manual_seed(seed + first)
-            with torch.inference_mode():
-                output = model.generate(
-                    **inputs,
-                    **(sampling if args.temperature > 0 else greedy),
-                    max_new_tokens=args.max_new_tokens,
-                    stop_strings=[NEXT_TURN],
-                    tokenizer=tokenizer,
-                    pad_token_id=tokenizer.pad_token_id,
-                )
+            try:
+                with torch.inference_mode():
+                    output = model.generate(
+                        **inputs,
+                        **(sampling if args.temperature > 0 else greedy),
+                        max_new_tokens=args.max_new_tokens,
+                        stop_strings=[NEXT_TURN],
+                        tokenizer=tokenizer,
+                        pad_token_id=tokenizer.pad_token_id,
+                    )
+            except RuntimeError as error:  # NaN weights among others
+                line = str(error).splitlines()[0]
+                raise ValueError(f"{model.name_or_path} cannot generate: {line}") from error
             width = inputs["input_ids"].shape[1]
             for i, new in zip(fitting, output[:, width:].tolist()):
                 rows.append({"id": prompts[i]["id"], **read_response(tokenizer, new)})
@@ -263,7 +274,8 @@ def respond(
 ) -> dict[str, str | None]:
     """Responses of one model by example id, taken from `known` rows or generated and appended.
 
-    A response is None where the prompt and --max-new-tokens exceed the context.
+    A response is None where the prompt and --max-new-tokens exceed the context, or the prompt has
+    no token (empty, or refused by the chat template).
     """
     name = settings["model"]
     key = hash_config(settings)
@@ -276,6 +288,8 @@ def respond(
             raise ValueError(f"--chat-template: {name} has none")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token is None:
+            raise ValueError(f"the tokenizer of {name} has neither a pad nor an EOS token")
         n_before = len(wanted & responses.keys())
         with progress_bar(f"responses of {name}", len(wanted), n_before) as progress:
             seed = int(key[:12], 16)  # of --seed, the model and the other settings
@@ -306,10 +320,7 @@ def pair_responses(
     other: dict[str, str | None],
     data: PreferenceData,
 ) -> list[Record]:
-    """What the judge compares: a row per prompt that left room for both responses.
-
-    ValueError if none did.
-    """
+    """What the judge compares: a row per prompt that both could answer. ValueError if none."""
     pairs = [
         {"model": policy, "id": p["id"], "prompt_id": p["prompt_id"], "dataset": data.name,
          "split": data.split, "prompt": p["prompt"], "policy_response": own[p["id"]],
@@ -318,7 +329,7 @@ def pair_responses(
         if own[p["id"]] is not None and other[p["id"]] is not None
     ]  # fmt: skip
     if not pairs:
-        raise ValueError("no prompt leaves room for --max-new-tokens in the context")
+        raise ValueError("no prompt has tokens and leaves room for --max-new-tokens in the context")
     return pairs
 
 
@@ -412,7 +423,7 @@ def checkpoint_facts(args: argparse.Namespace, policy: Path, data: PreferenceDat
     import torch
 
     from log_likelihood import check_fast_path, score_examples, tokenize_examples
-    from ranking_dynamics import initial_weights, squared_distance
+    from ranking_dynamics import initial_weights, squared_distance, trained_weights
 
     def whole_model(name: str):
         """In float32, for half precision would round the differences away; adapters merged."""
@@ -422,8 +433,15 @@ def checkpoint_facts(args: argparse.Namespace, policy: Path, data: PreferenceDat
         return model.requires_grad_(True)
 
     initial = initial_weights(whole_model(args.reference_name_or_path))
-    distance = squared_distance(whole_model(str(policy)), initial)
-    del initial
+    tuned = whole_model(str(policy))
+    shapes = [{k: tuple(v.shape) for k, v in weights.items()}
+              for weights in (initial, dict(trained_weights(tuned)))]  # fmt: skip
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{policy} and {args.reference_name_or_path} have different weights: no distance"
+        )
+    distance = squared_distance(tuned, initial)
+    del initial, tuned
     model = load_model(str(policy), dtype=args.dtype, device=args.device, **trust(args))
     outcomes = tokenize_examples(
         load_tokenizer(str(policy), trust_remote_code=args.trust_remote_code),
@@ -511,7 +529,7 @@ def print_table(rows: list[Record]) -> None:
         if checkpoints:
             cells += [f"{100 * row['ranking_accuracy']:.1f}", f"{row['squared_distance']:.3g}"]
         table.add_row(*cells)
-    Console(width=None if sys.stdout.isatty() else 132).print(table)
+    Console(width=None if sys.stdout.isatty() else 132, markup=False).print(table)
 
 
 def log_to_wandb(run, rows: list[Record], judged: list[Record], picture: Path | None) -> None:
@@ -619,8 +637,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     for flag in ("max_new_tokens", "batch_size", "judge_concurrency"):
         if getattr(args, flag) < 1:
             raise ValueError(f"--{flag.replace('_', '-')}: give a positive number")
-    if args.temperature < 0 or not 0 < args.top_p <= 1:
-        raise ValueError("--temperature must not be negative, --top-p lies in (0, 1]")
+    if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
+        raise ValueError("--temperature must be finite and ≥ 0, --top-p lies in (0, 1]")
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed}: give 0 or more")
+    if args.wandb_project:
+        check_wandb(args.wandb_project)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -648,11 +670,12 @@ def main(args: argparse.Namespace) -> None:
     if args.against == "reference":  # a model against itself: two draws
         against = args.reference_name_or_path
         other_settings = generation_settings(args, against, draw=int(against in policies))
+    check_inputs({**paths, "responses": responses_file}, [args.dataset, *args.responses])
     config = {
         "against": against,
         "judge": args.judge,
         "judge_fingerprint": model_fingerprint(judge_name) if kind == "reward-model" else None,
-        "judge_base_url": args.judge_base_url,
+        "judge_base_url": str(judge.base_url) if kind == "openai" else None,
         "dataset": data.name,
         "split": data.split,
         "prompts": [prompt["id"] for prompt in prompts],
@@ -726,13 +749,14 @@ def main(args: argparse.Namespace) -> None:
         from plot_results import plot_win_rate
 
         picture = paths["picture"]
-        plot_win_rate(rows, picture)
         for found in correlations(rows):
             value = found["spearmanr"]
             text = "undefined" if value is None else f"{value:.2f} (p = {found['p_value']:.2g})"
             print(f"Spearman, accuracy and win rate, {found['part']} ({found['n']}): {text}")
             rows[-1].setdefault("correlations", []).append(found)
     write_json_lines(paths["summary"], rows)
+    if picture is not None:
+        plot_win_rate(rows, picture)
     print_table(rows)
     print(f"summary   {paths['summary']}\nexamples  {paths['examples']}")
     if picture is not None:

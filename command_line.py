@@ -1,7 +1,8 @@
 """How a script starts and stops: flags, one-line errors, several processes, Ctrl-C and SIGTERM.
 
 Exit codes: 0 done, 2 an error that one line explains, 130 interrupted (Ctrl-C), 143 told to end
-(SIGTERM). A stop lets the batch at hand finish and be written; a second one stops at once.
+(SIGTERM), 129 its terminal closed (SIGHUP). A stop lets the batch at hand finish and be written; a
+second one stops at once.
 """
 
 import argparse
@@ -10,25 +11,40 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 from result_files import release_outputs
 
 Item = TypeVar("Item")
-RESUME = "the same command resumes where this run stopped"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 # ---------------------------------------------------------------------------- flags
 class Parser(argparse.ArgumentParser):
     """Errors are one line; an unknown flag names the nearest known one."""
 
+    given: Sequence[str] = ()
+
+    def parse_known_args(self, args=None, namespace=None):
+        self.given = sys.argv[1:] if args is None else args
+        return super().parse_known_args(args, namespace)
+
+    def format_help(self) -> str:
+        if self.description:  # which shows how to call it
+            self.usage = argparse.SUPPRESS
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
-            flag = (unknown.split() or ['""'])[0].split("=")[0]
-            message = f"unknown flag {flag}" + suggestion(flag, self._option_string_actions)
+        flags = [word.split("=")[0] for word in self.given if word.startswith("--")]
+        unknown = [flag for flag in flags if flag not in self._option_string_actions]
+        if message.startswith("unrecognized arguments: "):
+            unknown += (message.removeprefix("unrecognized arguments: ").split() or ['""'])[:1]
+        if unknown:  # said before what is missing, which may be what was meant
+            close = suggestion(unknown[0], self._option_string_actions)
+            message = f"unknown flag {unknown[0]}{close}"
         print(f"error: {message} ({self.prog} --help shows all flags)", file=sys.stderr)
         sys.exit(2)
 
@@ -41,11 +57,19 @@ def suggestion(flag: str, known: Iterable[str]) -> str:
 
 def make_parser(description: str | None) -> Parser:
     """A parser that shows `description` (the script's docstring) as it stands."""
+    print_any_text()
     return Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def print_any_text() -> None:
+    """Where the terminal's encoding lacks a character, it is printed as `?`, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 # ---------------------------------------------------------------------------- several processes
@@ -128,22 +152,31 @@ def run_script(main_function, args) -> None:
     """Run a script's main; expected failures and stops become one line and an exit code."""
     global _requested
     _requested = None
+    print_any_text()
     explain_single_process()
     logging.basicConfig(
         level=getattr(args, "loglevel", "WARNING"), format="%(levelname)s: %(message)s"
     )
-    before = {n: signal.signal(n, _handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+    heard = [n for n in STOP_SIGNALS if n != signal.SIGHUP or not ignored]
+    before = {n: signal.signal(n, _handle) for n in heard}
     try:
         main_function(args)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         logging.debug("details", exc_info=True)
         where = f" (process {process_rank() + 1})" if process_count() > 1 else ""
         print(f"error{where}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         number = getattr(stop, "number", signal.SIGINT)
-        saved = f"{stop.saved}; " if isinstance(stop, Stopped) and stop.saved else ""
-        announce(f"stopped by {signal.Signals(number).name}: {saved}{RESUME}")
+        saved = getattr(stop, "saved", "")
+        saved = f"{saved}; " if saved else ""
+        announce(f"stopped by {signal.Signals(number).name}: {saved}the same command resumes from "
+                 "what is on disk")  # fmt: skip
+        others = [t for t in threading.enumerate() if t is not threading.main_thread()]
+        if _requested is not None and not saved and not all(t.daemon for t in others):
+            sys.stdout.flush()  # asked twice: threads that wait for an answer are left
+            os._exit(128 + number)
         sys.exit(128 + number)
     finally:
         release_outputs()

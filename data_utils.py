@@ -73,6 +73,7 @@ class PreferenceData:
     examples: list[PreferenceExample]
     dropped: dict[str, int]
     notes: list[str]
+    commit: str | None = None  # of a hub dataset
 
 
 class Dropped(Exception):
@@ -194,6 +195,8 @@ def read_votes(value: Any, n_completions: int) -> Votes:
             )
         if not (0 <= first < math.inf and 0 <= second < math.inf and first + second > 0):
             raise ValueError(f"votes {key!r}: counts {counts!r} should be ≥ 0 and not both 0")
+        if (min(i, j), max(i, j)) in votes:
+            raise ValueError(f"votes {key!r}: the pair is given twice")
         votes[min(i, j), max(i, j)] = (first, second) if i < j else (second, first)
     return votes
 
@@ -280,7 +283,9 @@ def read_file(path: Path) -> list[Row]:
             import io
 
             csv.field_size_limit(2**31 - 1)
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            unique_keys([(name, None) for name in reader.fieldnames or ()])
+            rows = list(reader)
             for number, row in enumerate(rows, start=1):
                 if None in row or None in row.values():
                     raise ValueError(f"row {number}: not as many fields as the header has")
@@ -355,6 +360,20 @@ def read_hub(
         ) from None
 
 
+def hub_dataset_commit(name: str) -> str | None:
+    """The commit a hub dataset is at, or was when it was cached; None where neither tells."""
+    import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    try:
+        return huggingface_hub.HfApi().dataset_info(name, timeout=10).sha
+    except Exception:  # offline and network errors share no base class
+        folder = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
+        head = folder / "refs" / "main"
+        return head.read_text().strip() if head.is_file() else None
+
+
 def split_name(spec: str) -> tuple[str, str | None, str | None]:
     """`NAME`, `NAME:SPLIT` or `NAME:CONFIG:SPLIT` → (name, config, split); local paths first."""
     if Path(spec).exists():
@@ -413,11 +432,16 @@ def load_preferences(
     if not rows:
         raise ValueError(f"{where}: no rows")
     try:
-        return sample_and_convert(
+        data = sample_and_convert(
             rows, name, config, split, source, sample_size, seed, include_ties
         )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+    if path is not None:
+        return data
+    commit = hub_dataset_commit(name)
+    data.notes.append(f"commit {commit or 'unknown'}")
+    return replace(data, commit=commit)
 
 
 def sample_and_convert(

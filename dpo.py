@@ -1,4 +1,4 @@
-"""DPO and DPO^γ training (§4, Eq. 4), with the ranking dynamics of Fig. 2-7.
+r"""DPO and DPO^γ training (§4, Eq. 4), with the ranking dynamics of Fig. 2-7.
 
     python dpo.py --model_name_or_path=SFT_DIR --beta=0.1 --alpha=1 --loss_type=alpha_scaling \
         --output_dir=DPO_DIR --wandb_run_name=dpo --per_device_train_batch_size=8 \
@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback, set_seed
 
-from command_line import run_script
+from command_line import announce, finishing_first, run_script
 from data_utils import PreferenceData, preference_pairs
-from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer
+from dpo_gamma_trainer import ALPHA_SCALING, DPOGammaConfig, DPOGammaTrainer
 from log_likelihood import tokenize_examples
 from model_loading import check_model_path, context_length
 from plot_results import (
@@ -35,19 +35,17 @@ from plot_results import (
 )
 from ranking_dynamics import DYNAMICS_FILE, GROUPS, read_dynamics
 from reference_cache import reference_logps
+from training_directory import claim_directory, mark_run, run_description
 from training_setup import (
     RETIRED,
     DataArguments,
     ModelArguments,
     TrainingDefaults,
-    announce,
+    check_number,
     load_for_training,
     load_parts,
     make_peft_config,
-    mark_run,
     parse_flags,
-    prepare_output_dir,
-    run_description,
     start_training_wandb,
     train_until_stopped,
     whole_weights,
@@ -75,6 +73,12 @@ REPLACED = {
 }
 
 
+TRL_LOSSES = (
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair",
+    "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft",
+)  # fmt: skip
+
+
 @dataclass
 class DPODataArguments(DataArguments):
     """Data flags of dpo.py."""
@@ -89,6 +93,11 @@ class DPODataArguments(DataArguments):
         default=False, metadata={"help": "Format prompts with the chat template."}
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        size = self.dynamics_sample_size
+        check_number("dynamics_sample_size", size, size >= 0, "0 or more")
+
 
 @dataclass
 class DPOArguments(TrainingDefaults, DPOGammaConfig):
@@ -97,6 +106,14 @@ class DPOArguments(TrainingDefaults, DPOGammaConfig):
     eval_on_start: bool = field(
         default=True, metadata={"help": "Evaluate before the first step, where the groups start."}
     )
+
+    def __post_init__(self):
+        check_number("alpha", self.alpha, self.alpha >= 0, "0 or more")
+        check_number("beta", self.beta, self.beta > 0, "more than 0")
+        super().__post_init__()
+        if wrong := set(self.loss_type) - {ALPHA_SCALING, *TRL_LOSSES}:
+            known = ", ".join((ALPHA_SCALING, *TRL_LOSSES))
+            raise ValueError(f"--loss_type {wrong.pop()}: give one or more of {known}")
 
 
 def parse_args(argv: list[str]) -> tuple[DPODataArguments, ModelArguments, DPOArguments]:
@@ -214,7 +231,7 @@ def print_groups(rows: list[dict]) -> None:
                 f"{mean_of(chosen, 'loss'):.4f}",
                 *(f"{100 * n / len(chosen):.1f} %" for n in sizes.values()),
             )
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    Console(width=None if sys.stdout.isatty() else 150, markup=False).print(table)
 
 
 def draw_pictures(rows: list[dict], folder: Path) -> dict[str, Path]:
@@ -288,17 +305,17 @@ def main(argv: list[str]) -> None:
         check_model_path(name)
     examples = load_parts(data_args)
     settings = run_description(
-        data_args, model_args, training_args,
-        model_names=(policy_name, reference_name), parts=examples,
+        data_args, model_args, training_args, parts=examples,
+        model_names=(policy_name, reference_name), revision=model_args.model_revision,
     )  # fmt: skip
-    checkpoint = prepare_output_dir(
-        training_args.output_dir,
+    folder = Path(training_args.output_dir)
+    checkpoint = claim_directory(
+        folder,
         settings,
         data_args.overwrite_output_dir,
         training_args.resume_from_checkpoint,
         (policy_name, reference_name),
     )
-    folder = Path(training_args.output_dir)
     set_seed(training_args.seed)
     device = str(training_args.device)
 
@@ -331,10 +348,10 @@ def main(argv: list[str]) -> None:
         callbacks=[GroupedPanels(run)] if run is not None else None,
     )
     announce(f"policy log-likelihoods: {trainer.path}")
-    train_until_stopped(trainer, checkpoint)
-    trainer.save_model()  # first: --bf16_full_eval would cast the weights
-    trainer.evaluate(datasets["test"], metric_key_prefix="test")
-    trainer.save_state()
+    with finishing_first():
+        train_until_stopped(trainer, checkpoint)
+        trainer.evaluate(datasets["test"], metric_key_prefix="test")
+        trainer.save_state()
     if not trainer.is_world_process_zero():
         return
     rows, pictures = [], {}
@@ -344,7 +361,7 @@ def main(argv: list[str]) -> None:
         print_groups(rows)
         for path in (folder / DYNAMICS_FILE, *pictures.values()):
             print(path)
-    mark_run(training_args.output_dir, settings, finished=True)
+    mark_run(folder, settings, finished=True)
     print(f"model     {folder}")
     if run is not None:
         with finishing_wandb(run):

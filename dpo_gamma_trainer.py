@@ -25,6 +25,7 @@ from log_likelihood import TokenizedCompletion, check_fast_path, compute_token_l
 from ranking_dynamics import (
     append_dynamics,
     dynamics_rows,
+    finite,
     forget_later_steps,
     initial_weights,
     pair_values,
@@ -215,7 +216,7 @@ class DPOGammaTrainer(DPOTrainer):
         return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = [*COLUMNS, *REFERENCE_COLUMNS]
+        self._signature_columns = [*COLUMNS, *REFERENCE_COLUMNS, "length"]
 
     # ------------------------------------------------------------------------ loss
     def token_outputs(self, model, inputs):
@@ -298,7 +299,7 @@ class DPOGammaTrainer(DPOTrainer):
         if metric_key_prefix != "eval":
             self._metrics["eval"].clear()
         elif not is_deepspeed_zero3_enabled():  # which shows every process empty weights
-            metrics["distance/squared"] = squared_distance(self.model, self.initial)
+            metrics["distance/squared"] = finite(squared_distance(self.model, self.initial))
         if self.gamma_weight == 1.0 and not self.loss_types:
             metrics["loss"] = float(values["loss"].mean())
         output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})

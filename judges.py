@@ -83,6 +83,8 @@ def load_reward_model(
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ValueError(f"the tokenizer of {name} has neither a pad nor an EOS token")
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval(), tokenizer
 
@@ -90,11 +92,18 @@ def load_reward_model(
 def reward_text(tokenizer, prompt: str, response: str) -> str:
     """Prompt and response as a reward model reads them: in its chat template if it has one, else
     one after the other with the end-of-text token."""
+    from jinja2 import TemplateError
+
     from log_likelihood import parse_dialogue
 
     if tokenizer.chat_template is not None:
         messages = [*parse_dialogue(prompt), {"role": "assistant", "content": response}]
-        return tokenizer.apply_chat_template(messages, tokenize=False)
+        try:
+            return tokenizer.apply_chat_template(messages, tokenize=False)
+        except TemplateError as error:
+            raise ValueError(
+                f"the judge's chat template refuses the dialogue {prompt[:60]!r} ({error})"
+            ) from None
     return f"{prompt.rstrip()} {response}{tokenizer.eos_token or ''}"
 
 
@@ -145,6 +154,7 @@ def make_client(base_url: str | None, timeout: float, max_retries: int):
     from openai import OpenAI
 
     key = os.environ.get("OPENAI_API_KEY")
+    base_url = base_url or os.environ.get("OPENAI_BASE_URL")
     if not key and base_url is None:
         raise ValueError("--judge openai: set OPENAI_API_KEY, or give --judge-base-url")
     return OpenAI(
@@ -295,7 +305,7 @@ def ask_all(
         for future in as_completed(futures):
             for name in waiting[futures[future]]:
                 yield name, future.result()
-    finally:  # after an error nobody waits for calls that were not made yet
+    finally:  # after an error or a stop no further call is made; those on their way are kept
         pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -22,10 +22,12 @@ QUANTIZATIONS = ("8bit", "4bit")
 PICKLE_FLAG, REMOTE_CODE_FLAG = "--allow-pickle", "--trust-remote-code"
 # what transformers and safetensors raise for files that are not what they should be
 LOADING_ERRORS = (
-    OSError, ValueError, RuntimeError, KeyError, ImportError, EOFError, SafetensorError,
+    OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, EOFError,
+    SafetensorError,
     StrictDataclassError, pickle.UnpicklingError,
 )  # fmt: skip
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".py")
+MODEL_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".py")
+MEBIBYTE = 1 << 20
 
 
 def cache_directory() -> Path:
@@ -61,20 +63,67 @@ def check_model_path(name: str) -> None:
         raise FileNotFoundError(f"no such model directory: {name}")
 
 
-def model_fingerprint(name: str) -> str | None:
-    """Hash of names, sizes and times of a local model's files; None for hub names."""
+def check_revision(name: str, revision: str | None) -> None:
+    """Raise ValueError where a revision is asked of what is no hub model."""
+    if revision is not None and (name == BUNDLED_MODEL or Path(name).exists()):
+        raise ValueError(f"--revision {revision}: {name} is a local model and has no revisions")
+
+
+def model_fingerprint(name: str, revision: str | None = None) -> str:
+    """Which model a name stands for now: the commit of a hub model, or a hash over the files of a
+    local one (of large files: the size, the first and the last MiB), of an adapter with its base.
+    OSError where there is no such model."""
     if name == BUNDLED_MODEL:
         name = str(find_bundled_gguf())
     path = Path(name)
     if not path.exists():
-        return None
+        return f"commit {hub_commit(name, revision)}"
     files = [path] if path.is_file() else sorted(path.iterdir())
-    state = [
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-        for file in files
-        if file.suffix in WEIGHT_SUFFIXES
-    ]
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for file in files:
+        if file.suffix in MODEL_SUFFIXES:
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size} ".encode())
+            with file.open("rb") as content:
+                digest.update(content.read(MEBIBYTE))
+                content.seek(max(size - MEBIBYTE, min(size, MEBIBYTE)))
+                digest.update(content.read())
+    if (path / "adapter_config.json").is_file():
+        digest.update(model_fingerprint(adapter_base(name)).encode())
+    return digest.hexdigest()[:16]
+
+
+def hub_commit(name: str, revision: str | None) -> str:
+    """The commit of `revision` (default: main) of a hub model, now or when it was cached.
+
+    OSError with one line where there is no such model or revision, or no way to it.
+    """
+    from huggingface_hub import errors, hf_hub_download
+    from transformers.utils import extract_commit_hash
+
+    problem = "neither config.json nor adapter_config.json is there"
+    for file in ("config.json", "adapter_config.json"):
+        try:
+            path = hf_hub_download(name, file, revision=revision)
+            return str(extract_commit_hash(path, None))
+        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+            problem = "the hub cannot be reached, and the model is not in the cache"
+            break
+        except errors.EntryNotFoundError:
+            continue
+        except errors.GatedRepoError:
+            problem = "it is gated: accept its terms on the hub and set HF_TOKEN"
+            break
+        except errors.RepositoryNotFoundError:
+            problem = "no such model on the hub (or a private one: set HF_TOKEN)"
+            break
+        except errors.RevisionNotFoundError:
+            problem = f"it has no revision {revision}"
+            break
+        except LOADING_ERRORS as error:
+            problem = explain(error)
+            break
+    raise OSError(f"cannot load {name}: {problem}")
 
 
 def convert_gguf(gguf: Path) -> Path:
@@ -131,7 +180,7 @@ def choose_device(name: str | None) -> str:
     if name == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return name
@@ -140,7 +189,7 @@ def choose_device(name: str | None) -> str:
 def resolve_dtype(dtype: str, device: str | None) -> str:
     """`auto` → float32 on CPU, bfloat16 on GPU; other names as they are."""
     device = choose_device(device)
-    return dtype if dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
+    return dtype if dtype != "auto" else ("float32" if device.startswith("cpu") else "bfloat16")
 
 
 def load_tokenizer(name: str, revision: str | None = None, *, trust_remote_code: bool = False):
@@ -192,7 +241,11 @@ def explain(error: Exception) -> str:
         return f"it brings Python code of its own, which only {REMOTE_CODE_FLAG} runs"
     if "file named model.safetensors" in text:
         return f"no safetensors weights there; pickled ones need {PICKLE_FLAG}"
-    return line
+    if "ignore_mismatched_sizes" in text:
+        return "its weights have other shapes than its config.json says"
+    if line.endswith(":") and len(text.splitlines()) > 1:
+        line = f"{line} {text.splitlines()[1].strip()}"
+    return f"{type(error).__name__} {line}" if isinstance(error, KeyError | TypeError) else line
 
 
 def placement(

@@ -36,6 +36,11 @@ PARTS = ("train", "validation")
 SAVE = {"dpi": 160, "bbox_inches": "tight", "metadata": {"Software": None}}
 
 
+def plain(name: str) -> str:
+    """A name that matplotlib prints as it stands: `$` opens no formula."""
+    return name.replace("$", r"\$")
+
+
 def setting_of(row: Row) -> tuple:
     """Dataset, its split, and whether ties count."""
     return row["dataset_name"], row["dataset_split"], bool(row.get("include_ties"))
@@ -44,7 +49,7 @@ def setting_of(row: Row) -> tuple:
 def setting_label(dataset: str, split: str | None, ties: bool) -> str:
     """The dataset, with a short split's name, and "ties"."""
     label = dataset if split is None or len(split) > 12 else f"{dataset}, {split}"
-    return label + (", ties" if ties else "")
+    return plain(label) + (", ties" if ties else "")
 
 
 def plot_ranking_accuracy(rows: list[Row], path: Path) -> None:
@@ -84,7 +89,7 @@ def plot_ranking_accuracy(rows: list[Row], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("ranking accuracy (%), 95 % Wilson interval")
-    axes.set_title(accuracies[0]["model"], fontsize=10)
+    axes.set_title(plain(accuracies[0]["model"]), fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     axes.legend(
         loc="upper center",
@@ -120,7 +125,7 @@ def plot_ranking_accuracy_of_models(accuracies: list[Row], path: Path) -> None:
             axes.errorbar(
                 x, y, xerr=[np.maximum(0, x - low), np.maximum(0, high - x)], capsize=2,
                 fmt=MODEL_MARKERS[(k + k // 7) % 7], color=MODEL_COLOURS[k % 7], markersize=5,
-                label=Path(model).name,
+                label=plain(Path(model).name),
             )  # fmt: skip
         for i, name in enumerate(names):
             row = next(r for r in accuracies if setting_of(r) == name)
@@ -174,7 +179,7 @@ def plot_idealized_curves(curves: list[Row], path: Path) -> None:
         axes.set_xlim(left, min(right, 1000))
         axes.set_xlabel("β")
         axes.set_ylim(0, 102)
-        axes.set_title(f"{dataset} (n = {chosen[0]['n']} pairs)", fontsize=9)
+        axes.set_title(f"{plain(dataset)} (n = {chosen[0]['n']} pairs)", fontsize=9)
         axes.grid(alpha=0.3)
     grid[0][0].set_ylabel("ranking accuracy (%)")
     handles, labels = grid[0][0].get_legend_handles_labels()
@@ -508,7 +513,7 @@ def plot_length_difference(rows: list[Row], path: Path) -> None:
             axes.errorbar(
                 x, y, yerr=[np.maximum(0, y - low), np.maximum(0, high - y)], capsize=2,
                 color=MODEL_COLOURS[k % 7], marker=MODEL_MARKERS[(k + k // 7) % 7], markersize=4,
-                label=Path(row["model"]).name,
+                label=plain(Path(row["model"]).name),
             )  # fmt: skip
         if score == "length-normalized":
             n = max((row["n"] for row in chosen), default=0)
@@ -566,6 +571,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.output.suffix not in (".png", ".pdf") or not args.output.parent.is_dir():
+        raise ValueError(f"--output {args.output}: give a .png or .pdf in a directory that exists")
     if args.figure in DYNAMICS:
         if len(args.files) > 1:
             raise ValueError(f"{args.figure} takes one dynamics file, found {len(args.files)}")
@@ -582,7 +589,10 @@ def main(args: argparse.Namespace) -> None:
         rows = [row for row in rows if row.get("distance_metric") == "acc"]
     if not rows or not all(columns <= row.keys() for row in rows):
         raise ValueError(f"{args.files[0]}: not a file of {script}")
-    plot(rows, args.output)
+    try:
+        plot(rows, args.output)
+    except KeyError as error:
+        raise ValueError(f"{args.files[0]}: not a file of {script}: no {error}") from None
     print(args.output)
 
 

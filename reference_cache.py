@@ -8,6 +8,7 @@ over γ, β and seeds pays once, and a changed input never finds a stale entry.
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -53,12 +54,13 @@ def completion_key(completion: TokenizedCompletion) -> str:
 
 
 def read_cache(path: Path) -> dict[str, float]:
-    """Entries of a cache file; a torn line (killed run) is left out and computed again."""
+    """Entries of a cache file; a torn line (killed run) or NaN is left out and computed again."""
     entries = {}
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
             key, logp = json.loads(line)
-            entries[key] = float(logp)
+            if math.isfinite(float(logp)):
+                entries[key] = float(logp)
         except (ValueError, TypeError):
             continue
     return entries

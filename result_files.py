@@ -55,6 +55,8 @@ def read_json_lines(path: Path) -> list[Row]:
                 rows.append(json.loads(line))
             except ValueError:
                 raise ValueError(f"{path}: row {number}: not JSON") from None
+            if not isinstance(rows[-1], dict):
+                raise ValueError(f"{path}: row {number}: not a JSON object")
     return rows
 
 
@@ -118,6 +120,16 @@ def output_paths(output_dir: str, output_filename: str) -> dict[str, Path]:
     }
 
 
+def check_inputs(paths: dict[str, Path], inputs: Iterable[str | None]) -> None:
+    """Raise ValueError where a file that is read (None: no file) is one that would be written."""
+    written = {path.resolve() for path in paths.values()}
+    for name in inputs:
+        if name is not None and Path(name).resolve() in written:
+            raise ValueError(
+                f"{name} is read, and would be overwritten: choose another --output-filename"
+            )
+
+
 def part_file(examples: Path, rank: int) -> Path:
     """Where process `rank` of several appends its rows."""
     return examples.with_name(f"{examples.name.removesuffix('.jsonl')}.part{rank}.jsonl")
@@ -164,26 +176,43 @@ def prepare_outputs(
 ) -> list[Row]:
     """Make the output directory and return the example rows of an earlier, unfinished run.
 
-    ValueError if a summary exists (and not `overwrite`) or the earlier run had another
-    configuration. `overwrite` discards what is there.
+    ValueError if a summary exists, or the earlier run had another configuration; `overwrite`
+    discards those. The unfinished run of the same command goes on, with `overwrite` too.
     """
     summary, examples, config_file = paths["summary"], paths["examples"], paths["config"]
     if summary.exists() and not overwrite:
         raise ValueError(f"{summary} exists: choose another --output-filename or pass --overwrite")
+    twin = summary.with_suffix(".json" if summary.suffix == ".jsonl" else ".jsonl")
+    if twin != summary and twin.exists():
+        raise ValueError(
+            f"{twin} shares its other files with {summary.name}: choose another --output-filename"
+        )
     summary.parent.mkdir(parents=True, exist_ok=True)
     lock_outputs(summary)
-    if overwrite:
-        for path in [*paths.values(), *part_files(examples)]:
+    begun = examples.exists() or bool(part_files(examples))
+    earlier = read_config(config_file) if begun else {}
+    same = begun and hash_config(earlier) == hash_config(config)
+    if overwrite and (summary.exists() or not same):
+        for path in [*part_files(examples), *paths.values()]:
             path.unlink(missing_ok=True)
-    if examples.exists() or part_files(examples):
-        earlier = json.loads(config_file.read_text()) if config_file.exists() else {}
-        if hash_config(earlier) != hash_config(config):
-            keys = [key for key in config if config[key] != earlier.get(key)]
-            raise ValueError(
-                f"{examples} is from an unfinished run with another configuration "
-                f"({', '.join(keys) or 'unknown'} differ): use the same flags, another "
-                "--output-filename, or --overwrite to discard it"
-            )
-        return merge_parts(examples, key)
-    write_text_atomically(config_file, json.dumps(config, indent=1) + "\n")
-    return []
+        begun = False
+    if not begun:
+        write_text_atomically(config_file, json.dumps(config, indent=1) + "\n")
+        return []
+    if not same:
+        keys = [key for key in config if config[key] != earlier.get(key)]
+        raise ValueError(
+            f"{examples} is from an unfinished run with another configuration "
+            f"({', '.join(keys) or 'unknown'} differ): use the same flags, another "
+            "--output-filename, or --overwrite to discard it"
+        )
+    return merge_parts(examples, key)
+
+
+def read_config(path: Path) -> Row:
+    """What an earlier run wrote of its configuration; {} where there is nothing of the kind."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on preferred completions (App. D), before DPO.
+r"""Supervised fine-tuning on preferred completions (App. D), before DPO.
 
     python sft.py --model_name=gpt2 --dataset_name=Anthropic/hh-rlhf --dataset_text_field=chosen \
         --instruction_template="Human:" --response_template="Assistant:" \
@@ -14,29 +14,27 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from datasets import Dataset
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from command_line import run_script
+from command_line import announce, finishing_first, run_script
 from data_utils import PreferenceData, sft_texts
 from log_likelihood import check_vocabulary, exact_offset_tokenizer
 from model_loading import check_model_path, context_length
+from training_directory import claim_directory, mark_run, run_description
 from training_setup import (
     RETIRED,
     DataArguments,
     ModelArguments,
     TrainingDefaults,
-    announce,
     load_for_training,
     load_parts,
     make_peft_config,
-    mark_run,
     parse_flags,
-    prepare_output_dir,
-    run_description,
     start_training_wandb,
     train_until_stopped,
 )
@@ -225,10 +223,12 @@ def main(argv: list[str]) -> None:
     check_model_path(name)
     examples = load_parts(data_args)
     settings = run_description(
-        data_args, model_args, training_args, model_names=[name], parts=examples
-    )
-    checkpoint = prepare_output_dir(
-        training_args.output_dir,
+        data_args, model_args, training_args, parts=examples,
+        model_names=[name], revision=model_args.model_revision,
+    )  # fmt: skip
+    folder = Path(training_args.output_dir)
+    checkpoint = claim_directory(
+        folder,
         settings,
         data_args.overwrite_output_dir,
         training_args.resume_from_checkpoint,
@@ -258,16 +258,19 @@ def main(argv: list[str]) -> None:
         processing_class=tokenizer,
         peft_config=peft_config,
     )
-    train_until_stopped(trainer, checkpoint)
-    trainer.save_model()  # first: --bf16_full_eval would cast the weights
-    metrics = trainer.evaluate()
-    trainer.save_state()
+    with finishing_first():
+        train_until_stopped(trainer, checkpoint)
+        metrics = trainer.evaluate()
+        trainer.save_state()
     if not trainer.is_world_process_zero():
         return
-    mark_run(training_args.output_dir, settings, finished=True)
+    mark_run(folder, settings, finished=True)
     loss = metrics["eval_loss"]
-    print(f"validation loss {loss:.4f} nats per response token, n = {len(parts['validation'])}")
-    print(f"model     {training_args.output_dir}")
+    unit = (
+        "nats per response token" if training_args.loss_type == "nll" else training_args.loss_type
+    )
+    print(f"validation loss {loss:.4f} {unit}, n = {len(parts['validation'])}")
+    print(f"model     {folder}")
     if run is not None:
         with finishing_wandb(run):
             pass  # the trainer has logged everything

@@ -1,21 +1,20 @@
-"""What `sft.py` and `dpo.py` share: flags and their old spellings, data, model, output directory,
+"""What `sft.py` and `dpo.py` share: flags and their old spellings, data, model, how training ends,
 wandb. The training itself is in the scripts and in `dpo_gamma_trainer.py`."""
 
-import json
+import argparse
+import importlib.util
+import math
 import os
-import shutil
 import signal
-import sys
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import HfArgumentParser, TrainerCallback
 from transformers.integrations.deepspeed import (
     is_deepspeed_zero3_enabled,
@@ -24,13 +23,12 @@ from transformers.integrations.deepspeed import (
 )
 from trl import ModelConfig, get_peft_config
 
-from command_line import Stopped, finishing_first, stop_requested, suggestion
-from data_utils import PreferenceData, content_hash, load_training_splits, split_name
-from model_loading import load_model, load_tokenizer, model_fingerprint
-from result_files import lock_outputs, write_text_atomically
+from command_line import Stopped, announce, stop_requested, suggestion
+from data_utils import PreferenceData, load_training_splits, split_name
+from model_loading import load_model, load_tokenizer
+from training_directory import read_run
 from wandb_runs import start_wandb
 
-RUN_FILE = "run_config.json"
 # flags of earlier transformers, TRL and of the original scripts → what to use now
 RETIRED = {
     "max_prompt_length": "--max_length: prompts are cut from the left so that both completions fit",
@@ -58,14 +56,87 @@ RETIRED = {
     "group_by_length": "--train_sampling_strategy=group_by_length",
     "auto_find_batch_size": "--per_device_train_batch_size",
     "lora_target_parameters": "--lora_target_modules",
-}
-# what a resumed run may change
-HARMLESS = {
-    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to",
-    "wandb_project", "wandb_entity", "log_level", "log_level_replica", "disable_tqdm",
-    "logging_nan_inf_filter", "save_total_limit", "hub_token", "local_rank", "ddp_timeout",
-    "dataloader_num_workers", "dataloader_pin_memory",
+    "logging_nan_inf_filter": "nothing: a loss that is not finite ends the run",
+    "do_train": "nothing: both scripts train",
+    "do_eval": "--eval_strategy",
+    "do_predict": "nothing: the test split is evaluated at the end",
+    "length_column_name": "nothing: it is `length`",
+    "hub_token": "the environment variable HF_TOKEN: flags are seen in process lists",
+    **dict.fromkeys(
+        ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push",
+         "hub_revision", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        "nothing: models and results stay in --output_dir",
+    ),
 }  # fmt: skip
+REPORTS = ("wandb", "none")
+# what --help shows, where a script has it; None: the text at the flag's definition
+FLAG_GROUPS: dict[str, dict[str, str | None]] = {
+    "model": {
+        "model_name_or_path": None,
+        "model_revision": "Branch, tag or commit of a hub model.",
+        "ref_model_name_or_path": None,
+        "dtype": None,
+        "attn_implementation": "sdpa, eager, flash_attention_2, … (default: the model's).",
+        "allow_pickle": None,
+        "use_peft": "Train a LoRA adapter; also --lora_r, --lora_alpha, --lora_target_modules, …",
+    },
+    "data": {
+        "dataset_name": None,
+        "data_dir": None,
+        "train_split": None,
+        "eval_split": None,
+        "split_seed": None,
+        "max_train_samples": None,
+        "max_eval_samples": None,
+        "sanity_check": None,
+        "max_length": "Most tokens of prompt and completion (dpo.py), of a text (sft.py).",
+        "separator": None,
+        "chat_template": None,
+        "add_eos": None,
+        "instruction_template": None,
+        "response_template": None,
+        "packing": "Fill rows with several texts, which do not see each other.",
+    },
+    "training": {
+        "loss_type": "dpo.py: alpha_scaling is Eq. 4, sigmoid is TRL's DPO, … (sft.py: nll).",
+        "beta": "KL strength β of Eq. 2 and 4.",
+        "alpha": "γ of Eq. 4: 1 is DPO, 0 is reference-free.",
+        "learning_rate": "Peak learning rate.",
+        "num_train_epochs": "Passes over the data.",
+        "max_steps": "Optimizer steps instead of epochs (default: by epochs).",
+        "per_device_train_batch_size": "Pairs or texts per step and process.",
+        "gradient_accumulation_steps": "Batches per optimizer step.",
+        "warmup_steps": "Steps of rising learning rate; below 1: share of all steps.",
+        "optim": "adamw_torch, rmsprop (the paper's for DPO), …",
+        "seed": "Of the order of the data and of dropout.",
+        "bf16": "bfloat16 arithmetic (default: on a GPU).",
+        "gradient_checkpointing": None,
+        "use_cpu": "Stay on the CPU where there is a GPU.",
+    },
+    "evaluation and checkpoints": {
+        "eval_strategy": None,
+        "eval_steps": "Steps between evaluations.",
+        "eval_on_start": None,
+        "per_device_eval_batch_size": "Pairs or texts per batch and process.",
+        "dynamics_sample_size": None,
+        "save_strategy": "no, steps, epoch or best.",
+        "save_steps": "Steps between checkpoints.",
+        "save_total_limit": "Keep so many checkpoints (default: all).",
+        "load_best_model_at_end": "End with the checkpoint of the lowest validation loss.",
+        "metric_for_best_model": "Another criterion, e.g. eval_ranking/accuracy (dpo.py).",
+        "resume_from_checkpoint": "Begin from this checkpoint of another run; the same command "
+        "resumes its own run by itself.",
+    },
+    "output": {
+        "output_dir": "Directory for model, checkpoints and records (required).",
+        "overwrite_output_dir": None,
+        "report_to": None,
+        "run_name": None,
+        "wandb_project": None,
+        "wandb_entity": None,
+        "logging_steps": "Steps between logged losses.",
+    },
+}
 
 
 @dataclass
@@ -103,7 +174,8 @@ class DataArguments:
         default=False, metadata={"help": "End completions with the end-of-text token."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Discard the earlier run in the output directory."}
+        default=False,
+        metadata={"help": "Discard a run there that is finished or has other settings."},
     )
     wandb_project: str | None = field(
         default=None, metadata={"help": "wandb project (default: sft or dpo)."}
@@ -134,7 +206,7 @@ class ModelArguments(ModelConfig):
         default="float32",
         metadata={
             "aliases": ["--torch_dtype"],
-            "help": "Of the weights; --bf16 is the precision of the arithmetic.",
+            "help": "Of the weights: float32, bfloat16, float16; --bf16 is of the arithmetic.",
             "choices": ["float32", "bfloat16", "float16"],
         },
     )
@@ -168,13 +240,27 @@ class TrainingDefaults:
         metadata={"aliases": ["--seq_length", "--max_seq_length"], "help": "Tokens per sequence."},
     )
     report_to: list[str] = field(
-        default_factory=lambda: ["wandb"], metadata={"help": "wandb, none, …"}
+        default_factory=lambda: ["wandb"], metadata={"help": "wandb or none."}
     )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Trade a third of the speed for memory."}
     )
 
     def __post_init__(self):
+        if not self.output_dir:
+            raise ValueError("--output_dir is required")
+        for name in ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
+                     "gradient_accumulation_steps"):  # fmt: skip
+            check_number(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        check_number("learning_rate", self.learning_rate, self.learning_rate >= 0, "0 or more")
+        length = max(self.num_train_epochs, self.max_steps)
+        check_number("num_train_epochs", self.num_train_epochs, length > 0, "more than 0")
+        if wrong := set(self.report_to) - set(REPORTS):
+            raise ValueError(f"--report_to {wrong.pop()}: give {' or '.join(REPORTS)}")
+        of_bitsandbytes = "bnb" in self.optim or "8bit" in self.optim
+        if of_bitsandbytes and importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError(f"--optim {self.optim}: pip install bitsandbytes")
+        self.logging_nan_inf_filter = False  # it would hide a diverged run
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without it --bf16 is refused on a machine without GPU
         if self.bf16 is None:
@@ -183,18 +269,72 @@ class TrainingDefaults:
 
 
 # ---------------------------------------------------------------------------- flags
+def check_number(name: str, value: float, holds: bool, what: str) -> None:
+    """ValueError unless a flag's value is finite and `holds`."""
+    if not (holds and math.isfinite(value)):
+        raise ValueError(f"--{name} {value}: give a finite number, {what}")
+
+
+class FlagFormatter(argparse.RawDescriptionHelpFormatter):
+    """Flags once, as `--max_length, --seq_length N`, with defaults where the text has none."""
+
+    def __init__(self, prog: str, **kwargs):
+        super().__init__(prog, max_help_position=32, **kwargs)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = ", ".join(name for name in action.option_strings if "-" not in name.lstrip("-"))
+        few = action.choices is not None and len(list(action.choices)) <= 5
+        if action.nargs in (0, "?") or few:  # a switch, or its choices are in the text
+            return names
+        return f"{names} {'N' if action.type in (int, float) else 'NAME'}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default in (None, argparse.SUPPRESS) or "default" in text.lower():
+            return text
+        return f"{text} (default: %(default)s)"
+
+
 class Parser(HfArgumentParser):
-    """Errors are one line, not a page of usage."""
+    """Errors are one line; --help shows FLAG_GROUPS, --help-all every other flag too."""
 
     def error(self, message: str):
         raise ValueError(message)
+
+    def format_help(self, everything: bool = False) -> str:
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        rest = dict.fromkeys(self._actions)
+        for title, texts in FLAG_GROUPS.items():
+            formatter.start_section(title)
+            for name, text in texts.items():
+                if action := self._option_string_actions.get(f"--{name}"):
+                    action.help = text or action.help
+                    formatter.add_arguments([action])
+                    rest.pop(action)
+            formatter.end_section()
+        if everything:
+            formatter.start_section("of transformers and TRL")
+            formatter.add_arguments([a for a in rest if a.dest not in self.refused | {"help"}])
+            formatter.end_section()
+        else:
+            formatter.add_text("--help-all: also the flags of transformers and TRL, which work too")
+        return formatter.format_help()
+
+    refused: set[str] = set()
 
 
 def parse_flags(
     types: Sequence[type], argv: Sequence[str], retired: dict[str, str], description: str
 ) -> tuple:
     """An instance of each dataclass; ValueError for unknown and retired flags, with a successor."""
-    parser = Parser(types, description=description, allow_abbrev=False)
+    parser = Parser(
+        types, description=description, allow_abbrev=False, formatter_class=FlagFormatter
+    )
+    parser.refused = set(retired)
+    if "--help-all" in argv:
+        print(parser.format_help(everything=True))
+        raise SystemExit(0)
     known = {option for option in parser._option_string_actions if option.startswith("--")}
     for argument in argv:
         flag = argument.split("=")[0]
@@ -287,12 +427,6 @@ def make_peft_config(args: ModelArguments, model, tokenizer, output_dir: str):
     return peft_config
 
 
-def announce(message: str) -> None:
-    """One line on stderr, from the main process only."""
-    if PartialState().is_main_process:
-        print(message, file=sys.stderr)
-
-
 # ---------------------------------------------------------------------------- training
 class StopAfterStep(TrainerCallback):
     """After Ctrl-C or SIGTERM: finish the step, save a checkpoint to resume from, end.
@@ -316,128 +450,59 @@ class StopAfterStep(TrainerCallback):
             control.should_evaluate = control.should_save = False
 
 
-def train_until_stopped(trainer, checkpoint: str | None) -> None:
-    """Train to the end; after a signal, raise `Stopped` when the step's checkpoint is saved.
+class CheckMetrics(TrainerCallback):
+    """A run that has diverged, or a --metric_for_best_model that is none, ends with one line."""
 
-    A signal during the last step or evaluation lets the run end: what is left takes less time than
-    doing it again.
+    def on_log(self, args, state, control, logs, **kwargs):
+        loss = logs.get("loss", logs.get("train_loss", 0.0))
+        if not math.isfinite(float(loss)):
+            raise ValueError(
+                f"the training loss is {loss} at step {state.global_step}: try a lower "
+                "--learning_rate, --max_grad_norm, or --dtype=float32"
+            )
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        wanted = args.metric_for_best_model
+        if wanted is None or "eval_loss" not in metrics:  # of other pairs than validation's
+            return
+        wanted = f"eval_{wanted.removeprefix('eval_')}"
+        if wanted not in metrics:
+            raise ValueError(
+                f"--metric_for_best_model {args.metric_for_best_model}: no evaluation gives it"
+                + suggestion(wanted, metrics)
+            )
+
+
+@contextmanager
+def explaining_files(folder: str) -> Iterator[None]:
+    """Errors of torch's and safetensors' readers and writers as an OSError that names `folder`."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        writer = isinstance(error, SafetensorError) or "inline_container" in str(error)
+        if not writer and "PytorchStream" not in str(error):
+            raise
+        line = str(error).splitlines()[0]
+        raise OSError(f"cannot write or read a checkpoint in {folder} ({line}): full?") from error
+
+
+def train_until_stopped(trainer, checkpoint: str | None) -> None:
+    """Train to the end and save the model; after a signal, raise `Stopped` when the step's
+    checkpoint is saved.
+
+    A signal during the last step lets the run end: what is left takes less time than doing it
+    again. The caller evaluates inside `finishing_first` for the same reason.
     """
     stopping = StopAfterStep()
     trainer.add_callback(stopping)
-    with finishing_first():
+    trainer.add_callback(CheckMetrics())
+    with explaining_files(trainer.args.output_dir):
         trainer.train(resume_from_checkpoint=checkpoint)
-    if stopping.stopped:
-        step = trainer.state.global_step
-        saved = f"checkpoint-{step} is saved in {trainer.args.output_dir}"
-        raise Stopped(stop_requested() or signal.SIGTERM, saved)
-
-
-# ---------------------------------------------------------------------------- output directory
-def run_description(
-    *arguments, model_names: Sequence[str], parts: dict[str, PreferenceData]
-) -> dict[str, Any]:
-    """Every setting a resumed run must share, with fingerprints of the models and the data."""
-    settings: dict[str, Any] = {
-        "model_fingerprints": [model_fingerprint(name) for name in model_names],
-        "data_fingerprints": {
-            part: content_hash([example.id for example in data.examples])
-            for part, data in parts.items()
-        },
-    }
-    for argument in arguments:
-        values = argument.to_dict() if hasattr(argument, "to_dict") else vars(argument)
-        names = {f.name for f in fields(argument)} - HARMLESS
-        settings |= {name: values[name] for name in sorted(names & values.keys())}
-    return json.loads(json.dumps(settings, default=str))
-
-
-def prepare_output_dir(
-    output_dir: str,
-    settings: dict[str, Any],
-    overwrite: bool,
-    checkpoint: str | None,
-    model_names: Sequence[str],
-) -> str | None:
-    """Claim the directory; return the checkpoint to resume from, or None to start from scratch.
-
-    The same command resumes an unfinished run from its last whole checkpoint. ValueError where
-    the directory holds something else or a model that is read; nothing is discarded without
-    `overwrite`.
-    """
-    folder, run_file = Path(output_dir), Path(output_dir) / RUN_FILE
-    state = PartialState()
-    for name in model_names:
-        path = Path(name).resolve()
-        if path.exists() and folder.resolve() in (path, *path.parents):
-            raise ValueError(f"the model {name} lies in --output_dir {folder}: choose another")
-    if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock_outputs(folder / RUN_FILE)
-    if overwrite and state.is_main_process:
-        for old in folder.glob("checkpoint-*"):
-            shutil.rmtree(old)
-        shutil.rmtree(folder / "base", ignore_errors=True)
-        for pattern in (RUN_FILE, "ranking_dynamics.jsonl", "trainer_state.json", "config.json",
-                        "adapter_*", "model*.safetensors*"):  # fmt: skip
-            for old in folder.glob(pattern):
-                old.unlink()
-    state.wait_for_everyone()
-    if run_file.exists():
-        earlier = json.loads(run_file.read_text())
-        differing = [k for k in settings if settings[k] != earlier["settings"].get(k)]
-        if earlier["finished"]:
-            raise ValueError(
-                f"{folder} holds a finished run: choose another --output_dir, or pass "
-                "--overwrite_output_dir"
-            )
-        if differing and checkpoint is None:
-            raise ValueError(
-                f"{folder} holds an unfinished run with other settings ({', '.join(differing)} "
-                "differ): use the same flags, another --output_dir, or --overwrite_output_dir"
-            )
-        checkpoint = checkpoint or last_checkpoint(folder)
-        announce(
-            f"resuming from {checkpoint}" if checkpoint else "no checkpoint yet: starting over"
-        )
-        return checkpoint
-    if not overwrite and checkpoint is None and folder.is_dir():
-        for name in (
-            "config.json",
-            "adapter_config.json",
-            *(p.name for p in folder.glob("checkpoint-*")),
-        ):
-            if (folder / name).exists():
-                raise ValueError(
-                    f"{folder} holds a model ({name}): choose another --output_dir, or pass "
-                    "--overwrite_output_dir"
-                )
-    state.wait_for_everyone()
-    if state.is_main_process:
-        mark_run(output_dir, settings, finished=False)
-    state.wait_for_everyone()
-    return checkpoint
-
-
-def mark_run(output_dir: str, settings: dict[str, Any], finished: bool) -> None:
-    """Record the run's settings, its wandb id, and whether it is finished."""
-    path = Path(output_dir) / RUN_FILE
-    earlier = json.loads(path.read_text()) if path.exists() else {}
-    run_id = earlier.get("wandb_id") or uuid.uuid4().hex[:8]
-    record = {"finished": finished, "wandb_id": run_id, "settings": settings}
-    write_text_atomically(path, json.dumps(record, indent=1) + "\n")
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint with optimizer state, saved to the end (trainer_state.json is last)."""
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-            if any(path.glob("optimizer*")) or any(path.glob("global_step*")):
-                return str(path)
-            announce(f"{path} has no optimizer state (--save_only_model): not resumed from")
-        except (OSError, ValueError):
-            announce(f"{path} was not saved to the end: skipped")
-    return None
+        if stopping.stopped:
+            step = trainer.state.global_step
+            saved = f"checkpoint-{step} is saved in {trainer.args.output_dir}"
+            raise Stopped(stop_requested() or signal.SIGTERM, saved)
+        trainer.save_model()  # before an evaluation: --bf16_full_eval would cast the weights
 
 
 # ---------------------------------------------------------------------------- wandb
@@ -453,7 +518,7 @@ def start_training_wandb(args: DataArguments, training_args, default_project: st
         project=args.wandb_project or os.environ.get("WANDB_PROJECT", default_project),
         entity=args.wandb_entity,
         name=training_args.run_name,
-        id=json.loads((Path(folder) / RUN_FILE).read_text())["wandb_id"],
+        id=read_run(Path(folder))["wandb_id"],
         resume="allow",
         dir=os.environ.get("WANDB_DIR", folder),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from command_line import Stopped, announce
 
 FINISH_TIMEOUT = "300"  # seconds that a finished run waits for its upload; wandb's own: for ever
+MODES = ("online", "offline", "disabled", "dryrun", "shared")
 
 
 def has_wandb_key() -> bool:
@@ -18,6 +19,15 @@ def has_wandb_key() -> bool:
         return bool(os.environ.get("WANDB_API_KEY") or netrc().authenticators("api.wandb.ai"))
     except (OSError, NetrcParseError):
         return False
+
+
+def check_wandb(project: str) -> None:
+    """ValueError for a project or a WANDB_MODE that wandb would refuse, before the work is done."""
+    if set(project) & set("/\\#?%:") or len(project) > 128:
+        raise ValueError(f"wandb project {project}: at most 128 characters, none of / \\ # ? % :")
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode not in MODES:
+        raise ValueError(f"WANDB_MODE={mode}: give one of {', '.join(MODES)}")
 
 
 def start_wandb(**settings):

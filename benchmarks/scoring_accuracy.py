@@ -1,4 +1,4 @@
-"""Largest difference between an examples file and one-at-a-time float64 scoring of it.
+r"""Largest difference between an examples file and one-at-a-time float64 scoring of it.
 
     python benchmarks/scoring_accuracy.py --lm-name-or-path SmolLM2-135M-Instruct \
         --examples results/hh.examples.jsonl

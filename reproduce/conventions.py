@@ -1,4 +1,4 @@
-"""How much of a published number is convention: the same log-likelihoods under different rules.
+r"""How much of a published number is convention: the same log-likelihoods under different rules.
 
     python reproduce/conventions.py --examples results/votes.examples.jsonl \
         --output results/votes.conventions.jsonl

@@ -1,4 +1,4 @@
-"""Is a pair ranked correctly because its preferred completion is the shorter one?
+r"""Is a pair ranked correctly because its preferred completion is the shorter one?
 
     python reproduce/length_difference.py --examples results/gpt2.examples.jsonl \
         --output results/gpt2.length.jsonl

@@ -1,4 +1,4 @@
-"""All tables and figures: the commands in order, each resumable, with a list of what failed.
+r"""All tables and figures: the commands in order, each resumable, with a list of what failed.
 
     python reproduce/run.py --scale embedded --output-dir results/embedded
     python reproduce/run.py ranking idealized --scale embedded --data-dir DATA_DIR \
@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -415,7 +416,11 @@ def run_part(part: Part, log: Path, launcher: list[str]) -> str | None:
             printed, _ = process.communicate()
         except KeyboardInterrupt:
             process.terminate()
-            process.wait()
+            try:
+                process.wait()
+            except KeyboardInterrupt:  # asked twice: at once
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
             raise
     if process.returncode:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]

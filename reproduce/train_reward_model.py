@@ -1,4 +1,4 @@
-"""A reward model for calculate_win_rate.py, trained on pairs that the policies have not seen.
+r"""A reward model for calculate_win_rate.py, trained on pairs that the policies have not seen.
 
     python reproduce/train_reward_model.py --lm-name-or-path SmolLM2-135M-Instruct \
         --dataset Anthropic/hh-rlhf --unless-trained-on 480 --output-dir results/reward_model
@@ -9,7 +9,7 @@ what is validated and tested there. The N examples are written to policy_example
 to calculate_win_rate.py as --dataset, so that the judge has not seen its prompts.
 Dialogues are formatted with the tokenizer's chat template where there is one, as the judge does.
 Writes the model, its tokenizer and accuracy.json: on pairs kept aside, how often the preferred
-completion gets the higher reward.
+completion gets the higher reward. A killed run starts over.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from command_line import make_parser, run_script
+from command_line import announce, make_parser, run_script
 from data_utils import PreferenceExample, load_training_splits, opening, preference_pairs
 from judges import load_reward_model, reward_scores, reward_text
 from model_loading import check_model_path, choose_device, load_tokenizer, resolve_model
@@ -92,6 +92,9 @@ def main(args: argparse.Namespace) -> None:
     from trl import RewardConfig, RewardTrainer
 
     check_model_path(args.lm_name_or_path)
+    for name in ("n_pairs", "n_test_pairs", "unless_trained_on"):
+        if (getattr(args, name) or 0) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give 0 or more")
     done, left_out = (args.output_dir / n for n in ("accuracy.json", "policy_examples.jsonl"))
     foreign = (args.output_dir / "config.json").exists() and not left_out.exists()
     if done.exists() or foreign:  # an unfinished run is started over
@@ -136,6 +139,10 @@ def main(args: argparse.Namespace) -> None:
         train_dataset=Dataset.from_list(train_rows),
         processing_class=tokenizer,
     )  # fmt: skip
+    n_train = len(trainer.train_dataset)
+    announce(f"dropped for --max-length {args.max_length}: {len(train) - n_train} pairs")
+    if n_train == 0:
+        raise ValueError(f"no pair fits --max-length {args.max_length}")
     trainer.train()
     trainer.save_model()
     tokenizer.save_pretrained(args.output_dir)
@@ -146,7 +153,7 @@ def main(args: argparse.Namespace) -> None:
     for index, reward in reward_scores(judge, tokenizer, texts):
         rewards[index] = reward
     accuracy = float(np.mean(rewards[::2] > rewards[1::2])) if test else None
-    facts = {"n_train": len(train), "n_test": len(test), "accuracy": accuracy}
+    facts = {"n_train": n_train, "n_test": len(test), "accuracy": accuracy}
     write_text_atomically(done, json.dumps(facts) + "\n")
     print(f"pairs kept aside ranked as annotators did: {facts}\nmodel     {args.output_dir}")
     print(f"examples it has not seen: {left_out}")

@@ -634,7 +634,7 @@ def test_errors_are_one_line(preferences, two_models, reward_model, tiny_model_d
 
     long = [*more[:-4], "--max-new-tokens", "5000", "--device", "cpu"]
     judge = f"reward-model:{reward_model}"
-    assert "no prompt leaves room" in error_of(
+    assert "no prompt has tokens and leaves room" in error_of(
         capsys, *flags(tmp_path, judge, *long, name="l.jsonl")
     )
     run(*flags(tmp_path, judge, *more, name="done.jsonl"))

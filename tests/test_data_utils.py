@@ -251,8 +251,10 @@ def test_alpaca_farm_is_read_from_a_filled_hub_cache(tmp_path, monkeypatch):
     )
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(commit)
-    (example,) = load_preferences(ALPACA_FARM, include_ties=True).examples
+    data = load_preferences(ALPACA_FARM, include_ties=True)
+    (example,) = data.examples
     assert example.votes == {(0, 1): (1, 1)}
+    assert data.commit == commit and f"commit {commit}" in data.notes
 
 
 def test_bundled_sample():

@@ -137,7 +137,7 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path)
     again = start(killed, tmp_path)
     _, err = again.communicate()
     assert again.returncode == 0, err[-3000:]
-    assert "checkpoint-12 was not saved to the end: skipped" in err
+    assert "checkpoint-12 was not saved to the end: not resumed from" in err
     assert "resuming from " in err and "checkpoint-8" in err
     whole, resumed = tmp_path / "whole", tmp_path / "killed"
     name = "ranking_dynamics.jsonl"
@@ -330,12 +330,62 @@ def test_sharded_in_half_precision(tiny_model_directory, tmp_path):
         (["--label_smoothing=0.1"], "label_smoothing would change the loss"),
         (["--loss_type=sigmoid", "--alpha=2"], "alpha=2.0 needs loss_type=alpha_scaling"),
         (["--reference_free=true"], "use --loss_type=alpha_scaling --alpha=0"),
+        (["--hub_token=hf_x"], "use the environment variable HF_TOKEN"),
+        (["--push_to_hub"], "models and results stay in --output_dir"),
+        (["--beta=0"], "--beta 0.0: give a finite number, more than 0"),
+        (["--alpha=nan"], "--alpha nan: give a finite number, 0 or more"),
+        (["--loss_type=foo"], "--loss_type foo: give one or more of alpha_scaling, sigmoid"),
+        (["--dynamics_sample_size=-1"], "--dynamics_sample_size -1: give"),
+        (["--max_length=-1"], "--max_length -1: give a finite number, at least 1"),
+        (["--per_device_eval_batch_size=0"], "--per_device_eval_batch_size 0: give"),
+        (["--gradient_accumulation_steps=0"], "--gradient_accumulation_steps 0: give"),
+        (["--learning_rate=nan"], "--learning_rate nan: give"),
+        (["--num_train_epochs=-1"], "--num_train_epochs -1.0: give"),
+        (["--report_to=tensorboard"], "--report_to tensorboard: give wandb or none"),
+        (["--output_dir="], "--output_dir is required"),
     ],
 )
 def test_bad_flags(flags, message):
     with pytest.raises(ValueError) as error:
         parse_args([*command("m", "o"), *flags])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--learning_rate=1e30", "--max_grad_norm=0"], "the training loss is nan at step 2"),
+        (["--metric_for_best_model=ranking/acuracy"], "did you mean eval_ranking/accuracy?"),
+    ],
+)
+def test_runs_that_cannot_go_on_end_with_one_line(tiny_model_directory, tmp_path, flags, message):
+    """And are not marked as finished."""
+    more = ["--report_to=none", "--bf16=false", "--warmup_steps=0", "--logging_steps=1", *flags]
+    with pytest.raises(ValueError, match=message):
+        main(command(tiny_model_directory, tmp_path / "out", *more))
+    assert not json.loads((tmp_path / "out" / "run_config.json").read_text())["finished"]
+
+
+def test_group_by_length(tiny_model_directory, tmp_path):
+    more = ["--report_to=none", "--bf16=false", "--train_sampling_strategy=group_by_length",
+            "--max_steps=2", "--eval_strategy=no", "--save_strategy=no",
+            "--load_best_model_at_end=false"]  # fmt: skip
+    main(command(tiny_model_directory, tmp_path / "out", *more))
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("script", ["dpo.py", "sft.py"])
+def test_help_is_grouped(script):
+    """What one needs on two screens; all the rest on demand; nothing that would be refused."""
+    short, whole = (
+        subprocess.run([sys.executable, ROOT / script, flag], capture_output=True, text=True).stdout
+        for flag in ("--help", "--help-all")
+    )
+    assert f"    python {script} --model_name" in short and "\\\n" in short
+    assert all(f"\n{group}:\n" in short for group in ("model", "data", "training", "output"))
+    assert len(short.splitlines()) < 170 and "--help-all" in short
+    assert "(default: 1024)" in short and "--adam_beta1" not in short
+    assert "--adam_beta1" in whole and "--hub_token" not in whole and "--load_in_4bit" not in whole
 
 
 def test_missing_things_are_one_line(tiny_model_directory, tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import peft
 import pytest
 import torch
 from conftest import GPT, SMALL, make_model
+from hub_server import HubServer
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -177,6 +179,50 @@ def test_two_conversions_do_not_collide(tmp_path):
     outputs = [process.communicate() for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0] and len(list(tmp_path.iterdir())) == 1
+
+
+# ---------------------------------------------------------------------------- the hub
+@pytest.mark.slow
+def test_a_hub_model_is_recorded_by_commit_and_an_outage_uses_the_cache(
+    tiny_model_directory, tmp_path
+):
+    """The whole script against a server that speaks as the hub does, and then no longer does."""
+    server = HubServer("team/tiny", tiny_model_directory, commit="a" * 40)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment |= {
+        "HF_ENDPOINT": server.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "hub"),
+    }
+    out = tmp_path / "out"
+
+    def score(*more) -> str:
+        script = ROOT / "calculate_calibration_metrics.py"
+        command = [sys.executable, str(script), *arguments("team/tiny", out, *more)]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert found.returncode in (0, 2) and "Traceback" not in found.stderr, found.stderr
+        return "" if found.returncode == 0 else found.stderr.splitlines()[-1]
+
+    def commit() -> str:
+        return read_json_lines(out / "run.jsonl")[0]["model_commit"]
+
+    assert score() == "" and commit() == "a" * 40 and "model.safetensors" in server.served
+    local = tmp_path / "local"
+    run_script(main, parse_args(arguments(tiny_model_directory, local)))
+    examples = [read_json_lines(f / "run.examples.jsonl") for f in (out, local)]
+    logps = [[c["logp"] for row in rows for c in row["completions"]] for rows in examples]
+    assert logps[0] == pytest.approx(logps[1], abs=1e-3)
+
+    (out / "run.jsonl").unlink()  # unfinished; then the model's main branch moves on
+    server.commit = "b" * 40
+    assert "another configuration (model_fingerprint differ)" in score()
+    assert "cannot load team/tiny: it has no revision nope" in score("--revision", "nope")
+    server.go_away()
+    assert score("--overwrite", "--revision", "a" * 40) == "" and commit() == "a" * 40  # cached
+    shutil.rmtree(tmp_path / "hub")
+    message = score("--overwrite")
+    assert "the hub cannot be reached, and the model is not in the cache" in message
+    assert commit() == "a" * 40  # and what was there is still there
 
 
 # ---------------------------------------------------------------------------- dangerous models

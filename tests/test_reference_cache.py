@@ -1,5 +1,7 @@
 """Reference log-likelihoods: equal to plain scoring, paid for once, never stale."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from conftest import SMALL, make_model
 
 import reference_cache
 from log_likelihood import compute_token_logps_plain, tokenize_examples
-from reference_cache import cache_file, hash_model, read_cache, reference_logps
+from reference_cache import cache_file, completion_key, hash_model, read_cache, reference_logps
 
 EXAMPLES = [
     ("How are you?", (" Fine, thanks.", " No.")),
@@ -91,8 +93,9 @@ def test_torn_line_is_computed_again(model, tokenizer, counted, cache):
     tokenized = tokenize_examples(tokenizer, EXAMPLES)
     first = reference_logps(model, tokenized)
     (file,) = cache.iterdir()
-    file.write_bytes(file.read_bytes()[:-9])
-    assert np.array_equal(reference_logps(model, tokenized), first)
+    nan = json.dumps([completion_key(tokenized[0][0]), float("nan")]).encode()  # a foreign hand's
+    file.write_bytes(nan + b"\n" + file.read_bytes()[:-9])
+    assert reference_logps(model, tokenized) == pytest.approx(first, abs=1e-4)
     assert counted == [3, 1] and len(read_cache(file)) == 6
 
 

@@ -1,0 +1,131 @@
+"""Who may have an output directory, what is discarded there, and which checkpoints are whole."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from result_files import release_outputs
+from training_directory import checkpoint_fault, claim_directory, last_checkpoint, mark_run
+
+SETTINGS = {"beta": 0.1, "n_processes": 1}
+
+
+@pytest.fixture(autouse=True)
+def locks():
+    yield
+    release_outputs()
+
+
+def make_checkpoint(folder: Path, step: int) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    save_file({"w": torch.zeros(3)}, path / "model.safetensors")
+    for name in ("optimizer.pt", "rng_state.pth", "training_args.bin"):
+        torch.save({"a": torch.zeros(3)}, path / name)
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return path
+
+
+def claim(folder, settings=None, overwrite=False, checkpoint=None):
+    return claim_directory(folder, settings or SETTINGS, overwrite, checkpoint, [])
+
+
+def test_an_unfinished_run_goes_on_with_or_without_overwrite(tmp_path):
+    folder = tmp_path / "run"
+    assert claim(folder) is None
+    make_checkpoint(folder, 4)
+    last = make_checkpoint(folder, 12)
+    (folder / "checkpoint-best").mkdir()  # not ours
+    assert claim(folder) == claim(folder, overwrite=True) == str(last)
+    with pytest.raises(ValueError, match=r"other settings \(n_processes differ\)"):
+        claim(folder, {**SETTINGS, "n_processes": 2})
+
+
+def test_overwrite_discards_what_a_run_wrote_and_nothing_else(tmp_path):
+    folder = tmp_path / "run"
+    claim(folder)
+    make_checkpoint(folder, 4)
+    mark_run(folder, SETTINGS, finished=True)
+    (folder / "model.safetensors").write_text("")
+    (folder / "thesis.txt").write_text("mine")
+    (folder / "checkpoint-best").mkdir()
+    with pytest.raises(ValueError, match="holds a finished run"):
+        claim(folder)
+    assert claim(folder, overwrite=True) is None
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert names == {"run_config.json", "thesis.txt", "checkpoint-best"}
+    assert not json.loads((folder / "run_config.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_directory_of_somebody_else_is_refused(tmp_path, overwrite):
+    make_checkpoint(tmp_path, 500)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds a model \(checkpoint-500\) that no run"):
+        claim(tmp_path, overwrite=overwrite)
+    assert (tmp_path / "base/thesis.txt").exists() and (tmp_path / "checkpoint-500").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"finished": 1, "settings": {}}', "\xff"])
+def test_a_damaged_record_is_one_line(tmp_path, content):
+    (tmp_path / "run_config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match="run_config.json is not what a training run wrote"):
+        claim(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("model.safetensors", "damaged file"),
+        ("optimizer.pt", "damaged file"),
+        ("rng_state.pth", "damaged file"),
+        ("training_args.bin", "damaged file"),
+        ("trainer_state.json", "not saved to the end"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, name, fault, capsys):
+    whole, damaged = make_checkpoint(tmp_path, 4), make_checkpoint(tmp_path, 12)
+    assert checkpoint_fault(damaged) is None
+    content = (damaged / name).read_bytes()
+    (damaged / name).write_bytes(content[: len(content) // 2])
+    assert fault in checkpoint_fault(damaged)
+    assert last_checkpoint(tmp_path) == whole
+    assert f"{damaged} " in capsys.readouterr().err
+
+
+def test_incomplete_checkpoints(tmp_path):
+    path = make_checkpoint(tmp_path, 4)
+    index = {"weight_map": {"w": "model-1.safetensors", "v": "model-2.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copy(path / "model.safetensors", path / "model-1.safetensors")
+    assert checkpoint_fault(path) == "lacks model-2.safetensors"
+    (path / "model.safetensors.index.json").unlink()
+    for file in path.glob("*.safetensors"):
+        file.unlink()
+    assert checkpoint_fault(path) == "has no weights"
+    (path / "optimizer.pt").unlink()
+    assert "no optimizer state" in checkpoint_fault(path)
+
+
+def test_where_a_run_begins(tmp_path):
+    """A checkpoint of another run, until there is one of its own; never one that is not there."""
+    other = str(make_checkpoint(tmp_path / "other", 8))
+    folder = tmp_path / "run"
+    for wrong in ("true", str(tmp_path / "none")):
+        with pytest.raises(ValueError, match="is no directory: leave the flag out"):
+            claim(folder, checkpoint=wrong)
+    assert not folder.exists()
+    assert claim(folder, checkpoint=other) == other == claim(folder, checkpoint=other)
+    first, own = make_checkpoint(folder, 2), make_checkpoint(folder, 10)
+    assert claim(folder, checkpoint=other) == str(own)
+    with pytest.raises(ValueError, match="checkpoint-10 is newer than --resume_from_checkpoint"):
+        claim(folder, checkpoint=str(first))
+    mark_run(folder, SETTINGS, finished=True)
+    with pytest.raises(ValueError, match="would be discarded by --overwrite_output_dir"):
+        claim(folder, checkpoint=str(own), overwrite=True)
+    assert own.exists()

@@ -1,0 +1,211 @@
+"""The output directory of a training run: claimed by one process, resumed by the same command.
+
+`run_config.json` marks a directory as a run's own: it records the settings that a resumed run must
+share, the wandb id, and whether the run is finished. Without it nothing is ever discarded.
+"""
+
+import json
+import re
+import shutil
+import uuid
+import zipfile
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from safetensors import SafetensorError, safe_open
+
+from command_line import announce
+from data_utils import PreferenceData, content_hash
+from model_loading import model_fingerprint
+from result_files import lock_outputs, write_text_atomically
+
+RUN_FILE = "run_config.json"
+# what a resumed run may change
+HARMLESS = {
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to",
+    "wandb_project", "wandb_entity", "log_level", "log_level_replica", "disable_tqdm",
+    "save_total_limit", "local_rank", "ddp_timeout", "dataloader_num_workers",
+    "dataloader_pin_memory",
+}  # fmt: skip
+
+
+def run_description(
+    *arguments,
+    model_names: Sequence[str],
+    revision: str | None,
+    parts: dict[str, PreferenceData],
+) -> dict[str, Any]:
+    """Every setting a resumed run must share, with fingerprints of the models and the data."""
+    settings: dict[str, Any] = {
+        "model_fingerprints": [model_fingerprint(name, revision) for name in model_names],
+        "data_fingerprints": {
+            part: content_hash([example.id for example in data.examples])
+            for part, data in parts.items()
+        },
+        "n_processes": PartialState().num_processes,  # a step's batch depends on it
+    }
+    for argument in arguments:
+        values = argument.to_dict() if hasattr(argument, "to_dict") else vars(argument)
+        names = {f.name for f in fields(argument)} - HARMLESS
+        settings |= {name: values[name] for name in sorted(names & values.keys())}
+    return json.loads(json.dumps(settings, default=str))
+
+
+def claim_directory(
+    folder: Path,
+    settings: dict[str, Any],
+    overwrite: bool,
+    checkpoint: str | None,
+    model_names: Sequence[str],
+) -> str | None:
+    """Claim the directory; return the checkpoint to resume from, or None to start from scratch.
+
+    The same command resumes an unfinished run from its last whole checkpoint. `overwrite` discards
+    a finished run, or one with other settings. `checkpoint`: where a run that has none of its own
+    starts. ValueError where the directory holds something else or a model that is read.
+    """
+    state = PartialState()
+    for name in model_names:
+        path = Path(name).resolve()
+        if path.exists() and folder.resolve() in (path, *path.parents):
+            raise ValueError(f"the model {name} lies in --output_dir {folder}: choose another")
+    asked = Path(checkpoint).resolve() if checkpoint else None
+    if asked is not None:
+        fault = checkpoint_fault(asked) if asked.is_dir() else "is no directory"
+        if fault is None and overwrite and asked.parent == folder.resolve():
+            fault = "would be discarded by --overwrite_output_dir"
+        if fault is not None:
+            raise ValueError(
+                f"--resume_from_checkpoint {checkpoint} {fault}: leave the flag out, the same "
+                "command resumes by itself"
+            )
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock_outputs(folder / RUN_FILE)
+    earlier = read_run(folder)
+    differing = [k for k in settings if earlier and settings[k] != earlier["settings"].get(k)]
+    state.wait_for_everyone()  # all have read before one writes
+    if earlier is not None and overwrite and (earlier["finished"] or differing):
+        if state.is_main_process:
+            discard_run(folder)
+        earlier = None
+    elif earlier is None:
+        check_no_model(folder)
+    elif earlier["finished"]:
+        raise ValueError(
+            f"{folder} holds a finished run: choose another --output_dir, or pass "
+            "--overwrite_output_dir"
+        )
+    elif differing:
+        raise ValueError(
+            f"{folder} holds an unfinished run with other settings ({', '.join(differing)} "
+            "differ): use the same flags, another --output_dir, or --overwrite_output_dir"
+        )
+    if earlier is not None:
+        own = last_checkpoint(folder)
+        if own and asked and asked.parent == folder.resolve() and asked != own.resolve():
+            raise ValueError(
+                f"{own} is newer than --resume_from_checkpoint {checkpoint}: leave the flag out "
+                "to go on from there, or delete it to go back"
+            )
+        checkpoint = str(own) if own else checkpoint
+        announce(
+            f"resuming from {checkpoint}" if checkpoint else "no checkpoint yet: starting over"
+        )
+        return checkpoint
+    state.wait_for_everyone()
+    if state.is_main_process:
+        mark_run(folder, settings, finished=False)
+    state.wait_for_everyone()
+    return checkpoint
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """What `mark_run` wrote, or None; ValueError where the file is something else."""
+    path = folder / RUN_FILE
+    if not path.exists():
+        return None
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(run["finished"], bool) and isinstance(run["settings"], dict):
+            return run
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{path} is not what a training run wrote: choose another --output_dir")
+
+
+def mark_run(folder: Path, settings: dict[str, Any], finished: bool) -> None:
+    """Record the run's settings, its wandb id, and whether it is finished."""
+    earlier = read_run(folder)
+    run_id = earlier["wandb_id"] if earlier else uuid.uuid4().hex[:8]
+    record = {"finished": finished, "wandb_id": run_id, "settings": settings}
+    write_text_atomically(folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def discard_run(folder: Path) -> None:
+    """Delete what an earlier run wrote; its mark goes last, so that a kill leaves it a run's."""
+    for old in checkpoints(folder):
+        shutil.rmtree(old)
+    shutil.rmtree(folder / "base", ignore_errors=True)
+    for pattern in ("ranking_dynamics.jsonl", "trainer_state.json", "config.json", "adapter_*",
+                    "model*.safetensors*", RUN_FILE):  # fmt: skip
+        for old in folder.glob(pattern):
+            old.unlink()
+
+
+def check_no_model(folder: Path) -> None:
+    """ValueError where a directory without a run's mark holds a model."""
+    for name in ("config.json", "adapter_config.json", *(p.name for p in checkpoints(folder))):
+        if (folder / name).exists():
+            raise ValueError(
+                f"{folder} holds a model ({name}) that no run of this script wrote: choose "
+                "another --output_dir"
+            )
+
+
+# ---------------------------------------------------------------------------- checkpoints
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint directories of a run, newest first."""
+    found = [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted(found, key=lambda path: -int(path.name.split("-")[1]))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that a run can go on from; those that are passed over are said."""
+    for path in checkpoints(folder):
+        fault = checkpoint_fault(path)
+        if fault is None:
+            return path
+        announce(f"{path} {fault}: not resumed from")
+    return None
+
+
+def checkpoint_fault(path: Path) -> str | None:
+    """Why nothing can be resumed from `path`, or None. Files are opened, their values not read."""
+    try:
+        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # saved last
+    except (OSError, ValueError):
+        return "was not saved to the end"
+    files = [file for file in path.rglob("*") if file.is_file()]
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except (SafetensorError, OSError):
+                return f"has a damaged file ({file.name})"
+        elif file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
+            return f"has a damaged file ({file.name})"
+    folders = [file for file in path.iterdir() if file.is_dir()]  # FSDP's and DeepSpeed's shards
+    if not any(p.name.startswith(("optimizer", "global_step")) for p in (*files, *folders)):
+        return "has no optimizer state (--save_only_model)"
+    if not any(file.suffix == ".safetensors" for file in files) and not folders:
+        return "has no weights"
+    for index in path.glob("*.safetensors.index.json"):
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := [shard for shard in shards if not (path / shard).exists()]:
+            return f"lacks {missing[0]}"
+    return None
