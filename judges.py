@@ -59,12 +59,14 @@ def load_reward_model(
         LOADING_ERRORS,
         check_adapter_weights,
         explain,
+        load_config,
         load_tokenizer,
         resolve_model,
     )
 
     try:
         check_adapter_weights(resolve_model(name), None, allow_pickle)
+        load_config(resolve_model(name), None, trust_remote_code)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             resolve_model(name), dtype=getattr(torch, dtype), output_loading_info=True,
             trust_remote_code=trust_remote_code, use_safetensors=None if allow_pickle else True,

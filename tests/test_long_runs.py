@@ -17,11 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_calculate_calibration_metrics import assert_same_results
-from test_dpo import command, history, start
+from test_dpo import command, history
 from test_peers import NEEDS_SMOLLM2
 
-from calculate_calibration_metrics import main, parse_args
-from command_line import run_script
 from ranking_dynamics import read_dynamics
 from result_files import read_json_lines, write_json_lines
 
@@ -160,28 +158,65 @@ def test_twelve_kills_of_training(tiny_model_directory, tmp_path):
         assert row["chosen"] == pytest.approx(expected[key]["chosen"], rel=1e-3, abs=1e-2)
 
 
-def test_stopped_training_saves_a_checkpoint_and_resumes(tiny_model_directory, tmp_path):
-    more = ["--report_to=none", "--save_steps=100", "--eval_steps=100", "--num_train_epochs=12",
-            "--load_best_model_at_end=false", "--dynamics_sample_size=10"]  # fmt: skip
-    arguments = command(tiny_model_directory, tmp_path / "dpo", *more)
-    log = (tmp_path / "log").open("w+")
-    run = start(arguments, tmp_path, stdout=subprocess.DEVNULL, stderr=log)
-    deadline = time.time() + 120
-    while not re.search(r" [3-9]/\d+ \[", (tmp_path / "log").read_text()):
-        assert run.poll() is None and time.time() < deadline, (tmp_path / "log").read_text()[-2000:]
+def wait_for(pattern: str, log: Path, process: subprocess.Popen) -> None:
+    """Return once the log shows the pattern; AssertionError if the process ends before."""
+    deadline = time.monotonic() + 240
+    while not re.search(pattern, log.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
         time.sleep(0.02)
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+@pytest.mark.parametrize(
+    "starter", [[sys.executable, "dpo.py"], [sys.executable, "sft.py"], [*TORCHRUN, "dpo.py"]],
+    ids=["dpo", "sft", "dpo with two processes"],
+)  # fmt: skip
+def test_stopped_training_saves_a_checkpoint_and_resumes(starter, tiny_model_directory, tmp_path):
+    """With --overwrite_output_dir too, which discards finished runs only."""
+    out = tmp_path / "out"
+    flags = [f"--model_name={tiny_model_directory}", "--dataset_name=sample", f"--output_dir={out}",
+             "--report_to=none", "--per_device_train_batch_size=8", "--num_train_epochs=8",
+             "--save_steps=100", "--overwrite_output_dir"]  # fmt: skip
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        run = subprocess.Popen(
+            [*starter, *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file,
+            env={**os.environ, "RANKING_ACC_CACHE": str(tmp_path / "cache")},
+        )  # fmt: skip
+    wait_for(r" [3-9]/\d+ \[", log, run)
     run.send_signal(signal.SIGTERM)
     run.wait()
-    last = (tmp_path / "log").read_text().splitlines()[-1]
-    assert run.returncode == 143, (tmp_path / "log").read_text()[-3000:]
+    alone = starter[:-1] == [sys.executable]
+    assert run.returncode == (143 if alone else 1), log.read_text()[-3000:]  # 1: torchrun's own
     found = re.search(
-        r"stopped by SIGTERM: checkpoint-(\d+) is saved in .*dpo; the same command", last
+        r"stopped by SIGTERM: checkpoint-(\d+) is saved in .*out; the same command resumes",
+        log.read_text(),
     )
-    assert found, last
-    again = start(arguments, tmp_path)
-    _, err = again.communicate()
-    assert again.returncode == 0, err[-3000:]
-    assert f"resuming from {tmp_path / 'dpo' / f'checkpoint-{found[1]}'}" in err
+    assert found, log.read_text()[-3000:]
+    again = subprocess.run([*starter, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stderr.count(f"resuming from {out / f'checkpoint-{found[1]}'}") == 1
+    assert json.loads((out / "run_config.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize("kilobytes", [150, 300, 600])
+def test_a_full_disk_in_training_is_one_line(kilobytes, tiny_model_directory, tmp_path):
+    """Whatever file is the first that does not fit; with room again, the run goes on."""
+    out = tmp_path / "out"
+    words = [sys.executable, "dpo.py", *command(tiny_model_directory, out, "--report_to=none")]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+    clean["RANKING_ACC_CACHE"] = str(tmp_path / "cache")
+    limited = ["bash", "-c", f"ulimit -f {kilobytes} && exec " + " ".join(map(str, words))]
+    full = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, env=clean)
+    if full.returncode == 0:
+        assert kilobytes == 600  # the largest file is smaller
+        return
+    assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr[-3000:]
+    assert full.stderr.splitlines()[-1].startswith("error: "), full.stderr[-1000:]
+    again = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=clean)
+    assert again.returncode == 0, again.stderr[-3000:]
 
 
 def resident(pid: int) -> tuple[float, int]:
@@ -228,12 +263,59 @@ def test_20_000_examples_in_flat_memory(tiny_model_directory, tmp_path):
 
 
 @NEEDS_SMOLLM2
-def test_real_model_scores_do_not_depend_on_batches_or_order(tmp_path):
-    """SmolLM2 on the bundled data: equal within 1e-3 nats, the same rankings."""
-    variants = {"whole": [], "alone": ["--batch-size", "1"], "rows of 300": ["--tokens-per-batch", "300"],
-                "rows of 4000": ["--tokens-per-batch", "4000"]}  # fmt: skip
-    for name, more in variants.items():
-        arguments = ["--lm-name-or-path", SMOLLM2, "--dtype", "float32", "--dataset", "sample", "--sample-size",
-                     "30", "--output-dir", str(tmp_path / name), "--output-filename", "run.jsonl", *more]  # fmt: skip
-        run_script(main, parse_args(arguments))
-        assert_same_results(tmp_path / name, tmp_path / "whole")
+def test_real_model_scores_do_not_depend_on_how_they_are_computed(tmp_path):
+    """SmolLM2 on all of the bundled data: batches, row budgets, order of the examples, number of
+    processes and a stop change nothing: 1e-3 nats, the same rankings."""
+    rows = [
+        json.loads(x) for x in (ROOT / "data/sample_preferences.jsonl").read_text().splitlines()
+    ]
+    shuffled = tmp_path / "shuffled" / "data.jsonl"
+    shuffled.parent.mkdir()
+    random.Random(0).shuffle(rows)
+    write_json_lines(shuffled, rows)
+    script = "calculate_calibration_metrics.py"
+    variants = {
+        "whole": (sys.executable, []),
+        "alone": (sys.executable, ["--batch-size", "1"]),
+        "rows of 300": (sys.executable, ["--tokens-per-batch", "300"]),
+        "rows of 4000": (sys.executable, ["--tokens-per-batch", "4000"]),
+        "shuffled": (sys.executable, []),
+        "stopped": (sys.executable, []),
+        "two processes": (TORCHRUN, []),
+    }
+    logps = {}
+    for name, (starter, more) in variants.items():
+        folder = tmp_path / name
+        words = [*([starter] if isinstance(starter, str) else starter), script,
+                 "--lm-name-or-path", SMOLLM2, "--dtype", "float32", "--device", "cpu",
+                 "--dataset", shuffled if name == "shuffled" else "sample", "--sample-size", "-1",
+                 "--output-dir", folder, "--output-filename", "run.jsonl", *more]  # fmt: skip
+        if name == "stopped":
+            with (tmp_path / "log").open("w") as log:
+                first = subprocess.Popen(list(map(str, words)), cwd=ROOT, stderr=log)
+            examples = folder / "run.examples.jsonl"
+            while not examples.exists() or examples.stat().st_size == 0:
+                assert first.poll() is None
+                time.sleep(0.02)
+            first.send_signal(signal.SIGTERM)
+            assert first.wait() == 143 and not (folder / "run.jsonl").exists()
+        finished = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        logps[name] = {
+            (row["id"], c["text"]): (c["logp"], c["n_tokens"], row["ranks"][k])
+            for row in read_json_lines(folder / "run.examples.jsonl")
+            for k, c in enumerate(row["completions"])
+        }
+        accuracies = {
+            row["calib_property"]: row["distance_metric_value_mean"]
+            for row in read_json_lines(folder / "run.jsonl")
+            if row["distance_metric"] in ("acc", "pairwise_acc")
+        }
+        if name == "whole":
+            expected = accuracies
+        assert accuracies == expected, name
+        assert logps[name].keys() == logps["whole"].keys()
+        worst = max(abs(v[0] - logps["whole"][k][0]) for k, v in logps[name].items())
+        print(f"{name}: largest difference {worst:.2g} nats")
+        assert worst < 1e-3, name
+        assert all(v[1:] == logps["whole"][k][1:] for k, v in logps[name].items()), name

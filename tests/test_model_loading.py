@@ -253,6 +253,16 @@ def test_code_of_a_model_runs_only_when_asked(model_copy, tmp_path, capsys):
     assert all(row["trust_remote_code"] for row in read_json_lines(out / "run.jsonl"))
 
 
+def test_a_configuration_names_no_code(model_copy, tmp_path, capsys):
+    """Keys by which a config.json has made transformers fetch attention code from the hub."""
+    edit_config(model_copy, _attn_implementation_internal="somebody/kernel")
+    assert load_model(str(model_copy)).config._attn_implementation == "sdpa"
+    for key in ("attn_implementation", "_attn_implementation"):
+        edit_config(model_copy, **{"attn_implementation": None, key: "somebody/kernel"})
+        message = error_of(capsys, model_copy, tmp_path, "--overwrite")
+        assert "its config.json asks for attention code of somebody/kernel" in message
+
+
 def test_pickled_weights_are_refused_unless_asked(model_copy, tmp_path, capsys):
     expected = load_model(str(model_copy)).state_dict()
     torch.save(expected, model_copy / "pytorch_model.bin")
