@@ -10,7 +10,7 @@ DEMO_DPO = --model_name_or_path=$(DEMO)/sft --dataset_name=sample --beta=0.1 \
     --save_total_limit=1 --load_best_model_at_end=true --logging_steps=3 --report_to=none \
     --overwrite_output_dir
 
-.PHONY: demo demo-train test test-slow coverage check clean
+.PHONY: demo demo-train test test-slow coverage check audit clean
 
 $(VENV)/.installed: requirements.txt requirements_dpo.txt requirements_dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,10 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(VENV)/.installed
+	$(BIN)/uv pip freeze --quiet --python $(BIN)/python > $(VENV)/installed.txt
+	$(BIN)/uv tool run --quiet pip-audit@2.10.1 --strict --no-deps --disable-pip -r $(VENV)/installed.txt
 
 clean:
 	rm -rf $(VENV) results/demo

@@ -90,10 +90,14 @@ def example_key(record: Record) -> tuple:
 def collect_pairs(
     reference: list[Record], policy: list[Record], args: argparse.Namespace
 ) -> tuple[list[Record], dict[tuple, Counter[str]]]:
-    """Pairs with reference and policy log-ratios (both normalizations); drops by dataset."""
+    """Pairs with reference and policy log-ratios (both normalizations); drops by dataset.
+
+    ValueError where the policy's file lacks examples of the reference's, or nothing is left.
+    """
     policy_of = {example_key(r): r for r in policy}
     missing = [r for r in reference if example_key(r) not in policy_of]
-    if missing:
+    same_data = args.lm_name_or_path and args.policy_name_or_path  # both were scored just now
+    if missing and not same_data:
         raise ValueError(
             f"{len(missing)} of {len(reference)} reference examples have no policy log-likelihood "
             f"(first: {missing[0]['dataset']}, row {missing[0]['row']}): score the same data"
@@ -102,6 +106,9 @@ def collect_pairs(
     dropped: dict[tuple, Counter[str]] = {dataset_key(record): Counter() for record in reference}
     for record in reference:
         drops = dropped[dataset_key(record)]
+        if example_key(record) not in policy_of:
+            drops["example too long for the policy"] += 1
+            continue
         found = pairs_of_record(record, args.assumed_proportion, args.epsilon)
         if not found:
             drops["no votes"] += 1

@@ -110,10 +110,10 @@ class DPOArguments(TrainingDefaults, DPOGammaConfig):
     def __post_init__(self):
         check_number("alpha", self.alpha, self.alpha >= 0, "0 or more")
         check_number("beta", self.beta, self.beta > 0, "more than 0")
-        super().__post_init__()
         if wrong := set(self.loss_type) - {ALPHA_SCALING, *TRL_LOSSES}:
             known = ", ".join((ALPHA_SCALING, *TRL_LOSSES))
             raise ValueError(f"--loss_type {wrong.pop()}: give one or more of {known}")
+        super().__post_init__()
 
 
 def parse_args(argv: list[str]) -> tuple[DPODataArguments, ModelArguments, DPOArguments]:

@@ -169,6 +169,10 @@ FILES = {  # name of the file, its bytes, and what it says: a message, or how ma
     "csv with a comma too many": ("c.csv", b"prompt,chosen,rejected\np,a,b,c\n", "row 1: not as many fields"),
     "csv with a comma too few": ("c.csv", b"prompt,chosen,rejected\np,a\n", "row 1: not as many fields"),
     "csv with an open quote": ("c.csv", b'prompt,chosen,rejected\n"p,a,b\n', "cannot be read"),
+    "csv with a column twice": ("c.csv", b"prompt,chosen,chosen,rejected\np,a,b,c\n", "'chosen'"),
+    "votes of one pair twice": (
+        "v.jsonl", b'{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": {"0,1": [3, 1], "1,0": [0, 4]}}',
+        "row 1: votes '1,0': the pair is given twice"),
     "csv with a header only": ("c.csv", b"prompt,chosen,rejected\n", "no rows"),
     "csv of lists": ("c.csv", b"prompt,completions,ranks\np,\"['a', 'b']\",\"[1, 2]\"\n", "row 1: column 'completions'"),
     "other columns": ("o.jsonl", b'{"text": "a", "label": 1}\n', "missing column"),

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from calculate_calibration_metrics import main, parse_args
 from command_line import run_script
 from data_utils import load_preferences
-from result_files import read_json_lines
+from model_loading import model_fingerprint
+from result_files import read_json_lines, write_json_lines
 
 ROOT = Path(__file__).parents[1]
 
@@ -273,11 +275,24 @@ def test_existing_output_and_other_configuration_are_refused(
         (["--dataset", "sample", "--compare", "README.md"], "README.md: row 1: not JSON"),
         (["--dataset", "sample", "--compare", "missing.examples.jsonl"], "cannot read missing.examples.jsonl"),
         (["--dataset", "sample", "--max-length", "2"], "no example left to score"),
+        (["--dataset", "sample", "--seed", "-1"], "--seed -1: give 0 or more"),
+        (["--dataset", "sample", "--revision", "v1"], "is a local model and has no revisions"),
+        (["--dataset", "sample", "--wandb-project", "a/b"], "wandb project a/b"),
+        (["--dataset", "{mine}", "--overwrite"], "mine.jsonl is read, and would be overwritten"),
+        (["--dataset", "sample", "--compare", "{unfinished}"], "is of an unfinished run"),
     ],
 )  # fmt: skip
 def test_bad_flags_are_one_line(tiny_model_directory, tmp_path, capsys, more, message):
+    mine, unfinished = tmp_path / "mine.jsonl", tmp_path / "u.examples.jsonl"
+    pair = {"prompt": "p", "chosen": " a", "rejected": " b"}
+    write_json_lines(mine, [pair])
+    write_json_lines(unfinished, [pair])
+    (tmp_path / "u.config.json").write_text("{}")
+    more = [word.format(mine=mine, unfinished=unfinished) for word in more]
+    name = ["--output-filename", "mine.jsonl"] if str(mine) in more else []
     with pytest.raises(SystemExit) as stop:
-        run(*flags(tiny_model_directory, tmp_path, *more))
+        run(*flags(tiny_model_directory, tmp_path, *more, *name))
+    assert read_json_lines(mine) == [pair]
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
     assert not (tmp_path / "run.jsonl").exists()
@@ -409,3 +424,28 @@ def test_adapter_directory(tiny_model_directory, tmp_path):
     ]
     for key, values in logps[0].items():
         assert values == pytest.approx(logps[1][key], abs=2e-3)
+
+
+def test_names_that_would_be_formulas_or_markup(
+    tiny_model_directory, tmp_path, capsys, monkeypatch
+):
+    """matplotlib reads `$`, rich reads `[red]`."""
+    monkeypatch.chdir(tmp_path)
+    name = "a$x^$[red].jsonl"
+    write_json_lines(Path(name), [{"prompt": "p", "chosen": " a", "rejected": " b"}])
+    run(*flags(tiny_model_directory, tmp_path, "--dataset", name))
+    assert (tmp_path / "run.png").stat().st_size > 5000
+    assert name in capsys.readouterr().out
+
+
+def test_a_fingerprint_is_of_content(tiny_model_directory, tmp_path):
+    """A copy is the same model; another chat template or another tensor is not."""
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model_directory, copy, copy_function=shutil.copyfile)
+    first = model_fingerprint(str(copy))
+    assert first == model_fingerprint(str(tiny_model_directory))
+    (copy / "chat_template.jinja").write_text("{{ messages }}")
+    second = model_fingerprint(str(copy))
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert len({first, second, model_fingerprint(str(copy))}) == 3

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from itertools import combinations
@@ -379,3 +380,20 @@ def test_conventions_script(files, capsys):
     assert conventions.quotient_correctness(better, worse, np.array([0.6]), 10).all()
     assert not idealized_correctness(better - worse, np.array([0.6]), 10).any()
     assert json.loads((folder / "ref.jsonl").read_text().splitlines()[0])["votes"]
+
+
+def test_what_only_the_reference_can_score_is_dropped_and_counted(
+    tiny_model_directory, tmp_path, capsys
+):
+    short = tmp_path / "short"
+    shutil.copytree(tiny_model_directory, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 300}))
+    more = ["--lm-name-or-path", tiny_model_directory, "--policy-name-or-path", short,
+            "--dataset", "sample", "--sample-size", 20]  # fmt: skip
+    run_script(main, parse_args(flags(tmp_path, *more)))
+    rows = read_json_lines(tmp_path / "ideal.jsonl")
+    scored = [read_json_lines(tmp_path / f"ideal{x}.examples.jsonl") for x in ("", ".policy")]
+    lost = len(scored[0]) - len(scored[1])
+    assert lost > 0 and f"example too long for the policy: {lost}" in capsys.readouterr().err
+    assert rows[0]["dropped_pairs"]["example too long for the policy"] == lost

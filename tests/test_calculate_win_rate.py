@@ -18,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SMALL, make_model
 from test_calculate_calibration_metrics import read_wandb_keys
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calculate_win_rate import (
     correlations,
@@ -551,7 +553,9 @@ def test_served_judge(faulty_line, preferences, two_models, tmp_path, monkeypatc
     assert re.search(r"judge: 12 calls \(0 more .* about 0\.01 USD", captured.err)
     rows = read_json_lines(tmp_path / "wins.examples.jsonl")
     (summary,) = read_json_lines(tmp_path / "wins.jsonl")
-    assert len(rows) == 6 and len(line.seen) == 12 + 4
+    n_requests = len(line.seen)  # more where a slow answer was asked for again
+    assert len(rows) == 6 and n_requests >= 12 + 4
+    assert len({json.dumps(body) for body, _ in line.seen}) == 12
     assert {authorization for _, authorization in line.seen} == {"Bearer sk-secret-of-this-test"}
     assert sum("I cannot decide." in row["answers"] for row in rows) == 1
     assert summary["n_unclear"] == sum(row["win"] is None for row in rows) >= 1
@@ -560,10 +564,10 @@ def test_served_judge(faulty_line, preferences, two_models, tmp_path, monkeypatc
         assert row["verdicts"] == [first, second] and row["win"] == combine_orders(first, second)
 
     run(*flags(tmp_path, f"openai:{model}", *one, "--overwrite"))
-    assert len(line.seen) == 16  # nothing is asked twice
+    assert len(line.seen) == n_requests  # nothing is asked twice
     swapped = ["--lm-name-or-path", bad, "--reference-name-or-path", good, *judge]
     run(*flags(tmp_path, f"openai:{model}", *swapped, name="swapped.jsonl"))
-    assert len(line.seen) == 16
+    assert len(line.seen) == n_requests
     mirrored = {r["id"]: r["win"] for r in read_json_lines(tmp_path / "swapped.examples.jsonl")}
     assert mirrored == {r["id"]: None if r["win"] is None else 1 - r["win"] for r in rows}
 
@@ -632,6 +636,16 @@ def test_errors_are_one_line(preferences, two_models, reward_model, tiny_model_d
     n_lines = (tmp_path / "u.responses.jsonl").read_bytes().count(b"\n")
     assert n_lines == 8 and not (tmp_path / "u.jsonl").exists()  # the responses are kept
 
+    monkeypatch.setenv("OPENAI_BASE_URL", nobody)  # named on the screen and in the record
+    message = error_of(
+        capsys, *flags(tmp_path, "openai:m", *more, "--judge-retries", "0", name="u2.jsonl")
+    )
+    assert f"judge m: {nobody}/ does not answer" in message
+    assert json.loads((tmp_path / "u2.config.json").read_text())["judge_base_url"] == f"{nobody}/"
+    assert "--temperature must be finite" in error_of(
+        capsys, *flags(tmp_path, "openai:m", *more, "--temperature", "nan")
+    )
+
     long = [*more[:-4], "--max-new-tokens", "5000", "--device", "cpu"]
     judge = f"reward-model:{reward_model}"
     assert "no prompt has tokens and leaves room" in error_of(
@@ -643,3 +657,37 @@ def test_errors_are_one_line(preferences, two_models, reward_model, tiny_model_d
         capsys, *flags(tmp_path, judge, *more, name="done.jsonl")
     )
     assert (tmp_path / "done.jsonl").read_bytes() == before
+
+
+def test_policies_that_cannot_answer_are_one_line(
+    preferences, two_models, reward_model, tokenizer_without_bos, tmp_path, capsys
+):
+    """NaN weights, no token to pad or end with; an empty prompt is left out and counted."""
+    good, _ = two_models
+    judge = f"reward-model:{reward_model}"
+    broken = AutoModelForCausalLM.from_pretrained(good)
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(float("nan"))
+    for name in ("nan", "endless"):
+        broken.save_pretrained(tmp_path / name)
+    AutoTokenizer.from_pretrained(good).save_pretrained(tmp_path / "nan")
+    plain = type(tokenizer_without_bos)(tokenizer_object=tokenizer_without_bos.backend_tokenizer)
+    plain.save_pretrained(tmp_path / "endless")
+    more = ["--against", "chosen", "--dataset", preferences, "--sample-size", "4",
+            "--max-new-tokens", "4", "--device", "cpu"]  # fmt: skip
+    for name, expected in (("nan", "cannot generate"), ("endless", "neither a pad nor an EOS")):
+        found = error_of(
+            capsys,
+            *flags(
+                tmp_path, judge, "--lm-name-or-path", tmp_path / name, *more, name=f"{name}.jsonl"
+            ),
+        )
+        assert expected in found
+    rows = [{"prompt": p, "chosen": " yes", "rejected": " no"} for p in ("", "Is it?")]
+    write_json_lines(tmp_path / "empty.jsonl", rows)
+    more[3] = tmp_path / "empty.jsonl"
+    tokenizer_without_bos.save_pretrained(tmp_path / "without_bos")
+    AutoModelForCausalLM.from_pretrained(good).save_pretrained(tmp_path / "without_bos")
+    run(*flags(tmp_path, judge, "--lm-name-or-path", tmp_path / "without_bos", *more))
+    (row,) = read_json_lines(tmp_path / "wins.jsonl")
+    assert (row["n"], row["n_too_long"]) == (1, 1)

@@ -94,6 +94,39 @@ def test_stopped_scoring_says_what_is_saved_and_resumes(
     assert finished.returncode == 0 and f"resuming: {n_saved} of " in finished.stderr
 
 
+@pytest.mark.parametrize(("closed", "code"), [("", 129), ("trap '' HUP; ", 0)])
+def test_a_closed_terminal_stops_and_nohup_goes_on(closed, code):
+    script = (
+        "import os, signal, sys; sys.path.insert(0, '.'); from command_line import run_script\n"
+        "run_script(lambda args: os.kill(os.getpid(), signal.SIGHUP), None)"
+    )
+    ended = subprocess.run(
+        ["bash", "-c", f'{closed}exec "$0" -c "$1"', sys.executable, script], cwd=ROOT,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == code, ended.stderr
+
+
+def test_a_second_signal_does_not_wait_for_threads():
+    script = """
+import os, signal, sys, threading, time
+sys.path.insert(0, ".")
+from command_line import run_script, until_stopped
+
+def main(args):
+    threading.Thread(target=time.sleep, args=(60,)).start()  # a judge that does not answer
+    for batch in until_stopped(iter(range(5)), lambda: ""):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+run_script(main, None)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, timeout=50, capture_output=True
+    )
+    assert ended.returncode == 143
+
+
 # ---------------------------------------------------------------------------- two at once
 def test_a_lock_dies_with_its_owner(tmp_path):
     """Held by another process it refuses; killed with -9, it does not."""
@@ -184,6 +217,20 @@ def test_a_misspelt_flag_names_the_right_one(script, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2
     assert line.startswith(f"error: unknown flag {wrong}; did you mean {right}?")
+
+
+def test_an_unknown_flag_is_said_before_a_missing_one(capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module("plot_results").parse_args(["win-rate", "f", "--ouput", "a.png"])
+    assert "unknown flag --ouput; did you mean --output?" in capsys.readouterr().err
+
+
+def test_help_in_a_terminal_without_these_characters():
+    run = subprocess.run(
+        [sys.executable, "calculate_win_rate.py", "--help"], cwd=ROOT, capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert run.returncode == 0 and b"?" in run.stdout
 
 
 def test_an_empty_argument_is_one_line(capsys):

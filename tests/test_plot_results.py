@@ -107,3 +107,23 @@ def test_dynamics_command_line(tmp_path):
         assert output.read_bytes().startswith(b"%PDF")
     with pytest.raises(ValueError, match="takes one dynamics file"):
         plot_results.main(plot_results.parse_args(["dynamics", "a", "b", "--output", "c.png"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("fig", "give a .png or .pdf"), ("none/fig.png", "in a directory that exists")],
+)
+def test_where_a_picture_goes_is_checked_first(tmp_path, name, message):
+    arguments = ["ranking-accuracy", "missing.jsonl", "--output", str(tmp_path / name)]
+    with pytest.raises(ValueError, match=message):
+        plot_results.main(plot_results.parse_args(arguments))
+
+
+def test_rows_without_the_columns_are_one_line(tmp_path):
+    from result_files import write_json_lines
+
+    row = {k: v for k, v in ROWS[0].items() if k != "model"}
+    write_json_lines(tmp_path / "r.jsonl", [row])
+    arguments = ["ranking-accuracy", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / "f.png")]
+    with pytest.raises(ValueError, match="r.jsonl: not a file of"):
+        plot_results.main(plot_results.parse_args(arguments))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from result_files import (
+    check_inputs,
     merge_parts,
     output_paths,
     part_file,
@@ -53,3 +54,37 @@ def test_parts_resume_with_the_same_configuration_only(tmp_path):
     write(part_file(paths["examples"], 0), [row(6)])
     assert prepare_outputs(paths, {"seed": 1}, overwrite=True) == []
     assert not paths["examples"].exists() and part_files(paths["examples"]) == []
+
+
+def test_overwrite_discards_finished_runs_and_goes_on_with_the_unfinished_one(tmp_path):
+    paths = output_paths(str(tmp_path), "run.jsonl")
+    prepare_outputs(paths, {"seed": 0}, overwrite=True)
+    write(paths["examples"], [row(1)], torn='{"id"')
+    assert prepare_outputs(paths, {"seed": 0}, overwrite=True) == [row(1)]
+    write(paths["summary"], [{"n": 1}])
+    with pytest.raises(ValueError, match="exists: choose another"):
+        prepare_outputs(paths, {"seed": 0}, overwrite=False)
+    assert prepare_outputs(paths, {"seed": 0}, overwrite=True) == []
+    assert not paths["summary"].exists() and not paths["examples"].exists()
+
+
+def test_outputs_are_never_inputs_nor_of_another_summary(tmp_path):
+    paths = output_paths(str(tmp_path), "run.jsonl")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(ValueError, match="run.examples.jsonl is read, and would be overwritten"):
+        check_inputs(paths, [None, "sample", str(tmp_path / "sub/../run.examples.jsonl")])
+    write(tmp_path / "run.json", [{"n": 1}])
+    with pytest.raises(ValueError, match="run.json shares its other files with run.jsonl"):
+        prepare_outputs(paths, {"seed": 0}, overwrite=True)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{torn"])
+def test_a_damaged_configuration_is_another_one(tmp_path, content):
+    paths = output_paths(str(tmp_path), "run.jsonl")
+    write(paths["examples"], [row(1)])
+    paths["config"].write_text(content)
+    with pytest.raises(ValueError, match="another configuration"):
+        prepare_outputs(paths, {"seed": 0}, overwrite=False)
+    write(paths["examples"], [row(1), 3])
+    with pytest.raises(ValueError, match="row 2: not a JSON object"):
+        merge_parts(paths["examples"])
