@@ -388,7 +388,7 @@ def test_what_only_the_reference_can_score_is_dropped_and_counted(
     short = tmp_path / "short"
     shutil.copytree(tiny_model_directory, short)
     config = json.loads((short / "config.json").read_text())
-    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 300}))
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 200}))
     more = ["--lm-name-or-path", tiny_model_directory, "--policy-name-or-path", short,
             "--dataset", "sample", "--sample-size", 20]  # fmt: skip
     run_script(main, parse_args(flags(tmp_path, *more)))
