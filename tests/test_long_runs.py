@@ -201,7 +201,7 @@ def test_stopped_training_saves_a_checkpoint_and_resumes(starter, tiny_model_dir
     assert json.loads((out / "run_config.json").read_text())["finished"]
 
 
-@pytest.mark.parametrize("kilobytes", [150, 300, 600])
+@pytest.mark.parametrize("kilobytes", [150, 300])
 def test_a_full_disk_in_training_is_one_line(kilobytes, tiny_model_directory, tmp_path):
     """Whatever file is the first that does not fit; with room again, the run goes on."""
     out = tmp_path / "out"
@@ -211,9 +211,6 @@ def test_a_full_disk_in_training_is_one_line(kilobytes, tiny_model_directory, tm
     clean["RANKING_ACC_CACHE"] = str(tmp_path / "cache")
     limited = ["bash", "-c", f"ulimit -f {kilobytes} && exec " + " ".join(map(str, words))]
     full = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, env=clean)
-    if full.returncode == 0:
-        assert kilobytes == 600  # the largest file is smaller
-        return
     assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr[-3000:]
     errors = re.findall(r"error: .*", full.stderr)
     assert len(errors) == 1 and "File too large" in errors[0], full.stderr[-1000:]
