@@ -43,6 +43,8 @@ from model_loading import (
     REMOTE_CODE_FLAG,
     check_model_path,
     check_revision,
+    commit_of,
+    is_local,
     model_fingerprint,
     resolve_dtype,
 )
@@ -224,10 +226,11 @@ def prepare_outputs_once(paths: dict[str, Path], config: Record, overwrite: bool
 def load_examples(path: str) -> list[Record]:
     """Rows of an examples file in the order of the data; ValueError if they are not that."""
     records = read_json_lines(Path(path))
-    stem = path.removesuffix(".examples.jsonl")
+    own = path.removesuffix(".examples.jsonl")
+    stem = own.removesuffix(".policy")  # which the idealized script scores beside its reference
     summaries = (stem, f"{stem}.jsonl", f"{stem}.json")
-    unfinished = Path(f"{stem}.config.json").exists() and not any(map(os.path.exists, summaries))
-    if part_files(Path(path)) or (unfinished and not stem.endswith(".policy")):
+    unfinished = Path(f"{own}.config.json").exists() and not any(map(os.path.exists, summaries))
+    if part_files(Path(path)) or unfinished:
         raise ValueError(f"{path} is of an unfinished run: give the command that began it again")
     needed = {
         "id",
@@ -241,7 +244,7 @@ def load_examples(path: str) -> list[Record]:
         "model",
     }
     for number, record in enumerate(records, start=1):
-        if not isinstance(record, dict) or not needed <= record.keys():
+        if not needed <= record.keys():
             raise ValueError(f"{path}: row {number}: not an examples file of the ranking script")
     if not records:
         raise ValueError(f"{path}: no rows")
@@ -275,10 +278,11 @@ def load_datasets(args: argparse.Namespace) -> list[PreferenceData]:
 
 def run_config(args: argparse.Namespace, datasets: list[PreferenceData], model_name: str) -> Record:
     """Everything the log-likelihoods depend on; a resumed run must have the same."""
+    revision = None if is_local(model_name) else args.revision
     return {
         "model": model_name,
-        "revision": args.revision,
-        "model_fingerprint": model_fingerprint(model_name, args.revision),
+        "revision": revision,
+        "model_fingerprint": model_fingerprint(model_name, revision),
         "datasets": [
             {
                 "name": data.name,
@@ -330,13 +334,12 @@ def score_to_file(
     device = choose_device(args.device)
     if args.trust_remote_code:
         announce(f"{REMOTE_CODE_FLAG}: Python files that come with {config['model']} are run")
-    tokenizer = load_tokenizer(
-        config["model"], args.revision, trust_remote_code=args.trust_remote_code
-    )
+    commit = commit_of(config["model_fingerprint"])  # of a hub model: what is recorded is loaded
+    tokenizer = load_tokenizer(config["model"], commit, trust_remote_code=args.trust_remote_code)
     model = load_model(
         config["model"], dtype=config["dtype"], device=device,
         device_map=args.device_map, quantization=args.quantization,
-        attn_implementation=args.attn_implementation, revision=args.revision,
+        attn_implementation=args.attn_implementation, revision=commit,
         trust_remote_code=args.trust_remote_code, allow_pickle=args.allow_pickle,
     )  # fmt: skip
     limits = [limit for limit in (args.max_length, context_length(model)) if limit is not None]
@@ -441,7 +444,7 @@ def score_to_file(
         "trust_remote_code": args.trust_remote_code,
         "path": path,
         "n_processes": n_processes,
-        "model_commit": config["model_fingerprint"].partition("commit ")[2] or None,
+        "model_commit": commit,
         "n_truncated_prompts": n_truncated,
         "dropped": dropped,
     }
@@ -680,7 +683,7 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{paths['summary']} exists: choose another --output-filename or pass --overwrite"
         )
-    check_revision(args.lm_name_or_path, args.revision)
+    check_revision([args.lm_name_or_path], args.revision)
     datasets = load_datasets(args)
     config = run_config(args, datasets, args.lm_name_or_path)
     earlier = prepare_outputs_once(paths, config, args.overwrite)
@@ -710,10 +713,10 @@ def main(args: argparse.Namespace) -> None:
             continue
         rows += summarize_dataset(chosen, common, args.include_ties, args.seed)
 
-    from plot_results import plot_ranking_accuracy
+    from plot_results import draw, plot_ranking_accuracy
 
-    write_json_lines(paths["summary"], rows)
-    plot_ranking_accuracy(rows, paths["picture"])
+    draw(plot_ranking_accuracy, rows, paths["picture"])
+    write_json_lines(paths["summary"], rows)  # last: it marks the run as finished
     print_table(rows)
     comparisons = compare_runs(records, other) if other is not None else []
     if other is not None and not comparisons:

@@ -43,7 +43,13 @@ from ranking_metrics import (
     required_loss,
     required_margin,
 )
-from result_files import check_inputs, lock_outputs, output_paths, write_json_lines
+from result_files import (
+    check_inputs,
+    lock_outputs,
+    output_paths,
+    part_files,
+    write_json_lines,
+)
 from wandb_runs import finishing_wandb, start_wandb
 
 Record = dict[str, Any]
@@ -107,7 +113,7 @@ def collect_pairs(
     for record in reference:
         drops = dropped[dataset_key(record)]
         if example_key(record) not in policy_of:
-            drops["example too long for the policy"] += 1
+            drops["example not scored by the policy"] += 1
             continue
         found = pairs_of_record(record, args.assumed_proportion, args.epsilon)
         if not found:
@@ -381,7 +387,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in (args.lm_name_or_path, args.policy_name_or_path):
         if name is not None:
             check_model_path(name)
-            check_revision(name, args.revision)
+    check_revision([args.lm_name_or_path, args.policy_name_or_path], args.revision)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -395,12 +401,22 @@ def main(args: argparse.Namespace) -> None:
             ("picture", "curve.png"), ("losses", "required_loss.png"),
         )
     }  # fmt: skip
-    check_inputs({**paths, **files}, [*args.dataset, args.reference_examples, args.policy_examples])
-    if paths["summary"].exists() and not args.overwrite:
+    written = {"summary": paths["summary"], **files}
+    for name, output_name in (
+        (args.lm_name_or_path, stem),
+        (args.policy_name_or_path, f"{stem}.policy"),
+    ):
+        if name is not None:
+            written |= {f"{output_name} {kind}": paths["summary"].with_name(f"{output_name}.{kind}")
+                        for kind in ("examples.jsonl", "config.json")}  # fmt: skip
+    check_inputs(written, [*args.dataset, args.reference_examples, args.policy_examples])
+    finished = paths["summary"].exists()
+    if finished and not args.overwrite:
         raise ValueError(
             f"{paths['summary']} exists: choose another --output-filename or pass --overwrite"
         )
-    datasets, scored = None, []
+    datasets = None
+    scored: list[Record] = []
     if args.lm_name_or_path or args.policy_name_or_path:
         datasets = load_datasets(args)
 
@@ -415,14 +431,22 @@ def main(args: argparse.Namespace) -> None:
             "config": paths["summary"].with_name(f"{output_name}.config.json"),
         }
         config = run_config(args, datasets, model_name)
+        if (
+            finished and scored and process_rank() == 0
+        ):  # the summary went with the reference's rows
+            for path in (outputs["examples"], *part_files(outputs["examples"])):
+                path.unlink(missing_ok=True)
         earlier = prepare_outputs_once(outputs, config, args.overwrite)
         records, found = score_to_file(args, datasets, config, outputs["examples"], earlier)
         scored.append(found)
         return records
 
     def facts_of(key: tuple) -> Record:
-        """dtype, path and dropped examples of the scoring done here, if any was."""
-        facts = dict(scored[-1]) if scored else {}  # the policy's, where it was scored too
+        """dtype, path and commit of the model scored here last (the policy, where both were), and
+        what the first dropped of the data; what only the policy dropped is counted in pairs."""
+        facts = dict(scored[-1], dropped=scored[0]["dropped"]) if scored else {}
+        if args.lm_name_or_path:
+            facts["reference_model_commit"] = scored[0]["model_commit"]
         by_name = {(data.name, data.split): n for n, data in enumerate(datasets or ())}
         drops = facts.pop("dropped", None)
         if drops is not None:
@@ -452,6 +476,7 @@ def main(args: argparse.Namespace) -> None:
             "dataset_name": dataset,
             "dataset_config": first.get("dataset_config"),
             "dataset_split": first.get("split"),
+            "dataset_commit": {d.name: d.commit for d in datasets or ()}.get(dataset),
             "simulate_proportion": args.assumed_proportion,
             "epsilon": args.epsilon,
             "include_ties": args.include_ties,
@@ -468,15 +493,15 @@ def main(args: argparse.Namespace) -> None:
         per_pair += pair_rows(chosen, summaries, args)
         table.append((dataset, len(chosen), summaries))
 
-    from plot_results import plot_idealized_curves, plot_required_loss
+    from plot_results import draw, plot_idealized_curves, plot_required_loss
 
     paths["summary"].parent.mkdir(parents=True, exist_ok=True)
     lock_outputs(paths["summary"])
     write_json_lines(files["pairs"], per_pair)
     write_json_lines(files["curve"], curves)
-    write_json_lines(paths["summary"], rows)
-    plot_idealized_curves(curves, files["picture"])
-    plot_required_loss(per_pair, files["losses"])
+    draw(plot_idealized_curves, curves, files["picture"])
+    draw(plot_required_loss, per_pair, files["losses"])
+    write_json_lines(paths["summary"], rows)  # last: it marks the run as finished
     print_table(table, policy[0]["model"])
     print_selected_pairs(pairs, args)
     for name, path in (("summary", paths["summary"]), *files.items()):

@@ -243,7 +243,7 @@ def read_responses(path: str) -> list[Record]:
     """Rows of a responses file; ValueError if it is something else."""
     rows = read_json_lines(Path(path))
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or not {"generation", "id", "response"} <= row.keys():
+        if not {"generation", "id", "response"} <= row.keys():
             raise ValueError(f"{path}: row {number}: not a responses file of calculate_win_rate.py")
     return rows
 
@@ -357,7 +357,12 @@ def judged_rows(args: argparse.Namespace, pairs: list[Record], judge) -> Iterato
         asking: dict[str, list[tuple[int, str]]] = {}  # a reference's response is scored once
         for k, pair in enumerate(differing):
             for side in ("policy", "other"):
-                text = reward_text(tokenizer, pair["prompt"], pair[f"{side}_response"])
+                try:
+                    text = reward_text(tokenizer, pair["prompt"], pair[f"{side}_response"])
+                except ValueError as error:
+                    announce(str(error))
+                    yield {**pair, "win": None, "rewards": None}
+                    break
                 asking.setdefault(text, []).append((k, side))
         texts = list(asking)
         for index, reward in reward_scores(model, tokenizer, texts):
@@ -620,8 +625,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         check_model_path(name)
         if args.judge_base_url:
             raise ValueError("--judge-base-url: a reward model runs here, without an endpoint")
-    if "@" in (args.judge_base_url or ""):
-        raise ValueError("--judge-base-url: no credentials in the address; use OPENAI_API_KEY")
     if args.reference_name_or_path is None and (args.against == "reference" or args.checkpoints):
         raise ValueError(
             "give --reference-name-or-path (without --checkpoints: or --against chosen)"
@@ -734,7 +737,8 @@ def main(args: argparse.Namespace) -> None:
             "judge": args.judge,
             "dataset_name": data.name,
             "dataset_split": data.split,
-            "n_too_long": len(prompts) - len(pairs[policy]),
+            "dataset_commit": data.commit,
+            "n_unanswered": len(prompts) - len(pairs[policy]),
             "dropped": data.dropped,
             "seed": args.seed,
             **(checkpoint_facts(args, Path(policy), data) if args.checkpoints else {}),
@@ -746,7 +750,7 @@ def main(args: argparse.Namespace) -> None:
 
     picture = None
     if args.checkpoints:
-        from plot_results import plot_win_rate
+        from plot_results import draw, plot_win_rate
 
         picture = paths["picture"]
         for found in correlations(rows):
@@ -754,9 +758,9 @@ def main(args: argparse.Namespace) -> None:
             text = "undefined" if value is None else f"{value:.2f} (p = {found['p_value']:.2g})"
             print(f"Spearman, accuracy and win rate, {found['part']} ({found['n']}): {text}")
             rows[-1].setdefault("correlations", []).append(found)
-    write_json_lines(paths["summary"], rows)
     if picture is not None:
-        plot_win_rate(rows, picture)
+        draw(plot_win_rate, rows, picture)
+    write_json_lines(paths["summary"], rows)  # last: it marks the run as finished
     print_table(rows)
     print(f"summary   {paths['summary']}\nexamples  {paths['examples']}")
     if picture is not None:

@@ -150,13 +150,18 @@ def reward_scores(
 def make_client(base_url: str | None, timeout: float, max_retries: int):
     """An OpenAI client; the key comes from OPENAI_API_KEY and from nowhere else.
 
-    It retries, with growing pauses, connection errors, timeouts and answers 408, 409, 429 and 5xx.
-    Raises ValueError without a key, unless the endpoint is one's own (`base_url`).
+    Without `base_url` the address is OPENAI_BASE_URL's or OpenAI's own. It retries, with growing
+    pauses, connection errors, timeouts and answers 408, 409, 429 and 5xx.
+
+    Raises ValueError without a key, unless the endpoint is one's own, and for an address that holds
+    credentials: it is recorded.
     """
     from openai import OpenAI
 
     key = os.environ.get("OPENAI_API_KEY")
     base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+    if any(sign in (base_url or "") for sign in "@?"):
+        raise ValueError("the judge's address: no credentials in it; use OPENAI_API_KEY")
     if not key and base_url is None:
         raise ValueError("--judge openai: set OPENAI_API_KEY, or give --judge-base-url")
     return OpenAI(

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -26,7 +27,6 @@ LOADING_ERRORS = (
     StrictDataclassError, pickle.UnpicklingError,
 )  # fmt: skip
 MODEL_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".py")
-MEBIBYTE = 1 << 20
 
 
 def cache_directory() -> Path:
@@ -62,50 +62,66 @@ def check_model_path(name: str) -> None:
         raise FileNotFoundError(f"no such model directory: {name}")
 
 
-def check_revision(name: str, revision: str | None) -> None:
-    """Raise ValueError where a revision is asked of what is no hub model."""
-    if revision is not None and (name == BUNDLED_MODEL or Path(name).exists()):
-        raise ValueError(f"--revision {revision}: {name} is a local model and has no revisions")
+def is_local(name: str) -> bool:
+    """Whether a model's name is a path that exists, or the bundled model; else it is the hub's."""
+    return name == BUNDLED_MODEL or Path(name).exists()
+
+
+def check_revision(names: list[str | None], revision: str | None) -> None:
+    """Raise ValueError where a revision is asked of local models only (None: no model)."""
+    given = [name for name in names if name is not None]
+    if revision is not None and all(map(is_local, given)):
+        raise ValueError(f"--revision {revision}: {given[0]} is a local model, without revisions")
 
 
 def model_fingerprint(name: str, revision: str | None = None) -> str:
     """Which model a name stands for now: the commit of a hub model, or a hash over the files of a
-    local one (of large files: the size, the first and the last MiB), of an adapter with its base.
-    OSError where there is no such model."""
+    local one, of an adapter with its base. OSError where there is no such model."""
     if name == BUNDLED_MODEL:
         name = str(find_bundled_gguf())
     path = Path(name)
     if not path.exists():
-        return f"commit {hub_commit(name, revision)}"
+        commit, file = hub_commit(name, revision)
+        base = ""
+        if file.name == "adapter_config.json":
+            base = f" on {model_fingerprint(adapter_base(str(file.parent)))}"
+        return f"commit {commit}{base}"
     files = [path] if path.is_file() else sorted(path.iterdir())
     digest = hashlib.sha256()
     for file in files:
         if file.suffix in MODEL_SUFFIXES:
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size} ".encode())
+            digest.update(f"{file.name} {file.stat().st_size} ".encode())
             with file.open("rb") as content:
-                digest.update(content.read(MEBIBYTE))
-                content.seek(max(size - MEBIBYTE, min(size, MEBIBYTE)))
-                digest.update(content.read())
+                digest.update(hashlib.file_digest(content, "sha256").digest())
     if (path / "adapter_config.json").is_file():
         digest.update(model_fingerprint(adapter_base(name)).encode())
     return digest.hexdigest()[:16]
 
 
-def hub_commit(name: str, revision: str | None) -> str:
-    """The commit of `revision` (default: main) of a hub model, now or when it was cached.
+def commit_of(fingerprint: str) -> str | None:
+    """The commit in the fingerprint of a hub model; None for a local one."""
+    found = re.match(r"commit ([0-9a-f]{40})", fingerprint)
+    return found[1] if found else None
+
+
+def hub_commit(name: str, revision: str | None) -> tuple[str, Path]:
+    """The commit of `revision` (default: main) of a hub model, now or when it was cached, and its
+    config.json or, of an adapter, its adapter_config.json.
 
     OSError with one line where there is no such model or revision, or no way to it.
     """
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
     from transformers.utils import extract_commit_hash
 
     problem = "neither config.json nor adapter_config.json is there"
     for file in ("config.json", "adapter_config.json"):
         try:
             path = hf_hub_download(name, file, revision=revision)
-            return str(extract_commit_hash(path, None))
+            return extract_commit_hash(path, None) or "unknown", Path(path)
         except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+            path = try_to_load_from_cache(name, "adapter_config.json", revision=revision)
+            if isinstance(path, str):
+                return extract_commit_hash(path, None) or "unknown", Path(path)
             problem = "the hub cannot be reached, and the model is not in the cache"
             break
         except errors.EntryNotFoundError:

@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from command_line import make_parser, run_script
+from command_line import announce, make_parser, run_script
 from ranking_dynamics import GROUPS, read_dynamics
 from ranking_metrics import required_loss
 from result_files import read_json_lines
@@ -39,6 +39,14 @@ SAVE = {"dpi": 160, "bbox_inches": "tight", "metadata": {"Software": None}}
 def plain(name: str) -> str:
     """A name that matplotlib prints as it stands: `$` opens no formula."""
     return name.replace("$", r"\$")
+
+
+def draw(plot, rows: list[Row], path: Path) -> None:
+    """Draw a picture beside results; where it cannot be drawn, a line says so, and they stay."""
+    try:
+        plot(rows, path)
+    except ValueError as error:
+        announce(f"no picture {path}: {str(error).splitlines()[0]}")
 
 
 def setting_of(row: Row) -> tuple:

@@ -182,11 +182,13 @@ def prepare_outputs(
     summary, examples, config_file = paths["summary"], paths["examples"], paths["config"]
     if summary.exists() and not overwrite:
         raise ValueError(f"{summary} exists: choose another --output-filename or pass --overwrite")
-    twin = summary.with_suffix(".json" if summary.suffix == ".jsonl" else ".jsonl")
-    if twin != summary and twin.exists():
-        raise ValueError(
-            f"{twin} shares its other files with {summary.name}: choose another --output-filename"
-        )
+    stem = str(summary).removesuffix(".jsonl").removesuffix(".json")  # as in `output_paths`
+    for twin in map(Path, (stem, f"{stem}.json", f"{stem}.jsonl")):
+        if twin != summary and twin.is_file():
+            raise ValueError(
+                f"{twin} shares its other files with {summary.name}: choose another "
+                "--output-filename"
+            )
     summary.parent.mkdir(parents=True, exist_ok=True)
     lock_outputs(summary)
     begun = examples.exists() or bool(part_files(examples))

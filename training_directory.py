@@ -130,7 +130,8 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(run["finished"], bool) and isinstance(run["settings"], dict):
+        known = {"finished": bool, "settings": dict, "wandb_id": str}
+        if all(isinstance(run[key], kind) for key, kind in known.items()):
             return run
     except (ValueError, KeyError, TypeError):
         pass

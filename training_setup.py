@@ -27,7 +27,7 @@ from command_line import Stopped, announce, stop_requested, suggestion
 from data_utils import PreferenceData, load_training_splits, split_name
 from model_loading import load_model, load_tokenizer
 from training_directory import read_run
-from wandb_runs import start_wandb
+from wandb_runs import check_wandb, start_wandb
 
 # flags of earlier transformers, TRL and of the original scripts → what to use now
 RETIRED = {
@@ -187,6 +187,8 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1 and (name, value) != ("max_eval_samples", -1):
                 raise ValueError(f"--{name} {value}: give a positive number")
+        if self.wandb_project:
+            check_wandb(self.wandb_project)
         if self.sanity_check:
             self.max_train_samples = min(1000, self.max_train_samples or 1000)
 
@@ -429,7 +431,7 @@ def make_peft_config(args: ModelArguments, model, tokenizer, output_dir: str):
 
 # ---------------------------------------------------------------------------- training
 class StopAfterStep(TrainerCallback):
-    """After Ctrl-C or SIGTERM: finish the step, save a checkpoint to resume from, end.
+    """After Ctrl-C, SIGTERM or SIGHUP: finish the step, save a checkpoint to resume from, end.
 
     `stopped` is set in all processes at the same step, or in none.
     """

@@ -66,6 +66,8 @@ def finishing_wandb(run) -> Iterator[None]:
             reason = str(error).splitlines()[0].rstrip(".")
             announce(f"wandb: {reason}; tables and pictures missing there are in the output files")
         run.finish()
+    except wandb.Error as error:
+        announce(f"wandb: {str(error).splitlines()[0]}; {later}")
     except TimeoutError:
         announce(f"wandb: the run is not all uploaded after {os.environ['WANDB_FINISH_TIMEOUT']} s "
                  f"(WANDB_FINISH_TIMEOUT); {later}")  # fmt: skip

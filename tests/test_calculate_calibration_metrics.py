@@ -276,7 +276,7 @@ def test_existing_output_and_other_configuration_are_refused(
         (["--dataset", "sample", "--compare", "missing.examples.jsonl"], "cannot read missing.examples.jsonl"),
         (["--dataset", "sample", "--max-length", "2"], "no example left to score"),
         (["--dataset", "sample", "--seed", "-1"], "--seed -1: give 0 or more"),
-        (["--dataset", "sample", "--revision", "v1"], "is a local model and has no revisions"),
+        (["--dataset", "sample", "--revision", "v1"], "is a local model, without revisions"),
         (["--dataset", "sample", "--wandb-project", "a/b"], "wandb project a/b"),
         (["--dataset", "{mine}", "--overwrite"], "mine.jsonl is read, and would be overwritten"),
         (["--dataset", "sample", "--compare", "{unfinished}"], "is of an unfinished run"),

@@ -395,5 +395,5 @@ def test_what_only_the_reference_can_score_is_dropped_and_counted(
     rows = read_json_lines(tmp_path / "ideal.jsonl")
     scored = [read_json_lines(tmp_path / f"ideal{x}.examples.jsonl") for x in ("", ".policy")]
     lost = len(scored[0]) - len(scored[1])
-    assert lost > 0 and f"example too long for the policy: {lost}" in capsys.readouterr().err
-    assert rows[0]["dropped_pairs"]["example too long for the policy"] == lost
+    assert lost > 0 and f"example not scored by the policy: {lost}" in capsys.readouterr().err
+    assert rows[0]["dropped_pairs"]["example not scored by the policy"] == lost

@@ -411,7 +411,7 @@ def test_a_prompt_beyond_the_context_is_counted_and_chat_templates(
     judge = f"reward-model:{reward_model}"
     run(*flags(tmp_path, judge, *more))
     (row,) = read_json_lines(tmp_path / "wins.jsonl")
-    assert (row["n"], row["n_too_long"]) == (4, 1)
+    assert (row["n"], row["n_unanswered"]) == (4, 1)
     message = error_of(capsys, *flags(tmp_path, judge, *more, "--chat-template", name="c.jsonl"))
     assert f"--chat-template: {bad} has none" in message
 
@@ -690,4 +690,4 @@ def test_policies_that_cannot_answer_are_one_line(
     AutoModelForCausalLM.from_pretrained(good).save_pretrained(tmp_path / "without_bos")
     run(*flags(tmp_path, judge, "--lm-name-or-path", tmp_path / "without_bos", *more))
     (row,) = read_json_lines(tmp_path / "wins.jsonl")
-    assert (row["n"], row["n_too_long"]) == (1, 1)
+    assert (row["n"], row["n_unanswered"]) == (1, 1)

@@ -71,7 +71,7 @@ def test_a_directory_of_somebody_else_is_refused(tmp_path, overwrite):
     assert (tmp_path / "base/thesis.txt").exists() and (tmp_path / "checkpoint-500").exists()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"finished": 1, "settings": {}}', "\xff"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"finished": true, "settings": {}}', "\xff"])
 def test_a_damaged_record_is_one_line(tmp_path, content):
     (tmp_path / "run_config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match="run_config.json is not what a training run wrote"):
