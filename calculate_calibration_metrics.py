@@ -569,7 +569,9 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
         "--output-filename", required=True, help="name of the summary, e.g. gpt2.jsonl"
     )
     output.add_argument(
-        "--overwrite", action="store_true", help="discard earlier results of that name"
+        "--overwrite",
+        action="store_true",
+        help="discard a finished run of that name, or an unfinished one with other settings",
     )
     output.add_argument(
         "--wandb-project", help="also log to this wandb project (default: no wandb)"

@@ -2,9 +2,12 @@
 
 import importlib
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -373,3 +376,30 @@ def test_unknown_step_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_script(run.main, run.parse_args(["tabels", "--scale", "paper", "--output-dir", "x"]))
     assert "unknown step tabels: choose from training, ranking" in capsys.readouterr().err
+
+
+def test_a_second_stop_of_the_driver_ends_its_part_too(tmp_path):
+    """The first SIGTERM is handed on, once, and waited for; the second one kills what still runs."""
+    child = (
+        "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + '\\n'); time.sleep(300)"
+    )
+    driver = (
+        "import sys; from pathlib import Path; sys.path.insert(0, '.');"
+        "from command_line import run_script; from reproduce.run import Part, run_part;"
+        f"folder = Path({str(tmp_path)!r});"
+        f"part = Part('part', ['-c', {child!r}], folder / 'done');"
+        "run_script(lambda args: run_part(part, folder / 'log', []), None)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, stderr=subprocess.DEVNULL)
+    pid_file = tmp_path / "pid"
+    while not (pid_file.exists() and pid_file.read_text().endswith("\n")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
