@@ -577,8 +577,9 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
         "--wandb-project", help="also log to this wandb project (default: no wandb)"
     )
     output.add_argument(
-        "--loglevel", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR")
-    )
+        "--loglevel", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+        help="DEBUG shows where an error came from",
+    )  # fmt: skip
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset", action="append", metavar="NAME[:[CONFIG:]SPLIT]",

@@ -565,7 +565,9 @@ DYNAMICS = {
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("figure", choices=(*SUMMARIES, "sweep", *DYNAMICS))
+    parser.add_argument(
+        "figure", choices=(*SUMMARIES, "sweep", *DYNAMICS), help="which of the paper's figures"
+    )
     parser.add_argument(
         "files", nargs="+", type=Path,
         help="summaries of one or several runs; one ranking_dynamics.jsonl; for sweep, several",

@@ -97,17 +97,25 @@ def memory_gib(n_gpus: int, n_states: int, args: argparse.Namespace) -> float:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--data-dir", required=True, help="DATA_DIR with the datasets")
     parser.add_argument("--sample-size", type=int, default=150, help="examples counted per dataset")
-    parser.add_argument("--tokenizer", default="SmolLM2-135M-Instruct")
+    parser.add_argument(
+        "--tokenizer",
+        default="SmolLM2-135M-Instruct",
+        help="that counts (default: SmolLM2-135M-Instruct)",
+    )
     parser.add_argument("--max-length", type=int, default=512, help="tokens, as in training")
     parser.add_argument("--parameters", type=float, default=6.74e9, help="of the model: Llama-2-7B")
-    parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--hidden-size", type=int, default=4096)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=32, help="of the model (default: 32)")
+    parser.add_argument(
+        "--hidden-size", type=int, default=4096, help="of the model (default: 4096)"
+    )
+    parser.add_argument("--epochs", type=int, default=5, help="of DPO (default: 5)")
     parser.add_argument("--evaluations", type=int, default=50, help="during a DPO run")
     parser.add_argument("--tokens-per-batch", type=int, default=4096, help="of one GPU")
-    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="with its recomputation"
+    )
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="H100, bfloat16, dense")
     parser.add_argument("--share", type=float, default=0.3, help="of the peak, assumed")
     parser.add_argument("--output", type=Path, help="JSON file")

@@ -37,8 +37,8 @@ def score_alone(model, fast_tokenizer, prompt: str, text: str) -> float:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--lm-name-or-path", required=True)
-    parser.add_argument("--examples", required=True, type=Path)
+    parser.add_argument("--lm-name-or-path", required=True, help="model that was scored")
+    parser.add_argument("--examples", required=True, type=Path, help="its NAME.examples.jsonl")
     return parser.parse_args(argv)
 
 

@@ -209,9 +209,13 @@ def plot_growth(summary: dict, path: Path) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--lm-name-or-path", default="SmolLM2-135M-Instruct")
+    parser.add_argument(
+        "--lm-name-or-path",
+        default="SmolLM2-135M-Instruct",
+        help="model (default: SmolLM2-135M-Instruct)",
+    )
     parser.add_argument("--dataset", default="sample", help="as in the scripts")
-    parser.add_argument("--data-dir")
+    parser.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
     parser.add_argument(
         "--output", type=Path, help="write the figures to this JSON file, a picture beside it"
     )

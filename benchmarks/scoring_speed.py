@@ -212,9 +212,13 @@ def plot_speed(summary: dict, path: Path) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--lm-name-or-path", default="SmolLM2-135M-Instruct")
+    parser.add_argument(
+        "--lm-name-or-path",
+        default="SmolLM2-135M-Instruct",
+        help="model (default: SmolLM2-135M-Instruct)",
+    )
     parser.add_argument("--dataset", default="sample", help="as in the scripts")
-    parser.add_argument("--data-dir")
+    parser.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
     parser.add_argument("--sample-size", type=int, default=48, help="examples; -1: all")
     parser.add_argument("--pairs-per-prompt", type=int, help="so many pairs of each prompt")
     parser.add_argument(

@@ -78,13 +78,21 @@ def measure(args: argparse.Namespace) -> dict:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--lm-name-or-path", default="SmolLM2-135M-Instruct")
+    parser.add_argument(
+        "--lm-name-or-path",
+        default="SmolLM2-135M-Instruct",
+        help="model (default: SmolLM2-135M-Instruct)",
+    )
     parser.add_argument("--dataset", default="sample", help="as in dpo.py")
-    parser.add_argument("--data-dir")
-    parser.add_argument("--n-pairs", type=int, default=16)
+    parser.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
+    parser.add_argument("--n-pairs", type=int, default=16, help="pairs to train on (default: 16)")
     parser.add_argument("--batch-size", type=int, default=8, help="pairs in a step")
     parser.add_argument(
-        "--reference", nargs="+", default=["online", "cached"], choices=("online", "cached")
+        "--reference",
+        nargs="+",
+        default=["online", "cached"],
+        choices=("online", "cached"),
+        help="computed in every step, or before",
     )
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--side", help=argparse.SUPPRESS)

@@ -456,16 +456,25 @@ def run_parts(parts: list[Part], args: argparse.Namespace, always: bool) -> list
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(STEPS))
-    parser.add_argument("--scale", choices=SCALES, required=True)
-    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument(
+        "--scale",
+        choices=SCALES,
+        required=True,
+        help="paper: the published models and settings; embedded: hours on a CPU",
+    )
+    parser.add_argument("--output-dir", type=Path, required=True, help="directory of all results")
     parser.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
     parser.add_argument("--train", nargs="+", metavar="MODEL", help="models to train")
     parser.add_argument("--models", nargs="+", metavar="MODEL", help="models to rank, beside ours")
     parser.add_argument(
         "--datasets", nargs="+", metavar="NAME", help=f"to rank; {TIES}: AlpacaFarm"
     )
-    parser.add_argument("--gammas", nargs="+", type=float, metavar="γ")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED")
+    parser.add_argument(
+        "--gammas", nargs="+", type=float, metavar="γ", help="of DPO^γ (default: the scale's)"
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="SEED", help="of training (default: the scale's)"
+    )
     parser.add_argument("--allow-pickle", action="store_true", help="rank models saved by pickle")
     parser.add_argument(
         "--launcher", default="", metavar="COMMAND",

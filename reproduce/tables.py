@@ -324,14 +324,21 @@ def print_table(table: Table, style: str) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("table", choices=(*SUMMARIES, "dynamics", "sweep"))
-    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("table", choices=(*SUMMARIES, "dynamics", "sweep"), help="which table")
+    parser.add_argument(
+        "files", nargs="+", type=Path, help="summaries, or ranking_dynamics.jsonl files"
+    )
     parser.add_argument("--beside", metavar="MODEL", help="a model of the paper (gpt2, …)")
     parser.add_argument(
         "--at", choices=("lowest-loss", "last"), default="lowest-loss",
         help="step of a sweep's runs: of the lowest validation loss (the paper's), or the last",
     )  # fmt: skip
-    parser.add_argument("--format", choices=("markdown", "latex"), default="markdown")
+    parser.add_argument(
+        "--format",
+        choices=("markdown", "latex"),
+        default="markdown",
+        help="of what is printed (default: markdown)",
+    )
     return parser.parse_args(argv)
 
 

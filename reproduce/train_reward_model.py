@@ -69,20 +69,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--lm-name-or-path", required=True, help="language model to start from")
     parser.add_argument("--dataset", default="Anthropic/hh-rlhf", help="as in dpo.py")
-    parser.add_argument("--data-dir")
+    parser.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
     parser.add_argument(
         "--unless-trained-on", type=int, default=0, metavar="N", help="examples left to dpo.py"
     )
     parser.add_argument("--n-pairs", type=int, help="train on so many pairs (default: all)")
     parser.add_argument("--n-test-pairs", type=int, default=100, help="pairs kept aside")
     parser.add_argument("--max-length", type=int, default=512, help="tokens; longer pairs drop out")
-    parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--learning-rate", type=float, default=1e-5)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument(
+        "--epochs", type=float, default=1.0, help="passes over the pairs (default: 1)"
+    )
+    parser.add_argument("--learning-rate", type=float, default=1e-5, help="peak (default: 1e-5)")
+    parser.add_argument("--batch-size", type=int, default=8, help="pairs per step (default: 8)")
     parser.add_argument("--bf16", action="store_true", help="autocast on a CPU too")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the pairs and of training (default: 0)"
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, required=True, help="of the model and its records"
+    )
     return parser.parse_args(argv)
 
 

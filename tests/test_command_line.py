@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import command_line
 from command_line import Stopped, run_script, until_stopped
 from result_files import lock_outputs, read_json_lines, release_outputs
 
@@ -249,6 +250,24 @@ def test_help_has_an_example_and_groups(script, capsys):
     text = capsys.readouterr().out
     assert stop.value.code == 0 and f"python {script}.py --" in text
     assert all(f"\n{group}:\n" in text for group in ("output", "data", "compute"))
+
+
+SCRIPTS = (*EVALUATION, "plot_results", *(
+    f"{p.parent.name}.{p.stem}" for folder in ("reproduce", "benchmarks")
+    for p in sorted((ROOT / folder).glob("*.py")) if "parse_args" in p.read_text()
+))  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_says_what_it_is(script, monkeypatch):
+    silent = []
+    monkeypatch.setattr(
+        command_line.Parser, "format_help",
+        lambda self: silent.extend(a.dest for a in self._actions if not a.help) or "",
+    )  # fmt: skip
+    with pytest.raises(SystemExit):
+        importlib.import_module(script).parse_args(["--help"])
+    assert silent == []
 
 
 def test_stopped_is_an_interrupt():
