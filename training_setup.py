@@ -99,7 +99,7 @@ FLAG_GROUPS: dict[str, dict[str, str | None]] = {
     },
     "training": {
         "loss_type": "dpo.py: alpha_scaling is Eq. 4, sigmoid is TRL's DPO, … (sft.py: nll).",
-        "beta": "KL strength β of Eq. 2 and 4.",
+        "beta": "KL strength β of Eq. 4.",
         "alpha": "γ of Eq. 4: 1 is DPO, 0 is reference-free.",
         "learning_rate": "Peak learning rate.",
         "num_train_epochs": "Passes over the data.",
