@@ -159,6 +159,7 @@ def test_two_processes_equal_one(uninterrupted, tiny_model_directory, tmp_path):
     assert read_json_lines(tmp_path / "run.jsonl")[0]["n_processes"] == 2
 
 
+@pytest.mark.slow
 def test_killed_with_three_processes_resumes_with_two(
     uninterrupted, tiny_model_directory, tmp_path
 ):

@@ -69,7 +69,10 @@ def test_a_second_signal_stops_at_once():
     assert used == [] and stop.value.code == 130
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_stopped_scoring_says_what_is_saved_and_resumes(
     tiny_model_directory, tmp_path, number, code
 ):

@@ -108,6 +108,7 @@ def history(folder) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path):
     """kill -9 after a checkpoint, the same command again: same losses, weights and dynamics file.
 
