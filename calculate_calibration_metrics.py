@@ -227,9 +227,9 @@ def load_examples(path: str) -> list[Record]:
     """Rows of an examples file in the order of the data; ValueError if they are not that."""
     records = read_json_lines(Path(path))
     own = path.removesuffix(".examples.jsonl")
-    stem = own.removesuffix(".policy")  # which the idealized script scores beside its reference
-    summaries = (stem, f"{stem}.jsonl", f"{stem}.json")
-    unfinished = Path(f"{own}.config.json").exists() and not any(map(os.path.exists, summaries))
+    stems = (own, own.removesuffix(".policy"))  # scored by the idealized script, one summary of two
+    summaries = [stem + suffix for stem in stems for suffix in ("", ".jsonl", ".json")]
+    unfinished = Path(f"{own}.config.json").exists() and not any(map(os.path.isfile, summaries))
     if part_files(Path(path)) or unfinished:
         raise ValueError(f"{path} is of an unfinished run: give the command that began it again")
     needed = {
