@@ -188,7 +188,8 @@ class DPOGammaTrainer(DPOTrainer):
         for model in models:
             was_training = model.training
             model.eval()
-            path = check_fast_path(model, pairs)
+            with self.accelerator.autocast():
+                path = check_fast_path(model, pairs)
             model.train(was_training)
             if path != "segments":
                 logger.warning(f"shared-prefix rows are off for this model ({path})")

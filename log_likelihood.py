@@ -195,15 +195,27 @@ class Segment:
 
     start: int
     end: int
-    keys: torch.Tensor | None  # (n_ancestor_tokens + n_tokens,) row indices; None: a root
+    keys: np.ndarray  # (n_ancestor_tokens + n_tokens,) row indices, its own at the end
     key_positions: np.ndarray
     masks: dict = field(default_factory=dict)
+    indices: dict = field(default_factory=dict)
+
+    @property
+    def is_root(self) -> bool:
+        """Whether it has no ancestors: its keys are its own tokens."""
+        return len(self.keys) == self.end - self.start
+
+    def key_indices(self, device: torch.device) -> torch.Tensor:
+        """`keys` on a device, moved there once for all layers."""
+        if device not in self.indices:
+            self.indices[device] = torch.from_numpy(self.keys).to(device)
+        return self.indices[device]
 
     def mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
         """Additive mask (n_tokens, n_keys), cached for all layers; None: plain causal attention."""
         longest = int(self.key_positions[-1]) + 1
         window = window if window is not None and window < longest else None
-        if self.keys is None and window is None:
+        if self.is_root and window is None:
             return None
         if (window, like.device) not in self.masks:
             distance = self.key_positions[-(self.end - self.start) :, None] - self.key_positions
@@ -224,6 +236,20 @@ class Row:
     segments: list[Segment]
     predictors: list[np.ndarray]  # per completion: row positions whose output predicts its tokens
     targets: list[np.ndarray]  # per completion: its token ids
+    layouts: dict = field(default_factory=dict)
+
+    def layout(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """All segments for one kernel: their keys' row indices, one segment after the other, and
+        where each segment's queries and keys begin (n_segments + 1,); kept for all layers."""
+        if device not in self.layouts:
+            starts = [s.start for s in self.segments] + [len(self.input_ids)]
+            key_starts = np.cumsum([0] + [len(s.keys) for s in self.segments])
+            self.layouts[device] = (
+                torch.from_numpy(np.concatenate([s.keys for s in self.segments])).to(device),
+                torch.tensor(starts, dtype=torch.int32, device=device),
+                torch.tensor(key_starts, dtype=torch.int32, device=device),
+            )
+        return self.layouts[device]
 
 
 def common_prefix_length(a: Sequence[int], b: Sequence[int], start: int = 0) -> int:
@@ -258,13 +284,7 @@ def build_row(completions: Sequence[TokenizedCompletion]) -> Row:
             tokens += first[depth:shared]
             positions += range(depth, shared)
             start = segments.pop().start if continues else int(here[0])
-            is_root = len(keys) == len(tokens) - start
-            segments.append(
-                Segment(
-                    start, len(tokens), None if is_root else torch.from_numpy(keys),
-                    np.arange(shared),
-                )
-            )  # fmt: skip
+            segments.append(Segment(start, len(tokens), keys, np.arange(shared)))
             for member in members:
                 location[member][depth:shared] = here
             ancestors = keys
@@ -370,7 +390,7 @@ def segment_attention(
     attention_mask=None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    segments: list[Segment] | None = None,
+    packed_row: Row | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
@@ -380,32 +400,37 @@ def segment_attention(
     """Attention of one packed row, segment by segment (transformers' AttentionInterface).
 
     query (1, n_heads, n, d), key and value (1, n_kv_heads, n, d); returns (1, n, n_heads, d).
+    On a GPU in half precision one kernel takes all segments.
     Raises NotImplementedError where the layer needs something this function does not compute.
     """
     if (
-        segments is None
+        packed_row is None
         or s_aux is not None
         or position_bias is not None
         or attention_mask is not None
     ):
         raise NotImplementedError("attention variant without segments")
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if softcap is None and dropout == 0.0 and flash_takes(query, key, value):
+        return flash_attention(query, key, value, packed_row, scaling, sliding_window), None
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and (query.is_cuda or softcap is not None):  # no fused kernel has both and a mask
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     outputs = []
-    for segment in segments:
+    for segment in packed_row.segments:
         queries = query[:, :, segment.start : segment.end]
-        if segment.keys is None:
+        if segment.is_root:
             keys = key[:, :, segment.start : segment.end]
             values = value[:, :, segment.start : segment.end]
         else:
-            chosen = segment.keys.to(key.device)
+            chosen = segment.key_indices(key.device)
             keys, values = key.index_select(2, chosen), value.index_select(2, chosen)
-        if softcap is not None:
-            outputs.append(
-                softcapped_attention(
-                    queries, keys, values, segment, scaling, softcap, sliding_window
-                )
-            )
-            continue
         mask = segment.mask(sliding_window, query)
+        if softcap is not None:
+            outputs.append(softcapped_attention(queries, keys, values, mask, scaling, softcap))
+            continue
         outputs.append(
             F.scaled_dot_product_attention(
                 queries,
@@ -421,12 +446,46 @@ def segment_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-def softcapped_attention(queries, keys, values, segment, scaling, softcap, window) -> torch.Tensor:
+def flash_takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether PyTorch's flash attention can: NVIDIA from Ampere on, half precision, head sizes."""
+    size = query.shape[-1]
+    return (
+        query.is_cuda
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.dtype == key.dtype == value.dtype
+        and size == value.shape[-1] <= 256
+        and size % 8 == 0
+    )
+
+
+def flash_attention(query, key, value, row: Row, scaling, window: int | None) -> torch.Tensor:
+    """`segment_attention` of all segments by one call of flash attention.
+
+    A segment's queries are the last of its keys: causal attention aligned at the end.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    keys, query_starts, key_starts = row.layout(query.device)
+    output = varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1).index_select(0, keys),
+        value[0].transpose(0, 1).index_select(0, keys),
+        query_starts,
+        key_starts,
+        max(s.end - s.start for s in row.segments),
+        max(len(s.keys) for s in row.segments),
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return output[None]
+
+
+def softcapped_attention(queries, keys, values, mask, scaling, softcap) -> torch.Tensor:
     """Attention with soft-capped scores (gemma2), which fused kernels do not offer."""
-    groups = queries.shape[1] // keys.shape[1]
-    keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
     scores = softcap * torch.tanh(queries @ keys.transpose(2, 3) * scaling / softcap)
-    mask = segment.mask(window, queries)
     if mask is None:
         n = queries.shape[2]
         mask = torch.full((n, n), float("-inf"), dtype=scores.dtype, device=scores.device).triu(1)
@@ -547,7 +606,7 @@ def compute_token_logps(model, completions: Sequence[TokenizedCompletion]) -> li
 
     def forward(input_ids, position_ids, **_) -> torch.Tensor:
         hidden = inner.get_decoder()(
-            input_ids=input_ids, position_ids=position_ids, segments=row.segments, use_cache=False
+            input_ids=input_ids, position_ids=position_ids, packed_row=row, use_cache=False
         )[0][0]
         return head_logps(inner, hidden[predictors.to(hidden.device)], targets.to(hidden.device))
 
@@ -612,7 +671,8 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
 
     Two completions of each of the shortest examples are compared with plain scoring, one at a time;
     a model with windowed or chunked attention is also tried on the longest. A model that padding
-    disturbs has the path "alone: <why not>". Leaves the model on the attention it will use.
+    disturbs has the path "alone: <why not>". Leaves the model on the attention it will use. Call it
+    under the autocast that scoring will have: other precisions have other attention kernels.
     Agreement: 0.02 nats per completion in float32. In half precision, per token, 0.02 nats plus
     twice what scoring a completion four times in one batch changes, but no more than 0.1.
     Raises ValueError where a token has no embedding.
@@ -629,7 +689,9 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
     )
     short = [c for i in order[:3] for c in tokenized[i][:2]]
     sample = short + [c for i in order[-1:] * windowed for c in tokenized[i][:2]]
-    half = next(inner.parameters()).dtype in (torch.bfloat16, torch.float16)
+    half = torch.is_autocast_enabled(input_device(inner).type) or (
+        next(inner.parameters()).dtype in (torch.bfloat16, torch.float16)
+    )
     tolerance = 0.02
     with torch.inference_mode():
         plain = [compute_token_logps_plain(model, [c])[0] for c in sample]

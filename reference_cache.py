@@ -25,7 +25,7 @@ from log_likelihood import TokenizedCompletion, check_fast_path, count_new_token
 from model_loading import cache_directory
 from result_files import append_json_lines
 
-SCORING = 2  # raise it whenever log_likelihood.py changes a log-likelihood
+SCORING = 3  # raise it whenever log_likelihood.py changes a log-likelihood
 
 
 def hash_model(model) -> str:
@@ -116,8 +116,8 @@ def score_missing(model, tokenized, path: Path, autocast, tokens_per_batch: int)
     progress = tqdm(total=sum(n_tokens), unit="tok", unit_scale=True, desc="reference",
                     disable=None if sys.stderr.isatty() else False,
                     mininterval=1 if sys.stderr.isatty() else 10)  # fmt: skip
-    scoring = check_fast_path(model, tokenized)
     with path.open("ab") as file, context, progress:
+        scoring = check_fast_path(model, tokenized)
         file.write(b"\n")  # a torn last line stays alone
         for batch in score_examples(
             model, tokenized, path=scoring, tokens_per_batch=tokens_per_batch, batch_size=128

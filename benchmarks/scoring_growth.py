@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.scoring_speed import memory_gib
+from benchmarks.scoring_speed import forget_peak, memory_gib
 from command_line import make_parser, run_script
 from data_utils import load_preferences
 from log_likelihood import (
@@ -124,10 +124,10 @@ def peak_memory(n: int) -> dict:
         endings = [tuple(rng.integers(0, 150_000, 50).tolist()) for _ in range(2)]
         examples.append([TokenizedCompletion(prompt + e, 300, False) for e in endings])
     assert check_fast_path(model, examples[:4]) == "segments"
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = memory_gib("VmRSS")
+    forget_peak("cpu")
+    before = memory_gib("cpu")[0]
     seconds_to_score(model, examples, tokens_per_batch=2048)
-    return {"n": n, "peak_gib_above_weights": memory_gib("VmHWM") - before}
+    return {"n": n, "peak_gib_above_weights": memory_gib("cpu")[1] - before}
 
 
 def growth_of_memory() -> list[dict]:

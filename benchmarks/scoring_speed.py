@@ -3,21 +3,23 @@
     python benchmarks/scoring_speed.py --output benchmarks/scoring_speed.json
 
 All sides score the same completions with the same weights, each in a process of its own (for its
-peak memory), one after the other, in float32 but for the last:
+peak memory), one after the other, in --dtype but for the last:
   ours       shared-prefix rows, start-up check included
   padded     right-padded batches of 8 completions in dataset order, logits of all positions
   lm-eval    lm-evaluation-harness `HFLM.loglikelihood`, batches of 8 (pip install lm-eval)
-  lm-eval-auto   the same with its batch size `auto`, at most 8
+  lm-eval-auto   the same with its batch size `auto`, at most 8 (64 on a GPU)
   bfloat16   ours in bfloat16
-Reported of the side `ours` beside its speed: tokens of all completions, each with its prompt, over
-the tokens computed; tokens computed over unique tokens; and the share of the machine's
-matrix-multiply rate that it reaches: unique tokens x 2 x the parameters each touches (the LM head
-for scored tokens only), over the seconds, over the rate of 2048 x 2048 products in the same
-process just before and after.
+Every side scores a few completions before the clock starts. Reported of the side `ours` beside its
+speed: tokens of all completions, each with its prompt, over the tokens computed; tokens computed
+over unique tokens; and the share of the device's matrix-multiply rate that it reaches: unique
+tokens x 2 x the parameters each touches (the LM head for scored tokens only), over the seconds,
+over the rate of 2048 x 2048 products (8192 x 8192 on a GPU) in the same process just before and
+after. --random-llama takes random weights of a published size: for speed alone.
 """
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
 import time
@@ -26,8 +28,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.random_llama import SIZES, make_random_llama
 from command_line import make_parser, run_script
 from data_utils import load_preferences
+from model_loading import DTYPES
 from result_files import write_text_atomically
 
 SIDES = ("padded", "lm-eval", "lm-eval-auto", "bfloat16", "ours")
@@ -43,8 +47,10 @@ def score_padded(model, tokenized, batch_size: int = 8) -> list[float]:
         for first in range(0, len(completions), batch_size):
             batch = completions[first : first + batch_size]
             width = max(len(c.ids) for c in batch)
-            ids = torch.tensor([c.ids + (0,) * (width - len(c.ids)) for c in batch])
-            mask = torch.tensor([[1] * len(c.ids) + [0] * (width - len(c.ids)) for c in batch])
+            padding = [[0] * (width - len(c.ids)) for c in batch]
+            ids = torch.tensor([[*c.ids, *pad] for c, pad in zip(batch, padding)])
+            mask = torch.tensor([[1] * len(c.ids) + pad for c, pad in zip(batch, padding)])
+            ids, mask = ids.to(model.device), mask.to(model.device)
             logps = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
             token_logps = logps[:, :-1].gather(2, ids[:, 1:, None])[:, :, 0]
             sums += [
@@ -64,31 +70,51 @@ def score_with_lm_eval(model, tokenizer, examples, batch_size) -> list[float]:
         backend="causal",
         tokenizer=tokenizer,
         batch_size=batch_size,
-        max_batch_size=8,  # from its default of 64 the search takes longer than the scoring
-        device="cpu",
+        # on a CPU, from its default of 64 the search takes longer than the scoring
+        max_batch_size=8 if model.device.type == "cpu" else 64,
+        device=str(model.device),
     )
     pairs = [(prompt, completion) for prompt, completions in examples for completion in completions]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     return [logp for logp, _ in harness.loglikelihood(requests)]
 
 
-def memory_gib(name: str) -> float:
-    """Resident memory of this process (VmRSS) or its peak (VmHWM), Linux."""
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[name].removesuffix("kB")) / 2**20
-
-
-def matmul_rate(dtype, seconds: float = 2.0) -> float:
-    """Floating-point operations per second of 2048 x 2048 matrix products on this machine."""
+def forget_peak(device: str) -> None:
+    """Start measuring the peak of memory anew."""
     import torch
 
-    matrix = torch.ones(2048, 2048, dtype=dtype)
-    torch.nn.functional.linear(matrix, matrix)
+    if device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")
+    else:
+        torch.cuda.reset_peak_memory_stats()
+
+
+def memory_gib(device: str) -> tuple[float, float]:
+    """Memory now and its peak: of the GPU's allocator, or resident, of this process (Linux)."""
+    import torch
+
+    if device != "cpu":
+        now, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+        return now / 2**30, peak / 2**30
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    now, peak = (int(lines[name].removesuffix("kB")) / 2**20 for name in ("VmRSS", "VmHWM"))
+    return now, peak
+
+
+def matmul_rate(dtype, device: str, seconds: float = 2.0) -> float:
+    """Floating-point operations per second of large square matrix products on this device."""
+    import torch
+
+    size, at_once = (2048, 1) if device == "cpu" else (8192, 20)
+    matrix = torch.randn(size, size, dtype=dtype, device=device)
+    torch.nn.functional.linear(matrix, matrix)[0, 0].item()
     start, n = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
-        torch.nn.functional.linear(matrix, matrix)
-        n += 1
-    return n * 2 * 2048**3 / (time.perf_counter() - start)
+        for _ in range(at_once):
+            product = torch.nn.functional.linear(matrix, matrix)
+        product[0, 0].item()  # a GPU works on while Python goes ahead: wait for it
+        n += at_once
+    return n * 2 * size**3 / (time.perf_counter() - start)
 
 
 def useful_operations(model, tokenized) -> tuple[int, float]:
@@ -103,12 +129,21 @@ def useful_operations(model, tokenized) -> tuple[int, float]:
     return n_unique, 2.0 * (n_unique * body + n_scored * head.numel())
 
 
+def row_size(device: str) -> int:
+    """Tokens of a row, as the scripts choose them."""
+    return 1024 if device == "cpu" else 16384
+
+
 def score_ours(model, tokenized) -> list[float]:
     """Summed log-likelihoods from `score_examples`, start-up check included."""
     from log_likelihood import check_fast_path, score_examples
 
     path = check_fast_path(model, tokenized)
-    batches = score_examples(model, tokenized, path=path, tokens_per_batch=1024, batch_size=128)
+    if path != "segments":
+        raise ValueError(f"shared prefixes are off: {path}")
+    batches = score_examples(
+        model, tokenized, path=path, tokens_per_batch=row_size(model.device.type), batch_size=128
+    )
     scores = dict(item for batch in batches for item in batch)
     return [float(x.sum()) for i in range(len(tokenized)) for x in scores[i]]
 
@@ -134,26 +169,37 @@ def measure(args: argparse.Namespace) -> dict:
     from log_likelihood import build_row, pack_rows, tokenize_examples
     from model_loading import load_model, load_tokenizer
 
-    dtype = "bfloat16" if args.side == "bfloat16" else "float32"
-    model = load_model(args.lm_name_or_path, dtype=dtype, device="cpu")
-    examples = [(e.prompt, e.completions) for e in select_examples(args)]
+    dtype = "bfloat16" if args.side == "bfloat16" else args.dtype
     tokenizer = load_tokenizer(args.lm_name_or_path)
+    if args.random_llama:
+        model = make_random_llama(args.random_llama, tokenizer, dtype, args.device)
+    else:
+        model = load_model(args.lm_name_or_path, dtype=dtype, device=args.device)
+    device = model.device.type
+    examples = [(e.prompt, e.completions) for e in select_examples(args)]
     outcomes = tokenize_examples(tokenizer, examples)
     examples = [e for e, outcome in zip(examples, outcomes) if not isinstance(outcome, str)]
     tokenized = [outcome for outcome in outcomes if not isinstance(outcome, str)]
     ours = args.side in ("ours", "bfloat16")
-    rates = [matmul_rate(model.dtype)] if ours else []
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = memory_gib("VmRSS")
+    rates = [matmul_rate(model.dtype, device)] if ours else []
+
+    def score(n_examples: int | None) -> list[float]:
+        if ours:
+            return score_ours(model, tokenized[:n_examples])
+        if args.side == "padded":
+            return score_padded(model, tokenized[:n_examples])
+        batch_size = "auto" if "auto" in args.side else 8
+        return score_with_lm_eval(model, tokenizer, examples[:n_examples], batch_size)
+
+    implementation = model.config._attn_implementation
+    score(4)  # a GPU loads its kernels at their first use
+    model.set_attn_implementation(implementation)  # so that the start-up check runs again
+    forget_peak(device)
+    before = memory_gib(device)[0]
     start = time.perf_counter()
-    if ours:
-        sums = score_ours(model, tokenized)
-    elif args.side == "padded":
-        sums = score_padded(model, tokenized)
-    else:
-        sums = score_with_lm_eval(model, tokenizer, examples, "auto" if "auto" in args.side else 8)
+    sums = score(None)
     seconds = time.perf_counter() - start
-    peak = memory_gib("VmHWM")
+    peak = memory_gib(device)[1]
     values = iter(sums)
     result = {
         "seconds": seconds,
@@ -162,9 +208,10 @@ def measure(args: argparse.Namespace) -> dict:
         "logps": [[next(values) for _ in example] for example in tokenized],
     }
     if ours:
-        rates.append(matmul_rate(model.dtype))
+        rates.append(matmul_rate(model.dtype, device))
         n_unique, operations = useful_operations(model, tokenized)
-        rows = [[c for i in row for c in tokenized[i]] for row in pack_rows(tokenized, 1024, 128)]
+        packed = pack_rows(tokenized, row_size(device), 128)
+        rows = [[c for i in row for c in tokenized[i]] for row in packed]
         n_computed = sum(len(build_row(row).input_ids) for row in rows)
         n_alone = sum(len(c.ids) - 1 for example in tokenized for c in example)
         result |= {
@@ -205,9 +252,19 @@ def plot_speed(summary: dict, path: Path) -> None:
         axis.margins(x=0.18)
         axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{summary['dataset']}, {summary['n_completions']} completions")
+    figure.suptitle(
+        f"{summary['dataset']}, {summary['n_completions']} completions, {summary['model']}, "
+        f"{summary['dtype']}, {summary['device']}"
+    )
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the processor's architecture."""
+    import torch
+
+    return platform.machine() if device == "cpu" else torch.cuda.get_device_name()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -217,6 +274,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="SmolLM2-135M-Instruct",
         help="model (default: SmolLM2-135M-Instruct)",
     )
+    parser.add_argument("--random-llama", choices=SIZES, help="that shape, random weights, instead")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--dtype", choices=DTYPES[1:], default="float32", help="of all sides")
     parser.add_argument("--dataset", default="sample", help="as in the scripts")
     parser.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
     parser.add_argument("--sample-size", type=int, default=48, help="examples; -1: all")
@@ -262,6 +322,9 @@ def main(args: argparse.Namespace) -> None:
     )
     if args.output:
         shape = {
+            "model": f"random {args.random_llama}" if args.random_llama else args.lm_name_or_path,
+            "device": device_name(args.device),
+            "dtype": args.dtype,
             "dataset": args.dataset,
             "pairs_per_prompt": args.pairs_per_prompt,
             "n_examples": len(logps["ours"]),

@@ -2,10 +2,11 @@
 
     python benchmarks/training_speed.py --output benchmarks/training_speed.json
 
-Same model, pairs, token ids, batches, optimizer and loss (γ = 1, TRL's `sigmoid`), float32 on CPU,
+Same model, pairs, token ids, batches, optimizer and loss (γ = 1, TRL's `sigmoid`), float32 weights,
 each side in a process of its own, one after the other: with the reference computed in every step
-(TRL's default), and with the reference's log-likelihoods in the dataset on both sides. Prints the
-speedups and how far the losses of the steps differ.
+(TRL's default), and with the reference's log-likelihoods in the dataset on both sides. The first
+step, in which a GPU loads its kernels, is not timed. Prints the speedups and how far the losses of
+the steps differ.
 """
 
 import argparse
@@ -20,15 +21,27 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.random_llama import SIZES, make_random_llama
+from benchmarks.scoring_speed import device_name
 from command_line import make_parser, run_script
 from data_utils import load_training_splits, preference_pairs
 from result_files import write_text_atomically
+
+
+def peak_gib(device: str) -> float:
+    """Peak so far: of the GPU's allocator, or resident, of this process (Linux)."""
+    import torch
+
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return torch.cuda.max_memory_allocated() / 2**30
 
 
 def measure(args: argparse.Namespace) -> dict:
     """One side, in this process: seconds of train(), peak memory above the models, losses."""
     import torch
     from datasets import Dataset
+    from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer
@@ -42,8 +55,8 @@ def measure(args: argparse.Namespace) -> dict:
     settings = {
         "beta": 0.1, "max_length": 512, "per_device_train_batch_size": args.batch_size,
         "num_train_epochs": 1, "logging_steps": 1, "learning_rate": 1e-6, "optim": "rmsprop",
-        "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True,
-        "bf16": False, "gradient_checkpointing": False,
+        "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
+        "use_cpu": args.device == "cpu", "bf16": args.bf16, "gradient_checkpointing": False,
         "precompute_ref_log_probs": reference == "cached",
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -52,25 +65,39 @@ def measure(args: argparse.Namespace) -> dict:
             if ours
             else DPOConfig(folder, loss_type="sigmoid", **settings)
         )
-        models = [load_model(args.lm_name_or_path, dtype="float32", device="cpu") for _ in "12"]
+        tokenizer = load_tokenizer(args.lm_name_or_path)
+        if args.random_llama:
+            size = args.random_llama
+            models = [make_random_llama(size, tokenizer, "float32", args.device) for _ in "12"]
+        else:
+            name = args.lm_name_or_path
+            models = [load_model(name, dtype="float32", device=args.device) for _ in "12"]
         trainer = (DPOGammaTrainer if ours else DPOTrainer)(
             model=models[0],
             ref_model=models[1],
             args=config,
             train_dataset=Dataset.from_list(texts),
-            processing_class=load_tokenizer(args.lm_name_or_path),
+            processing_class=tokenizer,
         )
         # with --reference cached it was just computed, on both sides by TRL: only training is timed
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        start = time.perf_counter()
+        before = peak_gib(args.device)
+        ends: list[float] = []
+
+        class Clock(TrainerCallback):
+            def on_step_end(self, *_, **__):
+                if args.device != "cpu":
+                    torch.cuda.synchronize()
+                ends.append(time.perf_counter())
+
+        trainer.add_callback(Clock())
         trainer.train()
-        seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds = ends[-1] - ends[0]
+    peak = peak_gib(args.device)
     return {
         "seconds": seconds,
-        "pairs_per_second": len(texts) / seconds,
-        "peak_gib": peak / 2**20,
-        "peak_gib_above_start": (peak - before) / 2**20,
+        "pairs_per_second": (len(texts) - args.batch_size) / seconds,
+        "peak_gib": peak,
+        "peak_gib_above_start": peak - before,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "threads": torch.get_num_threads(),
     }
@@ -83,9 +110,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="SmolLM2-135M-Instruct",
         help="model (default: SmolLM2-135M-Instruct)",
     )
+    parser.add_argument("--random-llama", choices=SIZES, help="that shape, random weights, instead")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--bf16", action="store_true", help="autocast both sides to bfloat16")
     parser.add_argument("--dataset", default="sample", help="as in dpo.py")
     parser.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
-    parser.add_argument("--n-pairs", type=int, default=16, help="pairs to train on (default: 16)")
+    parser.add_argument("--n-pairs", type=int, default=24, help="pairs to train on (default: 24)")
     parser.add_argument("--batch-size", type=int, default=8, help="pairs in a step")
     parser.add_argument(
         "--reference",
@@ -103,7 +133,11 @@ def main(args: argparse.Namespace) -> None:
     if args.side:
         print("\n" + json.dumps(measure(args)))
         return
-    summary = {"dataset": args.dataset, "n_pairs": args.n_pairs, "batch_size": args.batch_size}
+    summary = {
+        "model": f"random {args.random_llama}" if args.random_llama else args.lm_name_or_path,
+        "device": device_name(args.device), "bf16": args.bf16,
+        "dataset": args.dataset, "n_pairs": args.n_pairs, "batch_size": args.batch_size,
+    }  # fmt: skip
     # TRL keeps precomputed log-likelihoods in the datasets cache: an empty one for every run
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "HF_DATASETS_CACHE": cache}

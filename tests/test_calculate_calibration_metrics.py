@@ -338,8 +338,10 @@ def test_nan_weights_are_counted_and_never_correct(tiny_model_directory, tmp_pat
 
 def read_wandb_keys(log: Path) -> set[str]:
     """Summary and history keys of an offline run: protobuf records in a LevelDB log."""
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # its service closes the log after the run has finished, not before
     content, position, keys, parts = log.read_bytes(), 7, set(), []
     while position + 7 <= len(content):
         if 32768 - position % 32768 < 7:  # padding at the end of a block

@@ -19,9 +19,12 @@ from log_likelihood import (
     head_logps,
     pack_rows,
     score_examples,
+    segment_attention,
     tokenize_examples,
 )
 from model_loading import BUNDLED_MODEL, load_model, load_tokenizer
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def random_examples(seed: int = 0, n: int = 12) -> list[list[TokenizedCompletion]]:
@@ -145,6 +148,93 @@ def test_rows_compute_every_shared_token_once():
             assert row.position_ids[predictors].tolist() == list(
                 range(completion.start - 1, len(completion.ids) - 1)
             )
+
+
+def dense_attention(query, key, value, completions, row, window=None) -> torch.Tensor:
+    """Attention in float64 over each completion alone, (n, n_heads, d), put where the row has it."""
+    query, key, value = (t[0].double().cpu() for t in (query, key, value))
+    groups = len(query) // len(key)
+    key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
+    places = {}  # a prefix of token ids -> its place in the row
+    for segment in row.segments:
+        for place, position in zip(segment.keys, segment.key_positions):
+            before = tuple(row.input_ids[segment.keys[: position + 1]])
+            assert places.setdefault(before, place) == place
+    output = torch.zeros(query.shape[1], len(query), query.shape[2], dtype=torch.float64)
+    for completion in completions:
+        ids = completion.ids[:-1]
+        where = [places[ids[: t + 1]] for t in range(len(ids))]
+        scores = query[:, where] @ key[:, where].transpose(1, 2) / query.shape[2] ** 0.5
+        distance = torch.arange(len(ids))[:, None] - torch.arange(len(ids))
+        hidden = (distance < 0) | (distance >= (window or len(ids)))
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        output[where] = (weights @ value[:, where]).transpose(0, 1)
+    return output
+
+
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize(
+    "device, dtype, tolerance",
+    [
+        ("cpu", torch.float32, 1e-5),
+        pytest.param("cuda", torch.float32, 1e-5, marks=needs_gpu),
+        pytest.param("cuda", torch.bfloat16, 0.02, marks=needs_gpu),
+        pytest.param("cuda", torch.float16, 0.004, marks=needs_gpu),
+    ],
+)
+def test_row_attention_equals_dense_attention(device, dtype, tolerance, window):
+    """Output and gradients, grouped heads (4 queries, 2 keys); half precision has its own kernel."""
+    completions = [c for example in random_examples(3) for c in example]
+    row = build_row(completions)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, len(row.input_ids), 16) for heads in (4, 2, 2)]
+    values = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    given = [v.to(device).requires_grad_() for v in values]
+    output, _ = segment_attention(
+        None, *given, scaling=0.25, packed_row=row, sliding_window=window, dropout=0.0
+    )
+    truth_inputs = [v.double().requires_grad_() for v in values]
+    truth = dense_attention(*truth_inputs, completions, row, window)
+    weights = torch.randn(truth.shape, generator=generator)
+    grads = torch.autograd.grad((output[0].float() * weights.to(device)).sum(), given)
+    expected = torch.autograd.grad((truth * weights.double()).sum(), truth_inputs)
+    pairs = [(output[0], truth), *zip(grads, expected)]
+    for found, wanted in pairs:
+        error = (found.double().cpu() - wanted).norm() / wanted.norm()
+        assert error < tolerance
+
+
+def test_layout_of_a_row_is_that_of_its_segments():
+    """One kernel for all: each segment's queries are the last of its keys."""
+    row = build_row([c for example in random_examples(5) for c in example])
+    keys, starts, key_starts = row.layout(torch.device("cpu"))
+    assert starts.tolist() == [s.start for s in row.segments] + [len(row.input_ids)]
+    assert any(not s.is_root for s in row.segments)
+    for number, segment in enumerate(row.segments):
+        own = keys[key_starts[number] : key_starts[number + 1]].tolist()
+        assert own == segment.keys.tolist()
+        assert own[-(segment.end - segment.start) :] == list(range(segment.start, segment.end))
+        assert int(starts[number + 1]) == segment.end
+
+
+@needs_gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gpu_equals_cpu(family):
+    """float32: the same path and log-likelihoods; bfloat16: the start-up check passes, and the
+    log-likelihoods are those of plain scoring in bfloat16 as far as rounding goes."""
+    model_type, config, expected_path = FAMILIES[family]
+    model, tokenized = make_model(model_type, config), random_examples(n=6)
+    path = check_fast_path(model, tokenized)
+    truth = score(model, tokenized, path)
+    for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.1)):
+        on_gpu = make_model(model_type, config).to("cuda", dtype)
+        gpu_path = check_fast_path(on_gpu, tokenized)
+        assert gpu_path.split(":")[0] == expected_path, gpu_path
+        scores = score(on_gpu, tokenized, gpu_path)
+        differences = np.concatenate(
+            [a - b for i in truth for a, b in zip(truth[i], scores[i], strict=True)]
+        )
+        assert np.abs(differences).mean() < tolerance
 
 
 def test_packing_keeps_budget_sharers_and_everyone():
