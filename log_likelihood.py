@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from transformers import AttentionInterface
 VOCABULARY_CHUNK = 2048  # words per LM-head call: 1000 positions x 2048 x 4 bytes = 8 MB
 POSITION_CHUNK = 64  # positions per call of a head that is no plain linear layer
 FAMILY_ROWS = 4  # examples that share a prefix may fill so many rows' worth of tokens
+KEYS_PER_CALL = 2**15  # of one flash-attention call: 0.5 GiB of copies at Llama-2-7B's width
 MIN_SHARED_TOKENS = 16  # examples that share fewer leading tokens are packed independently
 
 
@@ -227,6 +229,32 @@ class Segment:
         return self.masks[window, like.device]
 
 
+class KernelCall(NamedTuple):
+    """Segments that follow each other in a row, for a kernel that takes many at once."""
+
+    queries: slice  # of the row
+    keys: torch.Tensor  # row indices of every segment's keys, one segment after the other
+    query_starts: (
+        torch.Tensor
+    )  # (n_segments + 1,) int32: where each one's queries begin in `queries`
+    key_starts: torch.Tensor  # the same for `keys`
+    most_queries: int
+    most_keys: int
+
+
+def kernel_call(segments: Sequence[Segment], device: torch.device) -> KernelCall:
+    n_queries = [s.end - s.start for s in segments]
+    n_keys = [len(s.keys) for s in segments]
+    return KernelCall(
+        slice(segments[0].start, segments[-1].end),
+        torch.from_numpy(np.concatenate([s.keys for s in segments])).to(device),
+        torch.from_numpy(np.cumsum([0, *n_queries], dtype=np.int32)).to(device),
+        torch.from_numpy(np.cumsum([0, *n_keys], dtype=np.int32)).to(device),
+        max(n_queries),
+        max(n_keys),
+    )
+
+
 @dataclass
 class Row:
     """One packed forward pass: inputs (n,), segments, and where each completion is predicted."""
@@ -236,24 +264,21 @@ class Row:
     segments: list[Segment]
     predictors: list[np.ndarray]  # per completion: row positions whose output predicts its tokens
     targets: list[np.ndarray]  # per completion: its token ids
-    layouts: dict = field(default_factory=dict)
+    layouts: dict[torch.device, list[KernelCall]] = field(default_factory=dict)
 
-    def layout(
-        self, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
-        """All segments for one kernel: their keys' row indices, one segment after the other; where
-        each segment's queries and keys begin (n_segments + 1,); the most queries and keys of one.
-        Kept for all layers."""
+    def layout(self, device: torch.device) -> list[KernelCall]:
+        """The segments in groups of at most KEYS_PER_CALL keys (or one segment), since the keys of
+        a shared prefix are copied for each of its continuations. Kept for all layers."""
         if device not in self.layouts:
-            n_queries = [s.end - s.start for s in self.segments]
-            n_keys = [len(s.keys) for s in self.segments]
-            self.layouts[device] = (
-                torch.from_numpy(np.concatenate([s.keys for s in self.segments])).to(device),
-                torch.from_numpy(np.cumsum([0, *n_queries], dtype=np.int32)).to(device),
-                torch.from_numpy(np.cumsum([0, *n_keys], dtype=np.int32)).to(device),
-                max(n_queries),
-                max(n_keys),
-            )
+            groups: list[list[Segment]] = []
+            n_keys = KEYS_PER_CALL
+            for segment in self.segments:
+                n_keys += len(segment.keys)
+                if n_keys > KEYS_PER_CALL:
+                    groups.append([])
+                    n_keys = len(segment.keys)
+                groups[-1].append(segment)
+            self.layouts[device] = [kernel_call(group, device) for group in groups]
         return self.layouts[device]
 
 
@@ -457,6 +482,8 @@ def flash_takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> 
     return (
         query.is_cuda
         and torch.version.hip is None
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.backends.cuda.flash_sdp_enabled()
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.dtype == key.dtype == value.dtype
@@ -466,26 +493,28 @@ def flash_takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> 
 
 
 def flash_attention(query, key, value, row: Row, scaling, window: int | None) -> torch.Tensor:
-    """`segment_attention` of all segments by one call of flash attention.
+    """`segment_attention` of all segments by flash attention, many in one call.
 
     A segment's queries are the last of its keys: causal attention aligned at the end.
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    keys, query_starts, key_starts, most_queries, most_keys = row.layout(query.device)
-    output = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1).index_select(0, keys),
-        value[0].transpose(0, 1).index_select(0, keys),
-        query_starts,
-        key_starts,
-        most_queries,
-        most_keys,
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=key.shape[1] != query.shape[1],
-    )
-    return output[None]
+    outputs = [
+        varlen_attn(
+            query[0, :, call.queries].transpose(0, 1),
+            key[0].transpose(0, 1).index_select(0, call.keys),
+            value[0].transpose(0, 1).index_select(0, call.keys),
+            call.query_starts,
+            call.key_starts,
+            call.most_queries,
+            call.most_keys,
+            scale=scaling,
+            window_size=(-1 if window is None else window - 1, 0),
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+        for call in row.layout(query.device)
+    ]
+    return torch.cat(outputs)[None]
 
 
 def softcapped_attention(queries, keys, values, mask, scaling, softcap) -> torch.Tensor:
@@ -673,13 +702,13 @@ def check_vocabulary(model, ids: Iterable[Sequence[int]]) -> None:
 
 @contextmanager
 def jittered_embeddings(model, eps: float, device: torch.device) -> Iterator[None]:
-    """Inside, every number of an embedding is off by up to half of `eps`, its last place: how much
-    the log-likelihoods change is how much this model makes of rounding."""
+    """Inside, every number of an embedding is off by up to half of `eps` of itself, then rounded to
+    the model's dtype: how much the log-likelihoods change is how much it makes of rounding."""
     generator = torch.Generator(device).manual_seed(0)
 
     def jitter(module, inputs, output: torch.Tensor) -> torch.Tensor:
-        noise = torch.rand(output.shape, generator=generator, device=device).to(output)
-        return output * (1 + eps * (noise - 0.5))
+        noise = torch.rand(output.shape, generator=generator, device=device)
+        return (output * (1 + eps * (noise - 0.5))).to(output.dtype)  # the product is in float32
 
     hook = model.get_input_embeddings().register_forward_hook(jitter)
     try:
@@ -693,15 +722,16 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
 
     Two completions of each of the shortest examples are compared with plain scoring, one at a time;
     a model with windowed or chunked attention is also tried on the longest. A model that padding
-    disturbs has the path "alone: <why not>". Leaves the model on the attention it will use. Call it
-    under the autocast that scoring will have: other precisions have other attention kernels.
+    disturbs has the path "alone: <why not>". Leaves the model on the attention it will use.
+    Call it under the autocast that scoring will have, since other precisions have other attention
+    kernels: a float32 model is then tried without it first, where mistakes show best.
     Agreement: 0.02 nats per completion in float32. In half precision, per token, 0.02 nats plus
     twice what embeddings rounded elsewhere change, but no more than 0.1.
     Raises ValueError where a token has no embedding.
     """
     check_vocabulary(model, (c.ids for completions in tokenized for c in completions))
-    original = model.config._attn_implementation
     inner = unwrap(model)
+    original = inner.config._attn_implementation
     if original == "segments":
         return "segments"  # checked before
     order = sorted(range(len(tokenized)), key=lambda i: max(len(c.ids) for c in tokenized[i]))
@@ -710,34 +740,51 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
         getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")
     )
     short = [c for i in order[:3] for c in tokenized[i][:2]]
-    sample = short + [c for i in order[-1:] * windowed for c in tokenized[i][:2]]
-    device = input_device(inner)
-    dtype = next(inner.parameters()).dtype
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-    half = dtype in (torch.bfloat16, torch.float16)
-    tolerance = 0.02
+    long = [c for i in order[-1:] * windowed for c in tokenized[i][:2]]
+    groups = [short, long] if windowed else [short]
+    device, weights = input_device(inner), next(inner.parameters()).dtype
+    autocast = torch.is_autocast_enabled(device.type)
+    path = "segments"
     with torch.inference_mode():
-        plain = [compute_token_logps_plain(model, [c])[0] for c in sample]
-        if half:
-            with jittered_embeddings(inner, torch.finfo(dtype).eps, device):
-                jittered = [compute_token_logps_plain(model, [c])[0] for c in short]
-            tolerance = min(0.02 + 2 * disagreement(plain[: len(short)], jittered, half), 0.1)
-        try:
-            inner.set_attn_implementation("segments")
-            if inner.config._attn_implementation != "segments":
-                raise NotImplementedError("the model's attention cannot be replaced")
-            worst = disagreement(plain, compute_token_logps(model, sample), half)
-        except (NotImplementedError, TypeError, ValueError, LookupError, AttributeError,
-                RuntimeError) as error:  # fmt: skip
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        else:
-            if worst <= tolerance:  # False for NaN
-                return "segments"
-            reason = f"differs from plain scoring by {worst:.3g} nats"
-        inner.set_attn_implementation(original)
-        padded = compute_token_logps_plain(model, short)
-        kind = "plain" if disagreement(plain[: len(short)], padded, half) <= tolerance else "alone"
+        if not autocast or weights == torch.float32:
+            with torch.autocast(device.type, enabled=False):
+                path = compare_paths(model, groups, weights)
+        if autocast and path == "segments":
+            inner.set_attn_implementation(original)
+            path = compare_paths(model, groups, torch.get_autocast_dtype(device.type))
+    return path
+
+
+def compare_paths(model, groups: list[list[TokenizedCompletion]], dtype: torch.dtype) -> str:
+    """`check_fast_path` in one precision; each group's disagreement is taken by itself."""
+    inner = unwrap(model)
+    original = inner.config._attn_implementation
+    half = dtype in (torch.bfloat16, torch.float16)
+    plain = [[compute_token_logps_plain(model, [c])[0] for c in group] for group in groups]
+    tolerances = [0.02] * len(groups)
+    if half:
+        with jittered_embeddings(inner, torch.finfo(dtype).eps, input_device(inner)):
+            jittered = [
+                [compute_token_logps_plain(model, [c])[0] for c in group] for group in groups
+            ]
+        changes = [disagreement(a, b, half) for a, b in zip(plain, jittered)]
+        tolerances = [np.fmin(0.02 + 2 * change, 0.1) for change in changes]  # 0.1 for NaN
+    try:
+        inner.set_attn_implementation("segments")
+        if inner.config._attn_implementation != "segments":
+            raise NotImplementedError("the model's attention cannot be replaced")
+        found = iter(compute_token_logps(model, [c for group in groups for c in group]))
+        worst = [disagreement(group, [next(found) for _ in group], half) for group in plain]
+    except (NotImplementedError, TypeError, ValueError, LookupError, AttributeError,
+            RuntimeError) as error:  # fmt: skip
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    else:
+        if all(difference <= most for difference, most in zip(worst, tolerances)):  # not for NaN
+            return "segments"
+        reason = f"differs from plain scoring by {max(worst):.3g} nats"
+    inner.set_attn_implementation(original)
+    padded = compute_token_logps_plain(model, groups[0])
+    kind = "plain" if disagreement(plain[0], padded, half) <= tolerances[0] else "alone"
     return f"{kind}: {reason}"
 
 

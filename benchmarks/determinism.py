@@ -89,6 +89,7 @@ def scoring_variants(model, tokenized: list) -> tuple[Scores, dict[str, dict]]:
 def train(args: argparse.Namespace, device: str, bf16: bool) -> list[float]:
     """The losses of every step of DPO on the first --training-pairs pairs."""
     from datasets import Dataset
+    from transformers import PrinterCallback
 
     from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer
     from model_loading import load_model, load_tokenizer
@@ -110,6 +111,7 @@ def train(args: argparse.Namespace, device: str, bf16: bool) -> list[float]:
             train_dataset=Dataset.from_list(texts),
             processing_class=load_tokenizer(args.lm_name_or_path),
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

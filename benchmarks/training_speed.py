@@ -12,7 +12,6 @@ the steps differ.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,19 +21,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.random_llama import SIZES, make_random_llama
-from benchmarks.scoring_speed import device_name
+from benchmarks.scoring_speed import device_name, forget_peak, memory_gib
 from command_line import make_parser, run_script
 from data_utils import load_training_splits, preference_pairs
 from result_files import write_text_atomically
-
-
-def peak_gib(device: str) -> float:
-    """Peak so far: of the GPU's allocator, or resident, of this process (Linux)."""
-    import torch
-
-    if device == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return torch.cuda.max_memory_allocated() / 2**30
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -80,7 +70,8 @@ def measure(args: argparse.Namespace) -> dict:
             processing_class=tokenizer,
         )
         # with --reference cached it was just computed, on both sides by TRL: only training is timed
-        before = peak_gib(args.device)
+        forget_peak(args.device)
+        before = memory_gib(args.device)[0]
         ends: list[float] = []
 
         class Clock(TrainerCallback):
@@ -92,7 +83,7 @@ def measure(args: argparse.Namespace) -> dict:
         trainer.add_callback(Clock())
         trainer.train()
         seconds = ends[-1] - ends[0]
-    peak = peak_gib(args.device)
+        peak = memory_gib(args.device)[1]
     return {
         "seconds": seconds,
         "pairs_per_second": (len(texts) - args.batch_size) / seconds,
@@ -130,6 +121,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.n_pairs <= args.batch_size:
+        raise ValueError("--n-pairs: more than one step is needed, of which the first is not timed")
     if args.side:
         print("\n" + json.dumps(measure(args)))
         return

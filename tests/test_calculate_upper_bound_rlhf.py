@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit
 
+from calculate_calibration_metrics import load_examples
 from calculate_upper_bound_rlhf import main, pairs_of_record, parse_args
 from command_line import run_script
 from ranking_metrics import (
@@ -350,6 +351,20 @@ def test_existing_output_is_refused(files, capsys):
         run_script(main, parse_args(flags(folder, "--reference-examples", folder / "ref.jsonl")))
     assert "--overwrite" in capsys.readouterr().err
     assert (folder / "ideal.jsonl").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["run", "run.policy"]
+)  # the second: scored as --policy-name-or-path
+def test_an_examples_file_is_whole_when_a_summary_says_so(tmp_path, name):
+    examples = tmp_path / f"{name}.examples.jsonl"
+    write_json_lines(examples, [make_record([-9.0, -5.0], None, [1, 2])])
+    (tmp_path / f"{name}.config.json").write_text("{}")
+    (tmp_path / "run").mkdir()  # no summary
+    with pytest.raises(ValueError, match="is of an unfinished run"):
+        load_examples(str(examples))
+    (tmp_path / "run.jsonl").write_text("{}\n")
+    assert len(load_examples(str(examples))) == 1
 
 
 def test_models_are_scored_when_no_file_is_given(tiny_model_directory, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, GPT, SMALL, make_model, make_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from data_utils import load_preferences
 from log_likelihood import (
@@ -17,6 +17,7 @@ from log_likelihood import (
     compute_token_logps,
     deal_batches,
     head_logps,
+    jittered_embeddings,
     pack_rows,
     score_examples,
     segment_attention,
@@ -174,25 +175,33 @@ def dense_attention(query, key, value, completions, row, window=None) -> torch.T
 
 @pytest.mark.parametrize("window", [None, 8])
 @pytest.mark.parametrize(
-    "device, dtype, tolerance",
+    "device, dtype, autocast, tolerance",
     [
-        ("cpu", torch.float32, 1e-5),
-        pytest.param("cuda", torch.float32, 1e-5, marks=needs_gpu),
-        pytest.param("cuda", torch.bfloat16, 0.02, marks=needs_gpu),
-        pytest.param("cuda", torch.float16, 0.004, marks=needs_gpu),
+        ("cpu", torch.float32, False, 1e-5),
+        pytest.param("cuda", torch.float32, False, 1e-5, marks=needs_gpu),
+        pytest.param("cuda", torch.float32, True, 0.02, marks=needs_gpu),
+        pytest.param("cuda", torch.bfloat16, False, 0.02, marks=needs_gpu),
+        pytest.param("cuda", torch.float16, False, 0.004, marks=needs_gpu),
     ],
 )
-def test_row_attention_equals_dense_attention(device, dtype, tolerance, window):
-    """Output and gradients, grouped heads (4 queries, 2 keys); half precision has its own kernel."""
+def test_row_attention_equals_dense_attention(
+    device, dtype, autocast, tolerance, window, monkeypatch
+):
+    """Output and gradients, grouped heads (4 queries, 2 keys); on a GPU half precision, of the
+    weights or by autocast, has its own kernel, here in several calls."""
+    monkeypatch.setattr("log_likelihood.KEYS_PER_CALL", 100)
     completions = [c for example in random_examples(3) for c in example]
     row = build_row(completions)
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, heads, len(row.input_ids), 16) for heads in (4, 2, 2)]
     values = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
     given = [v.to(device).requires_grad_() for v in values]
-    output, _ = segment_attention(
-        None, *given, scaling=0.25, packed_row=row, sliding_window=window, dropout=0.0
-    )
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        output, _ = segment_attention(
+            None, *given, scaling=0.25, packed_row=row, sliding_window=window, dropout=0.0
+        )
+    has_kernel = device == "cuda" and (autocast or dtype != torch.float32)
+    assert bool(row.layouts) == has_kernel
     truth_inputs = [v.double().requires_grad_() for v in values]
     truth = dense_attention(*truth_inputs, completions, row, window)
     weights = torch.randn(truth.shape, generator=generator)
@@ -204,18 +213,30 @@ def test_row_attention_equals_dense_attention(device, dtype, tolerance, window):
         assert error < tolerance
 
 
-def test_layout_of_a_row_is_that_of_its_segments():
-    """One kernel for all: each segment's queries are the last of its keys."""
+@pytest.mark.parametrize("most", [1, 100, 10_000])
+def test_layout_of_a_row_is_that_of_its_segments(most, monkeypatch):
+    """Each segment once, in order, its queries the last of its keys; calls keep to their keys."""
+    monkeypatch.setattr("log_likelihood.KEYS_PER_CALL", most)
     row = build_row([c for example in random_examples(5) for c in example])
-    keys, starts, key_starts, *most = row.layout(torch.device("cpu"))
-    assert most == [starts.diff().max(), key_starts.diff().max()]
-    assert starts.tolist() == [s.start for s in row.segments] + [len(row.input_ids)]
-    assert any(not s.is_root for s in row.segments)
-    for number, segment in enumerate(row.segments):
-        own = keys[key_starts[number] : key_starts[number + 1]].tolist()
-        assert own == segment.keys.tolist()
-        assert own[-(segment.end - segment.start) :] == list(range(segment.start, segment.end))
-        assert int(starts[number + 1]) == segment.end
+    segments = iter(row.segments)
+    calls = row.layout(torch.device("cpu"))
+    for call in calls:
+        assert call.most_queries == call.query_starts.diff().max()
+        assert call.most_keys == call.key_starts.diff().max()
+        assert len(call.keys) == call.key_starts[-1]
+        assert len(call.keys) <= most or len(call.key_starts) == 2
+        first = call.queries.start
+        assert call.queries.stop - first == call.query_starts[-1]
+        for number in range(len(call.key_starts) - 1):
+            segment = next(segments)
+            start, end = (first + int(n) for n in call.query_starts[number : number + 2])
+            own = call.keys[call.key_starts[number] : call.key_starts[number + 1]].tolist()
+            assert (start, end) == (segment.start, segment.end)
+            assert own == segment.keys.tolist()
+            assert own[start - end :] == list(range(start, end))
+    assert next(segments, None) is None
+    assert (len(calls) == 1) == (most == 10_000)
+    assert (len(calls) == len(row.segments)) == (most == 1)
 
 
 @needs_gpu
@@ -274,6 +295,37 @@ def test_rounding_of_a_real_model_in_half_precision_is_no_disagreement():
     )
     model = load_model(BUNDLED_MODEL, dtype="bfloat16", device="cpu")
     assert check_fast_path(model, tokenized) == "segments"
+
+
+def test_a_window_that_is_missed_shows_under_autocast_too(monkeypatch):
+    """Only the longest texts are longer than the window; bfloat16 alone would let that pass."""
+    model = make_model("mistral", {**SMALL, "sliding_window": 40})
+    tokenized = random_examples()
+    assert max(len(c.ids) for example in tokenized for c in example) > 42
+    forgetful = {**AttentionInterface._global_mapping}
+    forgetful["segments"] = lambda *inputs, sliding_window=None, **rest: segment_attention(
+        *inputs, **rest
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert check_fast_path(model, tokenized) == "segments"
+    model.set_attn_implementation("sdpa")
+    monkeypatch.setattr(AttentionInterface, "_global_mapping", forgetful)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert check_fast_path(model, tokenized).startswith("plain: differs")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_jitter_moves_embeddings_both_ways_by_rounding(dtype):
+    model = make_model("llama", SMALL).to(dtype)
+    embed, ids, eps = model.get_input_embeddings(), torch.arange(600), torch.finfo(dtype).eps
+    before = embed(ids)
+    with jittered_embeddings(model, eps, torch.device("cpu")):
+        after = embed(ids)
+    change = (after.double() - before.double()) / before.double().abs().clamp(min=1e-30)
+    for share in ((change > 0).double().mean(), (change < 0).double().mean()):
+        assert 0.05 < share < 0.51
+    assert change.abs().max() <= eps * 1.001
+    assert torch.equal(embed(ids), before)
 
 
 def test_pairs_of_one_prompt_are_computed_once():
