@@ -234,10 +234,8 @@ class KernelCall(NamedTuple):
 
     queries: slice  # of the row
     keys: torch.Tensor  # row indices of every segment's keys, one segment after the other
-    query_starts: (
-        torch.Tensor
-    )  # (n_segments + 1,) int32: where each one's queries begin in `queries`
-    key_starts: torch.Tensor  # the same for `keys`
+    query_starts: torch.Tensor  # (n_segments + 1,) int32: where each one's begin in `queries`
+    key_starts: torch.Tensor  # the same in `keys`
     most_queries: int
     most_keys: int
 
@@ -679,11 +677,11 @@ def compute_token_logps_plain(
 
 
 # ---------------------------------------------------------------------------- scoring many examples
-def disagreement(plain: list[torch.Tensor], other: list[torch.Tensor], half: bool) -> float:
-    """Largest |difference of the sums| over completions, nats; in half precision, where sums drift
-    by rounding, mean |difference| over all tokens."""
+def disagreement(plain: list[torch.Tensor], other: list[torch.Tensor], rounded: bool) -> float:
+    """Largest |difference of the sums| over completions, nats; of `rounded` ones, whose sums
+    drift, mean |difference| over all tokens."""
     differences = [torch.where(a.isnan() & b.isnan(), 0, a - b) for a, b in zip(plain, other)]
-    if half:
+    if rounded:
         return torch.cat(differences).abs().mean().item()
     return np.max([abs(d.sum().item()) for d in differences])  # NaN stays NaN
 
@@ -725,8 +723,8 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
     disturbs has the path "alone: <why not>". Leaves the model on the attention it will use.
     Call it under the autocast that scoring will have, since other precisions have other attention
     kernels: a float32 model is then tried without it first, where mistakes show best.
-    Agreement: 0.02 nats per completion in float32. In half precision, per token, 0.02 nats plus
-    twice what embeddings rounded elsewhere change, but no more than 0.1.
+    Agreement: 0.02 nats per completion in float32. In half precision and TF32, per token, 0.02 nats
+    plus twice what embeddings rounded elsewhere change, but no more than 0.1.
     Raises ValueError where a token has no embedding.
     """
     check_vocabulary(model, (c.ids for completions in tokenized for c in completions))
@@ -759,22 +757,25 @@ def compare_paths(model, groups: list[list[TokenizedCompletion]], dtype: torch.d
     """`check_fast_path` in one precision; each group's disagreement is taken by itself."""
     inner = unwrap(model)
     original = inner.config._attn_implementation
+    device = input_device(inner)
     half = dtype in (torch.bfloat16, torch.float16)
+    tf32 = device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    rounded = half or tf32
     plain = [[compute_token_logps_plain(model, [c])[0] for c in group] for group in groups]
     tolerances = [0.02] * len(groups)
-    if half:
-        with jittered_embeddings(inner, torch.finfo(dtype).eps, input_device(inner)):
+    if rounded:
+        with jittered_embeddings(inner, torch.finfo(dtype).eps if half else 2**-10, device):
             jittered = [
                 [compute_token_logps_plain(model, [c])[0] for c in group] for group in groups
             ]
-        changes = [disagreement(a, b, half) for a, b in zip(plain, jittered)]
+        changes = [disagreement(a, b, rounded) for a, b in zip(plain, jittered)]
         tolerances = [np.fmin(0.02 + 2 * change, 0.1) for change in changes]  # 0.1 for NaN
     try:
         inner.set_attn_implementation("segments")
         if inner.config._attn_implementation != "segments":
             raise NotImplementedError("the model's attention cannot be replaced")
         found = iter(compute_token_logps(model, [c for group in groups for c in group]))
-        worst = [disagreement(group, [next(found) for _ in group], half) for group in plain]
+        worst = [disagreement(group, [next(found) for _ in group], rounded) for group in plain]
     except (NotImplementedError, TypeError, ValueError, LookupError, AttributeError,
             RuntimeError) as error:  # fmt: skip
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -784,7 +785,7 @@ def compare_paths(model, groups: list[list[TokenizedCompletion]], dtype: torch.d
         reason = f"differs from plain scoring by {max(worst):.3g} nats"
     inner.set_attn_implementation(original)
     padded = compute_token_logps_plain(model, groups[0])
-    kind = "plain" if disagreement(plain[0], padded, half) <= tolerances[0] else "alone"
+    kind = "plain" if disagreement(plain[0], padded, rounded) <= tolerances[0] else "alone"
     return f"{kind}: {reason}"
 
 

@@ -1,7 +1,7 @@
 r"""How far log-likelihoods and training losses move when nothing should move them.
 
     python benchmarks/determinism.py --data-dir DATA_DIR --dataset Anthropic/hh-rlhf \
-        --devices cuda --dtypes float32 bfloat16 --output benchmarks/determinism.json
+        --devices cpu --output benchmarks/determinism.json
 
 Scoring: the same completions a second time, one example at a time, in small and large rows, and in
 another order, each against the same device and dtype; then every device and dtype against float32

@@ -353,10 +353,9 @@ def test_existing_output_is_refused(files, capsys):
     assert (folder / "ideal.jsonl").read_text() == "mine\n"
 
 
-@pytest.mark.parametrize(
-    "name", ["run", "run.policy"]
-)  # the second: scored as --policy-name-or-path
+@pytest.mark.parametrize("name", ["run", "run.policy"])
 def test_an_examples_file_is_whole_when_a_summary_says_so(tmp_path, name):
+    """That of its own name; of what --policy-name-or-path scored, the one without `.policy`."""
     examples = tmp_path / f"{name}.examples.jsonl"
     write_json_lines(examples, [make_record([-9.0, -5.0], None, [1, 2])])
     (tmp_path / f"{name}.config.json").write_text("{}")
