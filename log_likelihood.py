@@ -241,6 +241,7 @@ class KernelCall(NamedTuple):
 
 
 def kernel_call(segments: Sequence[Segment], device: torch.device) -> KernelCall:
+    """The call for segments that follow each other, its indices on `device`."""
     n_queries = [s.end - s.start for s in segments]
     n_keys = [len(s.keys) for s in segments]
     return KernelCall(
@@ -428,7 +429,7 @@ def segment_attention(
     """Attention of one packed row, segment by segment (transformers' AttentionInterface).
 
     query (1, n_heads, n, d), key and value (1, n_kv_heads, n, d); returns (1, n, n_heads, d).
-    On a GPU in half precision one kernel takes all segments.
+    On a GPU in half precision one flash-attention call takes many segments.
     Raises NotImplementedError where the layer needs something this function does not compute.
     """
     if (

@@ -9,12 +9,13 @@ peak memory), one after the other, in --dtype but for the last:
   lm-eval    lm-evaluation-harness `HFLM.loglikelihood`, batches of 8 (pip install lm-eval)
   lm-eval-auto   the same with its batch size `auto`, at most 8 (64 on a GPU)
   bfloat16   ours in bfloat16
-Every side scores a few completions before the clock starts. Reported of the side `ours` beside its
-speed: tokens of all completions, each with its prompt, over the tokens computed; tokens computed
-over unique tokens; and the share of the device's matrix-multiply rate that it reaches: unique
-tokens x 2 x the parameters each touches (the LM head for scored tokens only), over the seconds,
-over the rate of 2048 x 2048 products (8192 x 8192 on a GPU) in the same process just before and
-after. --random-llama takes random weights of a published size: for speed alone.
+Every side scores a few completions before the clock starts; tokenizing is timed. Reported of the
+side `ours` beside its speed: tokens of all completions, each with its prompt, over the tokens
+computed; tokens computed over unique tokens; and the share of the device's matrix-multiply rate
+that it reaches: unique tokens x 2 x the parameters each touches (the LM head for scored tokens
+only), over the seconds, over the rate of 2048 x 2048 products (8192 x 8192 on a GPU) in the same
+process just before and after. --random-llama takes random weights of a published size: for speed
+alone.
 """
 
 import argparse
@@ -184,10 +185,9 @@ def measure(args: argparse.Namespace) -> dict:
     rates = [matmul_rate(model.dtype, device)] if ours else []
 
     def score(n_examples: int | None) -> list[float]:
-        if ours:
-            return score_ours(model, tokenized[:n_examples])
-        if args.side == "padded":
-            return score_padded(model, tokenized[:n_examples])
+        if ours or args.side == "padded":  # lm-evaluation-harness tokenizes by itself
+            inputs = tokenize_examples(tokenizer, examples[:n_examples])
+            return (score_ours if ours else score_padded)(model, inputs)
         batch_size = "auto" if "auto" in args.side else 8
         return score_with_lm_eval(model, tokenizer, examples[:n_examples], batch_size)
 

@@ -297,20 +297,26 @@ def test_rounding_of_a_real_model_in_half_precision_is_no_disagreement():
     assert check_fast_path(model, tokenized) == "segments"
 
 
-def test_a_window_that_is_missed_shows_under_autocast_too(monkeypatch):
-    """Only the longest texts are longer than the window; bfloat16 alone would let that pass."""
-    model = make_model("mistral", {**SMALL, "sliding_window": 40})
+@pytest.mark.parametrize(
+    "weights, autocast, fault",
+    [
+        (torch.float32, True, lambda window: window + 1),  # seen without autocast only
+        (torch.bfloat16, False, lambda window: None),  # seen by itself, not among the short texts
+    ],
+)
+def test_a_wrong_window_shows_in_every_precision(weights, autocast, fault, monkeypatch):
+    """Few texts are longer than the window, and their rounding is larger than the fault."""
+    model = make_model("mistral", {**SMALL, "sliding_window": 40}).to(weights)
     tokenized = random_examples()
-    assert max(len(c.ids) for example in tokenized for c in example) > 42
-    forgetful = {**AttentionInterface._global_mapping}
-    forgetful["segments"] = lambda *inputs, sliding_window=None, **rest: segment_attention(
-        *inputs, **rest
-    )
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert check_fast_path(model, tokenized) == "segments"
     model.set_attn_implementation("sdpa")
-    monkeypatch.setattr(AttentionInterface, "_global_mapping", forgetful)
-    with torch.autocast("cpu", torch.bfloat16):
+    wrong = {**AttentionInterface._global_mapping}
+    wrong["segments"] = lambda *inputs, sliding_window=None, **rest: segment_attention(
+        *inputs, sliding_window=fault(sliding_window), **rest
+    )
+    monkeypatch.setattr(AttentionInterface, "_global_mapping", wrong)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert check_fast_path(model, tokenized).startswith("plain: differs")
 
 
