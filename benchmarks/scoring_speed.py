@@ -177,6 +177,7 @@ def measure(args: argparse.Namespace) -> dict:
     else:
         model = load_model(args.lm_name_or_path, dtype=dtype, device=args.device)
     device = model.device.type
+    before = memory_gib(device)[0]  # on a CPU what the warm-up took is not given back
     examples = [(e.prompt, e.completions) for e in select_examples(args)]
     outcomes = tokenize_examples(tokenizer, examples)
     examples = [e for e, outcome in zip(examples, outcomes) if not isinstance(outcome, str)]
@@ -195,7 +196,6 @@ def measure(args: argparse.Namespace) -> dict:
     score(4)  # a GPU loads its kernels at their first use
     model.set_attn_implementation(implementation)  # so that the start-up check runs again
     forget_peak(device)
-    before = memory_gib(device)[0]
     start = time.perf_counter()
     sums = score(None)
     seconds = time.perf_counter() - start
