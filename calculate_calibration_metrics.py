@@ -34,7 +34,14 @@ from command_line import (
     run_script,
     until_stopped,
 )
-from data_utils import DATASETS, PreferenceData, load_preferences
+from data_utils import (
+    DATASETS,
+    PreferenceData,
+    describe_joining,
+    fingerprint,
+    joining,
+    load_preferences,
+)
 from model_loading import (
     DEVICE_MAPS,
     DTYPES,
@@ -263,9 +270,13 @@ def load_datasets(args: argparse.Namespace) -> list[PreferenceData]:
             data_dir=args.data_dir,
             include_ties=args.include_ties,
             stream_shuffle_buffer=args.stream_shuffle_buffer,
+            separator=args.separator,
         )
         dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
-        for message in (f"{len(data.examples)} examples, dropped: {dropped}", *data.notes):
+        messages = [f"{len(data.examples)} examples, dropped: {dropped}", *data.notes]
+        if not args.chat_template:
+            messages.append(describe_joining(data.examples))
+        for message in messages:
             announce(f"{data.name}: {message}")
         if any((data.name, data.split) == (other.name, other.split) for other in loaded):
             raise ValueError(
@@ -288,8 +299,8 @@ def run_config(args: argparse.Namespace, datasets: list[PreferenceData], model_n
                 "name": data.name,
                 "config": data.config,
                 "split": data.split,
-                "separator": data.separator if args.separator is None else args.separator,
-                "examples": hash_config({"ids": [example.id for example in data.examples]}),
+                "separator": data.separator,
+                "examples": fingerprint(data.examples),
                 "dropped": data.dropped,
             }
             for data in datasets
@@ -349,7 +360,8 @@ def score_to_file(
     outcomes = tokenize_examples(
         tokenizer,
         [(example.prompt, example.completions) for _, example in examples],
-        separators=[config["datasets"][number]["separator"] for number, _ in examples],
+        separators=[example.separators for _, example in examples],
+        ranks=[example.ranks for _, example in examples],
         chat_template=args.chat_template,
         add_eos=args.add_eos,
         max_length=min(limits, default=None),
@@ -471,13 +483,16 @@ def example_record(
         "completions": [
             {
                 "text": text,
+                "separator": separator,
                 "logp": logp if math.isfinite(logp) else None,
                 "n_tokens": len(completion.ids) - completion.start,
                 "n_chars": len(text),
                 "n_bytes": len(text.encode("utf-8", "surrogatepass")),
                 "truncated": completion.truncated,
             }
-            for text, completion, logp in zip(example.completions, completions, sums)
+            for text, separator, completion, logp in zip(
+                example.completions, example.separators, completions, sums
+            )
         ],
     }
 
@@ -703,6 +718,7 @@ def main(args: argparse.Namespace) -> None:
             "dataset_split": data.split,
             "dataset_commit": data.commit,
             "dropped": dropped,
+            "joined_by": None if args.chat_template else joining(data.examples),
             "include_ties": args.include_ties,
             "seed": args.seed,
             "revision": args.revision,

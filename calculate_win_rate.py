@@ -24,7 +24,7 @@ import numpy as np
 
 from calculate_calibration_metrics import add_trust_arguments
 from command_line import announce, make_parser, run_script, until_stopped
-from data_utils import PreferenceData, load_preferences
+from data_utils import PreferenceData, fingerprint, load_preferences
 from judges import (
     FIRST_ORDER,
     SECOND_ORDER,
@@ -451,7 +451,8 @@ def checkpoint_facts(args: argparse.Namespace, policy: Path, data: PreferenceDat
     outcomes = tokenize_examples(
         load_tokenizer(str(policy), trust_remote_code=args.trust_remote_code),
         [(example.prompt, example.completions) for example in data.examples],
-        separators=[data.separator] * len(data.examples),
+        separators=[example.separators for example in data.examples],
+        ranks=[example.ranks for example in data.examples],
         chat_template=args.chat_template,
         max_length=context_length(model),
     )
@@ -681,7 +682,7 @@ def main(args: argparse.Namespace) -> None:
         "judge_base_url": str(judge.base_url) if kind == "openai" else None,
         "dataset": data.name,
         "split": data.split,
-        "prompts": [prompt["id"] for prompt in prompts],
+        "examples": fingerprint(data.examples),
         "policies": list(own_settings.values()),
         "other": other_settings,
     }

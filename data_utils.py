@@ -1,10 +1,13 @@
 """Datasets → preference examples: the six datasets of the paper, local files in the same schemas,
 plain pairs (prompt/chosen/rejected) and lists (prompt/completions/ranks[/votes])."""
 
+import difflib
 import gzip
 import hashlib
+import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +18,14 @@ import numpy as np
 
 SAMPLE_FILE = Path(__file__).parent / "data" / "sample_preferences.jsonl"
 FILE_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")  # in the names of the files of one split
+LFS_POINTER = b"version https://git-lfs"
 ALPACA_FARM = "tatsu-lab/alpaca_eval"
 ALPACA_FARM_FILE = "alpaca_farm_human_crossannotations"
 
 Row = dict[str, Any]
 Votes = dict[tuple[int, int], tuple[float, float]]
+Origins = list[tuple[Path | str, int]]  # files one after the other, and their numbers of rows
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Source:
 
     config: str | None
     split: str
-    separator: str
+    separator: str | None
     streamed: bool = False  # too large to shuffle: the first rows are taken
     splits: tuple[str, ...] = ("train",)
 
@@ -48,14 +54,16 @@ class PreferenceExample:
     """A prompt with K ≥ 2 completions and the human order of them.
 
     id: content hash plus occurrence number. prompt_id: examples with one id form a cluster.
-    ranks: 1 = best, equal = tied. votes: for a pair (i, j), i < j, how many raters preferred each
-    (a "tie" vote counts half for both), or None.
+    separators: what stands between the prompt and each completion. ranks: 1 = best, equal = tied.
+    votes: for a pair (i, j), i < j, how many raters preferred each (a "tie" vote counts half for
+    both), or None.
     """
 
     id: str
     prompt_id: str
     prompt: str
     completions: tuple[str, ...]
+    separators: tuple[str, ...]
     ranks: tuple[int, ...]
     votes: Votes | None
     dataset: str
@@ -64,12 +72,15 @@ class PreferenceExample:
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """What `load_preferences` returns: the examples of one dataset and how they came about."""
+    """What `load_preferences` returns: the examples of one dataset and how they came about.
+
+    separator: what joins prompts and completions; None: `separator_between` decides for each.
+    """
 
     name: str
     config: str | None
     split: str | None
-    separator: str
+    separator: str | None
     examples: list[PreferenceExample]
     dropped: dict[str, int]
     notes: list[str]
@@ -81,11 +92,33 @@ class Dropped(Exception):
 
 
 # ---------------------------------------------------------------------------- schemas
+# JSON, Python's repr or numpy's of a list of messages, or of one {role, content}
+MESSAGES_AS_TEXT = re.compile(
+    r"""\s*(?:\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:.*\}\s*\]"""
+    r"""|\{\s*['"](?:role['"]\s*:.*['"]content|content['"]\s*:.*['"]role)['"]\s*:.*\})\s*\Z""",
+    re.S,
+)
+# columns that are part of a prompt wherever they stand; a schema reads those among its own columns
+PROMPT_COLUMNS = {
+    "prompt", "instruction", "input", "question", "query", "request", "problem", "system",
+    "system_prompt", "system_message", "context", "history", "conversation", "conversations",
+    "trajectory", "messages", "tools", "image", "images",
+}  # fmt: skip
+# after which a response begins at once: HH's, and the special tokens of chat templates
+TURN_MARKER = re.compile(r"(?:(?:\A|\n)\s*Assistant:|<\|[^\s<>|]+\|>|\[/INST\])\Z")
+
+
 def text_of(row: Row, column: str) -> str:
     """The string in `column`; ValueError names the column otherwise."""
-    value = row[column]
+    return checked_text(row[column], f"column {column!r}")
+
+
+def checked_text(value: Any, what: str) -> str:
+    """`value` if it is text; ValueError for anything else, chat messages written as text too."""
     if not isinstance(value, str):
-        raise ValueError(f"column {column!r} should be text, found {type(value).__name__}")
+        raise ValueError(f"{what} should be text, found {type(value).__name__}")
+    if MESSAGES_AS_TEXT.match(value):
+        raise ValueError(f"{what} holds chat messages written as text: give the text they hold")
     return value
 
 
@@ -161,17 +194,31 @@ def read_list(row: Row) -> Reading:
     completions = row["completions"]
     if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
         raise ValueError("column 'completions' should be a list of text")
+    for text in completions:
+        checked_text(text, "an entry of 'completions'")
     ranks = row["ranks"]
     if (
         not isinstance(ranks, list)
         or len(ranks) != len(completions)
-        or not all(
-            isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1 for rank in ranks
-        )
+        or not all(is_rank(rank) for rank in ranks)
     ):
         raise ValueError("column 'ranks' should hold one integer ≥ 1 for each completion")
     votes = None if row.get("votes") is None else read_votes(row["votes"], len(completions))
-    return text_of(row, "prompt"), completions, ranks, votes, None
+    return text_of(row, "prompt"), completions, [int(rank) for rank in ranks], votes, None
+
+
+def is_rank(value: Any) -> bool:
+    """Whether a value is a whole number ≥ 1 (1.0 too: pandas writes so), and no truth value."""
+    if isinstance(value, float):
+        return value.is_integer() and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def read_rated_pair(row: Row) -> Reading:
+    """A row of `group_votes`."""
+    if not any(row["votes"]):
+        raise Dropped("no preference")
+    return read_list(row)
 
 
 def read_votes(value: Any, n_completions: int) -> Votes:
@@ -201,59 +248,128 @@ def read_votes(value: Any, n_completions: int) -> Votes:
     return votes
 
 
-def group_votes(rows: Sequence[Row]) -> list[Row]:
-    """AlpacaFarm's rater rows → one row per (instruction, output_1, output_2) with its votes."""
-    pairs: dict[tuple[str, str, str], Row] = {}
+def group_votes(rows: Sequence[Row], origins: Origins) -> tuple[list[Row], int]:
+    """AlpacaFarm's rater rows → one row per prompt and pair of outputs, with its votes, and the
+    number of rows without a preference. ValueError says which row is at fault.
+
+    A preference between 1 and 2 is divided: 1.25 is 0.75 votes for output_1 and 0.25 for output_2.
+    The outputs may stand in either order.
+    """
+    pairs: dict[tuple, Row] = {}
+    n_missing = 0
     for number, row in enumerate(rows):
-        key = tuple(
-            checked(row, number, text_of, c) for c in ("instruction", "output_1", "output_2")
-        )
+        try:
+            prompt, *outputs = (text_of(row, c) for c in ("instruction", "output_1", "output_2"))
+            missing = row["preference"] in (None, "")
+            share = 0.0 if missing else share_of_second(row)
+        except ValueError as error:
+            raise ValueError(f"{place(origins, number)}: {error}") from None
         pair = pairs.setdefault(
-            key,
-            {"prompt": key[0], "completions": [key[1], key[2]], "votes": [0.0, 0.0], "row": number},
+            (prompt, *sorted(outputs)),
+            {"prompt": prompt, "completions": outputs, "votes": [0.0, 0.0], "row": number},
         )
-        preference = row["preference"]
-        if preference not in (0, 1, 2, "0", "1", "2") or isinstance(preference, bool):
-            raise ValueError(
-                f"row {number + 1}: preference should be 1, 2 or 0 (tie), found {preference!r}"
-            )
-        for side in (0, 1):
-            pair["votes"][side] += {0: 0.5, side + 1: 1.0}.get(int(preference), 0.0)
+        n_missing += missing
+        if missing:
+            continue
+        first = pair["completions"].index(outputs[0])
+        pair["votes"][first] += 1.0 - share
+        pair["votes"][1 - first] += share
     for pair in pairs.values():
+        pair["votes"] = [round(votes, 9) for votes in pair["votes"]]  # 0.1 + 0.2
         pair["ranks"] = list(ranks_from_scores(pair["votes"]))
-    return list(pairs.values())
+    return list(pairs.values()), n_missing
 
 
-def checked(row: Row, number: int, reader: Callable, *args):
-    """`reader(row, *args)`, its ValueError prefixed by the row number (from 1)."""
+def share_of_second(row: Row) -> float:
+    """The share of a vote that goes to output_2: `preference` 1 … 2 → 0 … 1; a tie, 0 → 1/2."""
+    value = row["preference"]
     try:
-        return reader(row, *args)
-    except ValueError as error:
-        raise ValueError(f"row {number + 1}: {error}") from None
+        preference = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        preference = math.nan
+    if preference == 0.0:
+        return 0.5
+    if not 1.0 <= preference <= 2.0:
+        raise ValueError(
+            f"preference should be 1, 2 or 0 (tie), or between 1 and 2, found {value!r:.60}"
+        )
+    return preference - 1.0
 
 
-# columns, how a row is read, what joins prompt and completion
-SCHEMAS: list[tuple[set[str], Callable[[Row], Reading], str]] = [
-    ({"instruction", "output_1", "output_2", "preference"}, read_list, " "),  # after group_votes
-    ({"post_id", "history", "human_ref_A", "human_ref_B", "labels"}, read_shp, " "),
-    ({"instruction", "completions"}, read_ultrafeedback, " "),
-    ({"question", "answers"}, read_stack_exchange, " "),
-    ({"prompt", "completions", "ranks"}, read_list, ""),
-    ({"prompt", "chosen", "rejected"}, read_pair, ""),
-    ({"chosen", "rejected"}, read_hh, ""),
+# columns, how a row is read, what joins prompt and completion (None: `separator_between`)
+SCHEMAS: list[tuple[tuple[str, ...], Callable[[Row], Reading], str | None]] = [
+    (("instruction", "output_1", "output_2", "preference"), read_rated_pair, " "),
+    (("post_id", "history", "human_ref_A", "human_ref_B", "labels"), read_shp, " "),
+    (("instruction", "completions"), read_ultrafeedback, " "),
+    (("question", "answers"), read_stack_exchange, " "),
+    (("prompt", "completions", "ranks"), read_list, None),
+    (("prompt", "chosen", "rejected"), read_pair, None),
+    (("chosen", "rejected"), read_hh, ""),
 ]
 
 
-def recognize_schema(columns: Sequence[str]) -> tuple[set[str], Callable[[Row], Reading], str]:
-    """The first schema whose columns are all there; ValueError says what is missing."""
+def recognize_schema(
+    columns: Sequence[str],
+) -> tuple[tuple[str, ...], Callable[[Row], Reading], str | None]:
+    """The first schema whose columns are all there; ValueError names the nearest columns."""
     for needed, reader, separator in SCHEMAS:
-        if needed <= set(columns):
+        if set(needed) <= set(columns):
             return needed, reader, separator
-    closest = max(SCHEMAS, key=lambda schema: len(schema[0] & set(columns)) / len(schema[0]))[0]
-    raise ValueError(
-        f"missing column {', '.join(sorted(closest - set(columns)))} (found {', '.join(columns)}; "
-        "known: " + "; ".join("/".join(sorted(needed)) for needed, *_ in SCHEMAS) + ")"
+
+    def nearest(column: str) -> str | None:
+        likely = [name for name in others if column in re.split(r"[\W_]", name.lower())]
+        return next(iter(likely or difflib.get_close_matches(column, others, 1, 0.8)), None)
+
+    known = "; ".join("/".join(needed) for needed, *_ in SCHEMAS)
+    closest: tuple[str, ...] = ()
+    hints: dict[str, str] = {}
+    score = 0.0
+    for needed, *_ in SCHEMAS:
+        missing = [column for column in needed if column not in columns]
+        others = [column for column in columns if column not in needed]
+        found = {column: name for column in missing if (name := nearest(column))}
+        likeness = (len(needed) - len(missing) + 0.9 * len(found)) / len(needed)
+        if likeness > score:
+            closest, hints, score = needed, found, likeness
+    if score < 0.5:
+        raise ValueError(f"unknown columns: {', '.join(columns)} (known: {known})")
+    wanted = ", ".join(
+        f"{column} (is it {hints[column]!r}? then rename it)" if column in hints else column
+        for column in closest
+        if column not in columns
     )
+    raise ValueError(f"missing column {wanted} (found {', '.join(columns)}; known: {known})")
+
+
+def unread_prompt_column(row: Row, needed: Sequence[str]) -> str | None:
+    """The first column that is part of the prompt, holds something and is not read, or None."""
+    for column, value in row.items():
+        empty = not value.strip() if isinstance(value, str) else value in (None, [], {})
+        if column.lower() in PROMPT_COLUMNS and column not in needed and not empty:
+            return column
+    return None
+
+
+def separator_between(prompt: str, completion: str) -> str:
+    """What joins two texts that were not made to stand side by side: a space, but nothing where
+    white space or a turn marker stands already, or the prompt is empty."""
+    together = prompt == "" or prompt[-1].isspace() or completion[:1].isspace()
+    return "" if together or TURN_MARKER.search(prompt) else " "
+
+
+def without_prompt(prompt: str, completions: Sequence[str]) -> list[str] | None:
+    """The completions of which each repeats the prompt, without it; None where one does not."""
+    if not prompt.strip():
+        return None
+    rest = []
+    for text in completions:
+        for whole, head in ((text, prompt), (text.lstrip(), prompt.strip())):
+            if whole.startswith(head):
+                rest.append(whole[len(head) :])
+                break
+        else:
+            return None
+    return rest
 
 
 # ---------------------------------------------------------------------------- reading
@@ -266,21 +382,29 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
+def file_kind(path: Path) -> str | None:
+    """The suffix that says how a file is read, in lower case; None for a file of another kind."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return next((suffix for suffix in reversed(suffixes) if suffix in FILE_SUFFIXES), None)
+
+
 def read_file(path: Path) -> list[Row]:
     """Rows of a json, jsonl, parquet or csv file, optionally gzipped. ValueError names the row."""
-    kind = next((s for s in reversed(path.suffixes) if s in FILE_SUFFIXES), None)
+    kind = file_kind(path)
     if kind is None:
         raise ValueError(f"{path}: not one of {', '.join(FILE_SUFFIXES)} (optionally .gz)")
     try:
+        raw = path.read_bytes()
+        if raw.startswith(LFS_POINTER):
+            raise ValueError("a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
+        raw = gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw
         if kind == ".parquet":
             import pyarrow.parquet
 
-            return pyarrow.parquet.read_table(path).to_pylist()
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+            return pyarrow.parquet.read_table(pyarrow.BufferReader(raw)).to_pylist()
+        text = raw.decode("utf-8-sig")
         if kind == ".csv":
             import csv
-            import io
 
             csv.field_size_limit(2**31 - 1)
             reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
@@ -290,16 +414,7 @@ def read_file(path: Path) -> list[Row]:
                 if None in row or None in row.values():
                     raise ValueError(f"row {number}: not as many fields as the header has")
             return rows
-        if kind == ".json" and text.lstrip().startswith("["):
-            rows = json.loads(text, object_pairs_hook=unique_keys)
-        else:
-            rows = []
-            for number, line in enumerate(text.split("\n"), start=1):
-                if line.strip():
-                    try:
-                        rows.append(json.loads(line, object_pairs_hook=unique_keys))
-                    except ValueError as error:
-                        raise ValueError(f"row {number}: not JSON ({error})") from None
+        rows = read_json(text) if kind == ".json" else read_json_rows(text)
     except (OSError, EOFError, ValueError, ArithmeticError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
     except Exception as error:  # csv.Error, zlib.error and pyarrow's own share no base class
@@ -312,18 +427,105 @@ def read_file(path: Path) -> list[Row]:
     return rows
 
 
-def find_file(folder: Path, split: str | None) -> Path:
-    """The data file of `split` in `folder` (its name starts with the split)."""
-    files = sorted(
-        f for f in folder.iterdir() if f.is_file() and any(s in FILE_SUFFIXES for s in f.suffixes)
-    )
+def read_json(text: str) -> list[Any]:
+    """The rows of a JSON text: a list, an object with one list in it, or an object a line."""
+    if not text.lstrip().startswith("["):
+        try:
+            whole = json.loads(text, object_pairs_hook=unique_keys)
+        except ValueError:
+            return read_json_rows(text)
+        if not isinstance(whole, dict) or any(set(needed) <= set(whole) for needed, *_ in SCHEMAS):
+            return [whole]
+        lists = [value for value in whole.values() if isinstance(value, list)]
+        return lists[0] if len(lists) == 1 else [whole]
+    return json.loads(text, object_pairs_hook=unique_keys)
+
+
+def read_json_rows(text: str) -> list[Any]:
+    """The values of JSON lines; empty lines are none."""
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line, object_pairs_hook=unique_keys))
+            except ValueError as error:
+                raise ValueError(f"row {number}: not JSON ({error})") from None
+    return rows
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The data files of a folder, or, as in a clone of a hub repository, of its `data`."""
+    for place in (folder, folder / "data"):
+        files = (
+            [f for f in place.iterdir() if f.is_file() and file_kind(f)] if place.is_dir() else []
+        )
+        if files:
+            return sorted(files)
+    return []
+
+
+def find_files(folder: Path, split: str | None) -> list[Path]:
+    """The file of `split` in `folder` (its name starts with the split), or all shards of it."""
+    files = data_files(folder)
     matching = files if split is None else [f for f in files if f.name.startswith(f"{split}.")]
     matching = matching or [f for f in files if split and f.name.startswith(f"{split}-")]
+    shards = [SHARD.search(f.name) for f in matching]
+    if len({f.name[: m.start()] for f, m in zip(matching, shards) if m}) == 1 and all(shards):
+        n_shards = int(shards[0][2])
+        if len(matching) == n_shards:
+            return matching
+        raise FileNotFoundError(f"{folder}: {len(matching)} of {n_shards} files of this split")
     if len(matching) != 1:
         wanted = "one data file" if split is None else f"one file of split {split!r}"
         found = ", ".join(f.name for f in matching or files) or "no data file"
         raise FileNotFoundError(f"{folder}: expected {wanted}, found {found}")
-    return matching[0]
+    return matching
+
+
+def saved_splits(folder: Path) -> list[str]:
+    """Splits of a `datasets.save_to_disk` folder of several; none where it is something else."""
+    if not (folder / "dataset_dict.json").is_file():
+        return []
+    return sorted(f.parent.name for f in folder.glob("*/state.json"))
+
+
+def read_saved(folder: Path, split: str | None) -> list[Row]:
+    """Rows of a folder that `datasets.save_to_disk` wrote. FileNotFoundError names its splits."""
+    import datasets
+
+    splits = saved_splits(folder)
+    if splits and split is None and len(splits) == 1:
+        split = splits[0]
+    if (split not in splits) if splits else (split is not None):
+        raise FileNotFoundError(
+            f"{folder}: expected split {split!r}, found {', '.join(splits) or 'one without a name'}"
+        )
+    try:
+        return datasets.load_from_disk(str(folder / split if splits else folder)).to_list()
+    except Exception as error:  # arrow's and datasets' errors share no base class
+        first_line = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{folder}: cannot be read: {type(error).__name__}: {first_line}"
+        ) from None
+
+
+def read_path(path: Path, split: str | None) -> tuple[list[Row], Origins]:
+    """Rows of a file or folder, and where they stand."""
+    if path.is_dir() and any((path / f).is_file() for f in ("state.json", "dataset_dict.json")):
+        rows = read_saved(path, split)
+        return rows, [(path, len(rows))]
+    files = find_files(path, split) if path.is_dir() else [path]
+    parts = [read_file(file) for file in files]
+    return [row for part in parts for row in part], list(zip(files, map(len, parts)))
+
+
+def place(origins: Origins, k: int) -> str:
+    """Where row k (from 0) stands: file and row (from 1)."""
+    for file, n_rows in origins:
+        if k < n_rows:
+            return f"{file}: row {k + 1}"
+        k -= n_rows
+    raise IndexError(k)
 
 
 def read_hub(
@@ -393,13 +595,16 @@ def load_preferences(
     data_dir: str | Path | None = None,
     include_ties: bool = False,
     stream_shuffle_buffer: int = 0,
+    separator: str | None = None,
 ) -> PreferenceData:
     """Load one dataset: a name of `DATASETS`, "sample", or a local file or directory.
 
     `sample_size` examples are drawn without replacement by `default_rng(seed)` before anything is
     dropped (streamed datasets: the first rows); None takes all. Dropped and counted by reason: no
-    common prompt, empty completion, identical completions, missing score, fewer than two
-    completions, lone surrogate, and, unless `include_ties`, all ranks tied.
+    common prompt, empty completion, identical completions, missing score, no preference, fewer
+    than two completions, lone surrogate, and, unless `include_ties`, all ranks tied.
+    `separator` replaces what joins prompts and completions; in it, backslash and n are a newline
+    (t: a tab), as a shell passes them.
     Raises FileNotFoundError, OSError or ValueError with one line: file, row, what was found.
     """
     name, config, named_split = split_name(spec)
@@ -423,20 +628,18 @@ def load_preferences(
         )
     if path is None:
         rows = read_hub(name, source, config, split, sample_size, stream_shuffle_buffer, seed)
-        where = name
+        origins: Origins = [(name, len(rows))]
     else:
         if path.is_file() and split is not None:
             raise ValueError(f"{name}, split {split}: {path.name} is one file, without splits")
-        file = find_file(path, split) if path.is_dir() else path
-        rows, where = read_file(file), str(file)
+        rows, origins = read_path(path, split)
     if not rows:
-        raise ValueError(f"{where}: no rows")
-    try:
-        data = sample_and_convert(
-            rows, name, config, split, source, sample_size, seed, include_ties
-        )
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{path or name}: no rows")
+    if separator is not None:
+        separator = separator.replace("\\n", "\n").replace("\\t", "\t")
+    data = sample_and_convert(
+        rows, origins, (name, config, split), source, sample_size, seed, include_ties, separator
+    )
     if path is not None:
         return data
     commit = hub_dataset_commit(name)
@@ -446,24 +649,42 @@ def load_preferences(
 
 def sample_and_convert(
     rows: list[Row],
-    name: str,
-    config: str | None,
-    split: str | None,
+    origins: Origins,
+    names: tuple[str, str | None, str | None],
     source: Source | None,
     sample_size: int | None,
     seed: int,
     include_ties: bool,
+    separator: str | None,
 ) -> PreferenceData:
-    """Draw rows, turn them into examples, and count what is dropped by reason."""
-    needed, reader, separator = recognize_schema(list(rows[0]))
-    separator = source.separator if source is not None else separator
+    """Draw rows, turn them into examples, and count what is dropped by reason.
+
+    `names`: of the dataset, its configuration and split.
+    """
+    file = origins[0][0]
+    try:
+        needed, reader, joint = recognize_schema(list(rows[0]))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    joint = source.separator if source is not None else joint
+    joint = joint if separator is None else separator
     for number, row in enumerate(rows):
-        if not needed <= row.keys():
-            missing = ", ".join(sorted(needed - row.keys()))
-            raise ValueError(f"row {number + 1}: missing column {missing} (found {', '.join(row)})")
-    if "preference" in needed:
-        rows = group_votes(rows)
+        if not set(needed) <= row.keys():
+            missing = ", ".join(column for column in needed if column not in row)
+            raise ValueError(
+                f"{place(origins, number)}: missing column {missing} (found {', '.join(row)})"
+            )
+        if (column := unread_prompt_column(row, needed)) is not None:
+            raise ValueError(
+                f"{place(origins, number)}: column {column!r} is part of the prompt, but with the "
+                f"columns {', '.join(needed)} it is not read: put its text into the prompt "
+                "(`prompt`), or take the column out"
+            )
     notes = []
+    if reader is read_rated_pair:
+        rows, n_missing = group_votes(rows, origins)
+        if n_missing:
+            notes.append(f"rater rows without a preference: {n_missing}")
     picked = range(len(rows))
     if sample_size is not None and sample_size > len(rows):
         notes.append(f"{len(rows)} examples, fewer than the {sample_size} asked for: all taken")
@@ -471,42 +692,94 @@ def sample_and_convert(
         picked = range(sample_size)
     elif sample_size is not None:
         picked = np.random.default_rng(seed).choice(len(rows), sample_size, replace=False).tolist()
+    whole_texts = reader in (read_pair, read_list) and all(map(repeats_prompt, rows))
     examples: list[PreferenceExample] = []
     dropped: Counter[str] = Counter()
     occurrences: Counter[str] = Counter()
+    n_repeated = 0
     for index in picked:
-        number = rows[index].get("row", index) if "preference" in needed else index
+        number = rows[index]["row"] if reader is read_rated_pair else index
         try:
-            prompt, completions, ranks, votes, cluster = checked(rows[index], number, reader)
+            prompt, completions, ranks, votes, cluster = reader(rows[index])
+            rest = None
+            if whole_texts or TURN_MARKER.search(prompt.rstrip()):
+                rest = without_prompt(prompt, completions)
             if not is_unicode([prompt, *completions]):
                 raise Dropped("lone surrogate")
-            if reason := reason_to_drop(completions, ranks, include_ties):
+            if reason := reason_to_drop(rest or completions, ranks, include_ties):
                 raise Dropped(reason)
         except Dropped as drop:
             dropped[str(drop)] += 1
             continue
+        except ValueError as error:
+            raise ValueError(f"{place(origins, number)}: {error}") from None
         if contradiction := contradicting_pair(ranks, votes):
             raise ValueError(
-                f"row {number + 1}: votes and ranks contradict each other for {contradiction}"
+                f"{place(origins, number)}: votes and ranks contradict each other for "
+                f"{contradiction}"
             )
+        n_repeated += rest is not None
+        completions = rest or completions
         content = content_hash([prompt, *completions])
         occurrences[content] += 1
+        separators = [separator_between(prompt, c) if joint is None else joint for c in completions]
         examples.append(
             PreferenceExample(
                 id=f"{content}-{occurrences[content]}",
                 prompt_id=content_hash([cluster or prompt]),
                 prompt=prompt,
                 completions=tuple(completions),
+                separators=tuple(separators),
                 ranks=tuple(ranks),
                 votes=votes,
-                dataset=name,
+                dataset=names[0],
                 row=int(number),
             )
         )
+    if n_repeated:
+        notes.append(f"completions repeat the prompt, which is read once: {n_repeated} examples")
     if not examples:
         counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
-        raise ValueError(f"no usable example left of {len(picked)} ({counts})")
-    return PreferenceData(name, config, split, separator, examples, dict(dropped), notes)
+        hint = ""
+        if reader is read_hh and set(dropped) == {"no common prompt"}:
+            hint = (
+                "; without a column `prompt`, chosen and rejected are whole dialogues that share "
+                f"all up to the last '\\n\\nAssistant:' (found {', '.join(rows[0])})"
+            )
+        raise ValueError(f"{file}: no usable example left of {len(picked)} ({counts}){hint}")
+    return PreferenceData(*names, joint, examples, dict(dropped), notes)
+
+
+def repeats_prompt(row: Row) -> bool:
+    """Whether both completions of a pair, or all of a list, begin with the prompt."""
+    prompt = row["prompt"]
+    completions = row["completions"] if "completions" in row else [row["chosen"], row["rejected"]]
+    texts = isinstance(completions, list) and all(isinstance(t, str) for t in completions)
+    return isinstance(prompt, str) and texts and without_prompt(prompt, completions) is not None
+
+
+def joining(examples: Sequence[PreferenceExample]) -> dict[str, int]:
+    """How many completions each separator joins to their prompt."""
+    return dict(Counter(s for example in examples for s in example.separators).most_common())
+
+
+def describe_joining(examples: Sequence[PreferenceExample]) -> str:
+    """One line that says what joins prompts and completions."""
+    names = {"": "nothing", " ": "a space"}
+    counts = [f"{names.get(s, repr(s))} ({n})" for s, n in joining(examples).items()]
+    return f"prompt and completion are joined by {', '.join(counts)}"
+
+
+def fingerprint(examples: Sequence[PreferenceExample]) -> str:
+    """16 hex digits over all that results depend on: texts, order, ranks, votes, clusters."""
+    return content_hash(
+        [
+            json.dumps(
+                [e.id, e.prompt_id, e.row, e.separators, e.ranks, sorted((e.votes or {}).items())]
+            )
+            for e in examples
+        ]
+    )
 
 
 def content_hash(texts: Sequence[str]) -> str:
@@ -553,7 +826,9 @@ def available_splits(spec: str, data_dir: str | Path | None = None) -> list[str]
         return list(DATASETS[name].splits)
     if not folder.is_dir():
         return []
-    names = [f.name for f in sorted(folder.iterdir()) if set(f.suffixes) & set(FILE_SUFFIXES)]
+    if saved := saved_splits(folder):
+        return saved
+    names = [file.name for file in data_files(folder)]
     return list(dict.fromkeys(name.split(".")[0].split("-")[0] for name in names))
 
 
@@ -581,6 +856,7 @@ def load_training_splits(
     eval_split: str | None = None,
     seed: int = 0,
     sample_size: int | None = None,
+    separator: str | None = None,
 ) -> tuple[dict[str, PreferenceData], list[str]]:
     """Train, validation and test parts of a dataset, and notes that say where they come from.
 
@@ -610,7 +886,9 @@ def load_training_splits(
 
     def load(split: str | None) -> PreferenceData:
         full = f"{name}:{config}:{split}" if config else name
-        return load_preferences(full, split=split, data_dir=data_dir, sample_size=sample_size)
+        return load_preferences(
+            full, split=split, data_dir=data_dir, sample_size=sample_size, separator=separator
+        )
 
     train = load(train_split)
     notes = [describe(train)]
@@ -649,13 +927,14 @@ def describe(data: PreferenceData) -> str:
 
 
 def preference_pairs(examples: Sequence[PreferenceExample]) -> list[Row]:
-    """DPO's data: {id, prompt, chosen, rejected} of every untied pair of completions."""
+    """DPO's data: {id, prompt, chosen, rejected, separators} of every untied pair."""
     return [
         {
             "id": e.id if len(e.completions) == 2 else f"{e.id}:{i}>{j}",
             "prompt": e.prompt,
             "chosen": e.completions[i],
             "rejected": e.completions[j],
+            "separators": (e.separators[i], e.separators[j]),
         }
         for e in examples
         for i in range(len(e.completions))
@@ -664,13 +943,14 @@ def preference_pairs(examples: Sequence[PreferenceExample]) -> list[Row]:
     ]
 
 
-def sft_texts(examples: Sequence[PreferenceExample], separator: str) -> list[Row]:
+def sft_texts(examples: Sequence[PreferenceExample]) -> list[Row]:
     """SFT's data: {id, text, n_prompt_characters}; the prompt followed by a best-ranked answer."""
+    best = [e.ranks.index(min(e.ranks)) for e in examples]
     return [
         {
             "id": e.id,
-            "text": e.prompt + separator + e.completions[e.ranks.index(min(e.ranks))],
+            "text": e.prompt + e.separators[k] + e.completions[k],
             "n_prompt_characters": len(e.prompt),
         }
-        for e in examples
+        for e, k in zip(examples, best)
     ]

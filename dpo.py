@@ -126,11 +126,10 @@ def tokenize_pairs(
 ) -> tuple[list[dict], list, dict[str, int]]:
     """Pairs that fit, their two TokenizedCompletions each, and how many were dropped by reason."""
     pairs = preference_pairs(data.examples)
-    separator = data.separator if args.separator is None else args.separator
     outcomes = tokenize_examples(
         tokenizer,
         [(pair["prompt"], (pair["chosen"], pair["rejected"])) for pair in pairs],
-        separators=[separator] * len(pairs),
+        separators=[pair["separators"] for pair in pairs],
         chat_template=args.chat_template,
         add_eos=args.add_eos,
         max_length=max_length,

@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch.nn import Linear
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
+EXAMPLES_PER_CALL = 512  # of the tokenizer, whose encodings are 100 times as large as their ids
 VOCABULARY_CHUNK = 2048  # words per LM-head call: 1000 positions x 2048 x 4 bytes = 8 MB
 POSITION_CHUNK = 64  # positions per call of a head that is no plain linear layer
 FAMILY_ROWS = 4  # examples that share a prefix may fill so many rows' worth of tokens
@@ -33,7 +35,7 @@ MIN_SHARED_TOKENS = 16  # examples that share fewer leading tokens are packed in
 
 
 # ---------------------------------------------------------------------------- tokenization
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TokenizedCompletion:
     """Token ids of prompt + completion; `ids[start:]` are the completion's tokens."""
 
@@ -63,18 +65,47 @@ def exact_offset_tokenizer(tokenizer) -> Tokenizer:
 
 
 def parse_dialogue(prompt: str) -> list[dict[str, str]]:
-    """Chat messages of a prompt: `\\n\\nHuman:`/`\\n\\nAssistant:` turns, or one user message."""
+    """Chat messages of a prompt: `\\n\\nHuman:`/`\\n\\nAssistant:` turns, or one user message.
+
+    Text before the first turn is the system message (the user's, if the assistant speaks first).
+    """
     parts = re.split(r"(?:^|\n\n)(Human|Assistant):", prompt)
-    if len(parts) < 3 or parts[0].strip():
+    if len(parts) < 3:
         return [{"role": "user", "content": prompt.strip()}]
     roles = {"Human": "user", "Assistant": "assistant"}
     messages: list[dict[str, str]] = []
+    if parts[0].strip():
+        first = "system" if parts[1] == "Human" else "user"
+        messages.append({"role": first, "content": parts[0].strip()})
     for role, text in zip(parts[1::2], parts[2::2]):
         if messages and messages[-1]["role"] == roles[role]:
             messages[-1]["content"] += "\n\n" + text.strip()
         elif text.strip() or role == "Human":
             messages.append({"role": roles[role], "content": text.strip()})
     return messages
+
+
+def is_begun(prompt: str) -> bool:
+    """Whether a prompt ends inside an assistant turn, which the completion goes on with."""
+    opened = re.search(r"(?:^|\n\n)Assistant:\s*\Z", prompt)
+    return not opened and parse_dialogue(prompt)[-1]["role"] == "assistant"
+
+
+def chat_prompt(tokenizer, prompt: str) -> str:
+    """The prompt in the chat template, up to where a completion begins.
+
+    ValueError where the template refuses the dialogue.
+    """
+    begun = is_begun(prompt)
+    try:
+        return tokenizer.apply_chat_template(
+            parse_dialogue(prompt),
+            tokenize=False,
+            add_generation_prompt=not begun,
+            continue_final_message=begun,
+        )
+    except (TemplateError, ValueError) as error:
+        raise ValueError(f"the chat template refuses {prompt[:60]!r} ({error})") from None
 
 
 def end_of_turn_id(tokenizer) -> int | None:
@@ -85,11 +116,27 @@ def end_of_turn_id(tokenizer) -> int | None:
     return ids[0] if ids else tokenizer.eos_token_id
 
 
+def without_endings(tokenizer, text: str, end: int | None) -> str:
+    """A text without the EOS tokens, or `end` tokens, written out, that it ends with."""
+    ids = {end, tokenizer.eos_token_id} - {None}
+    endings = tuple(tokenizer.convert_ids_to_tokens(i) for i in ids)
+    while (bare := text.rstrip()).endswith(endings):
+        text = bare[: -max(len(ending) for ending in endings if bare.endswith(ending))]
+    return text
+
+
+def encode_texts(fast: Tokenizer, texts: Sequence[str]) -> Iterator:
+    """Encodings of texts, some hundred in memory at a time."""
+    for first in range(0, len(texts), EXAMPLES_PER_CALL):
+        yield from fast.encode_batch(texts[first : first + EXAMPLES_PER_CALL])
+
+
 def tokenize_examples(
     tokenizer,
     examples: Sequence[tuple[str, Sequence[str]]],
     *,
-    separators: Sequence[str] | None = None,
+    separators: Sequence[Sequence[str]] | None = None,
+    ranks: Sequence[Sequence[int]] | None = None,
     chat_template: bool = False,
     add_eos: bool = False,
     max_length: int | None = None,
@@ -97,52 +144,66 @@ def tokenize_examples(
     """Tokenize (prompt, completions) examples jointly; the boundary comes from offsets.
 
     A token belongs to the completion if its span ends after the prompt. Special tokens that the
-    tokenizer puts in front are kept (once), those it appends are not; `add_eos` appends EOS (the
-    end-of-turn token under `chat_template`) as a scored token. `separators` (one per example,
-    default "") stand between prompt and completion and count with the completion.
+    tokenizer puts in front are kept (once), those it appends are not; `add_eos` has every
+    completion end with one scored EOS (the end-of-turn token under `chat_template`), whether its
+    text ends with one or not. `separators` (one per completion, default "") stand between prompt
+    and completion and count with the completion. `ranks` (default: all differ): completions that
+    differ in rank have to differ in tokens.
     `max_length` in tokens: the prompt is cut from the left after its BOS, never a completion, and
     by the same amount for all completions of an example, so that all are given one prompt.
 
     Returns one list of TokenizedCompletion per example, or the reason why it cannot be scored.
     """
     fast = exact_offset_tokenizer(tokenizer)
-    closing = []
-    if add_eos:
-        closing = [end_of_turn_id(tokenizer) if chat_template else tokenizer.eos_token_id]
-        if closing[0] is None:
-            raise ValueError("--add-eos: this tokenizer has no EOS token")
-    texts, boundaries, refused = [], [], set()
-    for number, (prompt, completions) in enumerate(examples):
-        separator = separators[number] if separators is not None else ""
-        if chat_template:
-            try:
-                prompt = tokenizer.apply_chat_template(
-                    parse_dialogue(prompt), tokenize=False, add_generation_prompt=True
-                )
-            except TemplateError:
-                refused.add(number)
-            completions, separator = [completion.strip() for completion in completions], ""
-        for completion in completions:
-            texts.append(prompt + separator + completion)
-            boundaries.append(len(prompt))
-    encodings = iter(
-        zip(fast.encode_batch(texts, add_special_tokens=not chat_template), boundaries)
-    )
+    end = end_of_turn_id(tokenizer) if chat_template else tokenizer.eos_token_id
+    if add_eos and end is None:
+        raise ValueError("--add-eos: this tokenizer has no EOS token")
+    closing = end if add_eos else None
     tokenized: list[list[TokenizedCompletion] | str] = []
-    for number, (_, completions) in enumerate(examples):
-        parts = [
-            locate_completion(*next(encodings), closing, tokenizer.bos_token_id)
-            for _ in completions
-        ]
-        if number in refused:
-            tokenized.append("chat template refuses the dialogue")
-        else:
-            tokenized.append(fit_to_length(parts, max_length))
+    numbers = list(range(fast.get_vocab_size()))  # an integer each, however often it occurs
+    for first in range(0, len(examples), EXAMPLES_PER_CALL):
+        texts, boundaries, refused = [], [], set()
+        chunk = examples[first : first + EXAMPLES_PER_CALL]
+        for number, (prompt, completions) in enumerate(chunk, start=first):
+            between = separators[number] if separators is not None else [""] * len(completions)
+            if add_eos or chat_template:
+                completions = [without_endings(tokenizer, c, end) for c in completions]
+            if chat_template:
+                space = prompt[len(prompt.rstrip()) :] if is_begun(prompt) else None
+                between = [
+                    "" if space is None else space + s + c[: len(c) - len(c.lstrip())]
+                    for s, c in zip(between, completions, strict=True)
+                ]
+                completions = [completion.strip() for completion in completions]
+                try:
+                    prompt = chat_prompt(tokenizer, prompt)
+                except ValueError:
+                    refused.add(number)
+            for completion, separator in zip(completions, between, strict=True):
+                texts.append(prompt + separator + completion)
+                boundaries.append(len(prompt))
+        encodings = iter(
+            zip(fast.encode_batch(texts, add_special_tokens=not chat_template), boundaries)
+        )
+        for number, (_, completions) in enumerate(chunk, start=first):
+            parts = [
+                locate_completion(*next(encodings), closing, tokenizer.bos_token_id)
+                for _ in completions
+            ]
+            order = range(len(parts)) if ranks is None else ranks[number]
+            if number in refused:
+                tokenized.append("chat template refuses the dialogue")
+            elif any(parts[i] == parts[j] and order[i] != order[j]
+                     for i, j in combinations(range(len(parts)), 2)):  # fmt: skip
+                tokenized.append("identical completions")
+            else:
+                shared = [[[numbers[i] for i in ids] for ids in part] for part in parts]
+                tokenized.append(fit_to_length(shared, max_length))
     return tokenized
 
 
 def locate_completion(
-    encoding, boundary: int, closing: list[int], bos_id: int | None
+    encoding, boundary: int, closing: int | None, bos_id: int | None
 ) -> tuple[list[int], list[int], list[int]]:
     """Split one encoding at character `boundary` into BOS (if any), prompt and completion ids."""
     ids, special = list(encoding.ids), encoding.special_tokens_mask
@@ -164,14 +225,16 @@ def locate_completion(
     else:
         offsets = encoding.offsets
     start = next((t for t in range(front, end) if offsets[t][1] > boundary), end)
-    head, prompt, completion = ids[:front], ids[front:start], ids[start:end] + closing
+    head, prompt, completion = ids[:front], ids[front:start], ids[start:end]
+    if closing is not None:
+        completion.append(closing)
     if front == 0 and prompt and bos_id is not None and prompt[0] == bos_id:
         head, prompt = prompt[:1], prompt[1:]
     return head, prompt, completion
 
 
 def fit_to_length(
-    parts: Sequence[tuple[list[int], list[int], list[int]]], max_length: int | None
+    parts: Sequence[Sequence[list[int]]], max_length: int | None
 ) -> list[TokenizedCompletion] | str:
     """The completions of one example, all after the same prompt, cut from the left to fit the
     longest; or why the example cannot be scored."""

@@ -23,7 +23,12 @@ from trl import SFTConfig, SFTTrainer
 
 from command_line import announce, finishing_first, run_script
 from data_utils import PreferenceData, sft_texts
-from log_likelihood import check_vocabulary, exact_offset_tokenizer
+from log_likelihood import (
+    check_vocabulary,
+    encode_texts,
+    exact_offset_tokenizer,
+    without_endings,
+)
 from model_loading import check_model_path, context_length
 from training_directory import claim_directory, mark_run, run_description
 from training_setup import (
@@ -153,18 +158,20 @@ def tokenize_texts(
     add_eos: bool,
 ) -> tuple[list[dict], dict[str, int]]:
     """{input_ids, labels} of texts cut at `max_length` tokens, and what was dropped by reason."""
-    if add_eos and tokenizer.eos_token_id is None:
+    eos = tokenizer.eos_token_id
+    if add_eos and eos is None:
         raise ValueError("--add_eos: this tokenizer has no EOS token")
     fast = exact_offset_tokenizer(tokenizer)
     rows, dropped = [], {"no response turn": 0, "too long": 0}
-    for text, encoding in zip(texts, fast.encode_batch([text["text"] for text in texts])):
-        spans = trained_spans(text["text"], text["n_prompt_characters"], templates)
+    whole = [without_endings(tokenizer, t["text"], eos) if add_eos else t["text"] for t in texts]
+    for text, given, encoding in zip(whole, texts, encode_texts(fast, whole)):
+        spans = trained_spans(text, given["n_prompt_characters"], templates)
         end = len(encoding.ids)
         while end and encoding.special_tokens_mask[end - 1]:
             end -= 1  # appended by the tokenizer's template
         ids, labels = encoding.ids[:end], mask_labels(encoding.ids, encoding.offsets, spans)[:end]
         if add_eos:
-            ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
+            ids, labels = [*ids, eos], [*labels, eos]
         ids, labels = ids[:max_length], labels[:max_length]
         if not spans:
             dropped["no response turn"] += 1
@@ -179,11 +186,10 @@ def make_dataset(
     tokenizer, data: PreferenceData, args: SFTDataArguments, max_length: int, part: str
 ) -> Dataset:
     """The tokenized texts of one part; what was dropped and cut is announced."""
-    separator = data.separator if args.separator is None else args.separator
     templates = None
     if args.response_template is not None:
         templates = (args.instruction_template, args.response_template)
-    texts = sft_texts(data.examples, separator)
+    texts = sft_texts(data.examples)
     rows, dropped = tokenize_texts(tokenizer, texts, templates, max_length, args.add_eos)
     counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "none"
     n_tokens = sum(label != IGNORED for row in rows for label in row["labels"])

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 
 from command_line import announce
-from data_utils import PreferenceData, content_hash
+from data_utils import PreferenceData, fingerprint
 from model_loading import model_fingerprint
 from result_files import lock_outputs, write_text_atomically
 
@@ -41,10 +41,7 @@ def run_description(
     """Every setting a resumed run must share, with fingerprints of the models and the data."""
     settings: dict[str, Any] = {
         "model_fingerprints": [model_fingerprint(name, revision) for name in model_names],
-        "data_fingerprints": {
-            part: content_hash([example.id for example in data.examples])
-            for part, data in parts.items()
-        },
+        "data_fingerprints": {part: fingerprint(data.examples) for part, data in parts.items()},
         "n_processes": PartialState().num_processes,  # a step's batch depends on it
     }
     for argument in arguments:

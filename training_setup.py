@@ -24,7 +24,7 @@ from transformers.integrations.deepspeed import (
 from trl import ModelConfig, get_peft_config
 
 from command_line import Stopped, announce, stop_requested, suggestion
-from data_utils import PreferenceData, load_training_splits, split_name
+from data_utils import PreferenceData, describe_joining, load_training_splits, split_name
 from model_loading import load_model, load_tokenizer
 from training_directory import read_run
 from wandb_runs import check_wandb, start_wandb
@@ -365,7 +365,10 @@ def load_parts(args: DataArguments) -> dict[str, PreferenceData]:
         eval_split=args.eval_split,
         seed=args.split_seed,
         sample_size=sample_size,
+        separator=args.separator,
     )
+    if not getattr(args, "chat_template", False):
+        notes.append(describe_joining(parts["train"].examples))
     for note in notes:
         announce(f"{args.dataset_name}: {note}")
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples,

@@ -42,6 +42,7 @@ def tokens_per_example(
     outcomes = tokenize_examples(
         tokenizer,
         [(e.prompt, e.completions) for e in data.examples],
+        separators=[e.separators for e in data.examples],
         max_length=args.max_length,
     )
     counts = [

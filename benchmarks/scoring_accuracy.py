@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from calculate_calibration_metrics import NORMALIZATIONS, record_scores
 from command_line import make_parser
-from data_utils import DATASETS
 from ranking_metrics import ranking_accuracy
 from result_files import read_json_lines
 
@@ -53,13 +52,10 @@ def main(args: argparse.Namespace) -> None:
     fast_tokenizer = exact_offset_tokenizer(load_tokenizer(args.lm_name_or_path))
     differences, agree = [], {key: [0, 0] for key in NORMALIZATIONS}
     for record in tqdm(records, unit="example", mininterval=10):
-        source = DATASETS.get(record["dataset"])
-        separator = source.separator if source else ""
         truth = {**record, "completions": []}
         for completion in record["completions"]:
-            logp = score_alone(
-                model, fast_tokenizer, record["prompt"], separator + completion["text"]
-            )
+            text = completion["separator"] + completion["text"]
+            logp = score_alone(model, fast_tokenizer, record["prompt"], text)
             differences.append(abs(logp - completion["logp"]))
             truth["completions"].append({**completion, "logp": logp})
         for key, counts in agree.items():

@@ -59,6 +59,8 @@ ROWS = {
     "ranks too long": (LIST, {**LIST, "ranks": [1, 2, 3, 4]}, "one integer ≥ 1"),
     "rank zero": (LIST, {**LIST, "ranks": [0, 1, 2]}, "one integer ≥ 1"),
     "rank is a fraction": (LIST, {**LIST, "ranks": [1, 1.5, 2]}, "one integer ≥ 1"),
+    "ranks of pandas": (LIST, {**LIST, "ranks": [1.0, 2.0, 3.0]}, {}),
+    "rank is infinite": (LIST, {**LIST, "ranks": [1.0, float("inf"), 3.0]}, "one integer ≥ 1"),
     "rank is true": (LIST, {**LIST, "ranks": [True, 2, 3]}, "one integer ≥ 1"),
     "rank is NaN": (LIST, {**LIST, "ranks": [float("nan"), 2, 3]}, "one integer ≥ 1"),
     "ranks are null": (LIST, {**LIST, "ranks": None}, "one integer ≥ 1"),
@@ -117,7 +119,10 @@ ROWS = {
     "answer without a score": (STACK, stack(4, None), {"missing score": 1}),
     # AlpacaFarm's rater rows
     "preference 3": (FARM, {**FARM, "preference": 3}, "preference should be 1, 2 or 0"),
-    "preference null": (FARM, {**FARM, "preference": None}, "preference should be 1, 2 or 0"),
+    "preference null": (FARM, {**FARM, "instruction": "j", "preference": None}, {"no preference": 1}),
+    "preference graded": (FARM, {**FARM, "instruction": "j", "preference": 1.03}, {}),
+    "preference 0.5": (FARM, {**FARM, "preference": 0.5}, "preference should be 1, 2 or 0"),
+    "preference NaN": (FARM, {**FARM, "preference": float("nan")}, "preference should be 1, 2 or 0"),
     "preference true": (FARM, {**FARM, "preference": True}, "preference should be 1, 2 or 0"),
     "preference is a list": (FARM, {**FARM, "preference": [1]}, "preference should be 1, 2 or 0"),
     "output null": (FARM, {**FARM, "output_1": None}, "'output_1' should be text"),
@@ -175,7 +180,9 @@ FILES = {  # name of the file, its bytes, and what it says: a message, or how ma
         "row 1: votes '1,0': the pair is given twice"),
     "csv with a header only": ("c.csv", b"prompt,chosen,rejected\n", "no rows"),
     "csv of lists": ("c.csv", b"prompt,completions,ranks\np,\"['a', 'b']\",\"[1, 2]\"\n", "row 1: column 'completions'"),
-    "other columns": ("o.jsonl", b'{"text": "a", "label": 1}\n', "missing column"),
+    "other columns": ("o.jsonl", b'{"text": "a", "label": 1}\n', "unknown columns: text, label"),
+    "Git LFS pointer": ("l.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+                        "a Git LFS pointer"),
 }  # fmt: skip
 
 
@@ -235,12 +242,20 @@ def test_damaged_rows_are_counted_or_named(rows, include_ties, tmp_path):
     except ValueError as error:
         message = str(error)
         assert message.startswith(str(path)) and "\n" not in message
-        assert "row " in message or "no usable example" in message or "missing column" in message
+        assert (
+            "row " in message
+            or "no usable example" in message
+            or "missing column" in message
+            or "unknown columns" in message
+        )
         return
     farm = "preference" in rows[0]
-    n_rows = (
-        len({(r["instruction"], r["output_1"], r["output_2"]) for r in rows}) if farm else len(rows)
+    pairs = (
+        [(r["instruction"], *sorted((r["output_1"], r["output_2"]))) for r in rows]
+        if farm
+        else rows
     )
+    n_rows = len(set(pairs)) if farm else len(rows)
     assert len(data.examples) + sum(data.dropped.values()) == n_rows
 
 

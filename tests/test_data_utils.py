@@ -16,6 +16,8 @@ from data_utils import (
     ALPACA_FARM,
     ALPACA_FARM_FILE,
     DATASETS,
+    fingerprint,
+    joining,
     load_preferences,
     load_training_splits,
     preference_pairs,
@@ -114,7 +116,9 @@ def test_ties_are_dropped_unless_included(tmp_path):
     assert len(load_preferences(path, include_ties=True).examples) == 2
 
 
-@pytest.mark.parametrize("kind", ["json", "jsonl", "jsonl.gz", "csv", "parquet"])
+@pytest.mark.parametrize(
+    "kind", ["json", "jsonl", "jsonl.gz", "csv", "parquet", "parquet.gz", "JSONL.GZ", "data.json"]
+)
 def test_file_kinds(tmp_path, kind):
     rows = [
         {"prompt": "p,\n“q”", "chosen": "ja 👍", "rejected": "b"},
@@ -123,9 +127,11 @@ def test_file_kinds(tmp_path, kind):
     path = tmp_path / f"rows.{kind}"
     if kind == "json":
         path.write_text(json.dumps(rows))
+    elif kind == "data.json":
+        path.write_text(json.dumps({"version": "1", "data": rows}, indent=1))
     elif kind == "jsonl":
         write(path, rows)
-    elif kind == "jsonl.gz":
+    elif kind.lower() == "jsonl.gz":
         path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     elif kind == "csv":
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -134,8 +140,44 @@ def test_file_kinds(tmp_path, kind):
             writer.writerows(rows)
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    if kind == "parquet.gz":
+        path.write_bytes(gzip.compress(path.read_bytes()))
     examples = load_preferences(str(path)).examples
     assert [(e.prompt, *e.completions) for e in examples] == [tuple(row.values()) for row in rows]
+
+
+def test_shards_hub_clones_and_saved_datasets(tmp_path):
+    """All files of a split are one dataset, rows counted file by file in messages."""
+    rows = [{**PAIR, "prompt": f"p{k}"} for k in range(20)]
+    for folder in (tmp_path / "flat", tmp_path / "clone" / "data"):
+        write(folder / "train-00000-of-00002.jsonl", rows[:3])
+        write(folder / "train-00001-of-00002.jsonl", rows[3:])
+    write(tmp_path / "clone" / "data" / "test-00000-of-00001.jsonl", rows[:1])
+    assert [e.prompt for e in load_preferences(str(tmp_path / "flat")).examples] == [
+        f"p{k}" for k in range(20)
+    ]
+    clone = str(tmp_path / "clone")
+    assert len(load_preferences(clone, split="train").examples) == 20
+    assert load_training_splits(clone, train_split="train", eval_split="train")[0]
+    with pytest.raises(FileNotFoundError, match="expected one data file, found test-00000"):
+        load_preferences(clone)
+    write(tmp_path / "flat" / "train-00001-of-00002.jsonl", [rows[3], {**rows[4], "chosen": 1}])
+    with pytest.raises(ValueError, match="train-00001-of-00002.jsonl: row 2: column 'chosen'"):
+        load_preferences(str(tmp_path / "flat"))
+    (tmp_path / "flat" / "train-00001-of-00002.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 2 files"):
+        load_preferences(str(tmp_path / "flat"))
+
+    datasets = pytest.importorskip("datasets")
+    one = datasets.Dataset.from_list(rows)
+    one.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": one, "test": one.select([0])}).save_to_disk(tmp_path / "two")
+    assert len(load_preferences(str(tmp_path / "one")).examples) == 20
+    assert len(load_preferences(str(tmp_path / "two"), split="test").examples) == 1
+    parts, _ = load_training_splits(str(tmp_path / "two"), eval_split="train")
+    assert len(parts["train"].examples) == 16
+    with pytest.raises(FileNotFoundError, match="found test, train"):
+        load_preferences(str(tmp_path / "two"))
 
 
 def test_data_dir_serves_hub_names_splits_and_configs(tmp_path):
@@ -173,6 +215,10 @@ PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
         ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": [2, 2]}], "contradict"),
         ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": [1, -3]}], "≥ 0"),
         ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": {"0,2": [1, 0]}}], "2 comp"),
+        ([{**PAIR, "reject": "b"} | {"rejected": None}], "row 1: column 'rejected' should be text"),
+        ([{"prompt": "p", "chosen_response": "a", "rejected_response": "b"}], "is it 'chosen_response'"),
+        ([{"request": "p", "answer_a": "a", "answer_b": "b"}], "unknown columns: request, answer_a"),
+        ([{"topic": "p", "chosen": "a", "rejected": "b"}], "without a column `prompt`.*found topic"),
         ([], "no rows"),
         ([{**PAIR, "prompt": "\ud83d"}], "lone surrogate: 1"),
     ],
@@ -186,10 +232,118 @@ def test_bad_rows_are_one_line_with_file_and_row(tmp_path, rows, message):
 
 def test_separator_follows_the_schema(tmp_path):
     assert load_preferences(write(tmp_path / "shp.jsonl", [SHP])).separator == " "
-    assert load_preferences(write(tmp_path / "pairs.jsonl", [PAIR])).separator == ""
+    assert load_preferences(write(tmp_path / "hh.jsonl", [HH])).examples[0].separators == ("", "")
     name = "Dahoas/synthetic-instruct-gptj-pairwise"
-    write(tmp_path / name / "train.jsonl", [PAIR])
-    assert load_preferences(name, data_dir=tmp_path).separator == " "
+    local, named = write(tmp_path / "own.jsonl", [PAIR]), tmp_path / name / "train.jsonl"
+    write(named, [PAIR])
+    for data in (load_preferences(local), load_preferences(name, data_dir=tmp_path)):
+        assert data.examples[0].separators == (" ", " ")  # whatever the file is named
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "expected"),
+    [
+        ("A fruit.", "An apple", " "), ("A fruit.\n", "An apple", ""), ("A fruit.", "\nAn apple", ""),
+        ("\n\nHuman: A fruit.\n\nAssistant:", "An apple", ""), ("Assistant:", "An apple", ""),
+        ("Answer:", "An apple", " "), ("the assistant:", "An apple", " "),
+        ("<|user|>A fruit.<|assistant|>", "An apple", ""), ("[INST] A fruit. [/INST]", "An apple", ""),
+        ("a <|> b", "An apple", " "), ("", "An apple", ""),
+    ],
+)  # fmt: skip
+def test_texts_that_touch_are_joined_by_a_space(tmp_path, prompt, completion, expected):
+    row = {"prompt": prompt, "chosen": completion, "rejected": " other"}
+    data = load_preferences(write(tmp_path / "p.jsonl", [row]))
+    assert data.examples[0].separators == (expected, "")
+    assert joining(data.examples) == ({"": 2} if expected == "" else {" ": 1, "": 1})
+    asked = load_preferences(write(tmp_path / "p.jsonl", [row]), separator=r"\n")
+    assert asked.examples[0].separators == ("\n", "\n") and asked.separator == "\n"
+
+
+def test_a_column_of_the_prompt_that_is_not_read_is_refused(tmp_path):
+    rows = [{"system": "", "tools": [], **PAIR}, {"system": "Be brief.", **PAIR}]
+    path = write(tmp_path / "s.jsonl", rows)
+    with pytest.raises(ValueError, match="s.jsonl: row 2: column 'system' is part of the prompt"):
+        load_preferences(path)
+    for column, row in {"input": FARM, "context": PAIR, "history": LISTED, "question": HH}.items():
+        assert load_preferences(write(tmp_path / "s.jsonl", [{**row, column: " "}])).examples
+        with pytest.raises(ValueError, match=f"row 1: column '{column}' is part of the prompt"):
+            load_preferences(write(tmp_path / "s.jsonl", [{**row, column: "x"}]))
+
+
+LISTED = {"prompt": "p", "completions": ["a", "b"], "ranks": [1.0, 2.0]}
+MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [json.dumps(MESSAGES), json.dumps(MESSAGES, indent=1), str(MESSAGES), str(MESSAGES[1]),
+     str(np.array(MESSAGES)), json.dumps([{"from": "human", "value": "Hi"}])],
+)  # fmt: skip
+def test_messages_written_as_text_are_refused(tmp_path, text):
+    pattern = "row 1: .* holds chat messages written as text"
+    for row in ({**PAIR, "chosen": text}, {**PAIR, "prompt": text}, {**FARM, "output_2": text},
+                {**LISTED, "completions": ["a", text]}):  # fmt: skip
+        with pytest.raises(ValueError, match=pattern):
+            load_preferences(write(tmp_path / "m.jsonl", [row]))
+    fair = ['[{"name": "x"}]', '{"role": "admin"}', "[{role: 'user'}]", f"See {text}"]
+    rows = [{**PAIR, "chosen": answer} for answer in fair]
+    assert len(load_preferences(write(tmp_path / "m.jsonl", rows)).examples) == len(fair)
+
+
+def test_a_repeated_prompt_is_read_once(tmp_path):
+    """In whole files of whole texts, and wherever the prompt is a dialogue; an answer that happens
+    to begin like its question stays as it is."""
+    whole = [
+        {"prompt": f"Q{k}?", "chosen": f"Q{k}? yes", "rejected": f"Q{k}? no"} for k in range(3)
+    ]
+    data = load_preferences(write(tmp_path / "w.jsonl", whole))
+    assert [e.completions for e in data.examples] == [(" yes", " no")] * 3
+    assert "completions repeat the prompt, which is read once: 3 examples" in data.notes
+    mixed = load_preferences(write(tmp_path / "w.jsonl", [*whole, PAIR]))
+    assert mixed.examples[0].completions == ("Q0? yes", "Q0? no")
+    dialogue = {"prompt": "\n\nHuman: q\n\nAssistant: ", **HH}
+    dialogue |= {side: f"\n\nHuman: q\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+    first, _ = load_preferences(write(tmp_path / "w.jsonl", [dialogue, PAIR])).examples
+    assert first.completions == ("chosen", "rejected")
+    same = {**whole[0], "rejected": "Q0? yes"}
+    assert load_preferences(write(tmp_path / "w.jsonl", [same, whole[1]])).dropped
+
+
+def test_votes_of_one_pair_in_both_orders_belong_together(tmp_path):
+    flipped = {"instruction": "i", "output_1": "y", "output_2": "x"}
+    rows = [
+        FARM,
+        {**flipped, "preference": 1},
+        {**flipped, "preference": 2},
+        {**FARM, "preference": 0},
+    ]
+    (example,) = load_preferences(write(tmp_path / "f.jsonl", rows), include_ties=True).examples
+    assert example.completions == ("x", "y") and example.votes == {(0, 1): (1.5, 2.5)}
+
+
+def test_graded_and_missing_preferences(tmp_path):
+    other = {**FARM, "instruction": "j"}
+    graded = [{**FARM, "preference": p} for p in (1.25, "2.0", None)]
+    data = load_preferences(write(tmp_path / "g.jsonl", [*graded, {**other, "preference": None}]))
+    (example,) = data.examples
+    assert example.votes == {(0, 1): (0.75, 1.25)} and example.ranks == (2, 1)
+    assert data.dropped == {"no preference": 1}
+    assert data.notes == ["rater rows without a preference: 2"]
+
+
+def test_everything_results_depend_on_changes_the_fingerprint(tmp_path):
+    row = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": [3, 1]}
+    changes = [
+        {}, {"ranks": [2, 1], "votes": [1, 3]}, {"votes": [4, 0]}, {"votes": None}, {"prompt": "q"},
+        {"completions": ["a", "c"]}, {"completions": [" a", "b"]},
+    ]  # fmt: skip
+    loaded = [load_preferences(write(tmp_path / "f.jsonl", [row, {**row, **c}])) for c in changes]
+    found = [fingerprint(data.examples) for data in loaded]
+    found.append(fingerprint(loaded[0].examples[::-1]))
+    found.append(fingerprint(load_preferences(str(tmp_path / "f.jsonl"), separator="").examples))
+    assert len(set(found)) == len(found)
+    again = load_preferences(write(tmp_path / "again.jsonl", [row, row]))
+    assert fingerprint(again.examples) == found[0]
 
 
 def test_what_cannot_be_honoured_is_refused(tmp_path):
@@ -383,7 +537,7 @@ def test_training_conversions(tmp_path):
     pairs = preference_pairs(examples)
     assert [(p["chosen"], p["rejected"]) for p in pairs] == [("b", "a"), ("b", "c")]
     assert len({p["id"] for p in pairs}) == 2
-    (text,) = sft_texts(examples, " ")
+    (text,) = sft_texts(examples)
     assert text["text"] == "p b" and text["n_prompt_characters"] == 1
 
 
@@ -392,5 +546,5 @@ def test_real_hh_is_divided():
     parts, notes = load_training_splits("Anthropic/hh-rlhf", data_dir=DATA_DIR)
     found = prompts(parts)
     assert not found["train"] & found["validation"] and not found["train"] & found["test"]
-    assert sum(len(d.examples) for d in parts.values()) == 1985 - 6
-    assert notes[1].endswith("because the dialogue is also in train: 6")
+    assert len(parts["validation"].examples) + len(parts["test"].examples) == 1985
+    assert not found["validation"] & found["test"] and "test is halved" in notes[2]

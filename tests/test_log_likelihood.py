@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 
 from data_utils import load_preferences
 from log_likelihood import (
+    EXAMPLES_PER_CALL,
     TokenizedCompletion,
     build_row,
     check_fast_path,
@@ -19,6 +20,7 @@ from log_likelihood import (
     head_logps,
     jittered_embeddings,
     pack_rows,
+    parse_dialogue,
     score_examples,
     segment_attention,
     tokenize_examples,
@@ -477,8 +479,8 @@ def token_bytes(tokenizer, token_id: int) -> str:
 
 
 def test_separator_belongs_to_the_completion(tokenizer):
-    (with_space,) = tokenize_examples(tokenizer, [("a b", ["c", "d"])], separators=[" "])
-    (glued,) = tokenize_examples(tokenizer, [("a b", [" c", " d"])])
+    (with_space,) = tokenize_examples(tokenizer, [("a b", ["c", "d"])], separators=[(" ", "")])
+    (glued,) = tokenize_examples(tokenizer, [("a b", [" c", "d"])])
     assert with_space == glued
 
 
@@ -491,6 +493,34 @@ def test_eos_only_on_demand_and_mask_by_position(tokenizer):
     assert (
         1 in plain[0].ids[plain[0].start :]
     )  # an EOS inside the text is scored although pad = EOS
+
+
+def test_a_text_that_ends_with_eos_gets_no_second(tokenizer):
+    """As the same text without, white space after it included; its own EOS counts without the flag."""
+    (once,) = tokenize_examples(tokenizer, [("a", [" b", " c"])], add_eos=True)
+    for ending in ("</s>", "</s>\n", "</s></s>"):
+        (twice,) = tokenize_examples(tokenizer, [("a", [f" b{ending}", " c"])], add_eos=True)
+        assert twice == once
+    (own,) = tokenize_examples(tokenizer, [("a", [" b</s>", " c"])])
+    assert own[0] == once[0]
+
+
+def test_completions_equal_in_tokens_cannot_be_ranked(tokenizer, chat):
+    texts, same = ["yes", " yes\n", "no"], "identical completions"
+    assert tokenize_examples(chat, [("q", texts[:2])], chat_template=True) == [same]
+    assert tokenize_examples(chat, [("q", texts)], ranks=[(1, 2, 3)], chat_template=True) == [same]
+    (tied,) = tokenize_examples(chat, [("q", texts)], ranks=[(1, 1, 2)], chat_template=True)
+    assert len(tied) == 3
+    assert tokenize_examples(tokenizer, [("q", [" a</s>", " a"])], add_eos=True) == [same]
+    assert tokenize_examples(tokenizer, [("q", texts[:2])])[0] != same
+
+
+def test_many_texts_are_tokenized_in_parts(tokenizer):
+    examples = [(f"p {k}", [f" a {k}", f" b {k % 7}"]) for k in range(2 * EXAMPLES_PER_CALL + 3)]
+    parts = tokenize_examples(tokenizer, examples)
+    assert parts == [tokenize_examples(tokenizer, [example])[0] for example in examples]
+    ids = [i for example in parts for c in example for i in c.ids]
+    assert len({id(i) for i in ids}) == len(set(ids))  # one object for a number: 8 bytes a token
 
 
 def test_bos_is_never_doubled(tokenizer):
@@ -518,7 +548,9 @@ def test_reasons_to_drop(tokenizer, tokenizer_without_bos):
     assert limited == ["too long"]  # cutting would leave no context
 
 
-def test_chat_template(tokenizer):
+@pytest.fixture(scope="module")
+def chat(tokenizer):
+    """The tokenizer with a chat template that writes BOS and closes turns with </s>."""
     import copy
 
     chat = copy.deepcopy(tokenizer)
@@ -526,6 +558,10 @@ def test_chat_template(tokenizer):
         "<s>{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
+    return chat
+
+
+def test_chat_template(chat):
     dialogue = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
     example = [(dialogue, [" Because.", " No."])]
     (found,) = tokenize_examples(chat, example, chat_template=True)
@@ -533,6 +569,44 @@ def test_chat_template(tokenizer):
     assert list(found[0].ids) == chat(prompt + "Because.", add_special_tokens=False)["input_ids"]
     (closed,) = tokenize_examples(chat, example, chat_template=True, add_eos=True)
     assert closed[0].ids == (*found[0].ids, 1)
+    ended = [(dialogue, [" Because.</s>", " No.</s>\n"])]
+    assert tokenize_examples(chat, ended, chat_template=True) == [found]
+    assert tokenize_examples(chat, ended, chat_template=True, add_eos=True) == [closed]
+
+
+def test_dialogues_with_a_preamble_or_a_begun_answer(chat):
+    """What stands before the first turn is the system's; a begun answer is gone on with."""
+    turns = "\n\nHuman: A fruit?\n\nAssistant: An apple.\n\nHuman: Another?\n\nAssistant:"
+    assert parse_dialogue(f"Talk like a pirate.{turns}") == [
+        {"role": "system", "content": "Talk like a pirate."},
+        {"role": "user", "content": "A fruit?"},
+        {"role": "assistant", "content": "An apple."},
+        {"role": "user", "content": "Another?"},
+    ]
+    assert parse_dialogue("A fruit?\n\nAssistant:") == [{"role": "user", "content": "A fruit?"}]
+    texts = {
+        "\n\nHuman: 6 times 7?\n\nAssistant: It is": (
+            [" 42", "\n41"],
+            [" "] * 2,
+            "It is 42",
+            "It is\n41",
+        ),
+        "\n\nHuman: 6 times 7?\n\nAssistant: It is ": (
+            ["42", "41"],
+            [""] * 2,
+            "It is 42",
+            "It is 41",
+        ),
+        "\n\nHuman: 6 times 7?\n\nAssistant: It": (["is 42", "'s"], [" ", ""], "It is 42", "It's"),
+    }
+    for prompt, (completions, separators, *expected) in texts.items():
+        separators = ["" if c[0].isspace() else s for s, c in zip(separators, completions)]
+        (found,) = tokenize_examples(
+            chat, [(prompt, completions)], separators=[separators], chat_template=True
+        )
+        head = "<s>[user]6 times 7?</s>[assistant]"
+        for completion, text in zip(found, expected):
+            assert list(completion.ids) == chat(head + text, add_special_tokens=False)["input_ids"]
 
 
 class OtherLinear(torch.nn.Linear):

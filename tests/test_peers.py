@@ -28,7 +28,7 @@ def real():
         load_preferences("sample").examples, key=lambda e: len(e.prompt + e.completions[0])
     )
     examples = [(e.prompt, e.completions) for e in shortest[:6]]
-    tokenized = tokenize_examples(tokenizer, examples, separators=[""] * len(examples))
+    tokenized = tokenize_examples(tokenizer, examples)
     path = check_fast_path(model, tokenized)
     assert path == "segments"
     scored = {}
@@ -69,7 +69,7 @@ def test_margins_and_loss_are_those_of_trl(real, tmp_path):
     )  # fmt: skip
     tokenizer.pad_token = tokenizer.eos_token
     sums = []
-    tokenized = tokenize_examples(tokenizer, examples, separators=[""] * 6, add_eos=True)
+    tokenized = tokenize_examples(tokenizer, examples, add_eos=True)
     for side in (policy, reference):
         found = {}
         path = check_fast_path(side.eval(), tokenized)

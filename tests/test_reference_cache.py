@@ -58,7 +58,7 @@ def test_equal_to_plain_scoring_and_paid_once(model, tokenizer, counted, cache):
 def test_changed_inputs_never_hit(model, tokenizer, counted):
     reference_logps(model, tokenize_examples(tokenizer, EXAMPLES))
     for change in (
-        {"add_eos": True}, {"separators": ["\n"] * 3}, {"max_length": 7},
+        {"add_eos": True}, {"separators": [("\n", "\n")] * 3}, {"max_length": 7},
     ):  # fmt: skip
         changed = tokenize_examples(tokenizer, EXAMPLES, **change)
         reference_logps(model, [e for e in changed if not isinstance(e, str)])
