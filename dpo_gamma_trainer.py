@@ -21,7 +21,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
-from log_likelihood import TokenizedCompletion, check_fast_path, compute_token_logps, unwrap
+from log_likelihood import (
+    TokenizedCompletion,
+    check_fast_path,
+    compute_token_logps,
+    own_attention,
+    restore_attention,
+)
 from ranking_dynamics import (
     append_dynamics,
     dynamics_rows,
@@ -171,21 +177,11 @@ class DPOGammaTrainer(DPOTrainer):
 
     def choose_path(self) -> str:
         """Whether shared-prefix rows are exact here ("segments"), or why TRL's path runs."""
-        models = [model for model in (self.model, self.ref_model) if model is not None]
-        path = self.check_paths(models)
-        if path != "segments":
-            for model in models:
-                if model.config._attn_implementation == "segments":
-                    unwrap(model).set_attn_implementation("sdpa")
-        return path
-
-    def check_paths(self, models: list) -> str:
-        """`check_fast_path` of each model on a few training pairs; the first reason against it."""
         if self.args.use_weighting or self.aux_loss_enabled:
             return "plain: the loss needs outputs of TRL's own forward pass"
         sample = self.train_dataset.select(range(min(64, len(self.train_dataset))))
         pairs = [completions_of(self.data_collator([row])) for row in sample]
-        for model in models:
+        for model in [model for model in (self.model, self.ref_model) if model is not None]:
             was_training = model.training
             model.eval()
             with self.accelerator.autocast():
@@ -271,6 +267,14 @@ class DPOGammaTrainer(DPOTrainer):
         if mode == "eval":
             self.keep_pairs(inputs, outputs.log_probs)
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, *args, **kwargs):
+        """TRL's; a backward pass that is interrupted leaves the model its own attention too."""
+        own = own_attention(model) if self.path == "segments" else []
+        try:
+            return super().training_step(model, *args, **kwargs)
+        finally:
+            restore_attention(own)
 
     # ------------------------------------------------------------------------ ranking metrics
     def keep_pairs(self, inputs, log_probs: torch.Tensor) -> None:

@@ -10,10 +10,12 @@ The same `compute_token_logps` serves evaluation, reference log-likelihoods and 
 """
 
 import re
+import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
+from torch.autograd.graph import queue_callback
 from torch.nn import Linear
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
@@ -32,6 +35,7 @@ POSITION_CHUNK = 64  # positions per call of a head that is no plain linear laye
 FAMILY_ROWS = 4  # examples that share a prefix may fill so many rows' worth of tokens
 KEYS_PER_CALL = 2**15  # of one flash-attention call: 0.5 GiB of copies at Llama-2-7B's width
 MIN_SHARED_TOKENS = 16  # examples that share fewer leading tokens are packed independently
+CHECKED: weakref.WeakSet = weakref.WeakSet()  # models that `check_fast_path` has found to agree
 
 
 # ---------------------------------------------------------------------------- tokenization
@@ -597,6 +601,33 @@ def unwrap(model):
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def own_attention(model) -> list[tuple]:
+    """(config, its attention's name) for every config in the decoder that names another attention
+    than "segments"."""
+    configs = [vars(module).get("config") for module in unwrap(model).get_decoder().modules()]
+    named = {id(c): c for c in configs if hasattr(c, "_attn_implementation_internal")}
+    return [(c, c._attn_implementation) for c in named.values()
+            if c._attn_implementation != "segments"]  # fmt: skip
+
+
+def switch_attention(model) -> list[tuple]:
+    """Have the decoder call `segment_attention`; returns what `restore_attention` takes.
+
+    Written into the configs, as `set_attn_implementation` does after its checks: this runs for
+    every row. Where it is on already there is nothing to restore.
+    """
+    own = own_attention(model)
+    for config, _ in own:
+        config._attn_implementation_internal = "segments"
+    return own
+
+
+def restore_attention(own: list[tuple]) -> None:
+    """Give configs the attention back that they had."""
+    for config, name in own:
+        config._attn_implementation_internal = name
+
+
 def input_device(model) -> torch.device:
     """Where a model takes its inputs; the CPU, if its embeddings are kept there or on disk."""
     device = unwrap(model).get_input_embeddings().weight.device
@@ -690,9 +721,10 @@ def replaced_forward(module, forward: Callable) -> Iterator[None]:
 def compute_token_logps(model, completions: Sequence[TokenizedCompletion]) -> list[torch.Tensor]:
     """Per-token log-likelihoods log π(y_t | x, y_<t) of completions, in one packed row.
 
-    model: causal LM with `set_attn_implementation("segments")`, possibly wrapped. The wrapper is
-    called and only the innermost forward is replaced, so that gradients are synchronised, sharded
-    weights are gathered and adapters work. Differentiable when grad is enabled.
+    model: causal LM, possibly wrapped. The wrapper is called and only the innermost forward is
+    replaced, so that gradients are synchronised, sharded weights are gathered and adapters work.
+    Differentiable when grad is enabled. The model has its own attention back afterwards; a backward
+    pass switches it again, since gradient checkpointing runs the layers there once more.
     Returns one float32 tensor (n_tokens,) per completion, nats.
     """
     row = build_row(completions)
@@ -707,10 +739,18 @@ def compute_token_logps(model, completions: Sequence[TokenizedCompletion]) -> li
         return head_logps(inner, hidden[predictors.to(hidden.device)], targets.to(hidden.device))
 
     device = input_device(inner)
-    with replaced_forward(inner, forward):
-        logps = model(
-            input_ids=torch.from_numpy(row.input_ids)[None].to(device),
-            position_ids=torch.from_numpy(row.position_ids)[None].to(device),
+    own = switch_attention(inner)
+    try:
+        with replaced_forward(inner, forward):
+            logps = model(
+                input_ids=torch.from_numpy(row.input_ids)[None].to(device),
+                position_ids=torch.from_numpy(row.position_ids)[None].to(device),
+            )
+    finally:
+        restore_attention(own)
+    if logps.requires_grad:
+        logps.register_hook(
+            lambda _: queue_callback(partial(restore_attention, switch_attention(inner)))
         )
     return list(logps.split([len(t) for t in row.targets]))
 
@@ -784,7 +824,7 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
 
     Two completions of each of the shortest examples are compared with plain scoring, one at a time;
     a model with windowed or chunked attention is also tried on the longest. A model that padding
-    disturbs has the path "alone: <why not>". Leaves the model on the attention it will use.
+    disturbs has the path "alone: <why not>". A model that agreed is not tried again.
     Call it under the autocast that scoring will have, since other precisions have other attention
     kernels: a float32 model is then tried without it first, where mistakes show best.
     Agreement: 0.02 nats per completion in float32. In half precision and TF32, per token, 0.02 nats
@@ -793,9 +833,8 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
     """
     check_vocabulary(model, (c.ids for completions in tokenized for c in completions))
     inner = unwrap(model)
-    original = inner.config._attn_implementation
-    if original == "segments":
-        return "segments"  # checked before
+    if inner in CHECKED:
+        return "segments"
     order = sorted(range(len(tokenized)), key=lambda i: max(len(c.ids) for c in tokenized[i]))
     config = inner.config.get_text_config()
     windowed = any(
@@ -812,15 +851,15 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
             with torch.autocast(device.type, enabled=False):
                 path = compare_paths(model, groups, weights)
         if autocast and path == "segments":
-            inner.set_attn_implementation(original)
             path = compare_paths(model, groups, torch.get_autocast_dtype(device.type))
+    if path == "segments":
+        CHECKED.add(inner)
     return path
 
 
 def compare_paths(model, groups: list[list[TokenizedCompletion]], dtype: torch.dtype) -> str:
     """`check_fast_path` in one precision; each group's disagreement is taken by itself."""
     inner = unwrap(model)
-    original = inner.config._attn_implementation
     device = input_device(inner)
     half = dtype in (torch.bfloat16, torch.float16)
     tf32 = device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
@@ -835,8 +874,7 @@ def compare_paths(model, groups: list[list[TokenizedCompletion]], dtype: torch.d
         changes = [disagreement(a, b, rounded) for a, b in zip(plain, jittered)]
         tolerances = [np.fmin(0.02 + 2 * change, 0.1) for change in changes]  # 0.1 for NaN
     try:
-        inner.set_attn_implementation("segments")
-        if inner.config._attn_implementation != "segments":
+        if not inner._can_set_attn_implementation():
             raise NotImplementedError("the model's attention cannot be replaced")
         found = iter(compute_token_logps(model, [c for group in groups for c in group]))
         worst = [disagreement(group, [next(found) for _ in group], rounded) for group in plain]
@@ -847,7 +885,6 @@ def compare_paths(model, groups: list[list[TokenizedCompletion]], dtype: torch.d
         if all(difference <= most for difference, most in zip(worst, tolerances)):  # not for NaN
             return "segments"
         reason = f"differs from plain scoring by {max(worst):.3g} nats"
-    inner.set_attn_implementation(original)
     padded = compute_token_logps_plain(model, groups[0])
     kind = "plain" if disagreement(plain[0], padded, rounded) <= tolerances[0] else "alone"
     return f"{kind}: {reason}"

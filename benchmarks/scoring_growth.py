@@ -228,7 +228,6 @@ def main(args: argparse.Namespace) -> None:
     print(f"start-up: {beyond:.1f} s beyond {startup['imports']:.1f} s of imports", flush=True)
     memory = growth_of_memory()
     model = load_model(args.lm_name_or_path, dtype="float32", device="cpu")
-    model.set_attn_implementation("segments")
     prompts = growth_with_prompts(model)
     examples = growth_with_examples(args, model, load_tokenizer(args.lm_name_or_path))
     if args.output:

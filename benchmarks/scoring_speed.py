@@ -167,7 +167,7 @@ def select_examples(args: argparse.Namespace) -> list:
 
 def measure(args: argparse.Namespace) -> dict:
     """One side, in this process: seconds, peak memory above the loaded model, and the sums."""
-    from log_likelihood import build_row, pack_rows, tokenize_examples
+    from log_likelihood import CHECKED, build_row, pack_rows, tokenize_examples
     from model_loading import load_model, load_tokenizer
 
     dtype = "bfloat16" if args.side == "bfloat16" else args.dtype
@@ -192,9 +192,8 @@ def measure(args: argparse.Namespace) -> dict:
         batch_size = "auto" if "auto" in args.side else 8
         return score_with_lm_eval(model, tokenizer, examples[:n_examples], batch_size)
 
-    implementation = model.config._attn_implementation
     score(4)  # a GPU loads its kernels at their first use
-    model.set_attn_implementation(implementation)  # so that the start-up check runs again
+    CHECKED.discard(model)  # the start-up check runs again
     forget_peak(device)
     start = time.perf_counter()
     sums = score(None)

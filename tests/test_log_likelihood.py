@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 
 from data_utils import load_preferences
 from log_likelihood import (
+    CHECKED,
     EXAMPLES_PER_CALL,
     TokenizedCompletion,
     build_row,
@@ -312,7 +313,7 @@ def test_a_wrong_window_shows_in_every_precision(weights, autocast, fault, monke
     tokenized = random_examples()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert check_fast_path(model, tokenized) == "segments"
-    model.set_attn_implementation("sdpa")
+    CHECKED.discard(model)
     wrong = {**AttentionInterface._global_mapping}
     wrong["segments"] = lambda *inputs, sliding_window=None, **rest: segment_attention(
         *inputs, sliding_window=fault(sliding_window), **rest
@@ -379,7 +380,6 @@ def test_model_spread_over_memory_and_disk(tiny_model_directory, tmp_path, offlo
     whole = AutoModelForCausalLM.from_pretrained(tiny_model_directory, dtype=torch.float32).eval()
     tokenized = random_examples(n=6)
     assert check_fast_path(spread, tokenized) == "segments"
-    whole.set_attn_implementation("segments")
     assert any(parameter.device.type == "meta" for parameter in spread.parameters())
     found, expected = score(spread, tokenized, "segments"), score(whole, tokenized, "segments")
     for i in expected:
@@ -402,11 +402,52 @@ def test_gradients_equal_plain_cross_entropy(family):
     loss.backward()
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    model.set_attn_implementation("segments")
     (-sum(logps.sum() for logps in compute_token_logps(model, example))).backward()
     for name, gradient in expected.items():
         found = dict(model.named_parameters())[name].grad
         torch.testing.assert_close(found, gradient, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gemma2 (window 8, soft caps)"])
+def test_gradient_checkpointing_runs_the_layers_again_as_they_ran(family, reentrant):
+    """Over two rows, with a plain forward pass between the calls and the backward pass."""
+    model_type, config, _ = FAMILIES[family]
+    model = make_model(model_type, config).train()
+    own = model.config._attn_implementation
+    rows = random_examples(n=6)[2:4]
+    input_ids = torch.tensor([rows[0][0].ids])
+    logits = model(input_ids).logits
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.zero_grad()
+        losses = [-torch.cat(compute_token_logps(model, row)).sum() for row in rows]
+        assert model.config._attn_implementation == own
+        torch.testing.assert_close(model(input_ids, use_cache=False).logits, logits)
+        sum(losses).backward()
+        assert model.config._attn_implementation == own
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_the_model_is_left_its_own_attention():
+    """After the check, after scoring and after a call that fails; "eager" stays eager."""
+    model = make_model(*FAMILIES["gemma2 (window 8, soft caps)"][:2])
+    assert model.config._attn_implementation == "eager"
+    input_ids = torch.arange(2, 30)[None]
+    logits = model(input_ids).logits
+    tokenized = random_examples(n=4)
+    assert check_fast_path(model, tokenized) == "segments"
+    score(model, tokenized, "segments")
+    with pytest.raises(IndexError):
+        compute_token_logps(model, [TokenizedCompletion((0, 599, 9999, 5), 1, False)])
+    torch.testing.assert_close(model(input_ids).logits, logits, rtol=0, atol=0)
+    assert model.generate(input_ids, max_new_tokens=3, min_new_tokens=3).shape == (1, 31)
+    assert model.config._attn_implementation == "eager"
 
 
 class LimitedMemory(torch.nn.Module):

@@ -43,7 +43,6 @@ def test_log_likelihoods_are_those_of_lm_evaluation_harness(real):
     from benchmarks.scoring_speed import score_with_lm_eval
 
     model, tokenizer, examples, ours = real
-    model.set_attn_implementation("sdpa")
     theirs = score_with_lm_eval(model, tokenizer, examples, 4)
     assert [x for pair in ours for x in pair] == pytest.approx(theirs, abs=0.005)
 
@@ -80,7 +79,6 @@ def test_margins_and_loss_are_those_of_trl(real, tmp_path):
                 {i: [float(v.astype(np.float64).sum()) for v in logps] for i, logps in batch}
             )
         sums.append(np.array([found[i][:2] for i in range(6)]))
-        side.set_attn_implementation("sdpa")
     logratios = sums[0] - sums[1]
     margins = 0.1 * (logratios[:, 0] - logratios[:, 1])
     trainer = DPOTrainer(
