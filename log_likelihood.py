@@ -356,14 +356,14 @@ def common_prefix_length(a: Sequence[int], b: Sequence[int], start: int = 0) -> 
     return start
 
 
-def build_row(completions: Sequence[TokenizedCompletion]) -> Row:
+def build_row(completions: Sequence[TokenizedCompletion], whole: bool = False) -> Row:
     """Lay the completions out as tries in one row, each distinct prefix once, depth first.
 
     A prefix and its first continuation stand side by side and are one segment: fewer and longer
-    attention calls. The last token of a sequence predicts nothing that is scored, so it is not an
-    input.
+    attention calls. The last token of a sequence predicts nothing that is scored, so it is an input
+    only if sequences are to be `whole`.
     """
-    inputs = [completion.ids[:-1] for completion in completions]
+    inputs = [c.ids if whole else c.ids[:-1] for c in completions]
     location = [np.empty(len(ids), dtype=np.int64) for ids in inputs]
     tokens: list[int] = []
     positions: list[int] = []
@@ -397,7 +397,7 @@ def build_row(completions: Sequence[TokenizedCompletion]) -> Row:
         np.array(tokens, dtype=np.int64),
         np.array(positions, dtype=np.int64),
         segments,
-        [where[c.start - 1 :] for where, c in zip(location, completions)],
+        [where[c.start - 1 : len(c.ids) - 1] for where, c in zip(location, completions)],
         [np.array(c.ids[c.start :], dtype=np.int64) for c in completions],
     )
 
@@ -628,6 +628,47 @@ def restore_attention(own: list[tuple]) -> None:
         config._attn_implementation_internal = name
 
 
+def rope_parameters(model) -> list[dict]:
+    """The rotary settings of a model, one for each kind of layer; none where it has no such."""
+    found = getattr(unwrap(model).config.get_text_config(), "rope_parameters", None) or {}
+    return [found] if "rope_type" in found else [x for x in found.values() if isinstance(x, dict)]
+
+
+def length_class(model, length: int) -> tuple[int, ...]:
+    """What the rotary frequencies of a sequence depend on beside positions; () for most models.
+
+    Dynamic frequencies follow the length of the forward pass beyond the trained one, LongRoPE's
+    (Phi-3) are two sets. Sequences may share a forward pass only within a class.
+    """
+    config, found = unwrap(model).config.get_text_config(), []
+    for parameters in rope_parameters(model):
+        if "dynamic" in parameters["rope_type"]:
+            found.append(max(length, config.max_position_embeddings))
+        elif parameters["rope_type"] in ("longrope", "su"):
+            found.append(int(length > parameters["original_max_position_embeddings"]))
+    return tuple(found)
+
+
+def by_length_class(model, completions: Sequence[TokenizedCompletion]) -> list[list[int]]:
+    """Indices of the completions that may share a forward pass."""
+    groups: dict[tuple, list[int]] = {}
+    for k, completion in enumerate(completions):
+        groups.setdefault(length_class(model, len(completion.ids)), []).append(k)
+    return list(groups.values())
+
+
+def forget_lengths(model) -> None:
+    """Have dynamic frequencies computed for the next forward pass alone: transformers keeps those
+    of the longest sequence it has seen."""
+    for module in unwrap(model).modules():
+        if "dynamic" in str(getattr(module, "rope_type", "")):
+            for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
+                setattr(module, name, module.original_max_seq_len)
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                if name.endswith("original_inv_freq"):
+                    getattr(module, name.replace("original_", "")).data = buffer.clone()
+
+
 def input_device(model) -> torch.device:
     """Where a model takes its inputs; the CPU, if its embeddings are kept there or on disk."""
     device = unwrap(model).get_input_embeddings().weight.device
@@ -725,40 +766,67 @@ def compute_token_logps(model, completions: Sequence[TokenizedCompletion]) -> li
     replaced, so that gradients are synchronised, sharded weights are gathered and adapters work.
     Differentiable when grad is enabled. The model has its own attention back afterwards; a backward
     pass switches it again, since gradient checkpointing runs the layers there once more.
+    Completions whose rotary frequencies differ (`length_class`) have rows of their own.
     Returns one float32 tensor (n_tokens,) per completion, nats.
     """
-    row = build_row(completions)
     inner = unwrap(model)
-    predictors = torch.from_numpy(np.concatenate(row.predictors))
-    targets = torch.from_numpy(np.concatenate(row.targets))
+    groups = by_length_class(inner, completions)
+    by_length = length_class(inner, 1) != ()
+    rows = [build_row([completions[k] for k in group], whole=by_length) for group in groups]
+    n_inputs = [len(row.input_ids) for row in rows]
+    targets = torch.from_numpy(np.concatenate([t for row in rows for t in row.targets]))
 
     def forward(input_ids, position_ids, **_) -> torch.Tensor:
-        hidden = inner.get_decoder()(
-            input_ids=input_ids, position_ids=position_ids, packed_row=row, use_cache=False
-        )[0][0]
-        return head_logps(inner, hidden[predictors.to(hidden.device)], targets.to(hidden.device))
+        predicting = []
+        for row, ids, positions in zip(
+            rows, input_ids.split(n_inputs, dim=1), position_ids.split(n_inputs, dim=1)
+        ):
+            if by_length:
+                forget_lengths(inner)
+            hidden = inner.get_decoder()(
+                input_ids=ids, position_ids=positions, packed_row=row, use_cache=False
+            )[0][0]
+            predictors = torch.from_numpy(np.concatenate(row.predictors))
+            predicting.append(hidden[predictors.to(hidden.device)])
+        hidden = torch.cat(predicting)
+        return head_logps(inner, hidden, targets.to(hidden.device))
 
     device = input_device(inner)
     own = switch_attention(inner)
     try:
         with replaced_forward(inner, forward):
-            logps = model(
-                input_ids=torch.from_numpy(row.input_ids)[None].to(device),
-                position_ids=torch.from_numpy(row.position_ids)[None].to(device),
+            ids, positions = (
+                torch.from_numpy(np.concatenate([getattr(row, name) for row in rows]))[None]
+                for name in ("input_ids", "position_ids")
             )
+            logps = model(input_ids=ids.to(device), position_ids=positions.to(device))
     finally:
         restore_attention(own)
     if logps.requires_grad:
         logps.register_hook(
             lambda _: queue_callback(partial(restore_attention, switch_attention(inner)))
         )
-    return list(logps.split([len(t) for t in row.targets]))
+    parts = iter(logps.split([len(t) for row in rows for t in row.targets]))
+    by_index = {k: next(parts) for group in groups for k in group}
+    return [by_index[k] for k in range(len(completions))]
 
 
 def compute_token_logps_plain(
     model, completions: Sequence[TokenizedCompletion]
 ) -> list[torch.Tensor]:
-    """The same by a right-padded batch through the model's own head: slower, for any causal LM."""
+    """The same by a right-padded batch through the model's own head: slower, for any causal LM.
+
+    Completions whose rotary frequencies differ (`length_class`) have batches of their own.
+    """
+    groups = by_length_class(model, completions)
+    if len(groups) > 1:
+        by_index: dict[int, torch.Tensor] = {}
+        for group in groups:
+            logps = compute_token_logps_plain(model, [completions[k] for k in group])
+            by_index |= dict(zip(group, logps))
+        return [by_index[k] for k in range(len(completions))]
+    if length_class(model, 1):
+        forget_lengths(model)
     device = input_device(model)
     width = max(len(c.ids) for c in completions)
     input_ids = torch.zeros((len(completions), width), dtype=torch.long)
@@ -823,7 +891,8 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
     """Try the segment path on a few examples; return "segments", or "plain: <why not>".
 
     Two completions of each of the shortest examples are compared with plain scoring, one at a time;
-    a model with windowed or chunked attention is also tried on the longest. A model that padding
+    a model with windowed or chunked attention, with rotary frequencies that depend on the length,
+    or with code of its own is also tried on the longest. A model that padding
     disturbs has the path "alone: <why not>". A model that agreed is not tried again.
     Call it under the autocast that scoring will have, since other precisions have other attention
     kernels: a float32 model is then tried without it first, where mistakes show best.
@@ -837,12 +906,14 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
         return "segments"
     order = sorted(range(len(tokenized)), key=lambda i: max(len(c.ids) for c in tokenized[i]))
     config = inner.config.get_text_config()
-    windowed = any(
-        getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")
+    length_matters = (
+        any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+        or length_class(inner, 1) != ()
+        or type(inner).__module__.startswith("transformers_modules")
     )
-    short = [c for i in order[:3] for c in tokenized[i][:2]]
-    long = [c for i in order[-1:] * windowed for c in tokenized[i][:2]]
-    groups = [short, long] if windowed else [short]
+    groups = [[c for i in order[:3] for c in tokenized[i][:2]]]
+    if length_matters:
+        groups.append(list(tokenized[order[-1]][:2]))
     device, weights = input_device(inner), next(inner.parameters()).dtype
     autocast = torch.is_autocast_enabled(device.type)
     path = "segments"
@@ -885,8 +956,9 @@ def compare_paths(model, groups: list[list[TokenizedCompletion]], dtype: torch.d
         if all(difference <= most for difference, most in zip(worst, tolerances)):  # not for NaN
             return "segments"
         reason = f"differs from plain scoring by {max(worst):.3g} nats"
-    padded = compute_token_logps_plain(model, groups[0])
-    kind = "plain" if disagreement(plain[0], padded, rounded) <= tolerances[0] else "alone"
+    padded = iter(compute_token_logps_plain(model, [c for group in groups for c in group]))
+    worst = [disagreement(group, [next(padded) for _ in group], rounded) for group in plain]
+    kind = "plain" if all(d <= most for d, most in zip(worst, tolerances)) else "alone"
     return f"{kind}: {reason}"
 
 

@@ -25,7 +25,7 @@ from log_likelihood import TokenizedCompletion, check_fast_path, count_new_token
 from model_loading import cache_directory
 from result_files import append_json_lines
 
-SCORING = 3  # raise it whenever log_likelihood.py changes a log-likelihood
+SCORING = 4  # raise it whenever log_likelihood.py changes a log-likelihood
 
 
 def hash_model(model) -> str:

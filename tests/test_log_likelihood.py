@@ -2,6 +2,7 @@
 
 import importlib.util
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from log_likelihood import (
     EXAMPLES_PER_CALL,
     TokenizedCompletion,
     build_row,
+    by_length_class,
     check_fast_path,
     compute_token_logps,
+    compute_token_logps_plain,
     deal_batches,
     head_logps,
     jittered_embeddings,
@@ -84,6 +87,53 @@ def test_every_family_equals_brute_force(family):
         for expected, found in zip(example, scores[index]):
             np.testing.assert_allclose(found, expected, atol=1e-3)
     assert np.std([x.mean() for e in truth for x in e]) > 0.05  # the models are not uniform
+
+
+LONGROPE = {
+    **SMALL, "original_max_position_embeddings": 16,
+    "rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
+                        "long_factor": [4.0] * 4, "original_max_position_embeddings": 16},
+}  # fmt: skip
+DYNAMIC = {**SMALL, "max_position_embeddings": 16, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model_type", "config"), [("phi3", LONGROPE), ("llama", DYNAMIC)])
+@pytest.mark.parametrize("path", ["segments", "plain"])
+def test_frequencies_are_those_of_each_completions_own_length(model_type, config, path):
+    """Values and gradients against a new model for each completion; 16 and 17 tokens differ in
+    LongRoPE's factors, and both completions of a prompt may."""
+    tokens = [random.Random(k) for k in range(8)]
+    tokenized = [
+        [TokenizedCompletion(tuple(r.choices(range(2, 600), k=n)), n // 2, False) for n in lengths]
+        for r, lengths in zip(tokens, [(9, 14), (16, 17), (15, 18), (40, 9), (33, 34), (70, 50)])
+    ]
+    for k, (first, second) in enumerate(tokenized):  # a prompt in common
+        start = min(first.start, second.start)
+        tokenized[k] = [replace(c, ids=(*first.ids[:start], *c.ids[start:]), start=start)
+                        for c in (first, second)]  # fmt: skip
+    everyone = [c for example in tokenized for c in example]
+    truth = []
+    for completion in everyone:
+        fresh = make_model(model_type, config)
+        logits = fresh(input_ids=torch.tensor([completion.ids])).logits[
+            0, completion.start - 1 : -1
+        ]
+        targets = torch.tensor(completion.ids[completion.start :])
+        logps = torch.log_softmax(logits, -1).gather(1, targets[:, None])[:, 0]
+        truth.append((logps.detach(), torch.autograd.grad(logps.sum(), fresh.lm_head.weight)[0]))
+    model = make_model(model_type, config)
+    found_path = check_fast_path(model, tokenized)
+    assert found_path == "segments"
+    scored = score(model, tokenized, path)
+    flat = [x for index in range(len(tokenized)) for x in scored[index]]
+    for (expected, _), found in zip(truth, flat, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    compute = compute_token_logps if path == "segments" else compute_token_logps_plain
+    sum(logps.sum() for logps in compute(model, everyone)).backward()
+    torch.testing.assert_close(
+        model.lm_head.weight.grad, sum(g for _, g in truth), atol=1e-3, rtol=1e-3
+    )
+    assert len(by_length_class(model, everyone)) > 1
 
 
 def test_head_slicing_matters_for_softcap_fixture():
