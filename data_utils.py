@@ -766,8 +766,8 @@ def joining(examples: Sequence[PreferenceExample]) -> dict[str, int]:
 def describe_joining(examples: Sequence[PreferenceExample]) -> str:
     """One line that says what joins prompts and completions."""
     names = {"": "nothing", " ": "a space"}
-    counts = [f"{names.get(s, repr(s))} ({n})" for s, n in joining(examples).items()]
-    return f"prompt and completion are joined by {', '.join(counts)}"
+    counts = [f"{names.get(s, repr(s))} ({n} completions)" for s, n in joining(examples).items()]
+    return f"joined to the prompt by {', '.join(counts)}"
 
 
 def fingerprint(examples: Sequence[PreferenceExample]) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from data_utils import LFS_POINTER
+
 BUNDLED_MODEL = "SmolLM2-135M-Instruct"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "sequential")  # accelerate's ways to spread a large model
@@ -47,8 +49,15 @@ def find_bundled_gguf() -> Path:
     )
 
 
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether a file only names the content that Git LFS would put into its place."""
+    with file.open("rb") as content:
+        return content.read(len(LFS_POINTER)) == LFS_POINTER
+
+
 def check_model_path(name: str) -> None:
-    """Raise FileNotFoundError where `name` can only be a local path and nothing is there."""
+    """Raise FileNotFoundError where `name` can only be a local path and nothing is there, and
+    ValueError where Git LFS has not fetched its files."""
     if name == BUNDLED_MODEL:
         find_bundled_gguf()
     elif name.endswith(".gguf") and not Path(name).is_file():
@@ -58,6 +67,9 @@ def check_model_path(name: str) -> None:
             (Path(name) / file).is_file() for file in ("config.json", "adapter_config.json")
         ):
             raise FileNotFoundError(f"{name} holds neither config.json nor adapter_config.json")
+        for file in Path(name).iterdir():
+            if file.suffix in MODEL_SUFFIXES and is_lfs_pointer(file):
+                raise ValueError(f"{file} is a Git LFS pointer: fetch it with `git lfs pull`")
     elif not Path(name).is_file() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise FileNotFoundError(f"no such model directory: {name}")
 

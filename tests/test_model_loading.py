@@ -78,6 +78,9 @@ def test_broken_models_are_one_line(model_copy, tmp_path, capsys):
     assert f"{model_copy}" in error_of(capsys, model_copy, tmp_path)
     edit_config(model_copy, hidden_size=32, model_type="no-such-family")
     assert f"{model_copy}" in error_of(capsys, model_copy, tmp_path)
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "model.safetensors is a Git LFS pointer" in error_of(capsys, model_copy, tmp_path)
+    weights.write_bytes(whole)
     (model_copy / "config.json").write_text("{torn")
     assert f"{model_copy}" in error_of(capsys, model_copy, tmp_path)
 
