@@ -85,6 +85,8 @@ def test_labels_are_the_response_turns(sample_text):
         assert all(b in (a, IGNORED) for a, b in zip(plain["input_ids"], plain["labels"]))
         (ended,), _ = tokenize_texts(tok, [row], None, 512, add_eos=True)
         assert ended["labels"] == [*plain["labels"], tok.eos_token_id]
+        twice = {**row, "text": f"{text}</s>\n"}  # a text that ends with EOS gets no second one
+        assert tokenize_texts(tok, [twice], None, 512, add_eos=True)[0] == [ended]
 
 
 def test_token_across_the_start_of_a_turn_counts(tokenizer):
@@ -125,7 +127,7 @@ def test_other_data_trains_on_the_preferred_completion(tokenizer, tmp_path):
     path = tmp_path / "lists.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     parts, _ = load_training_splits(str(path))
-    texts = sft_texts(parts["train"].examples, " ")
+    texts = sft_texts(parts["train"].examples)
     (first, *_), _ = tokenize_texts(tokenizer, texts, None, 512, add_eos=False)
     assert decode_trained(tokenizer, first) == [" good"]
 
@@ -134,7 +136,7 @@ def test_other_data_trains_on_the_preferred_completion(tokenizer, tmp_path):
 def test_loss_and_packing_without_contamination(tiny_model_directory, tokenizer, tmp_path):
     """The packed and the padded loss both equal cross-entropy by hand in float64, text by text."""
     parts, _ = load_training_splits("sample")
-    texts = sft_texts(parts["validation"].examples, "")
+    texts = sft_texts(parts["validation"].examples)
     rows, _ = tokenize_texts(tokenizer, texts, None, 256, add_eos=False)
     model = AutoModelForCausalLM.from_pretrained(tiny_model_directory)
     nll, n = 0.0, 0
