@@ -262,6 +262,27 @@ def test_existing_output_and_other_configuration_are_refused(
     assert {f.name: f.read_bytes() for f in uninterrupted.iterdir()} == before
 
 
+def test_changed_labels_are_not_resumed(tiny_model_directory, tmp_path, capsys):
+    """Ranks flipped in the file between a kill and the same command: other data, not a resume."""
+    data = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"Q{k}", "completions": ["yes", "no"], "ranks": [1, 2]} for k in range(6)]
+    write_json_lines(data, rows)
+    arguments = flags(tiny_model_directory, tmp_path, "--dataset", data)
+    run(*arguments)
+    first = read_json_lines(tmp_path / "run.jsonl")
+    assert first[0]["joined_by"] == {" ": 12}
+    assert "joined to the prompt by a space (12 completions)" in capsys.readouterr().err
+    (tmp_path / "run.jsonl").unlink()  # as a kill at the end leaves it
+    write_json_lines(data, [{**row, "ranks": [2, 1]} for row in rows])
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    assert stop.value.code == 2 and "(datasets differ)" in capsys.readouterr().err
+    run(*arguments, "--overwrite")
+    second = read_json_lines(tmp_path / "run.jsonl")
+    for a, b in zip(first, second, strict=True):
+        assert a["distance_metric_value_mean"] == 1 - b["distance_metric_value_mean"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -8,8 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from result_files import release_outputs
-from training_directory import checkpoint_fault, claim_directory, last_checkpoint, mark_run
+from data_utils import load_preferences
+from result_files import release_outputs, write_json_lines
+from training_directory import (
+    checkpoint_fault,
+    claim_directory,
+    last_checkpoint,
+    mark_run,
+    run_description,
+)
 
 SETTINGS = {"beta": 0.1, "n_processes": 1}
 
@@ -43,6 +50,17 @@ def test_an_unfinished_run_goes_on_with_or_without_overwrite(tmp_path):
     assert claim(folder) == claim(folder, overwrite=True) == str(last)
     with pytest.raises(ValueError, match=r"other settings \(n_processes differ\)"):
         claim(folder, {**SETTINGS, "n_processes": 2})
+
+
+def test_changed_labels_are_other_settings(tmp_path):
+    row, described = {"prompt": "p", "completions": ["a", "b"]}, []
+    for ranks in ([1, 2], [2, 1]):
+        write_json_lines(tmp_path / "data.jsonl", [{**row, "ranks": ranks}])
+        parts = {"train": load_preferences(str(tmp_path / "data.jsonl"))}
+        described.append(run_description(model_names=[], revision=None, parts=parts))
+    claim(tmp_path / "run", described[0])
+    with pytest.raises(ValueError, match=r"other settings \(data_fingerprints differ\)"):
+        claim(tmp_path / "run", described[1])
 
 
 def test_overwrite_discards_what_a_run_wrote_and_nothing_else(tmp_path):
