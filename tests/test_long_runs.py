@@ -1,4 +1,4 @@
-"""Slow tests: kills at random moments, 20 000 examples, a stopped training run, the same numbers
+"""Slow tests: kills at random moments, memory of long runs, a stopped training run, the same numbers
 whatever the batches."""
 
 import json
@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from test_calculate_calibration_metrics import assert_same_results
 from test_dpo import command, history
 from test_peers import NEEDS_SMOLLM2
 
+from data_utils import SAMPLE_FILE
 from ranking_dynamics import read_dynamics
 from result_files import read_json_lines, write_json_lines
 
@@ -218,47 +218,55 @@ def test_a_full_disk_in_training_is_one_line(kilobytes, tiny_model_directory, tm
     assert again.returncode == 0, again.stderr[-3000:]
 
 
-def resident(pid: int) -> tuple[float, int]:
-    """Resident memory in MiB, and open files."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024, len(os.listdir(f"/proc/{pid}/fd"))
+def dialogues(n: int) -> list[dict]:
+    """Pairs of the lengths of HH-RLHF's (in characters, log-normal), all of them different."""
+    rng = np.random.default_rng(0)
+    words = Path(SAMPLE_FILE).read_text(encoding="utf-8")[:20_000].replace("\n", " ")
+
+    def text(mean: float, spread: float) -> str:
+        length = min(int(rng.lognormal(mean, spread)) + 3, 4000)
+        return words[(first := rng.integers(0, 15_000)) : first + length].replace("Assistant:", "")
+
+    rows = []
+    for k in range(n):
+        prompt = f"\n\nHuman: {k} {text(5.86, 1.18)}\n\nAssistant:"
+        rows.append(
+            {side: f"{prompt} {side} {text(5.21, 1.09)}" for side in ("chosen", "rejected")}
+        )
+    return rows
 
 
-def test_20_000_examples_in_flat_memory(tiny_model_directory, tmp_path):
-    """Memory grows by what the records themselves need, files stay as many, progress is right."""
-    rows = [{"prompt": f"Question {k}:", "chosen": f" yes, {k} it is", "rejected": f" no {k}"} for k in range(20_000)]  # fmt: skip
-    write_json_lines(tmp_path / "many.jsonl", rows)
-    process = subprocess.Popen(
-        [str(x) for x in (
-            sys.executable, "calculate_calibration_metrics.py", "--lm-name-or-path", tiny_model_directory,
-            "--dataset", tmp_path / "many.jsonl", "--sample-size", "-1", "--output-dir", tmp_path,
-            "--output-filename", "run.jsonl")],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
-    stderr: list[str] = []
-    reader = threading.Thread(target=lambda: stderr.append(process.stderr.read()))
-    reader.start()
-    samples = []
-    examples = tmp_path / "run.examples.jsonl"
-    while process.poll() is None:
-        if examples.exists():
-            try:
-                samples.append((examples.stat().st_size, *resident(process.pid)))
-            except (FileNotFoundError, ProcessLookupError, TypeError):
-                break  # it has just ended
-        time.sleep(0.5)
-    process.wait()
-    reader.join()
-    assert process.returncode == 0, stderr[0][-2000:]
-    size = examples.stat().st_size
-    during = [s for s in samples if 0.1 * size < s[0] < size]
-    written, memory, files = np.array(during).T
-    n_examples = written / size * 20_000
-    slope = np.polyfit(n_examples, memory, 1)[0] * 1024  # KiB per example
-    print(f"memory: {memory[0]:.0f} to {memory[-1]:.0f} MiB, {slope:.1f} KiB per example")
-    assert slope < 8 and files.max() - files.min() <= 2
-    last = re.findall(r"(\d+)/20000 examples", stderr[0])[-1]
-    assert last == "20000" and re.search(r"scoring: 100%", stderr[0])
-    assert read_json_lines(tmp_path / "run.jsonl")[0]["n"] == 20_000
+def test_memory_grows_by_what_examples_hold(tiny_model_directory, tmp_path):
+    """Of a whole run, from reading to summary and picture: no more than 32 KiB an example, of which
+    the texts are 2; files stay as many, progress is right."""
+    peaks = {}
+    for n in (2_000, 8_000):
+        write_json_lines(tmp_path / f"{n}.jsonl", dialogues(n))
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(
+                [str(x) for x in (
+                    sys.executable, "calculate_calibration_metrics.py", "--lm-name-or-path", tiny_model_directory,
+                    "--dataset", tmp_path / f"{n}.jsonl", "--sample-size", "-1", "--output-dir", tmp_path,
+                    "--output-filename", f"run{n}.jsonl")],
+                cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log)  # fmt: skip
+            examples, during, ended = tmp_path / f"run{n}.examples.jsonl", [], 0
+            while not ended:
+                if examples.exists():
+                    open_files = len(os.listdir(f"/proc/{process.pid}/fd"))
+                    during.append((examples.stat().st_size, open_files))
+                time.sleep(0.1)
+                ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        stderr = (tmp_path / "log").read_text()
+        assert status == 0, stderr[-2000:]
+        size = examples.stat().st_size
+        files = [n_files for written, n_files in during if 0.1 * size < written < size]
+        assert max(files) - min(files) <= 2
+        assert re.findall(r"(\d+)/\d+ examples", stderr)[-1] == str(n)
+        assert read_json_lines(tmp_path / f"run{n}.jsonl")[0]["n"] == n
+        peaks[n] = usage.ru_maxrss
+    slope = (peaks[8_000] - peaks[2_000]) / 6_000
+    print(f"peak memory: {peaks} KiB, {slope:.1f} KiB per example")
+    assert slope < 32
 
 
 @NEEDS_SMOLLM2
