@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 TIE_EPSILON = 0.01  # Def. C.1
+DRAWS_AT_ONCE = 2**20  # of a bootstrap: 24 MiB in all, whatever the number of clusters (up to it)
 
 
 def ranking_accuracy(scores: Sequence[float], ranks: Sequence[int]) -> bool:
@@ -131,7 +132,8 @@ def clustered_bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of Σ numerators / Σ denominators when whole clusters are resampled.
 
-    For a mean, the denominators are ones. A single cluster gives (NaN, NaN).
+    For a mean, the denominators are ones. A single cluster gives (NaN, NaN). Resamples are drawn
+    `DRAWS_AT_ONCE` clusters at a time, which changes no random number.
     """
     _, owner = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.bincount(owner, weights=np.asarray(numerators, dtype=float))
@@ -146,6 +148,7 @@ def clustered_bootstrap_interval(
         method="percentile",
         confidence_level=level,
         n_resamples=n_resamples,
+        batch=max(1, DRAWS_AT_ONCE // len(sums)),
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
