@@ -79,6 +79,13 @@ def pairwise_accuracy(scores: Sequence[float], ranks: Sequence[int]) -> tuple[in
     return correct, len(untied)
 
 
+def exact_ties(scores: Sequence[float], ranks: Sequence[int]) -> int:
+    """Untied pairs whose finite scores are exactly equal. Def. 2.3 (≥) counts those of two
+    completions, and those of `pairwise_accuracy`, as right; a longer list is wrong."""
+    finite = np.isfinite(scores)
+    return sum(bool(finite[i] and scores[i] == scores[j]) for i, j in untied_pairs(ranks))
+
+
 def top1_accuracy(scores: Sequence[float], ranks: Sequence[int]) -> bool:
     """Whether the single highest-scored completion is (one of) the best ranked."""
     if not np.all(np.isfinite(scores)):

@@ -13,6 +13,7 @@ from ranking_metrics import (
     chance_level,
     clustered_bootstrap_interval,
     exact_mcnemar,
+    exact_ties,
     pairwise_accuracy,
     rank_correlation,
     ranking_accuracy,
@@ -84,6 +85,12 @@ def test_pairwise_and_top1():
     assert top1_accuracy([-1.0, -3.0, -2.0], [1, 2, 3])
     assert top1_accuracy([-2.0, -1.0, -3.0], [1, 1, 3])  # either of the best will do
     assert not top1_accuracy([-1.0, -1.0], [1, 2])
+
+
+def test_exact_ties_are_untied_pairs_of_equal_finite_scores():
+    assert exact_ties([-1.0, -1.0], [1, 2]) == 1 and exact_ties([-1.0, -1.0], [1, 1]) == 0
+    assert exact_ties([-1.0, -1.0, -1.0, -2.0], [1, 2, 2, 3]) == 2  # (0,1), (0,2); (1,2) is tied
+    assert exact_ties([-math.inf, -math.inf], [1, 2]) == exact_ties([math.nan] * 2, [1, 2]) == 0
 
 
 def test_correlations_are_scipys_with_the_better_rank_higher():
