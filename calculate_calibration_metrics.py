@@ -21,7 +21,7 @@ from datetime import timedelta
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,10 +37,12 @@ from command_line import (
 from data_utils import (
     DATASETS,
     PreferenceData,
+    PreferenceExample,
     describe_joining,
     fingerprint,
     joining,
     load_preferences,
+    split_name,
 )
 from model_loading import (
     DEVICE_MAPS,
@@ -51,7 +53,6 @@ from model_loading import (
     check_model_path,
     check_revision,
     commit_of,
-    is_local,
     model_fingerprint,
     resolve_dtype,
 )
@@ -64,8 +65,10 @@ from result_files import (
     part_file,
     part_files,
     prepare_outputs,
+    read_config,
     read_json_lines,
     row_key,
+    scoring_label,
     write_json_lines,
 )
 from wandb_runs import check_wandb, finishing_wandb, start_wandb
@@ -73,6 +76,11 @@ from wandb_runs import check_wandb, finishing_wandb, start_wandb
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 NORMALIZATIONS = ("length-normalized", "non-length-normalized")
 Record = dict[str, Any]
+
+
+def dataset_label(name: str, split: str | None) -> str:
+    """How lines and tables name a dataset."""
+    return f"{name} ({split})" if split else name
 
 
 # ---------------------------------------------------------------------------- metrics of records
@@ -90,7 +98,8 @@ def record_scores(record: Record, normalization: str) -> list[float]:
 def example_metrics(
     records: list[Record], normalization: str, include_ties: bool
 ) -> dict[str, dict]:
-    """metric → lists over examples: numerators, denominators (defined examples only), p-values."""
+    """metric → lists over examples: numerators, denominators (defined examples only), p-values, and
+    what of the numerators is owed to exact ties."""
     accuracy = (
         ranking_metrics.ranking_accuracy_with_ties
         if include_ties
@@ -99,9 +108,13 @@ def example_metrics(
     metrics: dict[str, dict] = {}
 
     def add(
-        name: str, record: Record, numerator: float, denominator: float = 1, p: float | None = None
-    ):
-        entry = metrics.setdefault(name, {"top": [], "bottom": [], "clusters": [], "p": []})
+        name: str, record: Record, numerator: float, denominator: float = 1,
+        p: float | None = None, by_ties: float = 0,
+    ):  # fmt: skip
+        entry = metrics.setdefault(
+            name, {"top": [], "bottom": [], "clusters": [], "p": [], "by_ties": 0}
+        )
+        entry["by_ties"] += by_ties
         entry["top"].append(float(numerator))
         entry["bottom"].append(float(denominator))
         entry["clusters"].append(record["prompt_id"])
@@ -110,13 +123,15 @@ def example_metrics(
 
     for record in records:
         scores, ranks = record_scores(record, normalization), record["ranks"]
-        add("acc", record, accuracy(scores, ranks))
+        n_equal = ranking_metrics.exact_ties(scores, ranks)
+        correct = accuracy(scores, ranks)
+        add("acc", record, correct, by_ties=correct and n_equal > 0)
         if include_ties:
             literal = ranking_metrics.ranking_accuracy_with_literal_ties(scores, ranks)
-            add("acc_literal_ties", record, literal)
-        correct, n_pairs = ranking_metrics.pairwise_accuracy(scores, ranks)
+            add("acc_literal_ties", record, literal, by_ties=literal and n_equal > 0)
+        n_correct, n_pairs = ranking_metrics.pairwise_accuracy(scores, ranks)
         if n_pairs:
-            add("pairwise_acc", record, correct, n_pairs)
+            add("pairwise_acc", record, n_correct, n_pairs, by_ties=n_equal)
             add("top1", record, ranking_metrics.top1_accuracy(scores, ranks))
         if len(ranks) > 2:
             for kind in ("spearmanr", "kendalltau"):
@@ -126,16 +141,26 @@ def example_metrics(
     return metrics
 
 
+def is_cut(record: Record) -> bool:
+    """Whether the prompt lost its beginning."""
+    return any(completion.get("truncated") for completion in record["completions"])
+
+
 def summarize_dataset(
     records: list[Record], common: Record, include_ties: bool, seed: int
 ) -> list[Record]:
     """Summary rows of one dataset: normalization × metric, with chance and 95 % intervals."""
     n_non_finite = sum(any(c["logp"] is None for c in record["completions"]) for record in records)
     n_ties = sum(len(set(record["ranks"])) < len(record["ranks"]) for record in records)
+    n_truncated = sum(is_cut(record) for record in records)
     sizes = [len(record["ranks"]) for record in records]
     chance = float(np.mean([ranking_metrics.chance_level(record["ranks"]) for record in records]))
     rows = []
     for normalization in NORMALIZATIONS:
+        n_equal = sum(
+            ranking_metrics.exact_ties(record_scores(record, normalization), record["ranks"])
+            for record in records
+        )
         for metric, entry in example_metrics(records, normalization, include_ties).items():
             top, bottom = np.array(entry["top"]), np.array(entry["bottom"])
             values = (top / bottom).tolist()
@@ -154,6 +179,10 @@ def summarize_dataset(
                     "calib_property": f"ranking_{normalization}",
                     "distance_metric": metric,
                     "distance_metric_value_mean": float(top.sum() / bottom.sum()),
+                    "n_exact_ties": n_equal,
+                    "mean_if_exact_ties_are_wrong": float(
+                        (top.sum() - entry["by_ties"]) / bottom.sum()
+                    ),
                     "n": len(values),
                     "chance": chance if metric == "acc" and not include_ties else None,
                     "wilson_95": wilson,
@@ -163,6 +192,7 @@ def summarize_dataset(
                     "k_max": max(sizes),
                     "n_examples_with_ties": n_ties,
                     "n_non_finite": n_non_finite,
+                    "n_truncated_prompts": n_truncated,
                     "example_distance_metric_values": values,
                     "example_p_values": entry["p"] or None,
                     "share_p_below_0.05": float(np.mean(np.array(entry["p"]) < 0.05))
@@ -174,30 +204,37 @@ def summarize_dataset(
 
 
 def compare_runs(records: list[Record], other: list[Record]) -> list[Record]:
-    """Exact McNemar test per dataset and normalization on the examples both runs scored."""
-    by_key = {(record["dataset"], record["id"]): record for record in other}
+    """Exact McNemar test per dataset, split and normalization on the examples both runs scored;
+    `if_exact_ties_are_wrong` holds the counts and p-value without those of Def. 2.3."""
+    by_key = {row_key(record): record for record in other}
+    groups: dict[tuple, list[tuple[Record, Record]]] = {}
+    for record in records:
+        if row_key(record) in by_key and len(set(record["ranks"])) > 1:
+            pair = (record, by_key[row_key(record)])
+            groups.setdefault((record["dataset"], record["split"]), []).append(pair)
     rows = []
-    for dataset, group in groupby(records, key=lambda record: record["dataset"]):
-        pairs = [(r, by_key[dataset, r["id"]]) for r in group if (dataset, r["id"]) in by_key]
-        pairs = [(a, b) for a, b in pairs if len(set(a["ranks"])) > 1]
-        for normalization in NORMALIZATIONS if pairs else ():
-            outcomes = [
-                [
-                    ranking_metrics.ranking_accuracy(record_scores(r, normalization), r["ranks"])
-                    for r in pair
-                ]
-                for pair in pairs
-            ]
-            ours, theirs = zip(*outcomes)
-            only_ours, only_theirs, p_value = ranking_metrics.exact_mcnemar(ours, theirs)
+    for (dataset, split), pairs in groups.items():
+        for normalization in NORMALIZATIONS:
+            correct: tuple[list[bool], list[bool]] = ([], [])
+            equal: tuple[list[bool], list[bool]] = ([], [])
+            for pair in pairs:
+                for side, record in enumerate(pair):
+                    scores = record_scores(record, normalization), record["ranks"]
+                    correct[side].append(ranking_metrics.ranking_accuracy(*scores))
+                    equal[side].append(ranking_metrics.exact_ties(*scores) > 0)
+            strict = [np.array(c) & ~np.array(e) for c, e in zip(correct, equal)]
+            names = ("only_this_correct", "only_other_correct", "p_value")
             rows.append(
                 {
                     "dataset": dataset,
+                    "split": split,
                     "calib_property": f"ranking_{normalization}",
                     "n": len(pairs),
-                    "only_this_correct": only_ours,
-                    "only_other_correct": only_theirs,
-                    "p_value": p_value,
+                    **dict(zip(names, ranking_metrics.exact_mcnemar(*correct))),
+                    "n_exact_ties": [sum(side) for side in equal],
+                    "if_exact_ties_are_wrong": dict(
+                        zip(names, ranking_metrics.exact_mcnemar(*strict))
+                    ),
                 }
             )
     return rows
@@ -243,6 +280,7 @@ def load_examples(path: str) -> list[Record]:
         "id",
         "prompt_id",
         "dataset",
+        "split",
         "row",
         "ranks",
         "votes",
@@ -256,6 +294,110 @@ def load_examples(path: str) -> list[Record]:
     if not records:
         raise ValueError(f"{path}: no rows")
     return sorted(records, key=lambda record: (record["dataset"], record["row"], record["id"]))
+
+
+def config_beside(path: str, records: list[Record]) -> Record | None:
+    """How an examples file was scored, by the config beside it; None, and a line that says so,
+    where there is none, or that of other rows."""
+    file = Path(path.removesuffix(".examples.jsonl") + ".config.json")
+    config = read_config(file)
+    if {record.get("config_hash") for record in records} == {hash_config(config)}:
+        return config
+    announce(
+        f"{path}: no {file.name} beside it that belongs to it: how it was scored (template, EOS, "
+        "separator, length, ties) could not be checked"
+    )
+    return None
+
+
+def scoring_settings(config: Record | None, name: str, split: str | None) -> Record:
+    """What a summary row says of how its texts were made; null where nobody knows."""
+    settings: Record = {
+        key: (config or {}).get(key)
+        for key in ("chat_template", "add_eos", "max_length", "sample_size")
+    }
+    return {**settings, "separator": separator_of(config, name, split)}
+
+
+def separator_of(config: Record | None, name: str, split: str | None) -> Any:
+    """What joined prompt and completion of a dataset; null under a chat template."""
+    entries = [] if config is None or config.get("chat_template") else config["datasets"]
+    found = [e["separator"] for e in entries if (e["name"], e["split"]) == (name, split)]
+    return found[0] if found else None
+
+
+def planned_records(datasets: list[PreferenceData]) -> list[Record]:
+    """The examples of a run that is yet to score them, with what of a record is known by then."""
+    return [
+        {
+            "dataset": data.name,
+            "split": data.split,
+            "id": example.id,
+            "row": example.row,
+            "prompt": example.prompt,
+            "ranks": list(example.ranks),
+            "votes": recorded_votes(example),
+            "completions": [{"text": text} for text in example.completions],
+        }
+        for data in datasets
+        for example in data.examples
+    ]
+
+
+class Run(NamedTuple):
+    """Rows of a run (planned, or read from a file) and how they are scored (None: not known)."""
+
+    name: str
+    records: list[Record]
+    config: Record | None
+    planned: bool
+
+
+def check_comparable(first: Run, second: Run) -> None:
+    """Raise ValueError where two runs scored an example, but not as the same text, or not with the
+    same ranks and votes. A line says what else differs."""
+    rows = {row_key(record): record for record in second.records}
+    pairs = [(r, rows[row_key(r)]) for r in first.records if row_key(r) in rows]
+    for a, b in pairs:
+        for key in ("prompt", "completions", "ranks", "votes"):
+            values = [[c["text"] for c in r[key]] if key == "completions" else r[key]
+                      for r in (a, b)]  # fmt: skip
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"{dataset_label(a['dataset'], a['split'])}, row {a['row']}: its {key} differ "
+                    f"between {first.name} and {second.name}: score the same data"
+                )
+    one, two = first.config, second.config
+    if one is None or two is None or not pairs:
+        return
+
+    def refuse(setting: str, values: tuple) -> None:
+        said = " and ".join(
+            f"{run.name} with {setting} {json.dumps(value)}"
+            for run, value in zip((first, second), values)
+        )
+        raise ValueError(f"not the same text: {said}: score both alike")
+
+    for key in ("chat_template", "add_eos"):
+        if one.get(key) != two.get(key):
+            refuse(key, (one.get(key), two.get(key)))
+    for name, split in dict.fromkeys((a["dataset"], a["split"]) for a, _ in pairs):
+        separators = [separator_of(config, name, split) for config in (one, two)]
+        if separators[0] != separators[1]:
+            refuse(f"{name}: separator", tuple(separators))
+    limits = [config.get("max_length") or math.inf for config in (one, two)]
+    cut = any(map(is_cut, (record for pair in pairs for record in pair)))
+    tighter = first if limits[0] < limits[1] else second
+    if limits[0] != limits[1] and (cut or tighter.planned):
+        refuse("max_length", (one.get("max_length"), two.get("max_length")))
+    harmless = [
+        f"{key} {one.get(key)} and {two.get(key)}"
+        for key in ("dtype", "quantization", "sample_size", "seed", "include_ties")
+        if one.get(key) != two.get(key)
+    ]
+    if harmless:
+        announce(f"{first.name} and {second.name} differ in {', '.join(harmless)}; the same "
+                 f"{len(pairs)} examples are in both")  # fmt: skip
 
 
 def load_datasets(args: argparse.Namespace) -> list[PreferenceData]:
@@ -277,7 +419,7 @@ def load_datasets(args: argparse.Namespace) -> list[PreferenceData]:
         if not args.chat_template:
             messages.append(describe_joining(data.examples))
         for message in messages:
-            announce(f"{data.name}: {message}")
+            announce(f"{dataset_label(data.name, data.split)}: {message}")
         if any((data.name, data.split) == (other.name, other.split) for other in loaded):
             raise ValueError(
                 f"--dataset {spec}: {data.name} with this split is given twice (configurations: "
@@ -287,9 +429,13 @@ def load_datasets(args: argparse.Namespace) -> list[PreferenceData]:
     return loaded
 
 
-def run_config(args: argparse.Namespace, datasets: list[PreferenceData], model_name: str) -> Record:
+def run_config(
+    args: argparse.Namespace,
+    datasets: list[PreferenceData],
+    model_name: str,
+    revision: str | None,
+) -> Record:
     """Everything the log-likelihoods depend on; a resumed run must have the same."""
-    revision = None if is_local(model_name) else args.revision
     return {
         "model": model_name,
         "revision": revision,
@@ -354,6 +500,10 @@ def score_to_file(
         trust_remote_code=args.trust_remote_code, allow_pickle=args.allow_pickle,
     )  # fmt: skip
     limits = [limit for limit in (args.max_length, context_length(model)) if limit is not None]
+    if args.max_length is not None and min(limits) < args.max_length:
+        announce(
+            f"--max-length {args.max_length} does nothing: the model takes {min(limits)} tokens"
+        )
     examples = [
         (number, example) for number, data in enumerate(datasets) for example in data.examples
     ]
@@ -386,6 +536,8 @@ def score_to_file(
     if done:
         announce(f"resuming: {len(done)} of {len(examples)} examples were scored before")
     path = check_fast_path(model, tokenized)
+    if args.attn_implementation is not None and path == "segments":
+        announce("--attn-implementation does nothing: this model takes the segments path")
     if path != "segments":
         logging.warning(
             "shared-prefix scoring is off for this model (%s); plain batches instead", path
@@ -457,10 +609,15 @@ def score_to_file(
         "path": path,
         "n_processes": n_processes,
         "model_commit": commit,
-        "n_truncated_prompts": n_truncated,
         "dropped": dropped,
     }
     return [records[key] for key in keys if key in records], facts
+
+
+def recorded_votes(example: PreferenceExample) -> dict[str, list[float]] | None:
+    """Votes as the examples file has them: "i,j" → the two counts."""
+    votes = example.votes or {}
+    return {f"{i},{j}": list(counts) for (i, j), counts in votes.items()} or None
 
 
 def example_record(
@@ -479,7 +636,7 @@ def example_record(
         "config_hash": config_hash,
         "prompt": example.prompt,
         "ranks": list(example.ranks),
-        "votes": {f"{i},{j}": v for (i, j), v in example.votes.items()} if example.votes else None,
+        "votes": recorded_votes(example),
         "completions": [
             {
                 "text": text,
@@ -503,7 +660,8 @@ def print_table(rows: list[Record]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Ranking accuracy, % [95 % interval]")
+    how = scoring_label(rows[0])
+    table = Table(title="Ranking accuracy, % [95 % interval]" + (f"; {how}" if how else ""))
     for column in ("dataset", "K", "n", "R̃ (per token)", "R (summed)", "chance", "dropped", "ties"):
         table.add_column(column, justify="left" if column == "dataset" else "right")
     accuracies = [row for row in rows if row["distance_metric"] == "acc"]
@@ -511,8 +669,7 @@ def print_table(rows: list[Record]) -> None:
         normalized, summed = pair
         low, high = summed["k_min"], summed["k_max"]
         table.add_row(
-            summed["dataset_name"]
-            + (f" ({summed['dataset_split']})" if summed["dataset_split"] else ""),
+            dataset_label(summed["dataset_name"], summed["dataset_split"]),
             str(low) if low == high else f"{low}–{high}",
             str(summed["n"]),
             *(
@@ -526,10 +683,54 @@ def print_table(rows: list[Record]) -> None:
         )
     console = Console(width=None if sys.stdout.isatty() else 132, markup=False)
     console.print(table)
-    for dataset, n in {row["dataset_name"]: row["n_non_finite"] for row in rows}.items():
+    for row in accuracies[::2]:
+        where, n = dataset_label(row["dataset_name"], row["dataset_split"]), row["n_non_finite"]
         if n:
             console.print(
-                f"{dataset}: {n} examples with a non-finite log-likelihood, counted as wrong"
+                f"{where}: {n} examples with a non-finite log-likelihood, counted as wrong"
+            )
+    report_exact_ties(rows)
+
+
+def report_exact_ties(rows: list[Record]) -> None:
+    """A line where untied pairs have exactly equal scores, and a warning where they decide."""
+    for row in rows:
+        metric, kind = row["distance_metric"], row["calib_property"].removeprefix("ranking_")
+        where = f"{dataset_label(row['dataset_name'], row['dataset_split'])}, {kind}"
+        value, strict = row["distance_metric_value_mean"], row["mean_if_exact_ties_are_wrong"]
+        if metric == "acc" and row["n_exact_ties"]:
+            print(f"{where}: {row['n_exact_ties']} untied pairs have exactly equal scores")
+        if strict < value and (metric == "acc" or (metric == "pairwise_acc" and row["k_max"] > 2)):
+            logging.warning(
+                "%s: exact ties decide %s: %.1f %% as Def. 2.3 counts them (right), %.1f %% if "
+                "they were wrong", where, metric, 100 * value, 100 * strict,
+            )  # fmt: skip
+
+
+def announce_uneven_cuts(records: list[Record], other: list[Record]) -> None:
+    """A line where a prompt lost its beginning in one of two runs only."""
+    by_key = {row_key(record): is_cut(record) for record in other}
+    n = sum(is_cut(r) != by_key[row_key(r)] for r in records if row_key(r) in by_key)
+    if n:
+        announce(f"{n} prompts were cut from the left in one of the two runs only")
+
+
+def print_comparison(records: list[Record], other: list[Record], name: str) -> None:
+    """McNemar's test against another run, and without exact ties where there are any."""
+    announce_uneven_cuts(records, other)
+    comparisons = compare_runs(records, other)
+    if not comparisons:
+        print(f"McNemar: no example of this run is in {name}")
+    for row in comparisons:
+        where = f"{dataset_label(row['dataset'], row['split'])}, {row['calib_property']}"
+        kinds = [("", row)]
+        if any(row["n_exact_ties"]):
+            kinds.append((", exact ties counted as wrong", row["if_exact_ties_are_wrong"]))
+        for kind, found in kinds:
+            counts = [found[f"only_{side}_correct"] for side in ("this", "other")]
+            print(
+                f"McNemar, {where}{kind}: {counts[0]} only here, {counts[1]} only there, of "
+                f"{row['n']}; exact p = {found['p_value']:.3g}"
             )
 
 
@@ -539,14 +740,20 @@ def log_to_wandb(run, rows: list[Record], records: list[Record], picture: Path) 
 
     columns = [
         "dataset_name",
+        "dataset_split",
         "calib_property",
         "distance_metric",
         "distance_metric_value_mean",
         "n",
         "chance",
     ]
+    splits = {(row["dataset_name"], row["dataset_split"]) for row in rows}
+    names = [name for name, _ in splits]
     for row in rows:
-        key = f"{row['dataset_name']}/{row['calib_property']}/{row['distance_metric']}"
+        name = row["dataset_name"]
+        if names.count(name) > 1:
+            name = dataset_label(name, row["dataset_split"])
+        key = f"{name}/{row['calib_property']}/{row['distance_metric']}"
         run.summary[key] = row["distance_metric_value_mean"]
     examples = [
         [r["dataset"], r["id"], r["prompt"], json.dumps(r["ranks"]),
@@ -555,7 +762,7 @@ def log_to_wandb(run, rows: list[Record], records: list[Record], picture: Path) 
          json.dumps([c["n_tokens"] for c in r["completions"]])]
         for r in records
     ]  # fmt: skip
-    names = [
+    titles = [
         "dataset",
         "id",
         "prompt",
@@ -569,7 +776,7 @@ def log_to_wandb(run, rows: list[Record], records: list[Record], picture: Path) 
             "ranking_accuracy": wandb.Table(
                 columns=columns, data=[[row[c] for c in columns] for row in rows]
             ),
-            "examples": wandb.Table(columns=names, data=examples),
+            "examples": wandb.Table(columns=titles, data=examples),
             "figure": wandb.Image(str(picture)),
         }
     )
@@ -675,7 +882,41 @@ def check_scoring_arguments(args: argparse.Namespace, default_datasets: list[str
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise ValueError(f"--{flag.replace('_', '-')} {value}: give a positive number")
+    if args.separator is not None and args.chat_template:
+        raise ValueError("--separator: --chat-template joins prompt and completion, give one")
+    if args.stream_shuffle_buffer < 0:
+        raise ValueError(f"--stream-shuffle-buffer {args.stream_shuffle_buffer}: give 0 or more")
     args.dataset = args.dataset or default_datasets
+    check_data_flags(args)
+
+
+def check_data_flags(args: argparse.Namespace) -> None:
+    """Raise ValueError for a flag that does nothing on any dataset of the run; a line where it does
+    nothing on some. --data-dir and --seed only get the line: the one says where to look, the other
+    seeds the bootstrap as well."""
+    whole = args.sample_size is None
+    idle: dict[str, list[str]] = {}
+    for spec in args.dataset:
+        name, _, split = split_name(spec)
+        source = DATASETS.get(name)
+        own = name == "sample" or (source is None and Path(name).exists())
+        streamed = source is not None and source.streamed and args.data_dir is None and not whole
+        first_rows = source is not None and source.streamed and not (
+            streamed and args.stream_shuffle_buffer
+        )  # fmt: skip
+        for flag, does_nothing in (
+            ("--split (it names one)", args.split is not None and split is not None),
+            ("--data-dir (a file of its own)", args.data_dir is not None and own),
+            ("--stream-shuffle-buffer (not streamed)", args.stream_shuffle_buffer and not streamed),
+            ("--seed (all, or the first rows, are taken)", args.seed and (whole or first_rows)),
+        ):
+            if does_nothing:
+                idle.setdefault(flag, []).append(spec)
+    for flag, specs in idle.items():
+        message = f"{flag} does nothing for {', '.join(specs)}"
+        if len(specs) == len(args.dataset) and not flag.startswith(("--data-dir", "--seed")):
+            raise ValueError(message)
+        announce(message + ("; it seeds the bootstrap" if flag.startswith("--seed") else ""))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -694,6 +935,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     check_scoring_arguments(args, list(DATASETS))
     other = load_examples(args.compare) if args.compare else None
+    other_config = config_beside(args.compare, other) if other is not None else None
     check_model_path(args.lm_name_or_path)
     paths = output_paths(args.output_dir, args.output_filename)
     check_inputs(paths, [*args.dataset, args.compare])
@@ -701,9 +943,14 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{paths['summary']} exists: choose another --output-filename or pass --overwrite"
         )
-    check_revision([args.lm_name_or_path], args.revision)
+    check_revision("--revision", args.revision, args.lm_name_or_path)
     datasets = load_datasets(args)
-    config = run_config(args, datasets, args.lm_name_or_path)
+    config = run_config(args, datasets, args.lm_name_or_path, args.revision)
+    if other is not None:
+        ours = Run("this run", planned_records(datasets), config, planned=True)
+        check_comparable(ours, Run(args.compare, other, other_config, planned=False))
+        if not {*map(row_key, ours.records)} & {*map(row_key, other)}:
+            raise ValueError(f"--compare {args.compare}: it has no example of this run")
     earlier = prepare_outputs_once(paths, config, args.overwrite)
     records, facts = score_to_file(args, datasets, config, paths["examples"], earlier)
     if process_rank() > 0:
@@ -723,12 +970,14 @@ def main(args: argparse.Namespace) -> None:
             "seed": args.seed,
             "revision": args.revision,
             "config_hash": hash_config(config),
+            **scoring_settings(config, data.name, data.split),
             **facts,
             "versions": {name: version(name) for name in LIBRARIES},
         }
         chosen = [r for r in records if (r["dataset"], r["split"]) == (data.name, data.split)]
         if not chosen:
-            print(f"{data.name}: no example left to score ({dropped})", file=sys.stderr)
+            where = dataset_label(data.name, data.split)
+            print(f"{where}: no example left to score ({dropped})", file=sys.stderr)
             continue
         rows += summarize_dataset(chosen, common, args.include_ties, args.seed)
 
@@ -737,13 +986,8 @@ def main(args: argparse.Namespace) -> None:
     draw(plot_ranking_accuracy, rows, paths["picture"])
     write_json_lines(paths["summary"], rows)  # last: it marks the run as finished
     print_table(rows)
-    comparisons = compare_runs(records, other) if other is not None else []
-    if other is not None and not comparisons:
-        print(f"McNemar: no example of this run is in {args.compare}")
-    for row in comparisons:
-        counts = f"{row['only_this_correct']} only here, {row['only_other_correct']} only there"
-        where = f"{row['dataset']}, {row['calib_property']}"
-        print(f"McNemar, {where}: {counts}, of {row['n']}; exact p = {row['p_value']:.3g}")
+    if other is not None:
+        print_comparison(records, other, args.compare)
     print(
         f"summary   {paths['summary']}\nexamples  {paths['examples']}\npicture   {paths['picture']}"
     )

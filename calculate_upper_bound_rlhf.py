@@ -10,6 +10,7 @@ breakpoints of R*(β)), NAME.curve.png and NAME.required_loss.png.
 """
 
 import argparse
+import logging
 import math
 import sys
 from collections import Counter
@@ -23,16 +24,24 @@ import numpy as np
 from calculate_calibration_metrics import (
     LIBRARIES,
     NORMALIZATIONS,
+    Run,
     add_scoring_arguments,
+    announce_uneven_cuts,
+    check_comparable,
     check_scoring_arguments,
+    config_beside,
+    dataset_label,
+    is_cut,
     load_datasets,
     load_examples,
+    planned_records,
     prepare_outputs_once,
     record_scores,
     run_config,
     score_to_file,
+    scoring_settings,
 )
-from command_line import make_parser, process_rank, run_script
+from command_line import announce, make_parser, process_rank, run_script
 from data_utils import ALPACA_FARM, read_votes
 from model_loading import check_model_path, check_revision
 from ranking_metrics import (
@@ -48,6 +57,8 @@ from result_files import (
     lock_outputs,
     output_paths,
     part_files,
+    row_key,
+    scoring_label,
     write_json_lines,
 )
 from wandb_runs import finishing_wandb, start_wandb
@@ -85,12 +96,27 @@ def pairs_of_record(
 
 def dataset_key(record: Record) -> tuple[str, str | None]:
     """What results are grouped by: dataset and split."""
-    return record["dataset"], record.get("split")
+    return record["dataset"], record["split"]
 
 
-def example_key(record: Record) -> tuple:
-    """What pairs the reference's and the policy's record of one example."""
-    return (*dataset_key(record), record["id"])
+def usable_pairs(record: Record, args: argparse.Namespace) -> tuple[list[Record], int]:
+    """The pairs of a record that count, and how many tied ones do not."""
+    pairs = pairs_of_record(record, args.assumed_proportion, args.epsilon)
+    untied = [pair for pair in pairs if not pair["tied"]]
+    return (pairs, 0) if args.include_ties else (untied, len(pairs) - len(untied))
+
+
+def check_all_scored(
+    reference: list[Record], policy: list[Record], args: argparse.Namespace
+) -> None:
+    """Raise ValueError where the policy's examples lack one of the reference's that counts."""
+    keys = {row_key(record) for record in policy}
+    missing = [r for r in reference if row_key(r) not in keys and usable_pairs(r, args)[0]]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(reference)} reference examples have no policy log-likelihood "
+            f"(first: {missing[0]['dataset']}, row {missing[0]['row']}): score the same data"
+        )
 
 
 def collect_pairs(
@@ -100,29 +126,23 @@ def collect_pairs(
 
     ValueError where the policy's file lacks examples of the reference's, or nothing is left.
     """
-    policy_of = {example_key(r): r for r in policy}
-    missing = [r for r in reference if example_key(r) not in policy_of]
-    same_data = args.lm_name_or_path and args.policy_name_or_path  # both were scored just now
-    if missing and not same_data:
-        raise ValueError(
-            f"{len(missing)} of {len(reference)} reference examples have no policy log-likelihood "
-            f"(first: {missing[0]['dataset']}, row {missing[0]['row']}): score the same data"
-        )
+    policy_of = {row_key(r): r for r in policy}
+    if not args.policy_name_or_path:  # else its data were compared before it was scored
+        check_all_scored(reference, policy, args)
     pairs: list[Record] = []
     dropped: dict[tuple, Counter[str]] = {dataset_key(record): Counter() for record in reference}
     for record in reference:
         drops = dropped[dataset_key(record)]
-        if example_key(record) not in policy_of:
+        found, n_tied = usable_pairs(record, args)
+        if n_tied:
+            drops["tied pair"] += n_tied
+        elif not found:
+            drops["no votes"] += 1
+        if found and row_key(record) not in policy_of:
             drops["example not scored by the policy"] += 1
             continue
-        found = pairs_of_record(record, args.assumed_proportion, args.epsilon)
-        if not found:
-            drops["no votes"] += 1
         for pair in found:
-            if pair["tied"] and not args.include_ties:
-                drops["tied pair"] += 1
-                continue
-            tuned = policy_of[example_key(record)]
+            tuned = policy_of[row_key(record)]
             for name in ("ref_logratio", "policy_logratio"):
                 source = record if name == "ref_logratio" else tuned
                 for normalization in NORMALIZATIONS:
@@ -191,6 +211,8 @@ def summarize_pairs(pairs: list[Record], normalization: str, args: argparse.Name
         "by_beta": by_beta,
         "accuracy": float(observed.mean()),
         "reference_accuracy": float(observed_correctness(ref, tied).mean()),
+        "exact_ties": int((~tied & (policy == 0)).sum()),
+        "reference_exact_ties": int((~tied & (ref == 0)).sum()),
         "min_median_max": [min(accuracies), float(np.median(accuracies)), max(accuracies)],
         "gap_to_median": float(np.median(accuracies) - observed.mean()),
         "gap_to_median_95": paired_interval(middle - observed, clusters, args.seed),
@@ -209,6 +231,8 @@ def summary_rows(summary: dict, normalization: str, common: Record) -> list[Reco
             "n": len(entry["correct"]),
             "observed_accuracy": summary["accuracy"],
             "reference_accuracy": summary["reference_accuracy"],
+            "n_exact_ties": summary["exact_ties"],
+            "reference_n_exact_ties": summary["reference_exact_ties"],
             "gap": entry["gap"],
             "bootstrap_95": entry["accuracy_95"],
             "gap_95": entry["gap_95"],
@@ -249,6 +273,7 @@ def pair_rows(
             "id": pair["record"]["id"],
             "prompt_id": pair["record"]["prompt_id"],
             "dataset": pair["record"]["dataset"],
+            "split": pair["record"]["split"],
             "winner": pair["winner"],
             "loser": pair["loser"],
             "alpha": pair["alpha"],
@@ -274,12 +299,12 @@ def pair_rows(
 
 
 # ---------------------------------------------------------------------------- reporting
-def print_table(table_rows: list[tuple[str, int, dict[str, dict]]], policy_name: str) -> None:
+def print_table(table_rows: list[tuple[str, int, dict[str, dict]]], title: str) -> None:
     """R̃, R̃* min/med/max, R, R* min/med/max and the gaps to the median, in percent."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Idealized ranking accuracy, %; observed: {policy_name}")
+    table = Table(title=f"Idealized ranking accuracy, %; observed: {title}")
     for column in ("dataset", "pairs", "R̃", "R̃* min/med/max", "gap", "R", "R* min/med/max", "gap"):
         table.add_column(column, justify="left" if column == "dataset" else "right")
     for dataset, n, summaries in table_rows:
@@ -294,6 +319,24 @@ def print_table(table_rows: list[tuple[str, int, dict[str, dict]]], policy_name:
             ]
         table.add_row(dataset, str(n), *cells)
     Console(width=None if sys.stdout.isatty() else 132, markup=False).print(table)
+
+
+def report_exact_ties(table_rows: list[tuple[str, int, dict[str, dict]]], alone: bool) -> None:
+    """A warning for each accuracy that exactly equal scores of untied pairs decide; `alone`: the
+    reference is the policy."""
+    sides = [("observed", "accuracy", "exact_ties")]
+    if not alone:
+        sides.append(("reference's", "reference_accuracy", "reference_exact_ties"))
+    for dataset, n, summaries in table_rows:
+        for normalization, summary in summaries.items():
+            for whose, accuracy, ties in sides:
+                if summary[ties]:
+                    value, strict = summary[accuracy], summary[accuracy] - summary[ties] / n
+                    logging.warning(
+                        "%s, %s: %d untied pairs have exactly equal scores: %s accuracy %.1f %% as "
+                        "Def. 2.3 counts them (right), %.1f %% if they were wrong", dataset,
+                        normalization, summary[ties], whose, 100 * value, 100 * strict,
+                    )  # fmt: skip
 
 
 def print_pairs(title: str, pairs: list[Record]) -> None:
@@ -340,6 +383,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     policy = models.add_mutually_exclusive_group()
     policy.add_argument("--policy-name-or-path", help="tuned model, scored on the same examples")
     policy.add_argument("--policy-examples", help="examples file of the tuned model")
+    models.add_argument("--policy-revision", help="hub revision of --policy-name-or-path")
     add_scoring_arguments(parser, [ALPACA_FARM])
     ideal = parser.add_argument_group("idealized accuracy")
     ideal.add_argument(
@@ -366,10 +410,39 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check_nothing_asks_for_scoring(args: argparse.Namespace) -> None:
+    """Raise ValueError for a flag of how to score, where both files hold log-likelihoods."""
+    parser = argparse.ArgumentParser()
+    add_scoring_arguments(parser, [])
+    defaults = vars(parser.parse_args(["--output-dir", "", "--output-filename", ""]))
+    of_results = {"output_dir", "output_filename", "overwrite", "wandb_project", "loglevel",
+                  "seed", "include_ties"}  # fmt: skip
+    for name in defaults:
+        if name not in of_results and getattr(args, name) != defaults[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"{flag}: the data are those of --reference-examples, nothing is scored"
+            )
+
+
+def check_assumed_proportion(reference: list[Record], assumed: float | None) -> None:
+    """Raise ValueError where every example has votes; a line names the datasets where all have."""
+    if assumed is None:
+        return
+    without = {dataset_key(r) for r in reference if not r["votes"]}
+    if not without:
+        raise ValueError(f"--assumed-proportion {assumed} does nothing: every example has votes")
+    for key in dict.fromkeys(map(dataset_key, reference)):
+        if key not in without:
+            announce(f"--assumed-proportion does nothing for {dataset_label(*key)}: all have votes")
+
+
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise ValueError for values no run can honour."""
-    if args.dataset and not (args.lm_name_or_path or args.policy_name_or_path):
-        raise ValueError("--dataset: the data are those of --reference-examples, nothing is scored")
+    if not (args.lm_name_or_path or args.policy_name_or_path):
+        check_nothing_asks_for_scoring(args)
+    check_revision("--revision", args.revision, args.lm_name_or_path)
+    check_revision("--policy-revision", args.policy_revision, args.policy_name_or_path)
     check_scoring_arguments(args, [ALPACA_FARM])
     if not all(0 < beta < math.inf for beta in args.betas):
         raise ValueError("--betas: every β must be positive and finite")
@@ -387,7 +460,6 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in (args.lm_name_or_path, args.policy_name_or_path):
         if name is not None:
             check_model_path(name)
-    check_revision([args.lm_name_or_path, args.policy_name_or_path], args.revision)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -420,24 +492,28 @@ def main(args: argparse.Namespace) -> None:
     if args.lm_name_or_path or args.policy_name_or_path:
         datasets = load_datasets(args)
 
-    def records_of(
-        model_name: str | None, examples_file: str | None, output_name: str
-    ) -> list[Record]:
+    def prepared(model_name: str | None, examples_file: str | None, revision: str | None) -> Run:
         if model_name is None:
-            return load_examples(examples_file)
+            records = load_examples(examples_file)
+            return Run(examples_file, records, config_beside(examples_file, records), False)
+        config = run_config(args, datasets, model_name, revision)
+        return Run(model_name, planned_records(datasets), config, planned=True)
+
+    def records_of(run: Run, output_name: str) -> list[Record]:
+        if not run.planned:
+            return run.records
         outputs = {
             "summary": paths["summary"],
             "examples": paths["summary"].with_name(f"{output_name}.examples.jsonl"),
             "config": paths["summary"].with_name(f"{output_name}.config.json"),
         }
-        config = run_config(args, datasets, model_name)
         if (
             finished and scored and process_rank() == 0
         ):  # the summary went with the reference's rows
             for path in (outputs["examples"], *part_files(outputs["examples"])):
                 path.unlink(missing_ok=True)
-        earlier = prepare_outputs_once(outputs, config, args.overwrite)
-        records, found = score_to_file(args, datasets, config, outputs["examples"], earlier)
+        earlier = prepare_outputs_once(outputs, run.config, args.overwrite)
+        records, found = score_to_file(args, datasets, run.config, outputs["examples"], earlier)
         scored.append(found)
         return records
 
@@ -453,30 +529,48 @@ def main(args: argparse.Namespace) -> None:
             facts["dropped_examples"] = drops[by_name[key]] if key in by_name else None
         return facts
 
-    reference = records_of(args.lm_name_or_path, args.reference_examples, stem)
-    policy = reference
+    runs = [prepared(args.lm_name_or_path, args.reference_examples, args.revision)]
     if args.policy_name_or_path or args.policy_examples:
-        policy = records_of(args.policy_name_or_path, args.policy_examples, f"{stem}.policy")
+        tuned = (args.policy_name_or_path, args.policy_examples, args.policy_revision)
+        runs.append(prepared(*tuned))
+        check_comparable(*runs)
+        if args.policy_name_or_path:
+            check_all_scored(runs[0].records, runs[1].records, args)
+    for run in runs:
+        if args.include_ties and run.config is not None and not run.config.get("include_ties"):
+            raise ValueError(f"--include-ties: {run.name} was scored without: its ties are missing")
+    check_assumed_proportion(runs[0].records, args.assumed_proportion)
+    reference = records_of(runs[0], stem)
+    policy = records_of(runs[1], f"{stem}.policy") if len(runs) > 1 else reference
     if process_rank() > 0:
         return  # the first process has all records and reports
+    announce_uneven_cuts(reference, policy)
     pairs, dropped = collect_pairs(reference, policy, args)
     for key, drops in dropped.items():
         if drops:
             counts = ", ".join(f"{reason}: {n}" for reason, n in drops.items())
-            print(f"{key[0]}: dropped {counts}", file=sys.stderr)
+            print(f"{dataset_label(*key)}: dropped {counts}", file=sys.stderr)
 
     rows, curves, per_pair, table = [], [], [], []
     for key in dict.fromkeys(dataset_key(pair["record"]) for pair in pairs):
         chosen = [pair for pair in pairs if dataset_key(pair["record"]) == key]
         dataset = key[0]
         first = chosen[0]["record"]
+        config, policy_config = runs[0].config, runs[-1].config
+        n_truncated = [
+            sum(is_cut(r) for r in records if dataset_key(r) == key)
+            for records in (reference, policy)
+        ]
         common = {
             "model": policy[0]["model"],
             "reference_model": first["model"],
             "dataset_name": dataset,
             "dataset_config": first.get("dataset_config"),
-            "dataset_split": first.get("split"),
+            "dataset_split": first["split"],
             "dataset_commit": {d.name: d.commit for d in datasets or ()}.get(dataset),
+            "revision": (policy_config or {}).get("revision"),
+            "reference_revision": (config or {}).get("revision"),
+            **scoring_settings(config, *key),
             "simulate_proportion": args.assumed_proportion,
             "epsilon": args.epsilon,
             "include_ties": args.include_ties,
@@ -484,6 +578,8 @@ def main(args: argparse.Namespace) -> None:
             "seed": args.seed,
             "reference_config_hash": first.get("config_hash"),
             **facts_of(key),
+            "n_truncated_prompts": n_truncated[1],
+            "reference_n_truncated_prompts": n_truncated[0],
             "versions": {name: version(name) for name in LIBRARIES},
         }
         summaries = {n: summarize_pairs(chosen, n, args) for n in NORMALIZATIONS}
@@ -491,7 +587,7 @@ def main(args: argparse.Namespace) -> None:
             rows += summary_rows(summary, normalization, common)
             curves.append(curve_row(summary, normalization, common))
         per_pair += pair_rows(chosen, summaries, args)
-        table.append((dataset, len(chosen), summaries))
+        table.append((dataset_label(*key), len(chosen), summaries))
 
     from plot_results import draw, plot_idealized_curves, plot_required_loss
 
@@ -502,7 +598,8 @@ def main(args: argparse.Namespace) -> None:
     draw(plot_idealized_curves, curves, files["picture"])
     draw(plot_required_loss, per_pair, files["losses"])
     write_json_lines(paths["summary"], rows)  # last: it marks the run as finished
-    print_table(table, policy[0]["model"])
+    print_table(table, ", ".join(filter(None, (policy[0]["model"], scoring_label(rows[0])))))
+    report_exact_ties(table, alone=len(runs) == 1)
     print_selected_pairs(pairs, args)
     for name, path in (("summary", paths["summary"]), *files.items()):
         print(f"{name:9} {path}")
@@ -517,7 +614,8 @@ def log_to_wandb(run, rows: list[Record], files: dict[str, Path]) -> None:
     """The table per β and both pictures."""
     import wandb
 
-    columns = ["dataset_name", "calib_property", "beta", "distance_metric_value_mean", "gap", "n"]
+    columns = ["dataset_name", "dataset_split", "calib_property", "beta",
+               "distance_metric_value_mean", "gap", "n"]  # fmt: skip
     data = [[row[column] for column in columns] for row in rows]
     run.log(
         {

@@ -79,11 +79,12 @@ def is_local(name: str) -> bool:
     return name == BUNDLED_MODEL or Path(name).exists()
 
 
-def check_revision(names: list[str | None], revision: str | None) -> None:
-    """Raise ValueError where a revision is asked of local models only (None: no model)."""
-    given = [name for name in names if name is not None]
-    if revision is not None and all(map(is_local, given)):
-        raise ValueError(f"--revision {revision}: {given[0]} is a local model, without revisions")
+def check_revision(flag: str, revision: str | None, name: str | None) -> None:
+    """Raise ValueError where a revision is asked of a local model, or of none (name None)."""
+    if revision is not None and name is None:
+        raise ValueError(f"{flag} {revision}: no model that it could be of is given")
+    if revision is not None and is_local(name):
+        raise ValueError(f"{flag} {revision}: {name} is a local model, without revisions")
 
 
 def model_fingerprint(name: str, revision: str | None = None) -> str:

@@ -6,6 +6,7 @@ python plot_results.py win-rate results/win_rate.jsonl --output fig4.png
 """
 
 import argparse
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from command_line import announce, make_parser, run_script
 from ranking_dynamics import GROUPS, read_dynamics
 from ranking_metrics import required_loss
-from result_files import read_json_lines
+from result_files import DATASET, SCORING, read_json_lines, scoring_label
 
 Row = dict[str, Any]
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"  # Okabe-Ito: distinct for colour-blind readers
@@ -50,19 +51,47 @@ def draw(plot, rows: list[Row], path: Path) -> None:
 
 
 def setting_of(row: Row) -> tuple:
-    """Dataset, its split, and whether ties count."""
-    return row["dataset_name"], row["dataset_split"], bool(row.get("include_ties"))
+    """Dataset, its part, whether ties count, and how it was scored (not given: the default)."""
+    return tuple(row.get(key) or None for key in (*DATASET, "include_ties", *SCORING))
 
 
-def setting_label(dataset: str, split: str | None, ties: bool) -> str:
-    """The dataset, with a short split's name, and "ties"."""
-    label = dataset if split is None or len(split) > 12 else f"{dataset}, {split}"
-    return plain(label) + (", ties" if ties else "")
+def setting_labels(rows: list[Row]) -> dict[tuple, str]:
+    """setting → the dataset, with its split (a long one only beside another), its configuration
+    where there are two, "ties", and how it was scored."""
+    labels = {}
+    for row in rows:
+        name, config, split, ties = setting_of(row)[:4]
+        parts = {key: {r.get(key) for r in rows if r["dataset_name"] == name} for key in DATASET}
+        label = name if config is None or len(parts["dataset_config"]) < 2 else f"{name}:{config}"
+        if split is not None and (len(split) <= 12 or len(parts["dataset_split"]) > 1):
+            label += f", {split}"
+        how = scoring_label(row, rows)
+        labels[setting_of(row)] = plain(label) + (", ties" if ties else "") + (
+            f",\n{plain(how)}" if how else ""
+        )  # fmt: skip
+    return labels
+
+
+def model_labels(models: Iterable[str]) -> dict[str, str]:
+    """The last part of each model's path, or all of it where two end alike."""
+    ends = [Path(model).name for model in models]
+    return {m: plain(e if ends.count(e) == 1 else m) for m, e in zip(models, ends)}
+
+
+def refuse_two_runs(rows: list[Row], column: str) -> None:
+    """Raise ValueError where two rows would be drawn over each other."""
+    seen = set()
+    for row in rows:
+        key = (row["model"], setting_of(row), row[column])
+        if key in seen:
+            raise ValueError(f"two runs of {row['model']} on {row['dataset_name']}: give one")
+        seen.add(key)
 
 
 def plot_ranking_accuracy(rows: list[Row], path: Path) -> None:
     """Fig. 1: ranking accuracy per dataset, per token and summed, 95 % intervals, chance marked."""
     accuracies = [row for row in rows if row["distance_metric"] == "acc"]
+    refuse_two_runs(accuracies, "calib_property")
     if len({row["model"] for row in accuracies}) > 1:
         plot_ranking_accuracy_of_models(accuracies, path)
         return
@@ -92,7 +121,8 @@ def plot_ranking_accuracy(rows: list[Row], path: Path) -> None:
             colors=GREY, linestyles="dashed", label="chance",
         )  # fmt: skip
     sizes = {setting_of(row): row["n"] for row in accuracies}
-    labels = [f"{setting_label(*name)}\n(n = {sizes[name]})" for name in names]
+    settings = setting_labels(accuracies)
+    labels = [f"{settings[name]}\n(n = {sizes[name]})" for name in names]
     axes.set_yticks(range(len(names)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
@@ -113,6 +143,7 @@ def plot_ranking_accuracy_of_models(accuracies: list[Row], path: Path) -> None:
     paper) and summed side by side."""
     names = list(dict.fromkeys(setting_of(row) for row in accuracies))
     models = list(dict.fromkeys(row["model"] for row in accuracies))
+    settings, short = setting_labels(accuracies), model_labels(models)
     figure, grid = plt.subplots(
         1, 2, figsize=(10, 1.6 + len(names) * max(0.75, 0.14 * len(models))), sharey=True
     )
@@ -133,7 +164,7 @@ def plot_ranking_accuracy_of_models(accuracies: list[Row], path: Path) -> None:
             axes.errorbar(
                 x, y, xerr=[np.maximum(0, x - low), np.maximum(0, high - x)], capsize=2,
                 fmt=MODEL_MARKERS[(k + k // 7) % 7], color=MODEL_COLOURS[k % 7], markersize=5,
-                label=plain(Path(model).name),
+                label=short[model],
             )  # fmt: skip
         for i, name in enumerate(names):
             row = next(r for r in accuracies if setting_of(r) == name)
@@ -149,7 +180,7 @@ def plot_ranking_accuracy_of_models(accuracies: list[Row], path: Path) -> None:
     sizes = [max(r["n"] for r in accuracies if setting_of(r) == name) for name in names]
     grid[0].set_yticks(
         range(len(names)),
-        [f"{setting_label(*name)}\n(n = {n})" for name, n in zip(names, sizes)],
+        [f"{settings[name]}\n(n = {n})" for name, n in zip(names, sizes)],
         fontsize=8,
     )
     grid[0].invert_yaxis()
@@ -162,13 +193,17 @@ def plot_ranking_accuracy_of_models(accuracies: list[Row], path: Path) -> None:
 
 
 def plot_idealized_curves(curves: list[Row], path: Path) -> None:
-    """R*(β) for every dataset and normalization; observed accuracy dashed, the gap shaded."""
-    datasets = list(dict.fromkeys(curve["dataset_name"] for curve in curves))
+    """R*(β) per dataset, model and normalization; observed accuracy dashed, the gap shaded."""
+    refuse_two_runs(curves, "calib_property")
+    models = model_labels(dict.fromkeys(curve["model"] for curve in curves))
+    settings = setting_labels(curves)
+    panels: dict[tuple, list[Row]] = {}
+    for curve in curves:
+        panels.setdefault((setting_of(curve), curve["model"]), []).append(curve)
     figure, grid = plt.subplots(
-        1, len(datasets), figsize=(1.5 + 4.2 * len(datasets), 3.6), sharey=True, squeeze=False
+        1, len(panels), figsize=(1.5 + 4.2 * len(panels), 3.6), sharey=True, squeeze=False
     )
-    for axes, dataset in zip(grid[0], datasets):
-        chosen = [curve for curve in curves if curve["dataset_name"] == dataset]
+    for axes, ((setting, model), chosen) in zip(grid[0], panels.items()):
         breakpoints = [beta for curve in chosen for beta in curve["critical_betas"]]
         left = min([1e-3, *(beta / 2 for beta in breakpoints)])
         right = max([20.0, *(2 * beta for beta in breakpoints)])
@@ -187,7 +222,8 @@ def plot_idealized_curves(curves: list[Row], path: Path) -> None:
         axes.set_xlim(left, min(right, 1000))
         axes.set_xlabel("β")
         axes.set_ylim(0, 102)
-        axes.set_title(f"{plain(dataset)} (n = {chosen[0]['n']} pairs)", fontsize=9)
+        whose = f"{models[model]}, " if len(models) > 1 else ""
+        axes.set_title(f"{whose}{settings[setting]} (n = {chosen[0]['n']} pairs)", fontsize=9)
         axes.grid(alpha=0.3)
     grid[0][0].set_ylabel("ranking accuracy (%)")
     handles, labels = grid[0][0].get_legend_handles_labels()
@@ -199,6 +235,8 @@ def plot_idealized_curves(curves: list[Row], path: Path) -> None:
 
 def plot_required_loss(pairs: list[Row], path: Path) -> None:
     """Theorem 4.1: the DPO loss that ranks a pair correctly, against c (cf. Fig. 3)."""
+    if len({(pair["gamma"], *pair["required_loss"]) for pair in pairs}) > 1:
+        raise ValueError("pairs of several γ or β: draw each file by itself")
     ordered = sorted((pair for pair in pairs if not pair["tied"]), key=lambda pair: pair["c"])
     figure, axes = plt.subplots(figsize=(6.5, 4))
     betas = sorted(pairs[0]["required_loss"], key=float)
@@ -499,8 +537,10 @@ def plot_length_difference(rows: list[Row], path: Path) -> None:
     with 95 % Wilson intervals; a column per dataset, R̃ above R (rows of length_difference.py)."""
     without = [row for row in rows if not row.get("include_ties")]
     rows = without or rows  # with ties, the untied pairs would be drawn twice
+    refuse_two_runs(rows, "normalization")
     datasets = list(dict.fromkeys(setting_of(row) for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
+    settings, short = setting_labels(rows), model_labels(models)
     scores = {"length-normalized": "R̃", "non-length-normalized": "R"}
     figure, grid = plt.subplots(
         2, len(datasets), figsize=(1 + 3.2 * len(datasets), 6), sharey=True, sharex="col",
@@ -521,11 +561,11 @@ def plot_length_difference(rows: list[Row], path: Path) -> None:
             axes.errorbar(
                 x, y, yerr=[np.maximum(0, y - low), np.maximum(0, high - y)], capsize=2,
                 color=MODEL_COLOURS[k % 7], marker=MODEL_MARKERS[(k + k // 7) % 7], markersize=4,
-                label=plain(Path(row["model"]).name),
+                label=short[row["model"]],
             )  # fmt: skip
         if score == "length-normalized":
             n = max((row["n"] for row in chosen), default=0)
-            axes.set_title(f"{setting_label(*dataset)} (n = {n})", fontsize=8)
+            axes.set_title(f"{settings[dataset]} (n = {n})", fontsize=8)
         else:
             axes.set_xlabel("tokens: preferred − dispreferred")
         if column == 0:

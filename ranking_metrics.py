@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 TIE_EPSILON = 0.01  # Def. C.1
+DRAWS_AT_ONCE = 2**20  # of a bootstrap: 24 MiB in all, whatever the number of clusters (up to it)
 
 
 def ranking_accuracy(scores: Sequence[float], ranks: Sequence[int]) -> bool:
@@ -78,6 +79,13 @@ def pairwise_accuracy(scores: Sequence[float], ranks: Sequence[int]) -> tuple[in
     return correct, len(untied)
 
 
+def exact_ties(scores: Sequence[float], ranks: Sequence[int]) -> int:
+    """Untied pairs whose finite scores are exactly equal. Def. 2.3 (≥) counts those of two
+    completions, and those of `pairwise_accuracy`, as right; a longer list is wrong."""
+    finite = np.isfinite(scores)
+    return sum(bool(finite[i] and scores[i] == scores[j]) for i, j in untied_pairs(ranks))
+
+
 def top1_accuracy(scores: Sequence[float], ranks: Sequence[int]) -> bool:
     """Whether the single highest-scored completion is (one of) the best ranked."""
     if not np.all(np.isfinite(scores)):
@@ -131,7 +139,8 @@ def clustered_bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of Σ numerators / Σ denominators when whole clusters are resampled.
 
-    For a mean, the denominators are ones. A single cluster gives (NaN, NaN).
+    For a mean, the denominators are ones. A single cluster gives (NaN, NaN). Resamples are drawn
+    `DRAWS_AT_ONCE` clusters at a time, which changes no random number.
     """
     _, owner = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.bincount(owner, weights=np.asarray(numerators, dtype=float))
@@ -146,6 +155,7 @@ def clustered_bootstrap_interval(
         method="percentile",
         confidence_level=level,
         n_resamples=n_resamples,
+        batch=max(1, DRAWS_AT_ONCE // len(sums)),
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)

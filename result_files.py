@@ -130,6 +130,28 @@ def check_inputs(paths: dict[str, Path], inputs: Iterable[str | None]) -> None:
             )
 
 
+SCORING = ("chat_template", "add_eos", "max_length", "separator", "sample_size")
+DATASET = ("dataset_name", "dataset_config", "dataset_split")
+
+
+def scoring_label(row: Row, beside: Iterable[Row] = ()) -> str:
+    """How a summary row was scored where that is not the default (template, EOS, length), or not
+    as the rows `beside` it of the same dataset (separator, sample size)."""
+    parts = [
+        "chat template" if row.get("chat_template") else "",
+        "EOS scored" if row.get("add_eos") else "",
+        f"at most {row['max_length']} tokens" if row.get("max_length") else "",
+    ]
+    others = [r for r in beside if all(r.get(key) == row.get(key) for key in DATASET)]
+    size, separator = row.get("sample_size", "unknown"), row.get("separator")
+    raw = [r for r in others if not r.get("chat_template")]
+    if separator and any(r.get("separator") != separator for r in raw):
+        parts.append(f"separator {json.dumps(separator)}")
+    if size != "unknown" and any(r.get("sample_size", "unknown") != size for r in others):
+        parts.append("all examples" if size is None else f"sample of {size}")
+    return ", ".join(filter(None, parts))
+
+
 def part_file(examples: Path, rank: int) -> Path:
     """Where process `rank` of several appends its rows."""
     return examples.with_name(f"{examples.name.removesuffix('.jsonl')}.part{rank}.jsonl")

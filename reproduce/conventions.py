@@ -31,7 +31,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from calculate_calibration_metrics import NORMALIZATIONS, load_examples, record_scores
+from calculate_calibration_metrics import (
+    NORMALIZATIONS,
+    config_beside,
+    load_examples,
+    record_scores,
+    scoring_settings,
+)
 from calculate_upper_bound_rlhf import BETAS
 from command_line import make_parser, run_script
 from data_utils import read_votes
@@ -115,12 +121,14 @@ def tied_within_band(scores: list[float], ranks: list[int]) -> bool:
     return abs(scores[0] / scores[1] - 1) <= TIE_BAND
 
 
-def records_by_dataset(files: Sequence[str]) -> Iterator[list[dict]]:
-    """The records of each dataset and split of each examples file."""
+def records_by_dataset(files: Sequence[str]) -> Iterator[tuple[list[dict], dict]]:
+    """The records of each dataset and split of each examples file, and how they were scored."""
     for file in files:
         records = load_examples(file)
+        config = config_beside(file, records)
         for dataset in dict.fromkeys((r["dataset"], r["split"]) for r in records):
-            yield [r for r in records if (r["dataset"], r["split"]) == dataset]
+            chosen = [r for r in records if (r["dataset"], r["split"]) == dataset]
+            yield chosen, scoring_settings(config, *dataset) if config is not None else {}
 
 
 def has_tied_examples(records: list[dict]) -> bool:
@@ -204,9 +212,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     rows = []
-    for records in records_by_dataset(args.examples):
+    for records, settings in records_by_dataset(args.examples):
         by_kind = [convention_rows(records, kind, args.seed) for kind in NORMALIZATIONS]
-        rows += [row for pair in zip(*by_kind) for row in pair]
+        rows += [{**row, **settings} for pair in zip(*by_kind) for row in pair]
     write_json_lines(args.output, rows)
     print_table(conventions_table(rows, args.beside), "markdown")
 

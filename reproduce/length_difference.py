@@ -112,8 +112,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     rows = []
-    for records in records_by_dataset(args.examples):
-        rows += [summarize(records, normalization) for normalization in NORMALIZATIONS]
+    for records, settings in records_by_dataset(args.examples):
+        rows += [{**summarize(records, kind), **settings} for kind in NORMALIZATIONS]
     rows = [row for row in rows if row["n"]]
     if not rows:
         raise ValueError(f"{', '.join(args.examples)}: no untied pair")

@@ -24,7 +24,7 @@ from command_line import make_parser, run_script
 from data_utils import DATASETS
 from plot_results import PARTS, lowest_loss_step, mean_of, means_by_step, sweep_points
 from ranking_dynamics import read_dynamics
-from result_files import read_json_lines
+from result_files import DATASET, SCORING, read_json_lines, scoring_label
 
 PUBLISHED = json.loads((Path(__file__).parent / "paper_tables.json").read_text())
 HUB_NAMES = {  # of models that the tables call otherwise
@@ -57,20 +57,23 @@ def short(name: str) -> str:
     return "/".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
 
 
-SETTING = ("dataset_name", "dataset_config", "dataset_split", "include_ties", "model")
+SETTING = (*DATASET, "include_ties", *SCORING, "model")
 
 
 def setting_of(row: Row) -> tuple:
-    """What a row is about: dataset, its part, whether ties count, and the model."""
-    return tuple(row.get(key) for key in SETTING)
+    """What a row is about: dataset, its part, whether ties count, how it was scored (not given: the
+    default), and the model."""
+    return tuple(row.get(key) or None for key in SETTING)
 
 
-def dataset_label(row: Row) -> str:
-    """Dataset with its split and, unless the hub's default, its configuration; ties."""
-    name, config, split, ties, _ = setting_of(row)
+def dataset_label(row: Row, beside: list[Row]) -> str:
+    """Dataset with its split and, unless the hub's default, its configuration; ties; how it was
+    scored, where that is not the default or not as the rows `beside` it."""
+    name, config, split, ties = setting_of(row)[:4]
     default = DATASETS[name].config if name in DATASETS else None
     parts = [name, *(x for x in (config, split) if x not in (None, default))]
-    return ":".join(parts) + (", ties included" if ties else "")
+    how = scoring_label(row, beside)
+    return ":".join(parts) + (", ties included" if ties else "") + (f", {how}" if how else "")
 
 
 def by_setting(rows: list[Row], column: str, prefix: str = "") -> dict[tuple, dict[str, Row]]:
@@ -80,7 +83,7 @@ def by_setting(rows: list[Row], column: str, prefix: str = "") -> dict[tuple, di
         group = found.setdefault(setting_of(row), {})
         kind = row[column].removeprefix(prefix)
         if kind in group:
-            raise ValueError(f"two runs of {row['model']} on {dataset_label(row)}: give one")
+            raise ValueError(f"two runs of {row['model']} on {dataset_label(row, [])}: give one")
         group[kind] = row
     return found
 
@@ -114,7 +117,7 @@ def ranking_table(rows: list[Row], beside: str | None = None) -> Table:
     for key, pair in sorted(grouped.items(), key=lambda item: order.index(item[0][:-1])):
         model = key[-1]
         first = next(iter(pair.values()))
-        cells = [dataset_label(first), short(model), str(first["n"])]
+        cells = [dataset_label(first, accuracies), short(model), str(first["n"])]
         cells.append(percent(first["chance"]))
         published = published_pair(first, beside)
         for k, normalization in enumerate(NORMALIZATIONS):
@@ -147,12 +150,15 @@ def idealized_table(rows: list[Row], beside: str | None = None) -> Table:
     lines = []
     keys = ("reference_model", *SETTING)
     for (reference, *_, model), group in groupby(
-        rows, key=lambda row: tuple(row.get(key) for key in keys)
+        rows, key=lambda row: tuple(row.get(key) or None for key in keys)
     ):
-        by_kind = {row["calib_property"].removeprefix("ranks_"): row for row in group}
+        of_group = list(group)
+        by_kind = {row["calib_property"].removeprefix("ranks_"): row for row in of_group}
+        if len({(row["calib_property"], row["beta"]) for row in of_group}) < len(of_group):
+            raise ValueError(f"two runs of {model} on {dataset_label(of_group[0], [])}: give one")
         any_row = next(iter(by_kind.values()))
         models = short(model) if model == reference else f"{short(reference)} → {short(model)}"
-        cells = [dataset_label(any_row), models, str(any_row["n"])]
+        cells = [dataset_label(any_row, rows), models, str(any_row["n"])]
         for normalization in NORMALIZATIONS:
             row = by_kind[normalization]
             cells += [
@@ -184,11 +190,11 @@ def conventions_table(rows: list[Row], beside: str | None = None) -> Table:
     for row in rows:
         key = (*setting_of(row), row["what"], row["convention"])
         if row["normalization"] in grouped.setdefault(key, {}):
-            raise ValueError(f"two runs of {row['model']} on {dataset_label(row)}: give one")
+            raise ValueError(f"two runs of {row['model']} on {dataset_label(row, [])}: give one")
         grouped[key][row["normalization"]] = row
     for (*_, model, what, convention), by_kind in grouped.items():
         any_row = next(iter(by_kind.values()))
-        cells = [what, dataset_label(any_row), short(model), convention, str(any_row["n"])]
+        cells = [what, dataset_label(any_row, rows), short(model), convention, str(any_row["n"])]
         for normalization in NORMALIZATIONS:
             value = by_kind[normalization]["value"]
             triple = isinstance(value, list)
@@ -216,7 +222,7 @@ def length_table(rows: list[Row], beside: str | None = None) -> Table:
         if row["correlation"] is not None:
             correlation = f"{row['correlation']:+.2f} [{low:+.2f}, {high:+.2f}]"
         lines.append(
-            [dataset_label(row), short(row["model"]), NORMALIZATIONS[row["normalization"]],
+            [dataset_label(row, rows), short(row["model"]), NORMALIZATIONS[row["normalization"]],
              str(row["n"]), correlation,
              f"{percent(row['accuracy_shorter'])} (n = {row['n_shorter']})",
              f"{percent(row['accuracy_longer'])} (n = {row['n_longer']})"]

@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,7 +18,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from calculate_calibration_metrics import main, parse_args
+import plot_results
+from calculate_calibration_metrics import main, parse_args, print_table, summarize_dataset
 from command_line import run_script
 from data_utils import load_preferences
 from model_loading import model_fingerprint
@@ -302,16 +305,31 @@ def test_changed_labels_are_not_resumed(tiny_model_directory, tmp_path, capsys):
         (["--dataset", "sample", "--wandb-project", "a/b"], "wandb project a/b"),
         (["--dataset", "{mine}", "--overwrite"], "mine.jsonl is read, and would be overwritten"),
         (["--dataset", "sample", "--compare", "{unfinished}"], "is of an unfinished run"),
+        (["--dataset", "sample", "--chat-template", "--separator", " "], "--separator: --chat-template joins"),
+        (["--dataset", "sample", "--stream-shuffle-buffer", "9"],
+         "--stream-shuffle-buffer (not streamed) does nothing for sample"),
+        (["--dataset", "HuggingFaceH4/stack-exchange-preferences", "--data-dir", "d", "--stream-shuffle-buffer",
+          "9"], "--stream-shuffle-buffer (not streamed) does nothing"),
+        (["--dataset", "stanfordnlp/SHP:test", "--split", "train"], "--split (it names one) does nothing for"),
+        (["--dataset", "sample", "--compare", "{whole}", "--add-eos"],
+         "this run with add_eos true and {whole} with add_eos false"),
+        (["--dataset", "sample", "--compare", "{whole}", "--separator", "|"], "with sample: separator"),
+        (["--dataset", "sample", "--compare", "{whole}", "--max-length", "64"], "with max_length null"),
+        (["--dataset", "{mine}", "--compare", "{whole}"], "it has no example of this run"),
     ],
 )  # fmt: skip
-def test_bad_flags_are_one_line(tiny_model_directory, tmp_path, capsys, more, message):
+def test_bad_flags_are_one_line(
+    uninterrupted, tiny_model_directory, tmp_path, capsys, more, message
+):
+    whole = uninterrupted / "run.examples.jsonl"
+    message = message.format(whole=whole)
     mine, unfinished = tmp_path / "mine.jsonl", tmp_path / "u.examples.jsonl"
     pair = {"prompt": "p", "chosen": " a", "rejected": " b"}
     write_json_lines(mine, [pair])
     write_json_lines(unfinished, [pair])
     (tmp_path / "u.config.json").write_text("{}")
-    more = [word.format(mine=mine, unfinished=unfinished) for word in more]
-    name = ["--output-filename", "mine.jsonl"] if str(mine) in more else []
+    name = ["--output-filename", "mine.jsonl"] if "--overwrite" in more else []
+    more = [word.format(mine=mine, unfinished=unfinished, whole=whole) for word in more]
     with pytest.raises(SystemExit) as stop:
         run(*flags(tiny_model_directory, tmp_path, *more, *name))
     assert read_json_lines(mine) == [pair]
@@ -355,6 +373,117 @@ def test_nan_weights_are_counted_and_never_correct(tiny_model_directory, tmp_pat
     assert all(r["distance_metric_value_mean"] == 0 for r in rows if r["distance_metric"] == "acc")
     assert rows[0]["n_non_finite"] == rows[0]["n"]
     assert "non-finite log-likelihood, counted as wrong" in capsys.readouterr().out
+
+
+def test_exact_ties_are_counted_and_said(tiny_model_directory, tmp_path, capsys, caplog):
+    """With a head of zeros every token is as likely: R̃ ties everywhere, R at equal lengths."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_directory)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.save_pretrained(tmp_path / "zero")
+    AutoTokenizer.from_pretrained(tiny_model_directory).save_pretrained(tmp_path / "zero")
+    pair = {"prompt": "Is it?", "chosen": " Yes", "rejected": " No"}
+    three = {"prompt": "Which?", "completions": [" Yes", " No", " So"], "ranks": [1, 2, 2]}
+    write_json_lines(tmp_path / "pairs.jsonl", [pair, {**pair, "chosen": " Yes, it is. Yes."}])
+    write_json_lines(tmp_path / "lists.jsonl", [three])
+    data = [x for name in ("pairs", "lists") for x in ("--dataset", tmp_path / f"{name}.jsonl")]
+    run(*flags(tmp_path / "zero", tmp_path, *data))
+    n_tokens = [[c["n_tokens"] for c in r["completions"]]
+                for r in read_json_lines(tmp_path / "run.examples.jsonl") if len(r["ranks"]) == 2]  # fmt: skip
+    n_equal = sum(a == b for a, b in n_tokens)
+    found = {
+        (r["k_max"], r["calib_property"].removeprefix("ranking_"), r["distance_metric"]): (
+            r["n_exact_ties"], r["distance_metric_value_mean"], r["mean_if_exact_ties_are_wrong"])
+        for r in read_json_lines(tmp_path / "run.jsonl")
+    }  # fmt: skip
+    assert found[2, "length-normalized", "acc"] == (2, 1.0, 0.0)
+    assert found[2, "non-length-normalized", "acc"][0] == n_equal
+    assert found[3, "length-normalized", "acc"] == (2, 0.0, 0.0)  # a list is wrong already
+    assert found[3, "length-normalized", "pairwise_acc"] == (2, 1.0, 0.0)
+    where = f"{tmp_path / 'pairs.jsonl'}, length-normalized"
+    assert f"{where}: 2 untied pairs have exactly equal scores" in capsys.readouterr().out
+    assert f"{where}: exact ties decide acc: 100.0 % as Def. 2.3" in caplog.text
+    assert "lists.jsonl, length-normalized: exact ties decide pairwise_acc: 100.0 %" in caplog.text
+    compared = ["--compare", tmp_path / "run.examples.jsonl"]
+    run(*flags(tiny_model_directory, tmp_path, *data, *compared, name="other.jsonl"))
+    assert "length-normalized, exact ties counted as wrong: " in capsys.readouterr().out
+
+
+def test_each_split_has_its_own_counts_and_names(tiny_model_directory, tmp_path, capsys):
+    """One dialogue is in both splits, a long one in train only."""
+    short, long = "\n\nHuman: Hi\n\nAssistant:", "\n\nHuman: " + 900 * "so " + "\n\nAssistant:"
+    folder = tmp_path / "Anthropic/hh-rlhf"
+    folder.mkdir(parents=True)
+    for split, prompts in (("test", [short]), ("train", [short, long])):
+        rows = [{"chosen": f"{p} Hello.", "rejected": f"{p} Go."} for p in prompts]
+        write_json_lines(folder / f"{split}.jsonl", rows)
+    data = ["--data-dir", tmp_path, "--dataset", "Anthropic/hh-rlhf:test", "--dataset",
+            "Anthropic/hh-rlhf:train", "--max-length", 300]  # fmt: skip
+    run(*flags(tiny_model_directory, tmp_path, *data))
+    rows = read_json_lines(tmp_path / "run.jsonl")
+    assert {r["dataset_split"]: r["n_truncated_prompts"] for r in rows} == {"test": 0, "train": 1}
+    how = ("chat_template", "add_eos", "separator", "max_length", "sample_size")
+    assert [[r[key] for key in how] for r in rows[:1]] == [[False, False, "", 300, 1000]]
+    assert "at most 300 tokens" in capsys.readouterr().out
+    run(*flags(tiny_model_directory, tmp_path, *data, "--compare", tmp_path / "run.examples.jsonl", name="b.jsonl"))  # fmt: skip
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("McNemar")]
+    assert [line.split()[1] + line.split()[2] for line in lines] == (
+        2 * ["Anthropic/hh-rlhf(test),"] + 2 * ["Anthropic/hh-rlhf(train),"])  # fmt: skip
+    assert [line.split(" of ")[1][0] for line in lines] == ["1", "1", "2", "2"]
+
+
+def test_flags_that_do_nothing_for_some_datasets_are_said(tiny_model_directory, tmp_path, capsys):
+    write_json_lines(tmp_path / "mine.jsonl", [{"prompt": "p", "chosen": " a", "rejected": " b"}])
+    more = ["--dataset", tmp_path / "mine.jsonl", "--data-dir", tmp_path, "--seed", 3, "--sample-size",
+            -1, "--max-length", 5000, "--attn-implementation", "eager"]  # fmt: skip
+    run(*flags(tiny_model_directory, tmp_path, *more))
+    said = capsys.readouterr().err
+    for notice in ("--data-dir (a file of its own) does nothing for", "--seed (all, or the first rows",
+                   "--max-length 5000 does nothing: the model takes 4096",
+                   "--attn-implementation does nothing: this model takes the segments path"):  # fmt: skip
+        assert said.count(notice) == 1, notice
+
+
+def test_compared_runs_hold_the_same_ranks(uninterrupted, tiny_model_directory, tmp_path, capsys):
+    """Ranks of one example exchanged; and without its config, a file cannot be checked."""
+    records = read_json_lines(uninterrupted / "run.examples.jsonl")
+    records[7]["ranks"].reverse()
+    write_json_lines(tmp_path / "other.examples.jsonl", records)
+    more = [
+        "--dataset",
+        "sample",
+        "--sample-size",
+        60,
+        "--compare",
+        tmp_path / "other.examples.jsonl",
+    ]
+    with pytest.raises(SystemExit) as stop:
+        run(*flags(tiny_model_directory, tmp_path, *more))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"row {records[7]['row']}: its ranks differ between" in error
+    assert "no other.config.json beside it" in error and not (tmp_path / "run.jsonl").exists()
+
+
+def summary_growth(n: int, path: Path) -> float:
+    """MiB by which summary, picture and table of n pairs raise the peak of this process."""
+    rng = np.random.default_rng(0)
+    records = [
+        {"id": str(k), "prompt_id": f"p{k}", "dataset": "d", "split": None, "ranks": [1, 2],
+         "completions": [{"logp": float(x), "n_tokens": 9} for x in rng.normal(-80, 15, 2)]}
+        for k in range(n)
+    ]  # fmt: skip
+    common = {"model": "m", "dataset_name": "d", "dataset_split": None, "dropped": {}}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rows = summarize_dataset(records, common, False, 0)
+    plot_results.plot_ranking_accuracy(rows, path)
+    print_table(rows)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+@pytest.mark.slow
+def test_summary_and_picture_of_20_000_pairs_take_little_memory(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        growth = pool.apply(summary_growth, (20_000, tmp_path / "f.png"))
+    assert growth < 64, growth  # resampled in one call: 920
 
 
 def read_wandb_keys(log: Path) -> set[str]:

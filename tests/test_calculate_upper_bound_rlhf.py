@@ -8,6 +8,7 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ from ranking_metrics import (
     required_loss,
     required_margin,
 )
-from result_files import read_json_lines, write_json_lines
+from result_files import hash_config, read_json_lines, write_json_lines
 
 ROOT = Path(__file__).parents[1]
 
@@ -322,6 +323,11 @@ def test_assumed_proportion_only_on_demand(tmp_path, capsys):
     [
         (["--betas", "0"], "--betas"),
         (["--dataset", "sample"], "--dataset: the data are those of --reference-examples"),
+        (["--max-length", "9"], "--max-length: the data are those of --reference-examples"),
+        (["--sample-size", "-1"], "--sample-size: the data are those of --reference-examples"),
+        (["--revision", "v1"], "--revision: the data are those of --reference-examples"),
+        (["--policy-revision", "v1"], "--policy-revision v1: no model that it could be of is given"),
+        (["--assumed-proportion", "0.8"], "--assumed-proportion 0.8 does nothing: every example has votes"),
         (["--epsilon", "0.7"], "--epsilon 0.7"),
         (["--assumed-proportion", "0.5"], "--assumed-proportion 0.5"),
         (["--policy-examples", "missing.jsonl"], "cannot read missing.jsonl"),
@@ -332,15 +338,16 @@ def test_assumed_proportion_only_on_demand(tmp_path, capsys):
 )  # fmt: skip
 def test_errors_are_one_line(files, capsys, more, message):
     folder, reference, _ = files
-    write_json_lines(folder / "other.jsonl", reference[1:])
+    needed = next(r for r in reference if r["ranks"] == [1, 2])  # a tied pair would not be
+    write_json_lines(folder / "other.jsonl", [r for r in reference if r is not needed])
     write_json_lines(folder / "broken.jsonl", [{"id": 1}])
     more = [x.format(other=folder / "other.jsonl", broken=folder / "broken.jsonl") for x in more]
     with pytest.raises(SystemExit) as stop:
         run_script(
             main, parse_args(flags(folder, "--reference-examples", folder / "ref.jsonl", *more))
         )
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    lines = [x for x in capsys.readouterr().err.splitlines() if "could not be checked" not in x]
+    assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
     assert not (folder / "ideal.jsonl").exists()
 
 
@@ -376,6 +383,129 @@ def test_models_are_scored_when_no_file_is_given(tiny_model_directory, tmp_path)
     key = "distance_metric_value_mean"
     assert [r[key] for r in first] == [r[key] for r in second]
     assert first[0]["observed_accuracy"] == second[0]["observed_accuracy"]
+
+
+def scored(folder, name, records, **changes):
+    """An examples file with the config of its scoring beside it."""
+    config = {
+        "model": records[0]["model"], "revision": None, "sample_size": 1000, "seed": 0,
+        "include_ties": False, "dtype": "float32", "max_length": None, "chat_template": False,
+        "add_eos": False, "datasets": [{"name": "d", "split": None, "separator": " "}], **changes,
+    }  # fmt: skip
+    rows = [{**record, "config_hash": hash_config(config)} for record in records]
+    write_json_lines(folder / f"{name}.examples.jsonl", rows)
+    (folder / f"{name}.config.json").write_text(json.dumps(config))
+    (folder / f"{name}.jsonl").write_text("{}\n")
+    return folder / f"{name}.examples.jsonl"
+
+
+def first_changed(records, **changes):
+    return [{**records[0], **changes}, *records[1:]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "more", "message"),
+    [
+        ({"add_eos": True}, {}, [], "a.examples.jsonl with add_eos false and {b} with add_eos true"),
+        ({"chat_template": True}, {}, [], "not the same text: "),
+        ({"datasets": [{"name": "d", "split": None, "separator": ""}]}, {}, [], "with d: separator \"\""),
+        ({"max_length": 9}, {"cut": True}, [], "{b} with max_length 9: score both alike"),
+        ({}, {"votes": {"0,1": [0, 9]}}, [], "d, row 0: its votes differ between"),
+        ({}, {"ranks": [7, 8]}, [], "d, row 0: its ranks differ between"),
+        ({}, {"prompt": "y"}, [], "d, row 0: its prompt differ between"),
+        ({"include_ties": True}, {}, ["--include-ties"], "a.examples.jsonl was scored without"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_compared_are_refused(files, capsys, changes, rows, more, message):
+    folder, reference, policy = files
+    if rows == {"cut": True}:
+        rows = {"completions": [{**c, "truncated": True} for c in policy[0]["completions"]]}
+    a = scored(folder, "a", reference)
+    b = scored(folder, "b", first_changed(policy, **rows), **changes)
+    both = ["--reference-examples", a, "--policy-examples", b]
+    with pytest.raises(SystemExit) as stop:
+        run_script(main, parse_args(flags(folder, *both, *more)))
+    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert stop.value.code == 2 and len(errors) == 1 and message.format(b=b) in errors[0]
+    assert not (folder / "ideal.jsonl").exists()
+
+
+def test_files_that_differ_harmlessly_are_compared_and_rows_say_how(files, capsys):
+    """The limit cut nothing; the policy has more examples, in another precision."""
+    folder, reference, policy = files
+    a = scored(folder, "a", reference[:300], sample_size=300, max_length=4096)
+    b = scored(folder, "b", policy, dtype="bfloat16", revision="v2")
+    run_script(main, parse_args(flags(folder, "--reference-examples", a, "--policy-examples", b)))
+    said = capsys.readouterr().err
+    assert "differ in dtype float32 and bfloat16, sample_size 300 and 1000" in said
+    row = read_json_lines(folder / "ideal.jsonl")[0]
+    assert [row[key] for key in ("chat_template", "add_eos", "separator", "max_length", "sample_size",
+                                 "reference_revision", "revision")] == [
+        False, False, " ", 4096, 300, None, "v2"]  # fmt: skip
+
+
+def test_flags_of_the_policy_are_compared_before_it_is_scored(files, tiny_model_directory, capsys):
+    folder, *_ = files
+    more = ["--dataset", "sample", "--sample-size", 8, "--lm-name-or-path", tiny_model_directory]
+    run_script(main, parse_args(flags(folder, *more)))
+    more[-2:] = ["--reference-examples", folder / "ideal.examples.jsonl"]
+    for flag, message in (
+        (["--add-eos"], "add_eos"), (["--max-length", 64], "max_length"),
+        (["--seed", 1], "have no policy log-likelihood"),
+        (["--policy-revision", "v1"], "is a local model, without revisions"),
+        (["--revision", "v1"], "--revision v1: no model that it could be of is given"),
+    ):  # fmt: skip
+        policy = ["--policy-name-or-path", tiny_model_directory, *flag]
+        with pytest.raises(SystemExit):
+            run_script(main, parse_args(flags(folder, *more, *policy, name="p.jsonl")))
+        assert message in capsys.readouterr().err
+        assert not list(folder.glob("p.*"))
+
+
+def test_splits_are_named_and_drawn_apart(tmp_path, capsys, monkeypatch):
+    records = [{**make_record([-9.0, -5.0 - 6 * k], {"0,1": [3, 1]}, [1, 2], k), "split": split}
+               for k, split in enumerate(("test", "train"))]  # fmt: skip
+    write_json_lines(tmp_path / "e.jsonl", records)
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    run_script(main, parse_args(flags(tmp_path, "--reference-examples", tmp_path / "e.jsonl")))
+    printed = capsys.readouterr().out
+    assert "d (test)" in printed and "d (train)" in printed
+    assert [r["split"] for r in read_json_lines(tmp_path / "ideal.pairs.jsonl")] == [
+        "test",
+        "train",
+    ]
+    figure = next(f for f in map(plt.figure, plt.get_fignums()) if len(f.axes) == 2)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "d, test (n = 1 pairs)", "d, train (n = 1 pairs)"]  # fmt: skip
+    observed = [[line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+                for axes in figure.axes]  # fmt: skip
+    assert observed == [[0, 0], [100, 100]]
+
+
+def test_exact_ties_are_counted_and_said(tmp_path, caplog):
+    """Of four untied pairs the policy scores two alike (one of them ranked), the reference none."""
+    reference = [make_record([-9.0, -5.0 - k], {"0,1": [3, 1]}, [1, 2], k) for k in range(4)]
+    policy = [make_record([-9.0, other], {"0,1": [3, 1]}, [1, 2], k, model="tuned")
+              for k, other in enumerate((-9.0, -9.0, -8.0, -10.0))]  # fmt: skip
+    for name, records in (("r", reference), ("p", policy)):
+        write_json_lines(tmp_path / f"{name}.jsonl", records)
+    both = ["--reference-examples", tmp_path / "r.jsonl", "--policy-examples", tmp_path / "p.jsonl"]
+    run_script(main, parse_args(flags(tmp_path, *both)))
+    rows = [r for r in read_json_lines(tmp_path / "ideal.jsonl") if "non-l" in r["calib_property"]]
+    assert {(r["n_exact_ties"], r["reference_n_exact_ties"]) for r in rows} == {(2, 0)}
+    assert rows[0]["observed_accuracy"] == 0.75
+    assert "observed accuracy 75.0 % as Def. 2.3 counts them (right), 25.0 %" in caplog.text
+
+
+def test_assumed_proportion_is_said_to_do_nothing_where_all_have_votes(tmp_path, capsys):
+    records = [make_record([-9.0, -5.0], {"0,1": [3, 1]}, [1, 2], 0, "voted"),
+               make_record([-9.0, -5.0], None, [1, 2], 1, "plain")]  # fmt: skip
+    write_json_lines(tmp_path / "e.jsonl", records)
+    more = ["--reference-examples", tmp_path / "e.jsonl", "--assumed-proportion", 0.75]
+    run_script(main, parse_args(flags(tmp_path, *more)))
+    said = capsys.readouterr().err
+    assert "--assumed-proportion does nothing for voted: all have votes" in said
+    assert "for plain" not in said
 
 
 def test_conventions_script(files, capsys):

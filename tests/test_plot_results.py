@@ -32,6 +32,62 @@ def test_ranking_accuracy_figure(tmp_path, monkeypatch):
     assert (tmp_path / "f.png").stat().st_size > 5000
 
 
+HOW = {"chat_template": False, "add_eos": False, "max_length": None, "separator": " ",
+       "sample_size": 100}  # fmt: skip
+
+
+def labels_of(rows, path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    plot_results.plot_ranking_accuracy(rows, path)
+    return [t.get_text().split("\n(n =")[0] for t in plt.gcf().axes[0].get_yticklabels()]
+
+
+def test_runs_scored_differently_are_labelled(tmp_path, monkeypatch):
+    """And rows that say nothing of it look as they did."""
+    changes = ({}, {"chat_template": True, "separator": None}, {"add_eos": True}, {"max_length": 64},
+               {"separator": "\n"}, {"sample_size": None})  # fmt: skip
+    rows = [{**row, **HOW, **change} for change in changes for row in ROWS[:2]]
+    assert labels_of(rows, tmp_path / "f.png", monkeypatch) == [
+        'a,\nseparator " ", sample of 100', "a,\nchat template, sample of 100",
+        'a,\nEOS scored, separator " ", sample of 100',
+        'a,\nat most 64 tokens, separator " ", sample of 100',
+        'a,\nseparator "\\n", sample of 100', 'a,\nseparator " ", all examples']  # fmt: skip
+    alone = [{**row, **HOW} for row in ROWS]
+    assert labels_of(alone, tmp_path / "f.png", monkeypatch) == ["a", "b"]
+    assert labels_of(ROWS, tmp_path / "f.png", monkeypatch) == ["a", "b"]
+    parts = [{**row, "dataset_config": c, "dataset_split": s} for c, s in
+             (("x", "long-name-of-split-1"), ("y", "long-name-of-split-2")) for row in ROWS[:2]]  # fmt: skip
+    assert labels_of(parts, tmp_path / "f.png", monkeypatch) == [
+        "a:x, long-name-of-split-1", "a:y, long-name-of-split-2"]  # fmt: skip
+    with pytest.raises(ValueError, match="two runs of m on a: give one"):
+        plot_results.plot_ranking_accuracy([*alone, *alone], tmp_path / "f.png")
+
+
+def test_models_whose_paths_end_alike_have_different_labels():
+    assert plot_results.model_labels(["a/checkpoint-4", "b/checkpoint-4", "b/dpo"]) == {
+        "a/checkpoint-4": "a/checkpoint-4", "b/checkpoint-4": "b/checkpoint-4", "b/dpo": "dpo"}  # fmt: skip
+
+
+def test_idealized_curves_of_two_runs_have_a_panel_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    curves = [
+        {"dataset_name": "d", "dataset_split": None, "model": model, "add_eos": eos, "n": 4,
+         "calib_property": "ranks_length-normalized", "critical_betas": [0.5], "limit_beta_to_0": 1.0,
+         "observed_accuracy": 0.25}
+        for model, eos in (("m/one", False), ("m/one", True), ("m/two", False))
+    ]  # fmt: skip
+    plot_results.plot_idealized_curves(curves, tmp_path / "c.png")
+    assert [axes.get_title() for axes in plt.gcf().axes] == [
+        "one, d (n = 4 pairs)", "one, d,\nEOS scored (n = 4 pairs)", "two, d (n = 4 pairs)"]  # fmt: skip
+    with pytest.raises(ValueError, match="two runs of m/one on d"):
+        plot_results.plot_idealized_curves([*curves, curves[0]], tmp_path / "c.png")
+    pairs = [
+        {"c": 1.0, "tied": False, "gamma": g, "required_loss": {"1.0": 0.3}} for g in (0.0, 1.0)
+    ]
+    with pytest.raises(ValueError, match="several γ or β"):
+        plot_results.plot_required_loss(pairs, tmp_path / "l.png")
+
+
 def test_command_line(tmp_path, capsys):
     from result_files import write_json_lines
 

@@ -2,15 +2,18 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from ranking_metrics import (
+    DRAWS_AT_ONCE,
     chance_level,
     clustered_bootstrap_interval,
     exact_mcnemar,
+    exact_ties,
     pairwise_accuracy,
     rank_correlation,
     ranking_accuracy,
@@ -84,6 +87,12 @@ def test_pairwise_and_top1():
     assert not top1_accuracy([-1.0, -1.0], [1, 2])
 
 
+def test_exact_ties_are_untied_pairs_of_equal_finite_scores():
+    assert exact_ties([-1.0, -1.0], [1, 2]) == 1 and exact_ties([-1.0, -1.0], [1, 1]) == 0
+    assert exact_ties([-1.0, -1.0, -1.0, -2.0], [1, 2, 2, 3]) == 2  # (0,1), (0,2); (1,2) is tied
+    assert exact_ties([-math.inf, -math.inf], [1, 2]) == exact_ties([math.nan] * 2, [1, 2]) == 0
+
+
 def test_correlations_are_scipys_with_the_better_rank_higher():
     rng = np.random.default_rng(0)
     scores, ranks = rng.normal(size=6), [1, 2, 2, 4, 5, 6]
@@ -130,6 +139,25 @@ def test_clustered_bootstrap_sees_the_clusters():
     standard_error = values.std() / math.sqrt(50)
     assert one[1] - one[0] == pytest.approx(2 * 1.96 * standard_error, rel=0.15)
     assert math.isnan(clustered_bootstrap_interval([1.0, 0.0], [1, 1], ["a", "a"])[0])
+
+
+def test_bootstrap_in_parts_draws_what_one_call_would():
+    """Σ over resampled clusters, written out; more draws than are made at once."""
+    rng = np.random.default_rng(3)
+    tops, bottoms = rng.normal(size=700), rng.integers(1, 5, 700)
+    draws = np.random.default_rng(7).integers(0, 700, (2000, 700))
+    expected = np.percentile(tops[draws].sum(1) / bottoms[draws].sum(1), [2.5, 97.5])
+    found = clustered_bootstrap_interval(tops, bottoms, [f"{k:03}" for k in range(700)], seed=7)
+    assert draws.size > DRAWS_AT_ONCE and found == pytest.approx(expected, rel=1e-12)
+
+
+def test_bootstrap_memory_does_not_grow_with_the_resamples():
+    clusters = [str(k) for k in range(50_000)]
+    tracemalloc.start()
+    clustered_bootstrap_interval(np.ones(50_000), np.ones(50_000), clusters, n_resamples=100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 48 * 2**20  # one call for all: 120 MB, at 2000 resamples 2.4 GB
 
 
 def test_exact_mcnemar_is_a_sign_test_on_discordant_pairs():

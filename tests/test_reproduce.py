@@ -47,6 +47,19 @@ def test_ranking_table_marks_what_is_outside_the_interval():
     assert differences == ["+0.1", "+14.0 *"]
 
 
+def test_tables_label_runs_that_were_scored_differently():
+    how = {"chat_template": False, "add_eos": False, "max_length": None, "separator": "",
+           "sample_size": 200}  # fmt: skip
+    changes = ({}, {"chat_template": True, "separator": None}, {"max_length": 64, "add_eos": True})
+    rows = [{**row, **how, **change} for change in changes for row in ranking_rows()]
+    _, lines = tables.ranking_table(rows)
+    assert [line[0] for line in lines] == [
+        f"{HH}:test", f"{HH}:test, chat template", f"{HH}:test, EOS scored, at most 64 tokens"]  # fmt: skip
+    with_sizes = [*ranking_rows("a"), *({**r, **how} for r in ranking_rows("b"))]
+    _, lines = tables.ranking_table(with_sizes)
+    assert [line[0] for line in lines] == [f"{HH}:test", f"{HH}:test, sample of 200"]
+
+
 def test_ranking_table_beside_another_model():
     rows = ranking_rows("some/where/mine") + ranking_rows("gpt2", dataset="sample", split=None)
     _, (mine, sample) = tables.ranking_table(rows, "gpt2")
@@ -78,6 +91,10 @@ def test_idealized_table():
     ]
     assert lines[1][1:] == ["paper: zephyr-7b-dpo", "–", "54", "86 / 98 / 100", "44", "42",
                             "90 / 99 / 100", "57"]  # fmt: skip
+    _, both = tables.idealized_table([*rows, *({**row, "add_eos": True} for row in rows)])
+    assert [line[0] for line in both[:2]] == ["d", "d, EOS scored"]
+    with pytest.raises(ValueError, match="two runs of a/dpo on d: give one"):
+        tables.idealized_table(rows + rows)
     _, with_ties = tables.idealized_table([{**row, "include_ties": True} for row in rows])
     assert with_ties[0][0] == "d, ties included" and with_ties[1][3] == "42"
 
