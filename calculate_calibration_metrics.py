@@ -326,6 +326,12 @@ def separator_of(config: Record | None, name: str, split: str | None) -> Any:
     return found[0] if found else None
 
 
+def separators_of(record: Record, config: Record) -> list:
+    """What joined each completion of a record to the prompt; older rows: what the config says."""
+    whole = separator_of(config, record["dataset"], record["split"])
+    return [completion.get("separator", whole) for completion in record["completions"]]
+
+
 def planned_records(datasets: list[PreferenceData]) -> list[Record]:
     """The examples of a run that is yet to score them, with what of a record is known by then."""
     return [
@@ -337,7 +343,10 @@ def planned_records(datasets: list[PreferenceData]) -> list[Record]:
             "prompt": example.prompt,
             "ranks": list(example.ranks),
             "votes": recorded_votes(example),
-            "completions": [{"text": text} for text in example.completions],
+            "completions": [
+                {"text": text, "separator": separator}
+                for text, separator in zip(example.completions, example.separators)
+            ],
         }
         for data in datasets
         for example in data.examples
@@ -381,10 +390,11 @@ def check_comparable(first: Run, second: Run) -> None:
     for key in ("chat_template", "add_eos"):
         if one.get(key) != two.get(key):
             refuse(key, (one.get(key), two.get(key)))
-    for name, split in dict.fromkeys((a["dataset"], a["split"]) for a, _ in pairs):
-        separators = [separator_of(config, name, split) for config in (one, two)]
-        if separators[0] != separators[1]:
-            refuse(f"{name}: separator", tuple(separators))
+    if not one.get("chat_template"):
+        for a, b in pairs:
+            ours, theirs = separators_of(a, one), separators_of(b, two)
+            if ours != theirs:
+                refuse(f"{dataset_label(a['dataset'], a['split'])}: separators", (ours, theirs))
     limits = [config.get("max_length") or math.inf for config in (one, two)]
     cut = any(map(is_cut, (record for pair in pairs for record in pair)))
     tighter = first if limits[0] < limits[1] else second
