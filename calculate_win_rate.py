@@ -50,7 +50,7 @@ from model_loading import (
     model_fingerprint,
     resolve_dtype,
 )
-from ranking_metrics import clustered_bootstrap_interval, ranking_accuracy
+from ranking_metrics import clustered_bootstrap_interval, correlation_test, ranking_accuracy
 from result_files import (
     append_json_lines,
     check_inputs,
@@ -483,8 +483,6 @@ def correlations(rows: list[Record]) -> list[Record]:
     None with fewer than three points or where one of the two never changes. Rows without a win rate
     are left out.
     """
-    from scipy import stats
-
     rated = [row for row in rows if row["win_rate"] is not None]
     ordered = sorted(rated, key=lambda row: row["squared_distance"])
     half = (len(ordered) + 1) // 2
@@ -494,8 +492,7 @@ def correlations(rows: list[Record]) -> list[Record]:
         wins = [row["win_rate"] for row in chosen]
         value = p_value = None
         if len(chosen) >= 3 and len(set(accuracy)) > 1 and len(set(wins)) > 1:
-            test = stats.spearmanr(accuracy, wins)
-            value, p_value = float(test.statistic), float(test.pvalue)
+            value, p_value = correlation_test(accuracy, wins, "spearmanr")
         results.append({"part": part, "n": len(chosen), "spearmanr": value, "p_value": p_value})
     return results
 

@@ -125,6 +125,14 @@ def test_correlations_of_near_and_far_half():
     assert (near["n"], near["spearmanr"]) == (3, pytest.approx(1.0))
     assert (far["n"], far["spearmanr"]) == (3, pytest.approx(-1.0))
     assert everything["n"] == 6 and -1 < everything["spearmanr"] < 1
+    assert near["p_value"] == far["p_value"] == pytest.approx(2 / 6)  # two of the 3! orders
+    wins = (0.1, 0.2, 0.3, 0.5, 0.4)  # of the 5! orders, 1 + 4 are as high and as many as low
+    rows = [
+        {"squared_distance": k, "ranking_accuracy": k / 9, "win_rate": w}
+        for k, w in enumerate(wins)
+    ]
+    assert correlations(rows)[0]["spearmanr"] == pytest.approx(0.9)
+    assert correlations(rows)[0]["p_value"] == pytest.approx(10 / 120)
 
 
 # ---------------------------------------------------------------------------- reward model
