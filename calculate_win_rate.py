@@ -35,8 +35,8 @@ from judges import (
     make_client,
     parse_verdict,
     position_bias,
+    reward_ids,
     reward_scores,
-    reward_text,
 )
 from model_loading import (
     DTYPES,
@@ -354,16 +354,16 @@ def judged_rows(args: argparse.Namespace, pairs: list[Record], judge) -> Iterato
 
     if kind == "reward-model":
         model, tokenizer = judge
-        asking: dict[str, list[tuple[int, str]]] = {}  # a reference's response is scored once
+        asking: dict[tuple, list[tuple[int, str]]] = {}  # a reference's response is scored once
         for k, pair in enumerate(differing):
             for side in ("policy", "other"):
                 try:
-                    text = reward_text(tokenizer, pair["prompt"], pair[f"{side}_response"])
+                    ids = reward_ids(tokenizer, pair["prompt"], pair[f"{side}_response"])
                 except ValueError as error:
                     announce(str(error))
                     yield {**pair, "win": None, "rewards": None}
                     break
-                asking.setdefault(text, []).append((k, side))
+                asking.setdefault(tuple(ids), []).append((k, side))
         texts = list(asking)
         for index, reward in reward_scores(model, tokenizer, texts):
             for k, side in asking[texts[index]]:

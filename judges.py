@@ -83,64 +83,84 @@ def load_reward_model(
             )
         )
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        raise ValueError(f"the tokenizer of {name} has neither a pad nor an EOS token")
-    model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval(), tokenizer
 
 
-def reward_text(tokenizer, prompt: str, response: str) -> str:
-    """Prompt and response as a reward model reads them: in its chat template if it has one, else
-    one after the other with the end-of-text token."""
+def reward_ids(tokenizer, prompt: str, response: str) -> list[int]:
+    """Token ids of prompt and response as a reward model reads them, in training and in judging.
+
+    In its chat template if it has one: as model cards do, with the special tokens that the template
+    writes and no others. Else one after the other with the tokenizer's special tokens, BOS at most
+    once, and EOS at the end unless the tokenizer ends texts itself.
+    Raises ValueError where the template refuses the dialogue.
+    """
     from jinja2 import TemplateError
 
     from log_likelihood import parse_dialogue
 
     if tokenizer.chat_template is not None:
-        messages = [*parse_dialogue(prompt), {"role": "assistant", "content": response}]
+        messages = parse_dialogue(prompt)
+        begun = ""
+        if messages[-1]["role"] == "assistant":  # the response goes on with it
+            begun = messages.pop()["content"] + " "
+        messages.append({"role": "assistant", "content": begun + response.strip()})
         try:
-            return tokenizer.apply_chat_template(messages, tokenize=False)
+            return tokenizer.apply_chat_template(messages, return_dict=False)
         except TemplateError as error:
             raise ValueError(
                 f"the judge's chat template refuses the dialogue {prompt[:60]!r} ({error})"
             ) from None
-    return f"{prompt.rstrip()} {response}{tokenizer.eos_token or ''}"
+    text = f"{prompt.rstrip()} {response.strip()}"
+    encoded = tokenizer(text, return_special_tokens_mask=True)
+    ids, appended = encoded["input_ids"], encoded["special_tokens_mask"][-1]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:  # the text itself begins with it
+        del ids[0]
+    return ids if appended or eos is None or ids[-1] == eos else [*ids, eos]
+
+
+def longest_text(model, tokenizer) -> int:
+    """How many tokens the model and its tokenizer allow."""
+    from model_loading import context_length
+
+    return min(context_length(model) or 10**9, tokenizer.model_max_length)
 
 
 def reward_scores(
-    model, tokenizer, texts: Sequence[str], tokens_per_batch: int = 4096
+    model, tokenizer, texts: Sequence[Sequence[int]], tokens_per_batch: int = 4096
 ) -> Iterator[tuple[int, float]]:
-    """(index, reward) of each text, longest first, in right-padded batches of similar length.
+    """(index, reward) of each text's token ids, longest first, in right-padded batches of similar
+    length.
 
-    Texts longer than the model's context lose their beginning (not its special tokens), which one
-    line on stderr counts.
+    Texts longer than the model's context lose their beginning (not its BOS or CLS), which one line
+    on stderr counts. Score heads read the last token that is not config.pad_token_id; a model
+    without one is given one text at a time, of which it reads the last token.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     from log_likelihood import check_vocabulary
-    from model_loading import context_length
 
-    limit = min(context_length(model) or 10**9, tokenizer.model_max_length)
-    special = tokenizer.chat_template is None  # a template writes its own
-    tokenizer.truncation_side = "left"
-    ids = [tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
-    long = [i for i, x in enumerate(ids) if len(x) > limit]
+    limit = longest_text(model, tokenizer)
+    long = [i for i, ids in enumerate(texts) if len(ids) > limit]
+    texts = list(texts)
     for i in long:
-        ids[i] = tokenizer(texts[i], add_special_tokens=special, truncation=True, max_length=limit)[
-            "input_ids"
-        ]
+        kept = int(texts[i][0] in (tokenizer.bos_token_id, tokenizer.cls_token_id))
+        texts[i] = [*texts[i][:kept], *texts[i][len(texts[i]) - limit + kept :]]
     if long:
         print(f"judge: {len(long)} texts cut from the left to {limit} tokens", file=sys.stderr)
-    check_vocabulary(model, [*ids, [tokenizer.pad_token_id]])
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    pad = model.config.get_text_config().pad_token_id
+    can_pad = pad is not None and pad >= 0
+    check_vocabulary(model, [*texts, [pad] * can_pad])
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     while order:
-        n = max(1, tokens_per_batch // max(len(ids[order[0]]), 1))
+        n = max(1, tokens_per_batch // len(texts[order[0]])) if can_pad else 1
         batch, order = order[:n], order[n:]
-        inputs = tokenizer.pad(
-            {"input_ids": [ids[i] for i in batch]}, padding_side="right", return_tensors="pt"
-        ).to(model.device)
+        rows = [torch.tensor(texts[i], device=model.device) for i in batch]
+        inputs = {
+            "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad if can_pad else 0),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], True),
+        }
         with torch.inference_mode():
             rewards = model(**inputs).logits[:, 0].float().tolist()
         yield from zip(batch, rewards)
