@@ -17,23 +17,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from conftest import SMALL, make_model, make_tokenizer
 from test_calculate_calibration_metrics import read_wandb_keys
 from tokenizers import processors
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from calculate_win_rate import (
     correlations,
     find_checkpoints,
-    formatted_prompt,
     gamma_of,
     generation_settings,
     length_controlled_win_rate,
     main,
     parse_args,
+    tokenize_prompts,
 )
 from command_line import run_script
 from data_utils import opening
@@ -45,6 +46,7 @@ from judges import (
     reward_ids,
     reward_scores,
 )
+from log_likelihood import tokenize_examples
 from model_loading import BUNDLED_MODEL, resolve_model
 from ranking_metrics import clustered_bootstrap_interval
 from reproduce import train_reward_model
@@ -401,9 +403,6 @@ def test_kill_9_and_resume(reward_model, preferences, two_models, tmp_path):
 
 def test_checkpoints(reward_model, preferences, two_models, tmp_path, wandb_offline):
     """Win rate, accuracy and distance of every checkpoint, the picture with two axes, wandb."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     good, bad = two_models
     run_folder = tmp_path / "dpo"
     for step in (2, 10, 4):
@@ -452,10 +451,6 @@ def test_adapters_and_a_checkpoint_that_says_nothing(
     reward_model, preferences, two_models, tmp_path, capsys
 ):
     """An adapter's distance is that of its merged weights; no responses, no win rate, no stop."""
-    import peft
-    import torch
-    from transformers import AutoModelForCausalLM
-
     good, bad = two_models
     runs, answers = tmp_path / "dpo", []
     for step in (1, 2):
@@ -512,9 +507,62 @@ def test_a_prompt_beyond_the_context_is_counted_and_chat_templates(
         "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    ids = formatted_prompt(tokenizer, rows[0]["prompt"], chat_template=True)
-    expected = tokenizer("[user] number 0? [assistant]", add_special_tokens=False)["input_ids"]
-    assert ids == expected
+    begun = f"{rows[0]['prompt']} It is"
+    ids = tokenize_prompts(tokenizer, [rows[0]["prompt"], begun], chat_template=True)
+    texts = ["[user] number 0? [assistant]", "[user] number 0? [assistant] It is"]
+    assert ids == tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def test_responses_continue_what_scoring_takes_for_the_prompt(sample_text):
+    """A tokenizer's EOS behind the prompt is left out, BOS stands there once."""
+    tokenizer = make_tokenizer(sample_text, bos=True, split_words=True)
+    steps = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokenizer.backend_tokenizer.post_processor = steps
+    prompts = ["Is it?", "<s>Is it?"]
+    plain = [0, *tokenizer("Is it?", add_special_tokens=False)["input_ids"]]
+    assert tokenize_prompts(tokenizer, prompts, chat_template=False) == [plain, plain]
+    for scored in tokenize_examples(tokenizer, [(prompt, [" yes"]) for prompt in prompts]):
+        assert list(scored[0].ids[: scored[0].start]) == plain
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}"
+    assert tokenize_prompts(tokenizer, prompts[:1], chat_template=True) == [plain]
+
+
+def test_only_the_flags_and_the_ends_of_turns_shape_responses(
+    reward_model, preferences, two_models, tokenizer, tmp_path
+):
+    """Penalties, bans and forced tokens of generation_config.json do nothing; its two EOS end a
+    response. Against greedy decoding by hand, also through an adapter that changes nothing."""
+    good, _ = two_models
+    row = read_json_lines(preferences)[0]
+    write_json_lines(tmp_path / "one.jsonl", [row])
+    model = AutoModelForCausalLM.from_pretrained(good)
+    ids = tokenizer(row["prompt"])["input_ids"]
+    new: list[int] = []
+    while len(new) < 12:
+        with torch.no_grad():
+            new.append(int(model(torch.tensor([ids + new])).logits[0, -1].argmax()))
+    end = next(k for k, token in enumerate(new) if k > 2 and token not in new[:k])
+    model.generation_config = GenerationConfig(
+        eos_token_id=[1, new[end]], forced_eos_token_id=7, suppress_tokens=new[:2], min_p=0.5,
+        bad_words_ids=[[new[1]]], repetition_penalty=50.0, no_repeat_ngram_size=1, do_sample=True,
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "policy"),
+        peft.LoraConfig(r=2, target_modules=["q_proj"]),
+    ).save_pretrained(tmp_path / "adapter")
+    for name in ("policy", "adapter"):
+        run(*flags(tmp_path, f"reward-model:{reward_model}", "--lm-name-or-path", tmp_path / name,
+                   "--against", "chosen", "--dataset", tmp_path / "one.jsonl", "--temperature", "0",
+                   "--max-new-tokens", "12", "--device", "cpu", name=f"{name}.jsonl"))  # fmt: skip
+        (found,) = read_json_lines(tmp_path / f"{name}.responses.jsonl")
+        assert found["response"] == tokenizer.decode(new[:end]).strip()
+        assert (found["n_tokens"], found["finished"]) == (end, True)
+        (summary,) = read_json_lines(tmp_path / f"{name}.jsonl")
+        assert summary["generation"]["eos_token_id"] == sorted([1, new[end]])
 
 
 def test_runs_of_a_sweep_are_ordered_by_gamma(two_models, tmp_path):
