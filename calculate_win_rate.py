@@ -163,8 +163,8 @@ def load_prompts(args: argparse.Namespace) -> tuple[PreferenceData, list[Record]
 
 
 def tokenize_prompts(tokenizer, prompts: list[str], chat_template: bool) -> list[list[int]]:
-    """Token ids that responses continue, as scoring takes prompts: the tokenizer's special tokens in
-    front, BOS once, and none behind. Empty where the chat template refuses the dialogue."""
+    """Token ids that responses continue, as scoring takes prompts: the tokenizer's special tokens
+    in front, BOS once, and none behind. Empty where the chat template refuses the dialogue."""
     from jinja2 import TemplateError
 
     from log_likelihood import exact_offset_tokenizer, locate_completion, parse_dialogue

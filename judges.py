@@ -33,8 +33,10 @@ QUESTION = """You compare two replies to the last message of a conversation with
 Which reply serves the user better? Prefer what is correct, to the point and harmless; length and
 order are no merit. Answer with one letter and nothing else: A, B, or C if neither is better."""
 ANSWER_TOKENS = 16
+REASONING_TOKENS = 4096  # of an answer, where the reasoning before it counts
+TRIAL = [{"role": "user", "content": "Answer with the letter A and nothing else."}]
 CHARACTERS_PER_TOKEN = 4  # only for the estimate of the costs
-REFUSED = (400, 413, 422)  # of one question: it counts as unclear
+REFUSED = (400, 413, 422)  # of a question after the trial: it counts as unclear
 VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}  # share of the win that goes to the first reply
 FIRST_ORDER, SECOND_ORDER = "policy first", "policy second"
 
@@ -222,7 +224,8 @@ def combine_orders(first: float | None, second: float | None) -> float | None:
 
 
 def cache_key(address: str, model: str, messages: list[dict[str, str]]) -> str:
-    """What identifies a paid answer: the endpoint, the model and everything it is asked."""
+    """What identifies a paid answer: the endpoint, the model and everything it is asked (how it
+    wants to be asked follows from the first two)."""
     content = json.dumps([address, model, ANSWER_TOKENS, messages], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
@@ -240,11 +243,14 @@ def read_answers(path: Path) -> dict[str, str]:
 
 
 def estimate(
-    questions: Sequence[list[dict[str, str]]], n_cached: int, price: Sequence[float] | None
+    questions: Sequence[list[dict[str, str]]],
+    n_cached: int,
+    answer_tokens: int,
+    price: Sequence[float] | None,
 ) -> str:
     """One line: calls, tokens and, with prices in dollars per million tokens, the cost."""
     characters = sum(len(message["content"]) for messages in questions for message in messages)
-    tokens = characters / CHARACTERS_PER_TOKEN, ANSWER_TOKENS * len(questions)
+    tokens = characters / CHARACTERS_PER_TOKEN, answer_tokens * len(questions)
     text = (
         f"judge: {len(questions)} calls ({n_cached} more are answered from the cache), about "
         f"{tokens[0] / 1e6:.3g} M tokens asked, at most {tokens[1] / 1e6:.3g} M answered"
@@ -254,21 +260,27 @@ def estimate(
     return text
 
 
-def ask(client, model: str, messages: list[dict[str, str]]) -> str:
-    """The answer's text; empty where the judge refuses this question (too long, filtered).
+def complaint(client, error) -> str:
+    """What an endpoint says against a request, in one line that does not hold the key."""
+    body = error.body if isinstance(error.body, dict) else {}
+    text = " ".join(str(body.get("message") or error.body or error.message).split())
+    return text.replace(client.api_key, "…") if os.environ.get("OPENAI_API_KEY") else text
 
-    Raises ValueError with one line, which never holds the key, if the judge cannot be asked at all.
+
+def ask(client, model: str, messages: list[dict[str, str]], parameters: dict) -> str:
+    """The answer's text.
+
+    Raises openai.APIStatusError where the judge does not take this request, ValueError with one
+    line, which never holds the key, if it cannot be asked at all.
     """
     import openai
 
     where = f"judge {model} at {client.base_url}"
     try:
-        response = client.chat.completions.create(
-            model=model, messages=messages, temperature=0.0, max_tokens=ANSWER_TOKENS
-        )
+        response = client.chat.completions.create(model=model, messages=messages, **parameters)
     except openai.APIStatusError as error:
         if error.status_code in REFUSED:
-            return ""
+            raise
         raise ValueError(
             f"{where}: HTTP {error.status_code} after {client.max_retries} retries: check the "
             "model's name, the key and the quota"
@@ -284,6 +296,34 @@ def ask(client, model: str, messages: list[dict[str, str]]) -> str:
     return (response.choices[0].message.content or "") if response.choices else ""
 
 
+def find_parameters(client, model: str) -> dict[str, float | int]:
+    """How the judge wants to be asked, found by a question that no filter and no limit refuses.
+
+    Greedily with `max_tokens`; newer models of OpenAI's take `max_completion_tokens` instead, which
+    also limits their reasoning, and no temperature. Raises ValueError as `ask` does, and with what
+    the judge says against the request otherwise.
+    """
+    import openai
+
+    parameters: dict[str, float | int] = {"temperature": 0.0, "max_tokens": ANSWER_TOKENS}
+    while True:
+        try:
+            ask(client, model, TRIAL, parameters)
+            return parameters
+        except openai.APIStatusError as error:
+            said = complaint(client, error)
+            named = error.param or said
+            if "max_tokens" in parameters and re.search("max_(completion_)?tokens", named):
+                del parameters["max_tokens"]
+                parameters["max_completion_tokens"] = REASONING_TOKENS
+            elif "temperature" in parameters and "temperature" in named:
+                del parameters["temperature"]
+            else:
+                raise ValueError(
+                    f"judge {model} at {client.base_url}: HTTP {error.status_code}: {said[:300]}"
+                ) from None
+
+
 def ask_all(
     client,
     model: str,
@@ -296,9 +336,12 @@ def ask_all(
 ) -> Iterator[tuple[tuple, str]]:
     """(key of the question, answer), from the cache first, the rest as the judge answers.
 
-    Every answer is on disk before it is yielded, so nothing is paid for twice. Raises ValueError
-    if the judge fails for good; the answers until then are kept.
+    Every answer is on disk before it is yielded, so nothing is paid for twice. A question that the
+    judge refuses (too long, filtered) has an empty one. Raises ValueError if the judge fails for
+    good; the answers until then are kept.
     """
+    import openai
+
     answers = read_answers(cache)
     keys = {
         name: cache_key(str(client.base_url), model, messages)
@@ -313,14 +356,23 @@ def ask_all(
             waiting.setdefault(key, []).append(name)
     if not missing:
         return
-    announce(estimate(list(missing.values()), len(questions) - len(missing), price))
+    parameters = find_parameters(client, model)
+    if len(parameters.keys() & {"max_tokens", "temperature"}) < 2:
+        announce(f"judge {model} takes no max_tokens or temperature: asked with {parameters}")
+    limit = int(parameters.get("max_tokens", REASONING_TOKENS))
+    announce(estimate(list(missing.values()), len(questions) - len(missing), limit, price))
     cache.parent.mkdir(parents=True, exist_ok=True)
     if cache.exists():
         drop_torn_line(cache)
     lock = threading.Lock()
+    refusals: list[str] = []
 
     def answered(key: str) -> str:
-        answer = ask(client, model, missing[key])
+        try:
+            answer = ask(client, model, missing[key], parameters)
+        except openai.APIStatusError as error:
+            refusals.append(complaint(client, error))
+            return ""
         if answer:
             with lock, cache.open("ab") as file:
                 append_json_lines(file, [[key, answer]])
@@ -332,6 +384,8 @@ def ask_all(
         for future in as_completed(futures):
             for name in waiting[futures[future]]:
                 yield name, future.result()
+        if refusals:
+            announce(f"judge: {len(refusals)} questions refused, unclear: {refusals[0][:300]}")
     finally:  # after an error or a stop no further call is made; those on their way are kept
         pool.shutdown(wait=False, cancel_futures=True)
 

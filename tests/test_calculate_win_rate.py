@@ -37,8 +37,9 @@ from calculate_win_rate import (
     tokenize_prompts,
 )
 from command_line import run_script
-from data_utils import opening
+from data_utils import load_preferences, opening
 from judges import (
+    TRIAL,
     combine_orders,
     load_reward_model,
     parse_verdict,
@@ -273,8 +274,6 @@ def test_the_judge_has_not_seen_the_policys_dialogues(tmp_path):
 
 def write_responses(path: Path, model, dataset: Path, side: str) -> Path:
     """A responses file in which `model` answers with the chosen or the rejected completions."""
-    from data_utils import load_preferences
-
     args = parse_args(
         flags(".", "openai:m", "--lm-name-or-path", str(model), "--dataset", str(dataset))
     )
@@ -597,12 +596,12 @@ def served(tmp_path_factory) -> str:
             stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            for _ in range(600):
+            while True:
+                assert process.poll() is None, log.read_text()
                 try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
                     break
                 except OSError:
-                    assert process.poll() is None, log.read_text()
                     time.sleep(0.2)
             yield f"http://127.0.0.1:{port}/v1", model
         finally:
@@ -610,44 +609,19 @@ def served(tmp_path_factory) -> str:
             process.wait()
 
 
-@pytest.fixture
-def faulty_line(served):
-    """A line to the server that fails as told: `faults` holds what happens to the next requests."""
-    address, model = served
+@contextlib.contextmanager
+def judge_line(answer):
+    """An endpoint that gives `answer(body)`: (status, content). `seen`: bodies and keys of all
+    requests but the trial; `over`: set when nothing more is asked."""
 
     class Line(BaseHTTPRequestHandler):
         def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            line.seen.append((json.loads(body), self.headers["Authorization"]))
-            with line.lock:
-                fault = line.faults.pop(0) if line.faults else None
-            if fault == "hang":
-                time.sleep(3)
-            if isinstance(fault, int) or fault == "hang":
-                self.answer(
-                    fault if isinstance(fault, int) else 504, b'{"error": {"message": "fault"}}'
-                )
-                return
-            if fault is not None:  # an answer in the judge's place
-                message = {"role": "assistant", "content": fault}
-                choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-                completion = {
-                    "id": "x",
-                    "object": "chat.completion",
-                    "created": 0,
-                    "model": "m",
-                    "choices": choices,
-                }
-                self.answer(200, json.dumps(completion).encode())
-                return
-            request = urllib.request.Request(
-                address.removesuffix("/v1") + self.path, body, {"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(request) as response:
-                self.answer(response.status, response.read())
-
-        def answer(self, status, content):
-            with contextlib.suppress(BrokenPipeError):  # the client has given up
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.loads(content)
+            if body["messages"] != TRIAL:
+                line.seen.append((body, self.headers["Authorization"]))
+            status, content = answer(body)
+            with contextlib.suppress(ConnectionError):  # the client has given up
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
@@ -658,43 +632,172 @@ def faulty_line(served):
             pass
 
     line = ThreadingHTTPServer(("127.0.0.1", 0), Line)
-    line.faults, line.seen, line.lock = [], [], threading.Lock()
+    line.seen, line.over = [], threading.Event()
+    line.address = f"http://127.0.0.1:{line.server_address[1]}/v1"
     thread = threading.Thread(target=line.serve_forever)
     thread.start()
-    yield line, f"http://127.0.0.1:{line.server_address[1]}/v1", model
-    line.shutdown()
-    thread.join()
-    line.server_close()
+    try:
+        yield line
+    finally:
+        line.over.set()
+        line.shutdown()
+        thread.join()
+        line.server_close()
+
+
+def completion(text: str) -> tuple[int, bytes]:
+    message = {"role": "assistant", "content": text}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    return 200, json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m",
+                            "choices": choices}).encode()  # fmt: skip
+
+
+def refusal(message: str, param: str | None = None) -> tuple[int, bytes]:
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": "x"}
+    return 400, json.dumps({"error": error}).encode()
+
+
+@pytest.fixture
+def asked(preferences, two_models, tmp_path, monkeypatch) -> list:
+    """Arguments of a run whose responses come from files: six pairs, so twelve questions."""
+    good, bad = two_models
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-this-test")
+    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path / "cache"))
+    answers = []
+    for folder, side in ((good, "chosen"), (bad, "rejected")):
+        file = write_responses(tmp_path / f"{side}.jsonl", folder, preferences, side)
+        answers += ["--responses", file]
+    return ["--sample-size", "6", "--judge-concurrency", "2", "--judge-price", "2.5", "10",
+            "--dataset", preferences, *answers]  # fmt: skip
+
+
+def prefer_thanks(body: dict) -> tuple[int, bytes]:
+    text = body["messages"][0]["content"]
+    return completion("A" if "thank you" in text.partition("</reply_A>")[0] else "B")
+
+
+def test_a_judge_that_wants_other_parameters(asked, two_models, tmp_path, capsys):
+    """As OpenAI's newer models: asked once for how, told in the estimate, kept by a resumed run."""
+    good, bad = two_models
+    sides = ["--lm-name-or-path", good, "--reference-name-or-path", bad]
+    refused: list[str] = []
+
+    def answer(body):
+        for name in ("max_tokens", "temperature"):
+            if name in body:
+                refused.append(name)
+                return refusal(f"Unsupported parameter: '{name}' is not supported.", name)
+        return prefer_thanks(body)
+
+    with judge_line(answer) as line:
+        more = [*sides, *asked, "--judge-base-url", line.address]
+        run(*flags(tmp_path, "openai:m", *more))
+        assert refused == ["max_tokens", "temperature"] and len(line.seen) == 12
+        assert all(body["max_completion_tokens"] > 1000 for body, _ in line.seen)
+        error = capsys.readouterr().err
+        assert "asked with {'max_completion_tokens': 4096}" in error
+        assert "12 calls" in error and "at most 0.0492 M answered" in error  # 12 x 4096
+        assert read_json_lines(tmp_path / "wins.jsonl")[0]["win_rate"] == 1.0
+        (cache,) = (tmp_path / "cache" / "judge").iterdir()
+        lines = cache.read_bytes().splitlines(keepends=True)
+        cache.write_bytes(b"".join(lines[:-3]))  # killed before the last three
+        run(*flags(tmp_path, "openai:m", *more, "--overwrite"))
+        assert len(line.seen) == 15 and sorted(cache.read_bytes().splitlines(True)) == sorted(lines)
+
+
+def test_a_request_the_judge_never_takes_and_questions_that_it_refuses(
+    asked, preferences, two_models, tmp_path, capsys
+):
+    """The first is an error with the judge's own words; the second are unclear, and counted."""
+    good, bad = two_models
+    sides = ["--lm-name-or-path", good, "--reference-name-or-path", bad]
+    with judge_line(lambda body: refusal("No temperature, sk-secret-of-this-test!")) as line:
+        more = [*sides, *asked, "--judge-base-url", line.address]
+        message = error_of(capsys, *flags(tmp_path, "openai:m", *more))
+        assert message.endswith(f"judge m at {line.address}/: HTTP 400: No temperature, …!")
+        assert not line.seen and not (tmp_path / "wins.jsonl").exists()
+
+    example = load_preferences(str(preferences), sample_size=6, seed=0).examples[0]
+
+    def answer(body):
+        if example.prompt in body["messages"][0]["content"]:
+            return refusal("Your question about temperature is filtered.")
+        return prefer_thanks(body)
+
+    with judge_line(answer) as line:
+        more = [*sides, *asked, "--judge-base-url", line.address]
+        run(*flags(tmp_path, "openai:m", *more, name="filtered.jsonl"))
+        assert "2 questions refused, unclear: Your question about" in capsys.readouterr().err
+        assert all(body["temperature"] == 0 for body, _ in line.seen) and len(line.seen) == 12
+        (row,) = read_json_lines(tmp_path / "filtered.jsonl")
+        assert (row["n_wins"], row["n_unclear"]) == (5, 1)
+        run(*flags(tmp_path, "openai:m", *more, "--overwrite", name="filtered.jsonl"))
+        assert len(line.seen) == 14  # the refused ones are asked again
+
+
+def test_a_judge_that_hangs_is_asked_again(asked, two_models, tmp_path):
+    """The timeout is short, but however slow the machine, an answer comes in one of the retries."""
+    good, bad = two_models
+    hanging = [True]
+
+    def answer(body):
+        if body["messages"] != TRIAL and hanging:
+            hanging.clear()
+            line.over.wait()
+        return prefer_thanks(body)
+
+    with judge_line(answer) as line:
+        run(*flags(tmp_path, "openai:m", "--lm-name-or-path", good, "--reference-name-or-path", bad,
+                   *asked, "--judge-base-url", line.address, "--judge-timeout", "1",
+                   "--judge-retries", "1000"))  # fmt: skip
+        assert len(line.seen) >= 13 and len({json.dumps(body) for body, _ in line.seen}) == 12
+    assert read_json_lines(tmp_path / "wins.jsonl")[0]["win_rate"] == 1.0
+
+
+@pytest.fixture
+def faulty_line(served):
+    """A line to the server that fails as told: `faults` holds what happens to the next requests."""
+    address, model = served
+    faults, lock = [], threading.Lock()
+
+    def answer(body):
+        if body["model"] != model:
+            return 401, b"{}"
+        with lock:
+            fault = faults.pop(0) if faults and body["messages"] != TRIAL else None
+        if isinstance(fault, int):
+            return fault, b'{"error": {"message": "fault"}}'
+        if fault is not None:  # an answer in the judge's place
+            return completion(fault)
+        content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{address}/chat/completions", content, headers)
+        with urllib.request.urlopen(request) as response:
+            return response.status, response.read()
+
+    with judge_line(answer) as line:
+        line.faults = faults
+        yield line, model
 
 
 @NEEDS_SMOLLM2
 @pytest.mark.skipif(
     importlib.util.find_spec("uvicorn") is None, reason="transformers[serving] is not installed"
 )
-def test_served_judge(faulty_line, preferences, two_models, tmp_path, monkeypatch, capsys):
-    """Retries after 429, 500 and a timeout; cache; swapped sides; unclear answers; no key on disk."""
-    line, address, model = faulty_line
+def test_served_judge(faulty_line, asked, two_models, tmp_path, capsys):
+    """Retries after 429 and 5xx; cache; swapped sides; unclear answers; no key on disk."""
+    line, model = faulty_line
     good, bad = two_models
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-this-test")
-    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path / "cache"))
-    answers = []
-    for folder, side in ((good, "chosen"), (bad, "rejected")):
-        answers += [
-            "--responses",
-            write_responses(tmp_path / f"{side}.jsonl", folder, preferences, side),
-        ]
-    judge = ["--judge-base-url", address, "--sample-size", "6", "--judge-timeout", "2",
-             "--judge-concurrency", "2", "--judge-price", "2.5", "10", "--dataset", preferences, *answers]  # fmt: skip
+    judge = [*asked, "--judge-base-url", line.address, "--judge-timeout", "36000"]
     one = ["--lm-name-or-path", good, "--reference-name-or-path", bad, *judge]
 
-    line.faults = [429, 500, "hang", 503, "I cannot decide."]
+    line.faults += [429, 500, 503, "I cannot decide."]
     run(*flags(tmp_path, f"openai:{model}", *one))
     captured = capsys.readouterr()
     assert re.search(r"judge: 12 calls \(0 more .* about 0\.01 USD", captured.err)
     rows = read_json_lines(tmp_path / "wins.examples.jsonl")
     (summary,) = read_json_lines(tmp_path / "wins.jsonl")
-    n_requests = len(line.seen)  # more where a slow answer was asked for again
-    assert len(rows) == 6 and n_requests >= 12 + 4
+    n_requests = len(line.seen)
+    assert len(rows) == 6 and n_requests == 12 + 3
     assert len({json.dumps(body) for body, _ in line.seen}) == 12
     assert {authorization for _, authorization in line.seen} == {"Bearer sk-secret-of-this-test"}
     assert sum("I cannot decide." in row["answers"] for row in rows) == 1
@@ -715,7 +818,7 @@ def test_served_judge(faulty_line, preferences, two_models, tmp_path, monkeypatc
         assert not file.is_file() or b"sk-secret" not in file.read_bytes(), file
     assert "sk-secret" not in captured.out + captured.err
 
-    line.faults = [400]  # one question is refused: it counts as unclear, and is asked again later
+    line.faults += [400]  # one question is refused: it counts as unclear, and is asked again later
     more = [*one, "--sample-size", "7"]
     run(*flags(tmp_path, f"openai:{model}", *more, name="seven.jsonl"))
     assert read_json_lines(tmp_path / "seven.jsonl")[0]["n_unclear"] >= 1
@@ -723,7 +826,6 @@ def test_served_judge(faulty_line, preferences, two_models, tmp_path, monkeypatc
     run(*flags(tmp_path, f"openai:{model}", *more, "--overwrite", name="seven.jsonl"))
     assert len(line.seen) == n_asked + 1
 
-    line.faults = [401] * 99
     message = error_of(
         capsys, *flags(tmp_path, "openai:other", *one, "--judge-retries", "0", name="e.jsonl")
     )
