@@ -21,6 +21,7 @@ import peft
 import pytest
 import torch
 from conftest import SMALL, make_model, make_tokenizer
+from paused import ROWS_WRITTEN, start_paused
 from test_calculate_calibration_metrics import read_wandb_keys
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -373,10 +374,10 @@ def test_kill_9_and_resume(reward_model, preferences, two_models, tmp_path):
     run(*flags(tmp_path / "whole", f"reward-model:{reward_model}", *more))
     command = [sys.executable, ROOT / "calculate_win_rate.py",
                *flags(tmp_path / "killed", f"reward-model:{reward_model}", *more)]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start_paused(
+        ROWS_WRITTEN, 3, *command[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     responses = tmp_path / "killed" / "wins.responses.jsonl"
-    while process.poll() is None and (not responses.exists() or responses.stat().st_size == 0):
-        time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     kept = responses.read_bytes()
