@@ -35,22 +35,25 @@ from judges import (
     make_client,
     parse_verdict,
     position_bias,
+    reward_ids,
     reward_scores,
-    reward_text,
 )
 from model_loading import (
     DTYPES,
     REMOTE_CODE_FLAG,
+    adapter_base,
     cache_directory,
     check_model_path,
     choose_device,
     context_length,
+    load_config,
     load_model,
     load_tokenizer,
     model_fingerprint,
     resolve_dtype,
+    resolve_model,
 )
-from ranking_metrics import clustered_bootstrap_interval, ranking_accuracy
+from ranking_metrics import clustered_bootstrap_interval, correlation_test, ranking_accuracy
 from result_files import (
     append_json_lines,
     check_inputs,
@@ -159,43 +162,94 @@ def load_prompts(args: argparse.Namespace) -> tuple[PreferenceData, list[Record]
     return data, list(prompts.values())
 
 
-def formatted_prompt(tokenizer, prompt: str, chat_template: bool) -> list[int]:
-    """Token ids that a response continues; none where the chat template refuses the dialogue."""
+def tokenize_prompts(tokenizer, prompts: list[str], chat_template: bool) -> list[list[int]]:
+    """Token ids that responses continue, as scoring takes prompts: the tokenizer's special tokens
+    in front, BOS once, and none behind. Empty where the chat template refuses the dialogue."""
     from jinja2 import TemplateError
 
-    from log_likelihood import parse_dialogue
+    from log_likelihood import exact_offset_tokenizer, locate_completion, parse_dialogue
 
-    if chat_template:
+    texts = list(prompts)
+    for k, prompt in enumerate(prompts) if chat_template else ():
+        messages = parse_dialogue(prompt)
+        begun = messages[-1]["role"] == "assistant"  # the response goes on with it
         try:
-            text = tokenizer.apply_chat_template(
-                parse_dialogue(prompt), tokenize=False, add_generation_prompt=True
-            )
+            texts[k] = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=not begun,
+                continue_final_message=begun,
+            )  # fmt: skip
         except TemplateError:
-            return []
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer(prompt)["input_ids"]
+            texts[k] = ""
+    encodings = exact_offset_tokenizer(tokenizer).encode_batch(
+        texts, add_special_tokens=not chat_template
+    )
+    parts = [
+        locate_completion(encoding, len(text), [], tokenizer.bos_token_id)
+        for encoding, text in zip(encodings, texts)
+    ]
+    return [[*head, *prompt] for head, prompt, _ in parts]
+
+
+def ends_of_turn(args: argparse.Namespace, name: str) -> list[int]:
+    """Ids that end a response: EOS in the model's generation_config.json (chat models have several)
+    and of its tokenizer, and what closes a turn in the chat template that is used."""
+    from transformers import GenerationConfig
+
+    from log_likelihood import end_of_turn_id
+
+    path = resolve_model(name)
+    if (Path(path) / "adapter_config.json").is_file():
+        path = adapter_base(path)
+    try:
+        eos = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # there is none
+        eos = load_config(path, None, args.trust_remote_code).get_text_config().eos_token_id
+    tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+    ends = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id}
+    if args.chat_template and tokenizer.chat_template is not None:
+        closing = end_of_turn_id(tokenizer)
+        ends |= {closing} & tokenizer.added_tokens_decoder.keys()
+    return sorted(ends - {None})
 
 
 def generate_batches(
-    model, tokenizer, prompts: list[Record], done: set[str], seed: int, args: argparse.Namespace
+    model,
+    tokenizer,
+    prompts: list[Record],
+    done: set[str],
+    seed: int,
+    settings: Record,
+    batch_size: int,
 ) -> Iterator[list[Record]]:
     """Responses to the prompts that are not `done`, batch by batch.
 
+    The `settings` alone shape them: the model's generation_config.json may ask for penalties, bans
+    and forced tokens, which are left aside.
     Batches are formed from all prompts, the longest first, and each has a seed of its own, so that
     a resumed run samples what an uninterrupted one does. Two models must not get the same `seed`:
     like ones would give the same responses.
     """
     import torch
+    from transformers import GenerationConfig
 
-    from log_likelihood import check_vocabulary
+    from log_likelihood import check_vocabulary, unwrap
 
-    ids = [formatted_prompt(tokenizer, p["prompt"], args.chat_template) for p in prompts]
+    texts = [prompt["prompt"] for prompt in prompts]
+    ids = tokenize_prompts(tokenizer, texts, settings["chat_template"])
     check_vocabulary(model, [*ids, [tokenizer.pad_token_id]])
     limit = context_length(model)
-    longest = None if limit is None else limit - args.max_new_tokens
+    longest = None if limit is None else limit - settings["max_new_tokens"]
+    keys = ("max_new_tokens", "eos_token_id", "stop_strings")
+    sampling = {"temperature": settings["temperature"], "top_p": settings["top_p"], "top_k": 0}
+    model.generation_config = unwrap(model).generation_config = GenerationConfig(
+        **{key: settings[key] for key in keys},
+        **(sampling if settings["temperature"] > 0 else {}),
+        do_sample=settings["temperature"] > 0,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    for first in range(0, len(order), args.batch_size):
-        batch = order[first : first + args.batch_size]
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
         if all(prompts[i]["id"] in done for i in batch):
             continue
         fitting = [i for i in batch if ids[i] and (longest is None or len(ids[i]) <= longest)]
@@ -208,32 +262,23 @@ def generate_batches(
             inputs = tokenizer.pad(
                 {"input_ids": [ids[i] for i in fitting]}, padding_side="left", return_tensors="pt"
             ).to(model.device)
-            greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-            sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p,
-                        "top_k": 0}  # fmt: skip
             torch.manual_seed(seed + first)
             try:
                 with torch.inference_mode():
-                    output = model.generate(
-                        **inputs,
-                        **(sampling if args.temperature > 0 else greedy),
-                        max_new_tokens=args.max_new_tokens,
-                        stop_strings=[NEXT_TURN],
-                        tokenizer=tokenizer,
-                        pad_token_id=tokenizer.pad_token_id,
-                    )
+                    output = model.generate(**inputs, tokenizer=tokenizer)
             except RuntimeError as error:  # NaN weights among others
                 line = str(error).splitlines()[0]
                 raise ValueError(f"{model.name_or_path} cannot generate: {line}") from error
             width = inputs["input_ids"].shape[1]
             for i, new in zip(fitting, output[:, width:].tolist()):
-                rows.append({"id": prompts[i]["id"], **read_response(tokenizer, new)})
+                response = read_response(tokenizer, new, settings["eos_token_id"])
+                rows.append({"id": prompts[i]["id"], **response})
         yield [row for row in rows if row["id"] not in done]
 
 
-def read_response(tokenizer, new: list[int]) -> Record:
+def read_response(tokenizer, new: list[int], ends: list[int]) -> Record:
     """The text of generated ids up to the end of the turn, and whether that end was reached."""
-    stops = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    stops = {*ends, tokenizer.pad_token_id}
     end = next((k for k, token in enumerate(new) if token in stops), len(new))
     text, found, _ = tokenizer.decode(new[:end], skip_special_tokens=True).partition(NEXT_TURN)
     return {"response": text.strip(), "finished": bool(found) or end < len(new), "n_tokens": end}
@@ -262,6 +307,8 @@ def generation_settings(args: argparse.Namespace, name: str, draw: int = 0) -> R
         "temperature": args.temperature,
         "top_p": args.top_p if args.temperature > 0 else None,
         "max_new_tokens": args.max_new_tokens,
+        "eos_token_id": ends_of_turn(args, name),
+        "stop_strings": [NEXT_TURN],
         "chat_template": args.chat_template,
         "seed": args.seed if args.temperature > 0 else None,
         "trust_remote_code": args.trust_remote_code,
@@ -293,7 +340,9 @@ def respond(
         n_before = len(wanted & responses.keys())
         with progress_bar(f"responses of {name}", len(wanted), n_before) as progress:
             seed = int(key[:12], 16)  # of --seed, the model and the other settings
-            batches = generate_batches(model, tokenizer, prompts, set(responses), seed, args)
+            batches = generate_batches(
+                model, tokenizer, prompts, set(responses), seed, settings, args.batch_size
+            )
             for rows in until_stopped(
                 batches, lambda: f"{progress.n} responses of {name} are saved in {file.name}"
             ):
@@ -354,16 +403,16 @@ def judged_rows(args: argparse.Namespace, pairs: list[Record], judge) -> Iterato
 
     if kind == "reward-model":
         model, tokenizer = judge
-        asking: dict[str, list[tuple[int, str]]] = {}  # a reference's response is scored once
+        asking: dict[tuple, list[tuple[int, str]]] = {}  # a reference's response is scored once
         for k, pair in enumerate(differing):
             for side in ("policy", "other"):
                 try:
-                    text = reward_text(tokenizer, pair["prompt"], pair[f"{side}_response"])
+                    ids = reward_ids(tokenizer, pair["prompt"], pair[f"{side}_response"])
                 except ValueError as error:
                     announce(str(error))
                     yield {**pair, "win": None, "rewards": None}
                     break
-                asking.setdefault(text, []).append((k, side))
+                asking.setdefault(tuple(ids), []).append((k, side))
         texts = list(asking)
         for index, reward in reward_scores(model, tokenizer, texts):
             for k, side in asking[texts[index]]:
@@ -484,8 +533,6 @@ def correlations(rows: list[Record]) -> list[Record]:
     None with fewer than three points or where one of the two never changes. Rows without a win rate
     are left out.
     """
-    from scipy import stats
-
     rated = [row for row in rows if row["win_rate"] is not None]
     ordered = sorted(rated, key=lambda row: row["squared_distance"])
     half = (len(ordered) + 1) // 2
@@ -495,8 +542,7 @@ def correlations(rows: list[Record]) -> list[Record]:
         wins = [row["win_rate"] for row in chosen]
         value = p_value = None
         if len(chosen) >= 3 and len(set(accuracy)) > 1 and len(set(wins)) > 1:
-            test = stats.spearmanr(accuracy, wins)
-            value, p_value = float(test.statistic), float(test.pvalue)
+            value, p_value = correlation_test(accuracy, wins, "spearmanr")
         results.append({"part": part, "n": len(chosen), "spearmanr": value, "p_value": p_value})
     return results
 

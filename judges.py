@@ -33,8 +33,10 @@ QUESTION = """You compare two replies to the last message of a conversation with
 Which reply serves the user better? Prefer what is correct, to the point and harmless; length and
 order are no merit. Answer with one letter and nothing else: A, B, or C if neither is better."""
 ANSWER_TOKENS = 16
+REASONING_TOKENS = 4096  # of an answer, where the reasoning before it counts
+TRIAL = [{"role": "user", "content": "Answer with the letter A and nothing else."}]
 CHARACTERS_PER_TOKEN = 4  # only for the estimate of the costs
-REFUSED = (400, 413, 422)  # of one question: it counts as unclear
+REFUSED = (400, 413, 422)  # of a question after the trial: it counts as unclear
 VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}  # share of the win that goes to the first reply
 FIRST_ORDER, SECOND_ORDER = "policy first", "policy second"
 
@@ -83,64 +85,84 @@ def load_reward_model(
             )
         )
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        raise ValueError(f"the tokenizer of {name} has neither a pad nor an EOS token")
-    model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval(), tokenizer
 
 
-def reward_text(tokenizer, prompt: str, response: str) -> str:
-    """Prompt and response as a reward model reads them: in its chat template if it has one, else
-    one after the other with the end-of-text token."""
+def reward_ids(tokenizer, prompt: str, response: str) -> list[int]:
+    """Token ids of prompt and response as a reward model reads them, in training and in judging.
+
+    In its chat template if it has one: as model cards do, with the special tokens that the template
+    writes and no others. Else one after the other with the tokenizer's special tokens, BOS at most
+    once, and EOS at the end unless the tokenizer ends texts itself.
+    Raises ValueError where the template refuses the dialogue.
+    """
     from jinja2 import TemplateError
 
     from log_likelihood import parse_dialogue
 
     if tokenizer.chat_template is not None:
-        messages = [*parse_dialogue(prompt), {"role": "assistant", "content": response}]
+        messages = parse_dialogue(prompt)
+        begun = ""
+        if messages[-1]["role"] == "assistant":  # the response goes on with it
+            begun = messages.pop()["content"] + " "
+        messages.append({"role": "assistant", "content": begun + response.strip()})
         try:
-            return tokenizer.apply_chat_template(messages, tokenize=False)
+            return tokenizer.apply_chat_template(messages, return_dict=False)
         except TemplateError as error:
             raise ValueError(
                 f"the judge's chat template refuses the dialogue {prompt[:60]!r} ({error})"
             ) from None
-    return f"{prompt.rstrip()} {response}{tokenizer.eos_token or ''}"
+    text = f"{prompt.rstrip()} {response.strip()}"
+    encoded = tokenizer(text, return_special_tokens_mask=True)
+    ids, appended = encoded["input_ids"], encoded["special_tokens_mask"][-1]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:  # the text itself begins with it
+        del ids[0]
+    return ids if appended or eos is None or ids[-1] == eos else [*ids, eos]
+
+
+def longest_text(model, tokenizer) -> int:
+    """How many tokens the model and its tokenizer allow."""
+    from model_loading import context_length
+
+    return min(context_length(model) or 10**9, tokenizer.model_max_length)
 
 
 def reward_scores(
-    model, tokenizer, texts: Sequence[str], tokens_per_batch: int = 4096
+    model, tokenizer, texts: Sequence[Sequence[int]], tokens_per_batch: int = 4096
 ) -> Iterator[tuple[int, float]]:
-    """(index, reward) of each text, longest first, in right-padded batches of similar length.
+    """(index, reward) of each text's token ids, longest first, in right-padded batches of similar
+    length.
 
-    Texts longer than the model's context lose their beginning (not its special tokens), which one
-    line on stderr counts.
+    Texts longer than the model's context lose their beginning (not its BOS or CLS), which one line
+    on stderr counts. Score heads read the last token that is not config.pad_token_id; a model
+    without one is given one text at a time, of which it reads the last token.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     from log_likelihood import check_vocabulary
-    from model_loading import context_length
 
-    limit = min(context_length(model) or 10**9, tokenizer.model_max_length)
-    special = tokenizer.chat_template is None  # a template writes its own
-    tokenizer.truncation_side = "left"
-    ids = [tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
-    long = [i for i, x in enumerate(ids) if len(x) > limit]
+    limit = longest_text(model, tokenizer)
+    long = [i for i, ids in enumerate(texts) if len(ids) > limit]
+    texts = list(texts)
     for i in long:
-        ids[i] = tokenizer(texts[i], add_special_tokens=special, truncation=True, max_length=limit)[
-            "input_ids"
-        ]
+        kept = int(texts[i][0] in (tokenizer.bos_token_id, tokenizer.cls_token_id))
+        texts[i] = [*texts[i][:kept], *texts[i][len(texts[i]) - limit + kept :]]
     if long:
         print(f"judge: {len(long)} texts cut from the left to {limit} tokens", file=sys.stderr)
-    check_vocabulary(model, [*ids, [tokenizer.pad_token_id]])
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    pad = model.config.get_text_config().pad_token_id
+    can_pad = pad is not None and pad >= 0
+    check_vocabulary(model, [*texts, [pad] * can_pad])
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     while order:
-        n = max(1, tokens_per_batch // max(len(ids[order[0]]), 1))
+        n = max(1, tokens_per_batch // len(texts[order[0]])) if can_pad else 1
         batch, order = order[:n], order[n:]
-        inputs = tokenizer.pad(
-            {"input_ids": [ids[i] for i in batch]}, padding_side="right", return_tensors="pt"
-        ).to(model.device)
+        rows = [torch.tensor(texts[i], device=model.device) for i in batch]
+        inputs = {
+            "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad if can_pad else 0),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], True),
+        }
         with torch.inference_mode():
             rewards = model(**inputs).logits[:, 0].float().tolist()
         yield from zip(batch, rewards)
@@ -202,7 +224,8 @@ def combine_orders(first: float | None, second: float | None) -> float | None:
 
 
 def cache_key(address: str, model: str, messages: list[dict[str, str]]) -> str:
-    """What identifies a paid answer: the endpoint, the model and everything it is asked."""
+    """What identifies a paid answer: the endpoint, the model and everything it is asked (how it
+    wants to be asked follows from the first two)."""
     content = json.dumps([address, model, ANSWER_TOKENS, messages], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
@@ -220,11 +243,14 @@ def read_answers(path: Path) -> dict[str, str]:
 
 
 def estimate(
-    questions: Sequence[list[dict[str, str]]], n_cached: int, price: Sequence[float] | None
+    questions: Sequence[list[dict[str, str]]],
+    n_cached: int,
+    answer_tokens: int,
+    price: Sequence[float] | None,
 ) -> str:
     """One line: calls, tokens and, with prices in dollars per million tokens, the cost."""
     characters = sum(len(message["content"]) for messages in questions for message in messages)
-    tokens = characters / CHARACTERS_PER_TOKEN, ANSWER_TOKENS * len(questions)
+    tokens = characters / CHARACTERS_PER_TOKEN, answer_tokens * len(questions)
     text = (
         f"judge: {len(questions)} calls ({n_cached} more are answered from the cache), about "
         f"{tokens[0] / 1e6:.3g} M tokens asked, at most {tokens[1] / 1e6:.3g} M answered"
@@ -234,21 +260,27 @@ def estimate(
     return text
 
 
-def ask(client, model: str, messages: list[dict[str, str]]) -> str:
-    """The answer's text; empty where the judge refuses this question (too long, filtered).
+def complaint(client, error) -> str:
+    """What an endpoint says against a request, in one line that does not hold the key."""
+    body = error.body if isinstance(error.body, dict) else {}
+    text = " ".join(str(body.get("message") or error.body or error.message).split())
+    return text.replace(client.api_key, "…") if os.environ.get("OPENAI_API_KEY") else text
 
-    Raises ValueError with one line, which never holds the key, if the judge cannot be asked at all.
+
+def ask(client, model: str, messages: list[dict[str, str]], parameters: dict) -> str:
+    """The answer's text.
+
+    Raises openai.APIStatusError where the judge does not take this request, ValueError with one
+    line, which never holds the key, if it cannot be asked at all.
     """
     import openai
 
     where = f"judge {model} at {client.base_url}"
     try:
-        response = client.chat.completions.create(
-            model=model, messages=messages, temperature=0.0, max_tokens=ANSWER_TOKENS
-        )
+        response = client.chat.completions.create(model=model, messages=messages, **parameters)
     except openai.APIStatusError as error:
         if error.status_code in REFUSED:
-            return ""
+            raise
         raise ValueError(
             f"{where}: HTTP {error.status_code} after {client.max_retries} retries: check the "
             "model's name, the key and the quota"
@@ -264,6 +296,34 @@ def ask(client, model: str, messages: list[dict[str, str]]) -> str:
     return (response.choices[0].message.content or "") if response.choices else ""
 
 
+def find_parameters(client, model: str) -> dict[str, float | int]:
+    """How the judge wants to be asked, found by a question that no filter and no limit refuses.
+
+    Greedily with `max_tokens`; newer models of OpenAI's take `max_completion_tokens` instead, which
+    also limits their reasoning, and no temperature. Raises ValueError as `ask` does, and with what
+    the judge says against the request otherwise.
+    """
+    import openai
+
+    parameters: dict[str, float | int] = {"temperature": 0.0, "max_tokens": ANSWER_TOKENS}
+    while True:
+        try:
+            ask(client, model, TRIAL, parameters)
+            return parameters
+        except openai.APIStatusError as error:
+            said = complaint(client, error)
+            named = error.param or said
+            if "max_tokens" in parameters and re.search("max_(completion_)?tokens", named):
+                del parameters["max_tokens"]
+                parameters["max_completion_tokens"] = REASONING_TOKENS
+            elif "temperature" in parameters and "temperature" in named:
+                del parameters["temperature"]
+            else:
+                raise ValueError(
+                    f"judge {model} at {client.base_url}: HTTP {error.status_code}: {said[:300]}"
+                ) from None
+
+
 def ask_all(
     client,
     model: str,
@@ -276,9 +336,12 @@ def ask_all(
 ) -> Iterator[tuple[tuple, str]]:
     """(key of the question, answer), from the cache first, the rest as the judge answers.
 
-    Every answer is on disk before it is yielded, so nothing is paid for twice. Raises ValueError
-    if the judge fails for good; the answers until then are kept.
+    Every answer is on disk before it is yielded, so nothing is paid for twice. A question that the
+    judge refuses (too long, filtered) has an empty one. Raises ValueError if the judge fails for
+    good; the answers until then are kept.
     """
+    import openai
+
     answers = read_answers(cache)
     keys = {
         name: cache_key(str(client.base_url), model, messages)
@@ -293,14 +356,23 @@ def ask_all(
             waiting.setdefault(key, []).append(name)
     if not missing:
         return
-    announce(estimate(list(missing.values()), len(questions) - len(missing), price))
+    parameters = find_parameters(client, model)
+    if len(parameters.keys() & {"max_tokens", "temperature"}) < 2:
+        announce(f"judge {model} takes no max_tokens or temperature: asked with {parameters}")
+    limit = int(parameters.get("max_tokens", REASONING_TOKENS))
+    announce(estimate(list(missing.values()), len(questions) - len(missing), limit, price))
     cache.parent.mkdir(parents=True, exist_ok=True)
     if cache.exists():
         drop_torn_line(cache)
     lock = threading.Lock()
+    refusals: list[str] = []
 
     def answered(key: str) -> str:
-        answer = ask(client, model, missing[key])
+        try:
+            answer = ask(client, model, missing[key], parameters)
+        except openai.APIStatusError as error:
+            refusals.append(complaint(client, error))
+            return ""
         if answer:
             with lock, cache.open("ab") as file:
                 append_json_lines(file, [[key, answer]])
@@ -312,6 +384,8 @@ def ask_all(
         for future in as_completed(futures):
             for name in waiting[futures[future]]:
                 yield name, future.result()
+        if refusals:
+            announce(f"judge: {len(refusals)} questions refused, unclear: {refusals[0][:300]}")
     finally:  # after an error or a stop no further call is made; those on their way are kept
         pool.shutdown(wait=False, cancel_futures=True)
 

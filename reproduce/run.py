@@ -415,8 +415,8 @@ def run_part(part: Part, log: Path, launcher: list[str]) -> str | None:
         try:
             printed, _ = process.communicate()
         except KeyboardInterrupt:
-            process.terminate()
             try:
+                process.terminate()
                 process.wait()
             except KeyboardInterrupt:  # asked twice: at once
                 os.killpg(process.pid, signal.SIGKILL)

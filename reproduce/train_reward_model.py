@@ -7,12 +7,14 @@ r"""A reward model for calculate_win_rate.py, trained on pairs that the policies
 from this dataset (with its default --split_seed 0), every dialogue that opens like one of them, and
 what is validated and tested there. The N examples are written to policy_examples.jsonl: give that
 to calculate_win_rate.py as --dataset, so that the judge has not seen its prompts.
-Dialogues are formatted with the tokenizer's chat template where there is one, as the judge does.
+Dialogues become the token ids that the judge reads: by the tokenizer's chat template where it has
+one.
 Writes the model, its tokenizer and accuracy.json: on pairs kept aside, how often the preferred
 completion gets the higher reward. A killed run starts over.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -23,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from command_line import announce, make_parser, run_script
 from data_utils import PreferenceExample, load_training_splits, opening, preference_pairs
-from judges import load_reward_model, reward_scores, reward_text
+from judges import load_reward_model, longest_text, reward_ids, reward_scores
 from model_loading import check_model_path, choose_device, load_tokenizer, resolve_model
 from result_files import lock_outputs, write_json_lines, write_text_atomically
 
@@ -57,12 +59,28 @@ def keep_aside(examples: list[PreferenceExample], n_pairs: int, seed: int) -> tu
     return test[:n_pairs], train
 
 
-def conversation(tokenizer, pair: dict, separator: str) -> dict[str, str]:
-    """chosen and rejected as the judge will read them."""
-    return {
-        side: reward_text(tokenizer, pair["prompt"] + separator, pair[side].strip())
-        for side in ("chosen", "rejected")
-    }
+def tokenized_pairs(tokenizer, pairs: list[dict]) -> list[dict[str, list[int]]]:
+    """chosen_ids and rejected_ids of each pair as the judge will read them, in the columns that
+    RewardTrainer takes as they are; pairs that the chat template refuses drop out."""
+    rows = []
+    for pair in pairs:
+        with contextlib.suppress(ValueError):
+            rows.append(
+                {
+                    f"{side}_ids": reward_ids(tokenizer, pair["prompt"], pair[side])
+                    for side in ("chosen", "rejected")
+                }
+            )
+    if len(rows) < len(pairs):
+        announce(f"dropped, refused by the chat template: {len(pairs) - len(rows)} pairs")
+    return rows
+
+
+def add_pad_token(tokenizer, model) -> None:
+    """A pad token of its own, with an embedding."""
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -130,14 +148,19 @@ def main(args: argparse.Namespace) -> None:
         trust_remote_code=False,
         use_safetensors=True,
     )
-    model.config.pad_token_id = tokenizer.pad_token_id
     device = choose_device(args.device)
-    train_rows = [conversation(tokenizer, pair, separator) for pair in train]
+    train_rows = tokenized_pairs(tokenizer, train)
+    if not train_rows:
+        raise ValueError(f"the chat template of {args.lm_name_or_path} refuses every dialogue")
+    ends = {ids[-1] for row in train_rows for ids in row.values()}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
+        add_pad_token(tokenizer, model)  # the score head takes what ends a text for padding
+    limit = min(args.max_length, longest_text(model, tokenizer))
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(
             str(args.output_dir), num_train_epochs=args.epochs, learning_rate=args.learning_rate,
-            per_device_train_batch_size=args.batch_size, max_length=args.max_length,
+            per_device_train_batch_size=args.batch_size, max_length=limit,
             report_to="none", save_strategy="no", logging_steps=5, use_cpu=device == "cpu",
             bf16=args.bf16 or device != "cpu", gradient_checkpointing=False, seed=args.seed,
             warmup_steps=5,
@@ -146,20 +169,21 @@ def main(args: argparse.Namespace) -> None:
         processing_class=tokenizer,
     )  # fmt: skip
     n_train = len(trainer.train_dataset)
-    announce(f"dropped for --max-length {args.max_length}: {len(train) - n_train} pairs")
+    announce(f"dropped, longer than {limit} tokens: {len(train_rows) - n_train} pairs")
     if n_train == 0:
-        raise ValueError(f"no pair fits --max-length {args.max_length}")
+        raise ValueError(f"no pair fits --max-length {limit}")
     trainer.train()
     trainer.save_model()
     tokenizer.save_pretrained(args.output_dir)
 
     judge, tokenizer = load_reward_model(str(args.output_dir), device, "float32")
-    texts = [text for pair in test for text in conversation(tokenizer, pair, separator).values()]
+    test_rows = tokenized_pairs(tokenizer, test)
+    texts = [ids for row in test_rows for ids in row.values()]
     rewards = np.zeros(len(texts))
     for index, reward in reward_scores(judge, tokenizer, texts):
         rewards[index] = reward
-    accuracy = float(np.mean(rewards[::2] > rewards[1::2])) if test else None
-    facts = {"n_train": n_train, "n_test": len(test), "accuracy": accuracy}
+    accuracy = float(np.mean(rewards[::2] > rewards[1::2])) if texts else None
+    facts = {"n_train": n_train, "n_test": len(test_rows), "accuracy": accuracy}
     write_text_atomically(done, json.dumps(facts) + "\n")
     print(f"pairs kept aside ranked as annotators did: {facts}\nmodel     {args.output_dir}")
     print(f"examples it has not seen: {left_out}")

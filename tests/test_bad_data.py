@@ -231,7 +231,8 @@ def damaged_rows(draw):
 
 
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(rows=damaged_rows(), include_ties=st.booleans())
 def test_damaged_rows_are_counted_or_named(rows, include_ties, tmp_path):
@@ -260,7 +261,8 @@ def test_damaged_rows_are_counted_or_named(rows, include_ties, tmp_path):
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     content=st.binary(max_size=200),

@@ -10,12 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from paused import ROWS_WRITTEN, paused_command, start_paused, stopped_processes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import plot_results
@@ -26,6 +26,7 @@ from model_loading import model_fingerprint
 from result_files import read_json_lines, write_json_lines
 
 ROOT = Path(__file__).parents[1]
+SCRIPT = "calculate_calibration_metrics.py"
 
 
 def flags(model, folder, *more, name="run.jsonl"):
@@ -103,11 +104,9 @@ def test_kill_9_and_resume(uninterrupted, tiny_model_directory, tmp_path):
     arguments = flags(tiny_model_directory, tmp_path, "--dataset", "sample", "--sample-size", 60)
     command = [sys.executable, "calculate_calibration_metrics.py", *arguments, "--batch-size", "1"]
     examples = tmp_path / "run.examples.jsonl"
-    process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    process = start_paused(
+        ROWS_WRITTEN, 3, *command[1:], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    while process.poll() is None and (not examples.exists() or examples.stat().st_size == 0):
-        time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     kept = examples.read_bytes()
@@ -127,10 +126,10 @@ def test_kill_9_and_resume(uninterrupted, tiny_model_directory, tmp_path):
     assert "Ranking accuracy" in finished.stdout and str(tmp_path / "run.png") in finished.stdout
 
 
-def launch(n_processes: int, *arguments: str) -> list[str]:
-    """torchrun's command line for the script."""
+def launch(n_processes: int, *words: str) -> list[str]:
+    """torchrun's command line for a script."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"]
-    return [sys.executable, *torchrun, "calculate_calibration_metrics.py", *arguments]
+    return [sys.executable, *torchrun, *words]
 
 
 def assert_same_results(folder: Path, expected: Path) -> None:
@@ -154,7 +153,7 @@ def assert_same_results(folder: Path, expected: Path) -> None:
 
 def test_two_processes_equal_one(uninterrupted, tiny_model_directory, tmp_path):
     arguments = flags(tiny_model_directory, tmp_path, "--dataset", "sample", "--sample-size", 60)
-    finished = subprocess.run(launch(2, *arguments, "--batch-size", "4"), cwd=ROOT,
+    finished = subprocess.run(launch(2, SCRIPT, *arguments, "--batch-size", "4"), cwd=ROOT,
                               capture_output=True, text=True)  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("Ranking accuracy") == 1
@@ -169,41 +168,29 @@ def test_killed_with_three_processes_resumes_with_two(
     arguments = flags(tiny_model_directory, tmp_path, "--dataset", "sample", "--sample-size", 60)
     arguments += ["--batch-size", "1"]
     process = subprocess.Popen(
-        launch(3, *arguments), cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        start_new_session=True,
+        launch(3, *paused_command(ROWS_WRITTEN, 1, SCRIPT, *arguments)), cwd=ROOT,
+        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
 
     def kept() -> list[bytes]:
         parts = tmp_path.glob("run.examples.part*.jsonl")
         return [line for part in parts for line in part.read_bytes().splitlines()]
 
-    while process.poll() is None and not kept():
-        time.sleep(0.002)
+    workers = stopped_processes(str(tmp_path), 3, process)
     os.killpg(process.pid, signal.SIGKILL)
-    workers = [int(pid) for pid in worker_processes(str(tmp_path))]
     for pid in workers:  # torchrun gives every worker a session of its own
         os.kill(pid, signal.SIGKILL)
     process.wait()
     before = kept()
     assert 0 < len(before) < 59 and not (tmp_path / "run.jsonl").exists()
-    finished = subprocess.run(launch(2, *arguments), cwd=ROOT, capture_output=True, text=True)
+    finished = subprocess.run(
+        launch(2, SCRIPT, *arguments), cwd=ROOT, capture_output=True, text=True
+    )
     assert finished.returncode == 0, finished.stderr
     assert f"resuming: {len(before)} of " in finished.stderr
     after = (tmp_path / "run.examples.jsonl").read_bytes().splitlines()
     assert set(before) <= set(after)
     assert_same_results(tmp_path, uninterrupted)
-
-
-def worker_processes(word: str) -> list[str]:
-    """Ids of processes whose command line holds `word` (a path of this test alone)."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if word in (entry / "cmdline").read_text() and int(entry.name) != os.getpid():
-                found.append(entry.name)
-        except OSError:
-            pass  # ended meanwhile
-    return found
 
 
 def test_accelerate_launch_on_cpu_is_said_to_be_one_process(

@@ -130,7 +130,7 @@ def brute_force(ratio, alpha, beta) -> bool:
     return Fraction(beta) * Fraction(ratio) + log_odds > 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(PAIRS, st.lists(st.floats(1e-4, 1e3), min_size=1, max_size=8))
 def test_curve_agrees_with_brute_force_and_decreases(pairs, betas):
     ratios, alphas = map(np.array, zip(*pairs))
@@ -148,7 +148,7 @@ def test_curve_agrees_with_brute_force_and_decreases(pairs, betas):
     assert (critical > 1e300).mean() == (ratios >= 0).mean()  # β → ∞: the reference's accuracy
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(RATIO, st.floats(0.01, 0.99), st.floats(1e-3, 1e2))
 def test_mirror_image_is_the_complement(ratio, alpha, beta):
     here = bool(idealized_correctness([ratio], [alpha], beta)[0])
@@ -187,7 +187,7 @@ def make_record(logps, votes, ranks, number=0, dataset="d", model="ref"):
             "votes": votes, "completions": completions}  # fmt: skip
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.permutations(range(3)), st.integers(0, 1000))
 def test_relabelling_changes_nothing_and_k_reduces_to_pairs(order, seed):
     rng = np.random.default_rng(seed)

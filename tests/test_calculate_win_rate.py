@@ -17,25 +17,38 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
-from conftest import SMALL, make_model
+from conftest import SMALL, make_model, make_tokenizer
+from paused import ROWS_WRITTEN, start_paused
 from test_calculate_calibration_metrics import read_wandb_keys
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import processors
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from calculate_win_rate import (
     correlations,
     find_checkpoints,
-    formatted_prompt,
     gamma_of,
     generation_settings,
     length_controlled_win_rate,
     main,
     parse_args,
+    tokenize_prompts,
 )
 from command_line import run_script
-from data_utils import opening
-from judges import combine_orders, parse_verdict, position_bias
+from data_utils import load_preferences, opening
+from judges import (
+    TRIAL,
+    combine_orders,
+    load_reward_model,
+    parse_verdict,
+    position_bias,
+    reward_ids,
+    reward_scores,
+)
+from log_likelihood import tokenize_examples
 from model_loading import BUNDLED_MODEL, resolve_model
 from ranking_metrics import clustered_bootstrap_interval
 from reproduce import train_reward_model
@@ -125,6 +138,14 @@ def test_correlations_of_near_and_far_half():
     assert (near["n"], near["spearmanr"]) == (3, pytest.approx(1.0))
     assert (far["n"], far["spearmanr"]) == (3, pytest.approx(-1.0))
     assert everything["n"] == 6 and -1 < everything["spearmanr"] < 1
+    assert near["p_value"] == far["p_value"] == pytest.approx(2 / 6)  # two of the 3! orders
+    wins = (0.1, 0.2, 0.3, 0.5, 0.4)  # of the 5! orders, 1 + 4 are as high and as many as low
+    rows = [
+        {"squared_distance": k, "ranking_accuracy": k / 9, "win_rate": w}
+        for k, w in enumerate(wins)
+    ]
+    assert correlations(rows)[0]["spearmanr"] == pytest.approx(0.9)
+    assert correlations(rows)[0]["p_value"] == pytest.approx(10 / 120)
 
 
 # ---------------------------------------------------------------------------- reward model
@@ -145,16 +166,91 @@ def preferences(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def reward_model(preferences, tiny_model_directory, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("reward") / "model"
-    arguments = ["--lm-name-or-path", tiny_model_directory, "--dataset", preferences, "--n-test-pairs",
+def train_judge(model: Path, preferences: Path, folder: Path) -> Path:
+    arguments = ["--lm-name-or-path", model, "--dataset", preferences, "--n-test-pairs",
                  "20", "--epochs", "12", "--learning-rate", "3e-3", "--output-dir", folder,
                  "--unless-trained-on", "10", "--device", "cpu"]  # fmt: skip
     train_reward_model.main(train_reward_model.parse_args([str(a) for a in arguments]))
     facts = json.loads((folder / "accuracy.json").read_text())
     assert facts["n_test"] == 20 and facts["accuracy"] >= 0.9
     return folder
+
+
+@pytest.fixture(scope="module")
+def reward_model(preferences, tiny_model_directory, tmp_path_factory) -> Path:
+    return train_judge(
+        tiny_model_directory, preferences, tmp_path_factory.mktemp("reward") / "model"
+    )
+
+
+def card_reward(model, ids: list[int]) -> float:
+    """The score of the last token's hidden state, by hand."""
+    with torch.no_grad():
+        return model.score(model.model(torch.tensor([ids])).last_hidden_state[0, -1]).item()
+
+
+def test_a_chat_reward_model_is_trained_and_judged_on_what_its_template_writes(
+    sample_text, preferences, tmp_path, monkeypatch
+):
+    """Pad is not EOS and BOS stands in the template: once, and nothing is appended."""
+    tokenizer = make_tokenizer(sample_text, bos=True)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    )
+    config = {**SMALL, "vocab_size": 601, "max_position_embeddings": 4096}
+    make_model("llama", config).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    collate, trained = DataCollatorForPreference.torch_call, []
+
+    def recorded(self, examples):
+        batch = collate(self, examples)
+        trained.extend(row[row != 600].tolist() for row in batch["input_ids"])
+        return batch
+
+    monkeypatch.setattr(DataCollatorForPreference, "torch_call", recorded)
+    judge, tokenizer = load_reward_model(
+        str(train_judge(tmp_path / "lm", preferences, tmp_path / "rm")), "cpu", "float32"
+    )
+    judged = []
+    for row in read_json_lines(preferences):
+        for side in ("chosen", "rejected"):
+            messages = [{"role": "user", "content": row["prompt"]},
+                        {"role": "assistant", "content": row[side].strip()}]  # fmt: skip
+            card = tokenizer.apply_chat_template(messages)["input_ids"]
+            judged.append(reward_ids(tokenizer, row["prompt"], row[side]))
+            assert judged[-1] == card and card.count(0) == 1 and card[-1] != 1
+    assert trained and all(ids in judged for ids in trained)
+    expected = [card_reward(judge, ids) for ids in judged[:20]]
+    found = dict(reward_scores(judge, tokenizer, judged[:20]))
+    assert [found[i] for i in range(20)] == pytest.approx(expected, abs=1e-5)
+    begun = "\n\nHuman: Is it?\n\nAssistant: I think"
+    text = tokenizer.decode(reward_ids(tokenizer, begun, " so."))
+    assert text == "<s><user>Is it?<assistant>I think so."
+
+
+def test_texts_without_a_template_end_in_eos_once_which_the_score_head_reads(
+    reward_model, tokenizer, sample_text, tmp_path
+):
+    """Pad was EOS, which score heads skip: the reward model has got a pad token of its own."""
+    model, own = load_reward_model(str(reward_model), "cpu", "float32")
+    assert model.config.pad_token_id == own.pad_token_id == 600 and own.eos_token_id == 1
+    plain = [0, *tokenizer("Is it? yes", add_special_tokens=False)["input_ids"], 1]
+    assert reward_ids(own, "Is it?", " yes") == plain
+    assert reward_ids(own, "<s>Is it?", "yes</s>") == plain
+    appending = make_tokenizer(sample_text, bos=True)
+    appending.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    assert reward_ids(appending, "Is it?", "yes") == plain
+    own.model_max_length = 64  # the second text is longer
+    texts = [reward_ids(own, "Is it?", "yes " * k) for k in (1, 200, 2)]
+    cut = [texts[0], [0, *texts[1][-63:]], texts[2]]
+    for pad in (600, None):  # None: one by one, as with a model card's lines
+        model.config.pad_token_id = pad
+        found = dict(reward_scores(model, own, texts))
+        expected = [card_reward(model, ids) for ids in cut]
+        assert [found[i] for i in range(3)] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_judge_has_not_seen_the_policys_dialogues(tmp_path):
@@ -179,8 +275,6 @@ def test_the_judge_has_not_seen_the_policys_dialogues(tmp_path):
 
 def write_responses(path: Path, model, dataset: Path, side: str) -> Path:
     """A responses file in which `model` answers with the chosen or the rejected completions."""
-    from data_utils import load_preferences
-
     args = parse_args(
         flags(".", "openai:m", "--lm-name-or-path", str(model), "--dataset", str(dataset))
     )
@@ -280,10 +374,10 @@ def test_kill_9_and_resume(reward_model, preferences, two_models, tmp_path):
     run(*flags(tmp_path / "whole", f"reward-model:{reward_model}", *more))
     command = [sys.executable, ROOT / "calculate_win_rate.py",
                *flags(tmp_path / "killed", f"reward-model:{reward_model}", *more)]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start_paused(
+        ROWS_WRITTEN, 3, *command[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     responses = tmp_path / "killed" / "wins.responses.jsonl"
-    while process.poll() is None and (not responses.exists() or responses.stat().st_size == 0):
-        time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     kept = responses.read_bytes()
@@ -309,9 +403,6 @@ def test_kill_9_and_resume(reward_model, preferences, two_models, tmp_path):
 
 def test_checkpoints(reward_model, preferences, two_models, tmp_path, wandb_offline):
     """Win rate, accuracy and distance of every checkpoint, the picture with two axes, wandb."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     good, bad = two_models
     run_folder = tmp_path / "dpo"
     for step in (2, 10, 4):
@@ -360,10 +451,6 @@ def test_adapters_and_a_checkpoint_that_says_nothing(
     reward_model, preferences, two_models, tmp_path, capsys
 ):
     """An adapter's distance is that of its merged weights; no responses, no win rate, no stop."""
-    import peft
-    import torch
-    from transformers import AutoModelForCausalLM
-
     good, bad = two_models
     runs, answers = tmp_path / "dpo", []
     for step in (1, 2):
@@ -420,9 +507,62 @@ def test_a_prompt_beyond_the_context_is_counted_and_chat_templates(
         "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    ids = formatted_prompt(tokenizer, rows[0]["prompt"], chat_template=True)
-    expected = tokenizer("[user] number 0? [assistant]", add_special_tokens=False)["input_ids"]
-    assert ids == expected
+    begun = f"{rows[0]['prompt']} It is"
+    ids = tokenize_prompts(tokenizer, [rows[0]["prompt"], begun], chat_template=True)
+    texts = ["[user] number 0? [assistant]", "[user] number 0? [assistant] It is"]
+    assert ids == tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def test_responses_continue_what_scoring_takes_for_the_prompt(sample_text):
+    """A tokenizer's EOS behind the prompt is left out, BOS stands there once."""
+    tokenizer = make_tokenizer(sample_text, bos=True, split_words=True)
+    steps = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokenizer.backend_tokenizer.post_processor = steps
+    prompts = ["Is it?", "<s>Is it?"]
+    plain = [0, *tokenizer("Is it?", add_special_tokens=False)["input_ids"]]
+    assert tokenize_prompts(tokenizer, prompts, chat_template=False) == [plain, plain]
+    for scored in tokenize_examples(tokenizer, [(prompt, [" yes"]) for prompt in prompts]):
+        assert list(scored[0].ids[: scored[0].start]) == plain
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}"
+    assert tokenize_prompts(tokenizer, prompts[:1], chat_template=True) == [plain]
+
+
+def test_only_the_flags_and_the_ends_of_turns_shape_responses(
+    reward_model, preferences, two_models, tokenizer, tmp_path
+):
+    """Penalties, bans and forced tokens of generation_config.json do nothing; its two EOS end a
+    response. Against greedy decoding by hand, also through an adapter that changes nothing."""
+    good, _ = two_models
+    row = read_json_lines(preferences)[0]
+    write_json_lines(tmp_path / "one.jsonl", [row])
+    model = AutoModelForCausalLM.from_pretrained(good)
+    ids = tokenizer(row["prompt"])["input_ids"]
+    new: list[int] = []
+    while len(new) < 12:
+        with torch.no_grad():
+            new.append(int(model(torch.tensor([ids + new])).logits[0, -1].argmax()))
+    end = next(k for k, token in enumerate(new) if k > 2 and token not in new[:k])
+    model.generation_config = GenerationConfig(
+        eos_token_id=[1, new[end]], forced_eos_token_id=7, suppress_tokens=new[:2], min_p=0.5,
+        bad_words_ids=[[new[1]]], repetition_penalty=50.0, no_repeat_ngram_size=1, do_sample=True,
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "policy"),
+        peft.LoraConfig(r=2, target_modules=["q_proj"]),
+    ).save_pretrained(tmp_path / "adapter")
+    for name in ("policy", "adapter"):
+        run(*flags(tmp_path, f"reward-model:{reward_model}", "--lm-name-or-path", tmp_path / name,
+                   "--against", "chosen", "--dataset", tmp_path / "one.jsonl", "--temperature", "0",
+                   "--max-new-tokens", "12", "--device", "cpu", name=f"{name}.jsonl"))  # fmt: skip
+        (found,) = read_json_lines(tmp_path / f"{name}.responses.jsonl")
+        assert found["response"] == tokenizer.decode(new[:end]).strip()
+        assert (found["n_tokens"], found["finished"]) == (end, True)
+        (summary,) = read_json_lines(tmp_path / f"{name}.jsonl")
+        assert summary["generation"]["eos_token_id"] == sorted([1, new[end]])
 
 
 def test_runs_of_a_sweep_are_ordered_by_gamma(two_models, tmp_path):
@@ -457,12 +597,12 @@ def served(tmp_path_factory) -> str:
             stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            for _ in range(600):
+            while True:
+                assert process.poll() is None, log.read_text()
                 try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
                     break
                 except OSError:
-                    assert process.poll() is None, log.read_text()
                     time.sleep(0.2)
             yield f"http://127.0.0.1:{port}/v1", model
         finally:
@@ -470,44 +610,19 @@ def served(tmp_path_factory) -> str:
             process.wait()
 
 
-@pytest.fixture
-def faulty_line(served):
-    """A line to the server that fails as told: `faults` holds what happens to the next requests."""
-    address, model = served
+@contextlib.contextmanager
+def judge_line(answer):
+    """An endpoint that gives `answer(body)`: (status, content). `seen`: bodies and keys of all
+    requests but the trial; `over`: set when nothing more is asked."""
 
     class Line(BaseHTTPRequestHandler):
         def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            line.seen.append((json.loads(body), self.headers["Authorization"]))
-            with line.lock:
-                fault = line.faults.pop(0) if line.faults else None
-            if fault == "hang":
-                time.sleep(3)
-            if isinstance(fault, int) or fault == "hang":
-                self.answer(
-                    fault if isinstance(fault, int) else 504, b'{"error": {"message": "fault"}}'
-                )
-                return
-            if fault is not None:  # an answer in the judge's place
-                message = {"role": "assistant", "content": fault}
-                choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-                completion = {
-                    "id": "x",
-                    "object": "chat.completion",
-                    "created": 0,
-                    "model": "m",
-                    "choices": choices,
-                }
-                self.answer(200, json.dumps(completion).encode())
-                return
-            request = urllib.request.Request(
-                address.removesuffix("/v1") + self.path, body, {"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(request) as response:
-                self.answer(response.status, response.read())
-
-        def answer(self, status, content):
-            with contextlib.suppress(BrokenPipeError):  # the client has given up
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.loads(content)
+            if body["messages"] != TRIAL:
+                line.seen.append((body, self.headers["Authorization"]))
+            status, content = answer(body)
+            with contextlib.suppress(ConnectionError):  # the client has given up
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
@@ -518,43 +633,172 @@ def faulty_line(served):
             pass
 
     line = ThreadingHTTPServer(("127.0.0.1", 0), Line)
-    line.faults, line.seen, line.lock = [], [], threading.Lock()
+    line.seen, line.over = [], threading.Event()
+    line.address = f"http://127.0.0.1:{line.server_address[1]}/v1"
     thread = threading.Thread(target=line.serve_forever)
     thread.start()
-    yield line, f"http://127.0.0.1:{line.server_address[1]}/v1", model
-    line.shutdown()
-    thread.join()
-    line.server_close()
+    try:
+        yield line
+    finally:
+        line.over.set()
+        line.shutdown()
+        thread.join()
+        line.server_close()
+
+
+def completion(text: str) -> tuple[int, bytes]:
+    message = {"role": "assistant", "content": text}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    return 200, json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m",
+                            "choices": choices}).encode()  # fmt: skip
+
+
+def refusal(message: str, param: str | None = None) -> tuple[int, bytes]:
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": "x"}
+    return 400, json.dumps({"error": error}).encode()
+
+
+@pytest.fixture
+def asked(preferences, two_models, tmp_path, monkeypatch) -> list:
+    """Arguments of a run whose responses come from files: six pairs, so twelve questions."""
+    good, bad = two_models
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-this-test")
+    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path / "cache"))
+    answers = []
+    for folder, side in ((good, "chosen"), (bad, "rejected")):
+        file = write_responses(tmp_path / f"{side}.jsonl", folder, preferences, side)
+        answers += ["--responses", file]
+    return ["--sample-size", "6", "--judge-concurrency", "2", "--judge-price", "2.5", "10",
+            "--dataset", preferences, *answers]  # fmt: skip
+
+
+def prefer_thanks(body: dict) -> tuple[int, bytes]:
+    text = body["messages"][0]["content"]
+    return completion("A" if "thank you" in text.partition("</reply_A>")[0] else "B")
+
+
+def test_a_judge_that_wants_other_parameters(asked, two_models, tmp_path, capsys):
+    """As OpenAI's newer models: asked once for how, told in the estimate, kept by a resumed run."""
+    good, bad = two_models
+    sides = ["--lm-name-or-path", good, "--reference-name-or-path", bad]
+    refused: list[str] = []
+
+    def answer(body):
+        for name in ("max_tokens", "temperature"):
+            if name in body:
+                refused.append(name)
+                return refusal(f"Unsupported parameter: '{name}' is not supported.", name)
+        return prefer_thanks(body)
+
+    with judge_line(answer) as line:
+        more = [*sides, *asked, "--judge-base-url", line.address]
+        run(*flags(tmp_path, "openai:m", *more))
+        assert refused == ["max_tokens", "temperature"] and len(line.seen) == 12
+        assert all(body["max_completion_tokens"] > 1000 for body, _ in line.seen)
+        error = capsys.readouterr().err
+        assert "asked with {'max_completion_tokens': 4096}" in error
+        assert "12 calls" in error and "at most 0.0492 M answered" in error  # 12 x 4096
+        assert read_json_lines(tmp_path / "wins.jsonl")[0]["win_rate"] == 1.0
+        (cache,) = (tmp_path / "cache" / "judge").iterdir()
+        lines = cache.read_bytes().splitlines(keepends=True)
+        cache.write_bytes(b"".join(lines[:-3]))  # killed before the last three
+        run(*flags(tmp_path, "openai:m", *more, "--overwrite"))
+        assert len(line.seen) == 15 and sorted(cache.read_bytes().splitlines(True)) == sorted(lines)
+
+
+def test_a_request_the_judge_never_takes_and_questions_that_it_refuses(
+    asked, preferences, two_models, tmp_path, capsys
+):
+    """The first is an error with the judge's own words; the second are unclear, and counted."""
+    good, bad = two_models
+    sides = ["--lm-name-or-path", good, "--reference-name-or-path", bad]
+    with judge_line(lambda body: refusal("No temperature, sk-secret-of-this-test!")) as line:
+        more = [*sides, *asked, "--judge-base-url", line.address]
+        message = error_of(capsys, *flags(tmp_path, "openai:m", *more))
+        assert message.endswith(f"judge m at {line.address}/: HTTP 400: No temperature, …!")
+        assert not line.seen and not (tmp_path / "wins.jsonl").exists()
+
+    example = load_preferences(str(preferences), sample_size=6, seed=0).examples[0]
+
+    def answer(body):
+        if example.prompt in body["messages"][0]["content"]:
+            return refusal("Your question about temperature is filtered.")
+        return prefer_thanks(body)
+
+    with judge_line(answer) as line:
+        more = [*sides, *asked, "--judge-base-url", line.address]
+        run(*flags(tmp_path, "openai:m", *more, name="filtered.jsonl"))
+        assert "2 questions refused, unclear: Your question about" in capsys.readouterr().err
+        assert all(body["temperature"] == 0 for body, _ in line.seen) and len(line.seen) == 12
+        (row,) = read_json_lines(tmp_path / "filtered.jsonl")
+        assert (row["n_wins"], row["n_unclear"]) == (5, 1)
+        run(*flags(tmp_path, "openai:m", *more, "--overwrite", name="filtered.jsonl"))
+        assert len(line.seen) == 14  # the refused ones are asked again
+
+
+def test_a_judge_that_hangs_is_asked_again(asked, two_models, tmp_path):
+    """The timeout is short, but however slow the machine, an answer comes in one of the retries."""
+    good, bad = two_models
+    hanging = [True]
+
+    def answer(body):
+        if body["messages"] != TRIAL and hanging:
+            hanging.clear()
+            line.over.wait()
+        return prefer_thanks(body)
+
+    with judge_line(answer) as line:
+        run(*flags(tmp_path, "openai:m", "--lm-name-or-path", good, "--reference-name-or-path", bad,
+                   *asked, "--judge-base-url", line.address, "--judge-timeout", "1",
+                   "--judge-retries", "1000"))  # fmt: skip
+        assert len(line.seen) >= 13 and len({json.dumps(body) for body, _ in line.seen}) == 12
+    assert read_json_lines(tmp_path / "wins.jsonl")[0]["win_rate"] == 1.0
+
+
+@pytest.fixture
+def faulty_line(served):
+    """A line to the server that fails as told: `faults` holds what happens to the next requests."""
+    address, model = served
+    faults, lock = [], threading.Lock()
+
+    def answer(body):
+        if body["model"] != model:
+            return 401, b"{}"
+        with lock:
+            fault = faults.pop(0) if faults and body["messages"] != TRIAL else None
+        if isinstance(fault, int):
+            return fault, b'{"error": {"message": "fault"}}'
+        if fault is not None:  # an answer in the judge's place
+            return completion(fault)
+        content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{address}/chat/completions", content, headers)
+        with urllib.request.urlopen(request) as response:
+            return response.status, response.read()
+
+    with judge_line(answer) as line:
+        line.faults = faults
+        yield line, model
 
 
 @NEEDS_SMOLLM2
 @pytest.mark.skipif(
     importlib.util.find_spec("uvicorn") is None, reason="transformers[serving] is not installed"
 )
-def test_served_judge(faulty_line, preferences, two_models, tmp_path, monkeypatch, capsys):
-    """Retries after 429, 500 and a timeout; cache; swapped sides; unclear answers; no key on disk."""
-    line, address, model = faulty_line
+def test_served_judge(faulty_line, asked, two_models, tmp_path, capsys):
+    """Retries after 429 and 5xx; cache; swapped sides; unclear answers; no key on disk."""
+    line, model = faulty_line
     good, bad = two_models
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-this-test")
-    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path / "cache"))
-    answers = []
-    for folder, side in ((good, "chosen"), (bad, "rejected")):
-        answers += [
-            "--responses",
-            write_responses(tmp_path / f"{side}.jsonl", folder, preferences, side),
-        ]
-    judge = ["--judge-base-url", address, "--sample-size", "6", "--judge-timeout", "2",
-             "--judge-concurrency", "2", "--judge-price", "2.5", "10", "--dataset", preferences, *answers]  # fmt: skip
+    judge = [*asked, "--judge-base-url", line.address, "--judge-timeout", "36000"]
     one = ["--lm-name-or-path", good, "--reference-name-or-path", bad, *judge]
 
-    line.faults = [429, 500, "hang", 503, "I cannot decide."]
+    line.faults += [429, 500, 503, "I cannot decide."]
     run(*flags(tmp_path, f"openai:{model}", *one))
     captured = capsys.readouterr()
     assert re.search(r"judge: 12 calls \(0 more .* about 0\.01 USD", captured.err)
     rows = read_json_lines(tmp_path / "wins.examples.jsonl")
     (summary,) = read_json_lines(tmp_path / "wins.jsonl")
-    n_requests = len(line.seen)  # more where a slow answer was asked for again
-    assert len(rows) == 6 and n_requests >= 12 + 4
+    n_requests = len(line.seen)
+    assert len(rows) == 6 and n_requests == 12 + 3
     assert len({json.dumps(body) for body, _ in line.seen}) == 12
     assert {authorization for _, authorization in line.seen} == {"Bearer sk-secret-of-this-test"}
     assert sum("I cannot decide." in row["answers"] for row in rows) == 1
@@ -575,7 +819,7 @@ def test_served_judge(faulty_line, preferences, two_models, tmp_path, monkeypatc
         assert not file.is_file() or b"sk-secret" not in file.read_bytes(), file
     assert "sk-secret" not in captured.out + captured.err
 
-    line.faults = [400]  # one question is refused: it counts as unclear, and is asked again later
+    line.faults += [400]  # one question is refused: it counts as unclear, and is asked again later
     more = [*one, "--sample-size", "7"]
     run(*flags(tmp_path, f"openai:{model}", *more, name="seven.jsonl"))
     assert read_json_lines(tmp_path / "seven.jsonl")[0]["n_unclear"] >= 1
@@ -583,7 +827,6 @@ def test_served_judge(faulty_line, preferences, two_models, tmp_path, monkeypatc
     run(*flags(tmp_path, f"openai:{model}", *more, "--overwrite", name="seven.jsonl"))
     assert len(line.seen) == n_asked + 1
 
-    line.faults = [401] * 99
     message = error_of(
         capsys, *flags(tmp_path, "openai:other", *one, "--judge-retries", "0", name="e.jsonl")
     )

@@ -7,10 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from paused import ROWS_WRITTEN, start_paused
 
 import command_line
 from command_line import Stopped, run_script, until_stopped
@@ -28,14 +28,9 @@ def scoring_command(model, folder, *more) -> list[str]:
 
 
 def start_scoring(model, folder) -> subprocess.Popen:
-    """A scoring process that has written its first rows and is not done."""
-    process = subprocess.Popen(
-        scoring_command(model, folder), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    examples = folder / "run.examples.jsonl"
-    while process.poll() is None and (not examples.exists() or examples.stat().st_size == 0):
-        time.sleep(0.002)
-    return process
+    """A scoring process that has written its first rows and waits for SIGCONT."""
+    return start_paused(ROWS_WRITTEN, 3, *scoring_command(model, folder)[1:],
+                        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- signals
@@ -78,14 +73,13 @@ def test_stopped_scoring_says_what_is_saved_and_resumes(
 ):
     process = start_scoring(tiny_model_directory, tmp_path)
     if number == signal.SIGTERM:  # a second process on the same output is refused meanwhile
-        os.kill(process.pid, signal.SIGSTOP)
         second = subprocess.run(
             scoring_command(tiny_model_directory, tmp_path), capture_output=True, text=True
         )
-        os.kill(process.pid, signal.SIGCONT)
         assert second.returncode == 2
         assert f"error: another process is writing {tmp_path / 'run.jsonl'}" in second.stderr
     process.send_signal(number)
+    process.send_signal(signal.SIGCONT)
     _, stderr = process.communicate()
     assert process.returncode == code, stderr
     n_saved = (tmp_path / "run.examples.jsonl").read_bytes().count(b"\n")
@@ -113,35 +107,34 @@ def test_a_closed_terminal_stops_and_nohup_goes_on(closed, code):
 
 def test_a_second_signal_does_not_wait_for_threads():
     script = """
-import os, signal, sys, threading, time
+import os, signal, sys, threading
 sys.path.insert(0, ".")
 from command_line import run_script, until_stopped
 
 def main(args):
-    threading.Thread(target=time.sleep, args=(60,)).start()  # a judge that does not answer
+    threading.Thread(target=sys.stdin.read).start()  # a judge that does not answer
     for batch in until_stopped(iter(range(5)), lambda: ""):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
 
 run_script(main, None)
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, timeout=50, capture_output=True
-    )
-    assert ended.returncode == 143
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE) as ended:
+        assert ended.wait() == 143
 
 
 # ---------------------------------------------------------------------------- two at once
 def test_a_lock_dies_with_its_owner(tmp_path):
     """Held by another process it refuses; killed with -9, it does not."""
     code = (
-        "import sys, time; from pathlib import Path; from result_files import lock_outputs;"
-        "lock_outputs(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+        "import sys; from pathlib import Path; from result_files import lock_outputs;"
+        "lock_outputs(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     path = tmp_path / "run.jsonl"
     owner = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
     assert owner.stdout.readline() == "held\n"
     with pytest.raises(ValueError, match="another process is writing .*run.jsonl"):
         lock_outputs(path)

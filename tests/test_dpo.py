@@ -5,14 +5,13 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from paused import CHECKPOINT_SAVED, start_paused
 from safetensors.numpy import load_file
 from test_calculate_calibration_metrics import read_wandb_keys
 from transformers import AutoModelForCausalLM
@@ -46,7 +45,8 @@ def command(model, output, *more) -> list[str]:
 
 
 def start(arguments, folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    kept = ("TIMEOUT", "WAIT")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB") or k.endswith(kept)}
     return subprocess.Popen(
         [sys.executable, ROOT / "dpo.py", *arguments], cwd=folder, text=True,
         stdout=stdout, stderr=stderr, env={**clean, **environment},
@@ -119,13 +119,11 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path)
             "--lora_dropout=0.3", "--disable_dropout=false", "--lora_target_modules=all-linear", "--dynamics_sample_size=40"]  # fmt: skip
     main(command(tiny_model_directory, tmp_path / "whole", *more))
     killed = command(tiny_model_directory, tmp_path / "killed", *more)
-    run = start(killed, tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not (tmp_path / "killed/checkpoint-8/trainer_state.json").exists():
-        assert run.poll() is None and time.time() < deadline
-        time.sleep(0.01)
-    os.kill(run.pid, signal.SIGKILL)
-    run.communicate()
+    run = start_paused(CHECKPOINT_SAVED, 2, "dpo.py", *killed, cwd=tmp_path,
+                       stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+    assert (tmp_path / "killed/checkpoint-8/trainer_state.json").exists()
+    run.kill()
+    run.wait()
     unfinished = tmp_path / "killed/checkpoint-12"  # as a kill in the middle of saving leaves it
     unfinished.mkdir(exist_ok=True)
     (unfinished / "trainer_state.json").unlink(missing_ok=True)

@@ -15,6 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paused import (
+    ROWS_WRITTEN,
+    STEP_DONE,
+    paused_command,
+    start_paused,
+    stopped_processes,
+    wait_for_signal,
+)
 from test_calculate_calibration_metrics import assert_same_results
 from test_dpo import command, history
 from test_peers import NEEDS_SMOLLM2
@@ -29,26 +37,30 @@ SMOLLM2 = "SmolLM2-135M-Instruct"
 
 
 def kill_after(command_line: list[str], seconds: float, environment: dict) -> bool:
-    """Start, kill -9 after so many seconds; False if it had ended by itself, and well."""
+    """Start; killed by the system, as by kill -9, when it has computed for so many seconds, which
+    does not depend on what else runs. False if it had ended by itself, and well."""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            command_line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=log
-        )
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            command_line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=log,
+            preexec_fn=lambda: signal.setitimer(signal.ITIMER_PROF, seconds),
+        )  # fmt: skip
+        if process.wait() == -signal.SIGPROF:
             return True
         log.seek(0)
         assert process.returncode == 0, log.read()[-3000:]
         return False
 
 
-def duration(command_line: list[str], environment: dict) -> float:
-    begun = time.monotonic()
-    subprocess.run(command_line, cwd=ROOT, env=environment, check=True, capture_output=True)
-    return time.monotonic() - begun
+def computing_seconds(command_line: list[str], environment: dict) -> tuple[float, str]:
+    """Processor time of a run, and what it prints."""
+    before = os.times()
+    run = subprocess.run(command_line, cwd=ROOT, env=environment, check=True, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
+    after = os.times()
+    user, system = (
+        getattr(after, n) - getattr(before, n) for n in ("children_user", "children_system")
+    )
+    return user + system, run.stdout
 
 
 def test_thirty_kills_of_scoring_and_summaries(tiny_model_directory, tmp_path):
@@ -60,12 +72,13 @@ def test_thirty_kills_of_scoring_and_summaries(tiny_model_directory, tmp_path):
             tiny_model_directory, "--dataset", "sample", "--batch-size", "1", "--output-dir", folder,
             "--output-filename", "run.jsonl")]  # fmt: skip
 
-    seconds = duration(scoring(tmp_path / "whole"), dict(os.environ))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that wait would count
+    seconds, _ = computing_seconds(scoring(tmp_path / "whole"), environment)
     rng, folder, n_kills = random.Random(0), tmp_path / "killed", 0
     n_before = n_partly = 0
-    while n_kills < 30:
+    while n_kills < 30 or n_partly < 3:  # three that hit a run in its scoring
         # the first half of a run imports; kills are most use after it
-        n_kills += kill_after(scoring(folder), seconds * rng.uniform(0.45, 1.0), dict(os.environ))
+        n_kills += kill_after(scoring(folder), seconds * rng.uniform(0.45, 1.0), environment)
         examples = folder / "run.examples.jsonl"
         if (folder / "run.jsonl").exists():  # it got there: whole, then start over
             assert_same_results(folder, tmp_path / "whole")
@@ -81,7 +94,6 @@ def test_thirty_kills_of_scoring_and_summaries(tiny_model_directory, tmp_path):
             assert len(rows) >= n_before and len({row["id"] for row in rows}) == len(rows)
             n_before = len(rows)
             n_partly += len(rows) > 0
-    assert n_partly >= 3  # kills that hit a run in its scoring
     subprocess.run(scoring(folder), cwd=ROOT, check=True, capture_output=True)
     assert_same_results(folder, tmp_path / "whole")
 
@@ -94,20 +106,19 @@ def test_eight_kills_of_a_model_conversion(tmp_path):
         "print(hashlib.sha256(path.read_bytes()).hexdigest())"
     )
     environments = [
-        {**os.environ, "RANKING_ACC_CACHE": str(tmp_path / name)} for name in ("whole", "killed")
+        {**os.environ, "OMP_NUM_THREADS": "1", "RANKING_ACC_CACHE": str(tmp_path / name)}
+        for name in ("whole", "killed")
     ]
     convert = [sys.executable, "-c", code]
-    begun = time.monotonic()
-    whole = subprocess.run(convert, cwd=ROOT, env=environments[0], capture_output=True, text=True)
-    seconds = time.monotonic() - begun
-    rng, n_partly = random.Random(1), 0
-    for _ in range(8):
+    seconds, whole = computing_seconds(convert, environments[0])
+    rng, n_kills, n_partly = random.Random(1), 0, 0
+    while n_kills < 8 or n_partly < 1:  # one that hit a copy that was being written
+        n_kills += 1
         if not kill_after(convert, seconds * rng.uniform(0.3, 1.0), environments[1]):
             shutil.rmtree(tmp_path / "killed")
-        n_partly += any((tmp_path / "killed").glob(".*"))  # a copy that was being written
-    assert n_partly >= 1
+        n_partly += any((tmp_path / "killed").glob(".*"))
     killed = subprocess.run(convert, cwd=ROOT, env=environments[1], capture_output=True, text=True)
-    assert killed.returncode == 0 and killed.stdout == whole.stdout
+    assert killed.returncode == 0 and killed.stdout == whole
 
 
 def test_twelve_kills_of_training(tiny_model_directory, tmp_path):
@@ -119,12 +130,16 @@ def test_twelve_kills_of_training(tiny_model_directory, tmp_path):
         return [sys.executable, "dpo.py", *command(tiny_model_directory, tmp_path / name, *more)]
 
     environments = {
-        name: {**os.environ, "RANKING_ACC_CACHE": str(tmp_path / f"{name}_cache")}
+        name: {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "RANKING_ACC_CACHE": str(tmp_path / f"{name}_cache"),
+        }
         for name in ("whole", "killed")
     }
-    seconds = duration(training("whole"), environments["whole"])
+    seconds, _ = computing_seconds(training("whole"), environments["whole"])
     rng, n_kills, n_partly = random.Random(2), 0, 0
-    while n_kills < 12:
+    while n_kills < 12 or n_partly < 2:  # two that hit a run in its training
         killed = kill_after(
             training("killed"), seconds * rng.uniform(0.35, 0.9), environments["killed"]
         )
@@ -135,7 +150,6 @@ def test_twelve_kills_of_training(tiny_model_directory, tmp_path):
         if not killed or finished:
             shutil.rmtree(tmp_path / "killed")
             shutil.rmtree(tmp_path / "killed_cache")
-    assert n_partly >= 2  # kills that hit a run in its training
     subprocess.run(
         training("killed"), cwd=ROOT, env=environments["killed"], check=True, capture_output=True
     )
@@ -158,22 +172,17 @@ def test_twelve_kills_of_training(tiny_model_directory, tmp_path):
         assert row["chosen"] == pytest.approx(expected[key]["chosen"], rel=1e-3, abs=1e-2)
 
 
-def wait_for(pattern: str, log: Path, process: subprocess.Popen) -> None:
-    """Return once the log shows the pattern; AssertionError if the process ends before."""
-    deadline = time.monotonic() + 240
-    while not re.search(pattern, log.read_text()):
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
-        time.sleep(0.02)
-
-
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 @pytest.mark.parametrize(
-    "starter", [[sys.executable, "dpo.py"], [sys.executable, "sft.py"], [*TORCHRUN, "dpo.py"]],
+    ("starter", "n"),
+    [([sys.executable, "dpo.py"], 1), ([sys.executable, "sft.py"], 1), ([*TORCHRUN, "dpo.py"], 2)],
     ids=["dpo", "sft", "dpo with two processes"],
 )  # fmt: skip
-def test_stopped_training_saves_a_checkpoint_and_resumes(starter, tiny_model_directory, tmp_path):
+def test_stopped_training_saves_a_checkpoint_and_resumes(
+    starter, n, tiny_model_directory, tmp_path
+):
     """With --overwrite_output_dir too, which discards finished runs only."""
     out = tmp_path / "out"
     flags = [f"--model_name={tiny_model_directory}", "--dataset_name=sample", f"--output_dir={out}",
@@ -182,11 +191,15 @@ def test_stopped_training_saves_a_checkpoint_and_resumes(starter, tiny_model_dir
     log = tmp_path / "log"
     with log.open("w") as file:
         run = subprocess.Popen(
-            [*starter, *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file,
+            [*starter[:-1], *paused_command(STEP_DONE, 3, starter[-1], *flags)], cwd=ROOT,
+            stdout=subprocess.DEVNULL, stderr=file,
             env={**os.environ, "RANKING_ACC_CACHE": str(tmp_path / "cache")},
         )  # fmt: skip
-    wait_for(r" [3-9]/\d+ \[", log, run)
+    stopped = stopped_processes(str(out), n, run)
     run.send_signal(signal.SIGTERM)
+    for pid in stopped:
+        wait_for_signal(pid, signal.SIGTERM)  # torchrun hands it on
+        os.kill(pid, signal.SIGCONT)
     run.wait()
     alone = starter[:-1] == [sys.executable]
     assert run.returncode == (143 if alone else 1), log.read_text()[-3000:]  # 1: torchrun's own
@@ -296,13 +309,9 @@ def test_real_model_scores_do_not_depend_on_how_they_are_computed(tmp_path):
                  "--sample-size", "-1",
                  "--output-dir", folder, "--output-filename", "run.jsonl", *more]  # fmt: skip
         if name == "stopped":
-            with (tmp_path / "log").open("w") as log:
-                first = subprocess.Popen(list(map(str, words)), cwd=ROOT, stderr=log)
-            examples = folder / "run.examples.jsonl"
-            while not examples.exists() or examples.stat().st_size == 0:
-                assert first.poll() is None
-                time.sleep(0.02)
+            first = start_paused(ROWS_WRITTEN, 1, *words[1:], cwd=ROOT, stderr=subprocess.DEVNULL)
             first.send_signal(signal.SIGTERM)
+            first.send_signal(signal.SIGCONT)
             assert first.wait() == 143 and not (folder / "run.jsonl").exists()
         finished = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True)
         assert finished.returncode == 0, finished.stderr[-3000:]

@@ -12,6 +12,7 @@ from ranking_metrics import (
     DRAWS_AT_ONCE,
     chance_level,
     clustered_bootstrap_interval,
+    correlation_test,
     exact_mcnemar,
     exact_ties,
     pairwise_accuracy,
@@ -119,6 +120,19 @@ def test_p_values_of_short_lists_are_exact(kind):
     scores, ranks = [0.3, 2.0, 1.0, -1.0, 0.5], [2, 1, 4, 5, 3]
     expected = stats.kendalltau(scores, [-r for r in ranks], method="exact").pvalue
     assert rank_correlation(scores, ranks, "kendalltau")[1] == pytest.approx(expected)
+
+
+def test_p_values_are_exact_with_ties_and_up_to_nine():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=9).tolist(), rng.permutation(9).tolist()
+    expected = stats.kendalltau(x, y, method="exact").pvalue
+    assert correlation_test(x, y, "kendalltau")[1] == pytest.approx(expected)
+    x, y = [1.0, 2.0, 2.0, 3.0, 4.0, 4.0], [2, 1, 3, 3, 5, 4]
+    for kind in ("spearmanr", "kendalltau"):
+        statistic = getattr(stats, kind)
+        found, p_value = correlation_test(x, y, kind)
+        everyone = [statistic(x, order).statistic for order in itertools.permutations(y)]
+        assert p_value == pytest.approx(np.mean(np.abs(everyone) >= abs(found) - 1e-9))
 
 
 def test_wilson_interval_closed_form():

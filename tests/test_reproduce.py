@@ -398,8 +398,9 @@ def test_unknown_step_is_one_line(tmp_path, capsys):
 def test_a_second_stop_of_the_driver_ends_its_part_too(tmp_path):
     """The first SIGTERM is handed on, once, and waited for; the second one kills what still runs."""
     child = (
-        "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + '\\n'); time.sleep(300)"
+        "import os, signal, time;"
+        f"signal.signal(signal.SIGTERM, lambda *_: open({str(tmp_path / 'told')!r}, 'a').write('.'));"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + '\\n'); time.sleep(1e6)"
     )
     driver = (
         "import sys; from pathlib import Path; sys.path.insert(0, '.');"
@@ -414,9 +415,10 @@ def test_a_second_stop_of_the_driver_ends_its_part_too(tmp_path):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(1)
+    while not (tmp_path / "told").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait() == 143
+    assert process.wait() == 143 and (tmp_path / "told").read_text() == "."
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)

@@ -5,12 +5,12 @@ import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_tokenizer
+from paused import CHECKPOINT_SAVED, start_paused
 from test_calculate_calibration_metrics import read_wandb_keys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -178,7 +178,10 @@ def command(model, output, *more) -> list[str]:
 
 def test_original_command(tiny_model_directory, tmp_path):
     output = tmp_path / "sft"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    kept = ("TIMEOUT", "WAIT")
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith("WANDB") or k.endswith(kept)
+    }
     run = subprocess.run(
         [sys.executable, ROOT / "sft.py", *command(tiny_model_directory, output)],
         capture_output=True, text=True, cwd=tmp_path, env={**environment, "HOME": str(tmp_path)},
@@ -255,14 +258,11 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path)
     """Same losses and weights after a stop at a checkpoint."""
     more = ["--report_to=none", "--disable_tqdm=true"]
     main(command(tiny_model_directory, tmp_path / "whole", *more))
-    run = subprocess.Popen(
-        [sys.executable, ROOT / "sft.py", *command(tiny_model_directory, tmp_path / "killed", *more)],
+    run = start_paused(
+        CHECKPOINT_SAVED, 1, "sft.py", *command(tiny_model_directory, tmp_path / "killed", *more),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.time() + 120
-    while not (tmp_path / "killed/checkpoint-4/trainer_state.json").exists():
-        assert run.poll() is None and time.time() < deadline
-        time.sleep(0.005)
+    assert (tmp_path / "killed/checkpoint-4/trainer_state.json").exists()
     run.kill()
     run.wait()
     main(command(tiny_model_directory, tmp_path / "killed", *more))

@@ -32,7 +32,10 @@ def test_wandb_key_is_wandbs(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_wandb_outage_makes_the_run_an_offline_one(tiny_model_directory, tmp_path):
     """A key, but no server: results are there, the run can be uploaded later."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    kept = ("TIMEOUT", "WAIT")
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith("WANDB") or k.endswith(kept)
+    }
     environment |= {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9",
                     "WANDB_INIT_TIMEOUT": "4", "WANDB_DIR": str(tmp_path)}  # fmt: skip
     script = ROOT / "calculate_calibration_metrics.py"
@@ -55,7 +58,10 @@ def test_a_wandb_outage_makes_the_run_an_offline_one(tiny_model_directory, tmp_p
 def test_a_wandb_server_that_dies_in_the_middle(script, tiny_model_directory, tmp_path):
     """Training goes on, results are whole, one line says how to upload; nothing waits for ever."""
     server = WandbServer("UpsertBucket" if script.startswith("calculate") else "file_stream")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    kept = ("TIMEOUT", "WAIT")
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith("WANDB") or k.endswith(kept)
+    }
     environment |= {"WANDB_API_KEY": "0" * 40, "WANDB_DIR": str(tmp_path), "WANDB_FINISH_TIMEOUT": "2",
                     "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"}  # fmt: skip
     out = tmp_path / "out"
