@@ -38,6 +38,7 @@ from ranking_dynamics import (
     forget_later_steps,
     initial_weights,
     pair_values,
+    rewards_moved,
     squared_distance,
     summarize_pairs,
 )
@@ -358,6 +359,7 @@ class DPOGammaTrainer(DPOTrainer):
                 self._metrics[mode].pop(name, None)
         chosen, rejected = outputs.log_probs.sum(1).chunk(2)
         ref_chosen, ref_rejected = (inputs[name] for name in REFERENCE_COLUMNS)
+        self.log_reward_accuracy(mode, chosen, rejected, ref_chosen, ref_rejected)
         if self.gamma_weight:
             losses = dpo_gamma_loss(
                 chosen - rejected, ref_chosen - ref_rejected, self.beta, self.gamma
@@ -366,6 +368,22 @@ class DPOGammaTrainer(DPOTrainer):
         if mode == "eval":
             self.keep_pairs(inputs, outputs.log_probs)
         return (loss, logits) if return_outputs else loss
+
+    def rounding(self) -> float:
+        """Relative rounding error of the forward pass: of its matrix products' precision."""
+        kind, dtype = self.accelerator.device.type, self.model.dtype
+        with self.accelerator.autocast():
+            if torch.is_autocast_enabled(kind):
+                dtype = torch.get_autocast_dtype(kind)
+        tf32 = kind == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+        return 2.0**-10 if dtype == torch.float32 and tf32 else torch.finfo(dtype).eps
+
+    def log_reward_accuracy(self, mode: str, *logps: torch.Tensor) -> None:
+        """In place of TRL's, which counts what rounding does to equal log-likelihoods."""
+        shares = rewards_moved(*(x.detach() for x in logps), rounding=self.rounding())
+        better, same = (self.accelerator.gather(x.float()).mean().item() for x in shares)
+        self._metrics[mode]["rewards/accuracies"][-1] = better
+        self._metrics[mode]["rewards/ties"].append(same)
 
     def training_step(self, model, *args, **kwargs):
         """TRL's; a backward pass that is interrupted leaves the model its own attention too."""
@@ -397,7 +415,7 @@ class DPOGammaTrainer(DPOTrainer):
         table = torch.stack([self.pairs[k] for k in order]).numpy().T
         names = ("chosen", "rejected", "ref_chosen", "ref_rejected", "n_chosen", "n_rejected")
         values = pair_values(dict(zip(names, table)), self.beta, self.gamma)
-        metrics = summarize_pairs(values, self.beta)
+        metrics = summarize_pairs(values, self.beta, self.rounding())
         for name in metrics:
             self._metrics["eval"].pop(name, None)  # TRL's means of batch means
         if metric_key_prefix != "eval":

@@ -330,6 +330,7 @@ def test_initial_loss(tmp_path, tokenizer, texts, gamma, bf16):
     )  # each pair's: policy and reference agree
     if gamma == 1.0:
         assert metrics["eval_loss"] == pytest.approx(math.log(2), abs=1e-3 if bf16 else 1e-5)
+    assert metrics["eval_rewards/ties"] == 1.0 and metrics["eval_rewards/accuracies"] == 0.0
 
 
 def test_loss_where_the_reference_has_no_preference():
