@@ -9,12 +9,14 @@ of raters. γ = 1 is DPO, γ = 0 is reference-free.
 import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
+from peft import PeftModel
 from transformers import Trainer, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
@@ -28,6 +30,7 @@ from log_likelihood import (
     own_attention,
     restore_attention,
 )
+from model_loading import context_length
 from ranking_dynamics import (
     append_dynamics,
     dynamics_rows,
@@ -35,6 +38,7 @@ from ranking_dynamics import (
     forget_later_steps,
     initial_weights,
     pair_values,
+    rewards_moved,
     squared_distance,
     summarize_pairs,
 )
@@ -43,7 +47,6 @@ logger = logging.getLogger(__name__)
 ALPHA_SCALING = "alpha_scaling"
 COLUMNS = ["pair", "chosen_ids", "chosen_start", "rejected_ids", "rejected_start"]
 REFERENCE_COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
-PARTS = {"eval": "validation", "eval_train": "train"}
 # TRL's outputs of the LM head that only feed means over tokens of its own metrics
 TOKEN_METRICS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")
 
@@ -92,7 +95,31 @@ class DPOGammaConfig(DPOConfig):
             )
 
 
-def collate_pairs(rows: list[dict], pad_token_id: int) -> dict[str, torch.Tensor]:
+def cut_to_length(
+    prompt: list[int], completion: list[int], max_length: int | None, mode: str
+) -> tuple[list[int], int]:
+    """The token ids that TRL keeps of a sequence, and where those that are scored begin.
+
+    `keep_start` cuts the end off, `keep_end` the beginning, of each sequence by itself. The first
+    token of what is left has nothing before it and is not scored.
+    """
+    ids, lost = prompt + completion, 0
+    if max_length is not None and mode == "keep_end":
+        lost = max(0, len(ids) - max_length)
+    return ids[lost:][:max_length], max(1, len(prompt) - lost)
+
+
+def whole_dataset(dataset):
+    """A streamed evaluation set (or a dict of them) as a Dataset: each evaluation reads all of it,
+    and counts its rows once whatever the number of processes."""
+    if isinstance(dataset, dict):
+        return {name: whole_dataset(part) for name, part in dataset.items()}
+    if isinstance(dataset, IterableDataset):
+        return Dataset.from_list(list(dataset), features=dataset.features)
+    return dataset
+
+
+def collate_pairs(rows: list[dict], pad_token_id: int = 0) -> dict[str, torch.Tensor]:
     """TRL's batch layout, (2B, T) with chosen above rejected, right-padded; masks by position."""
     sequences = [(r["chosen_ids"], r["chosen_start"]) for r in rows]
     sequences += [(r["rejected_ids"], r["rejected_start"]) for r in rows]
@@ -136,9 +163,11 @@ def keep_outputs_in_float32(accelerator) -> None:
 class DPOGammaTrainer(DPOTrainer):
     """DPOTrainer with DPO^γ's loss, rows that share prompts, and ranking metrics at each eval.
 
-    Datasets hold either TRL's text columns, or COLUMNS and, when the reference is precomputed,
-    REFERENCE_COLUMNS. dynamics_dataset: training pairs that are followed beside the validation
-    set. dynamics_file: where the values of every pair go at each evaluation.
+    Datasets hold either TRL's text columns, or COLUMNS (rows as they are to be trained on, which
+    max_length does not cut) and, when the reference is precomputed, REFERENCE_COLUMNS; a column
+    `id` names the pairs. They may be streamed, as TRL's. dynamics_dataset: training pairs that are
+    followed beside the validation set. dynamics_file: where the values of every pair go at each
+    evaluation of these two.
     """
 
     loss_types: list[str]  # TRL's, without ours
@@ -146,17 +175,24 @@ class DPOGammaTrainer(DPOTrainer):
 
     def __init__(
         self,
-        *args,
-        dynamics_dataset: Dataset | None = None,
+        model,
+        ref_model=None,
+        args: DPOConfig | None = None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        *more,
+        dynamics_dataset: Dataset | IterableDataset | None = None,
         dynamics_file: str | Path | None = None,
         **kwargs,
     ):
-        tokenizer = kwargs["processing_class"]
-        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        kwargs["data_collator"] = kwargs.get("data_collator") or partial(
-            collate_pairs, pad_token_id=pad
+        collator = data_collator or collate_pairs
+        eval_dataset = whole_dataset(eval_dataset)
+        super().__init__(
+            model, ref_model, args, collator, train_dataset, eval_dataset, *more, **kwargs
         )
-        super().__init__(*args, **kwargs)
+        if data_collator is None:
+            self.data_collator = partial(collate_pairs, pad_token_id=self._tokenizer.pad_token_id)
         keep_outputs_in_float32(self.accelerator)
         self.gamma = getattr(self.args, "alpha", 1.0)
         self.gamma_weight = 0.0
@@ -167,8 +203,11 @@ class DPOGammaTrainer(DPOTrainer):
         self.loss_types = [name for name, _ in terms if name != ALPHA_SCALING]
         self.loss_weights = [weight for name, weight in terms if name != ALPHA_SCALING]
 
-        self.dynamics_dataset = dynamics_dataset
+        self.dynamics_dataset = self.prepared(dynamics_dataset)
+        if dynamics_dataset is not None and "train" in (self.eval_dataset or ()):
+            raise ValueError('an eval_dataset named "train" has the metrics of dynamics_dataset')
         self.dynamics_file = Path(dynamics_file) if dynamics_file else None
+        self.followed = None  # (part, dataset) while one of the two is evaluated
         self.recorded: set[tuple[int, str]] = set()
         self.pairs: dict[int, torch.Tensor] = {}
         self.initial = initial_weights(self.model) if self.is_world_process_zero() else {}
@@ -179,8 +218,9 @@ class DPOGammaTrainer(DPOTrainer):
         """Whether shared-prefix rows are exact here ("segments"), or why TRL's path runs."""
         if self.args.use_weighting or self.aux_loss_enabled:
             return "plain: the loss needs outputs of TRL's own forward pass"
-        sample = self.train_dataset.select(range(min(64, len(self.train_dataset))))
+        sample = islice(self.train_dataset, 64)
         pairs = [completions_of(self.data_collator([row])) for row in sample]
+        self.check_width(max(len(c.ids) for pair in pairs for c in pair))
         for model in [model for model in (self.model, self.ref_model) if model is not None]:
             was_training = model.training
             model.eval()
@@ -192,25 +232,79 @@ class DPOGammaTrainer(DPOTrainer):
                 return path
         return "segments"
 
+    def check_width(self, width: int) -> None:
+        """ValueError if so many tokens are more than the model has positions for."""
+        config = self.model.config.get_text_config()
+        limit = context_length(self.model)
+        any_length = getattr(config, "rope_parameters", None) or getattr(config, "alibi", False)
+        if limit is not None and width > limit and not any_length:
+            raise ValueError(f"a pair has {width} tokens, the model {limit}: lower max_length")
+
     # ------------------------------------------------------------------------ data
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        if "chosen_start" in dataset.column_names:
+        """COLUMNS (and `id`, if there is one) of TRL's text columns, cut as TRL's collator does."""
+        first = next(iter(dataset), None)
+        if first is None:
+            raise ValueError(f"the {dataset_name} dataset is empty")
+        if "chosen_start" in first:
             return dataset
-        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        limit, mode = args.max_length, args.truncation_mode
+
+        def sequences(row: dict) -> list[tuple[list[int], int]]:
+            sides = (row["chosen_ids"], row["rejected_ids"])
+            return [cut_to_length(row["prompt_ids"], ids, limit, mode) for ids in sides]
+
+        def is_scored(row: dict) -> bool:
+            return all(len(ids) > start for ids, start in sequences(row))
 
         def join(row: dict, index: int) -> dict:
-            start, limit = len(row["prompt_ids"]), args.max_length
-            chosen = (row["prompt_ids"] + row["chosen_ids"])[:limit]
-            rejected = (row["prompt_ids"] + row["rejected_ids"])[:limit]
-            values = (index, chosen, start, rejected, start)
-            return dict(zip(COLUMNS, values))
+            (chosen, chosen_start), (rejected, rejected_start) = sequences(row)
+            return dict(zip(COLUMNS, (index, chosen, chosen_start, rejected, rejected_start)))
 
-        return dataset.map(join, with_indices=True, remove_columns=dataset.column_names)
+        tokenized = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        tokenized = tokenized.filter(is_scored)
+        first = next(iter(tokenized), None)
+        if first is None:
+            raise ValueError(
+                f"the {dataset_name} dataset: max_length={limit} leaves no pair a token to score"
+            )
+        if isinstance(dataset, Dataset) and len(tokenized) < len(dataset):
+            logger.warning(
+                f"the {dataset_name} dataset: dropped {len(dataset) - len(tokenized)} of "
+                f"{len(dataset)} pairs, of which max_length={limit} leaves nothing to score"
+            )
+        others = [name for name in first if name != "id"]
+        return tokenized.map(join, with_indices=True, remove_columns=others)
+
+    def prepared(self, dataset):
+        """A dataset for `evaluate` or `predict` as the constructor would have made it."""
+        if dataset is None or isinstance(dataset, str):  # a name: one the constructor was given
+            return dataset
+        if isinstance(dataset, dict):
+            return {name: self.prepared(part) for name, part in dataset.items()}
+        dataset = whole_dataset(dataset)
+        dataset = self._prepare_dataset(dataset, self.processing_class, self.args, "eval")
+        if not self.args.precompute_ref_log_probs or REFERENCE_COLUMNS[0] in dataset.column_names:
+            return dataset
+        trained = self.state.global_step > 0 and not isinstance(self.model, PeftModel)
+        if self.ref_model is None and trained:
+            raise ValueError(
+                "the reference of this dataset can no longer be computed: without ref_model and "
+                "with precompute_ref_log_probs it was the model before training. Give the dataset "
+                "to the constructor, or a ref_model"
+            )
+        batch_size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
+        return self._precompute_ref_logps(dataset, "eval", batch_size)
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
-        if REFERENCE_COLUMNS[0] in dataset.column_names:
+        if REFERENCE_COLUMNS[0] in next(iter(dataset)):
             return dataset
         return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    def compute_ref_log_probs(self, model, inputs):
+        """TRL's, which gives the model all of `inputs`."""
+        inputs = {name: value for name, value in inputs.items() if name != "pair"}
+        return super().compute_ref_log_probs(model, inputs)
 
     def _set_signature_columns_if_needed(self):
         self._signature_columns = [*COLUMNS, *REFERENCE_COLUMNS, "length"]
@@ -218,6 +312,8 @@ class DPOGammaTrainer(DPOTrainer):
     # ------------------------------------------------------------------------ loss
     def token_outputs(self, model, inputs):
         """Per-token log-likelihoods (2B, T − 1), nats, as TRL's: zero outside completions."""
+        width = inputs["input_ids"].shape[1]
+        self.check_width(width)
         if self.path != "segments":
             mask = inputs["completion_mask"]
             extra = {"output_router_logits": True} if self.aux_loss_enabled else {}
@@ -230,7 +326,6 @@ class DPOGammaTrainer(DPOTrainer):
                 **extra,
             )
         completions = completions_of(inputs)
-        width = inputs["input_ids"].shape[1]
         with self.accelerator.autocast():  # accelerate's own wraps the forward that is replaced
             token_logps = compute_token_logps(model, completions)
         log_probs = torch.stack(
@@ -252,21 +347,43 @@ class DPOGammaTrainer(DPOTrainer):
             )
             inputs = {**inputs, **dict(zip(REFERENCE_COLUMNS, reference))}
         outputs = self.token_outputs(model, inputs)
-        loss = super().compute_loss(lambda **_: outputs, inputs)
+
+        def forward(fused_lm_head=False, labels=None, pair=None, **batch):
+            return outputs if fused_lm_head else model(**batch)  # logits for compute_metrics
+
+        result = super().compute_loss(forward, inputs, return_outputs)
+        loss, logits = result if return_outputs else (result, None)
         mode = "train" if self.model.training else "eval"
         if self.path == "segments":
             for name in TOKEN_METRICS:
                 self._metrics[mode].pop(name, None)
+        chosen, rejected = outputs.log_probs.sum(1).chunk(2)
         ref_chosen, ref_rejected = (inputs[name] for name in REFERENCE_COLUMNS)
+        self.log_reward_accuracy(mode, chosen, rejected, ref_chosen, ref_rejected)
         if self.gamma_weight:
-            chosen, rejected = outputs.log_probs.sum(1).chunk(2)
             losses = dpo_gamma_loss(
                 chosen - rejected, ref_chosen - ref_rejected, self.beta, self.gamma
             )
             loss = loss + self.gamma_weight * losses.mean()
         if mode == "eval":
             self.keep_pairs(inputs, outputs.log_probs)
-        return (loss, outputs) if return_outputs else loss
+        return (loss, logits) if return_outputs else loss
+
+    def rounding(self) -> float:
+        """Relative rounding error of the forward pass: of its matrix products' precision."""
+        kind, dtype = self.accelerator.device.type, self.model.dtype
+        with self.accelerator.autocast():
+            if torch.is_autocast_enabled(kind):
+                dtype = torch.get_autocast_dtype(kind)
+        tf32 = kind == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+        return 2.0**-10 if dtype == torch.float32 and tf32 else torch.finfo(dtype).eps
+
+    def log_reward_accuracy(self, mode: str, *logps: torch.Tensor) -> None:
+        """In place of TRL's, which counts what rounding does to equal log-likelihoods."""
+        shares = rewards_moved(*(x.detach() for x in logps), rounding=self.rounding())
+        better, same = (self.accelerator.gather(x.float()).mean().item() for x in shares)
+        self._metrics[mode]["rewards/accuracies"][-1] = better
+        self._metrics[mode]["rewards/ties"].append(same)
 
     def training_step(self, model, *args, **kwargs):
         """TRL's; a backward pass that is interrupted leaves the model its own attention too."""
@@ -298,7 +415,7 @@ class DPOGammaTrainer(DPOTrainer):
         table = torch.stack([self.pairs[k] for k in order]).numpy().T
         names = ("chosen", "rejected", "ref_chosen", "ref_rejected", "n_chosen", "n_rejected")
         values = pair_values(dict(zip(names, table)), self.beta, self.gamma)
-        metrics = summarize_pairs(values, self.beta)
+        metrics = summarize_pairs(values, self.beta, self.rounding())
         for name in metrics:
             self._metrics["eval"].pop(name, None)  # TRL's means of batch means
         if metric_key_prefix != "eval":
@@ -308,37 +425,50 @@ class DPOGammaTrainer(DPOTrainer):
         if self.gamma_weight == 1.0 and not self.loss_types:
             metrics["loss"] = float(values["loss"].mean())
         output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
-        self.record(metric_key_prefix, values, order, metrics)
+        if self.followed is not None and self.dynamics_file is not None:
+            self.record(*self.followed, values, order, metrics)
         return output
 
-    def record(self, prefix: str, values, order, metrics) -> None:
+    def record(self, part: str, dataset: Dataset, values, order, metrics) -> None:
         """Append the values of every pair to the dynamics file, once per step and part."""
-        key = (self.state.global_step, PARTS.get(prefix, ""))
-        if self.dynamics_file is None or prefix not in PARTS or key in self.recorded:
+        key = (self.state.global_step, part)
+        if key in self.recorded:
             return
         self.recorded.add(key)
         if not self.is_world_process_zero():
             return
-        dataset = self.eval_dataset if prefix == "eval" else self.dynamics_dataset
-        ids = dataset["id"] if "id" in dataset.column_names else list(map(str, range(len(dataset))))
-        ids = [ids[k] for k in order]
+        names = dataset["id"] if "id" in dataset.column_names else map(str, range(len(dataset)))
+        id_of = dict(zip(dataset["pair"], names))
+        ids = [id_of[pair] for pair in order]
         facts = {"step": key[0], "epoch": self.state.epoch or 0.0, "part": key[1],
                  "beta": self.beta, "gamma": self.gamma,
                  "squared_distance": metrics.get("distance/squared")}  # fmt: skip
         append_dynamics(self.dynamics_file, dynamics_rows(values, ids, facts))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Evaluate the validation set and, with it, the training pairs that are followed."""
-        given = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(given, Dataset) or "chosen_start" not in given.column_names:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        # Trainer's own: DPOTrainer's would tokenize again. It keeps persistent loaders as "eval".
-        self._eval_dataloaders = {}
-        metrics = Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
-        if eval_dataset is None and self.dynamics_dataset is not None:
-            self._eval_dataloaders = {}
-            metrics |= Trainer.evaluate(self, self.dynamics_dataset, ignore_keys, "eval_train")
+        """Evaluate the validation set and, with it, the training pairs that are followed; or
+        another dataset, as the constructor takes them, or by name one of several that it took."""
+        own = eval_dataset is None and metric_key_prefix == "eval"
+        followed = ("validation", self.eval_dataset) if own else None
+        given = self.prepared(eval_dataset)
+        metrics = self.evaluate_part(given, ignore_keys, metric_key_prefix, followed)
+        if own and self.dynamics_dataset is not None:
+            followed = ("train", self.dynamics_dataset)
+            metrics |= self.evaluate_part(followed[1], ignore_keys, "eval_train", followed)
         return metrics
+
+    def evaluate_part(self, dataset, ignore_keys, prefix, followed) -> dict[str, float]:
+        """Trainer's `evaluate` (DPOTrainer's would tokenize again)."""
+        self._eval_dataloaders: dict = {}  # Trainer keeps persistent loaders as "eval"
+        self.followed = followed
+        try:
+            return Trainer.evaluate(self, dataset, ignore_keys, prefix)
+        finally:
+            self.followed = None
+
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
+        """Trainer's: metrics and, if there is room for them, logits of (chosen, rejected)."""
+        return super().predict(self.prepared(test_dataset), ignore_keys, metric_key_prefix)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """Train; the dynamics file keeps the rows up to the checkpoint, none without one."""

@@ -179,6 +179,127 @@ def test_loss_and_gradient_by_hand_in_float64(tmp_path, tokenizer, texts, gamma)
         )
 
 
+# ---------------------------------------------------------------------------- data as TRL takes it
+SHARED_METRICS = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins",
+                  "rewards/accuracies", "logps/chosen", "logps/rejected")  # fmt: skip
+
+
+def test_text_datasets_are_evaluated_as_by_trl(tmp_path, tokenizer, texts):
+    """evaluate() and predict() of text, whole, streamed, named; before and after training."""
+    runs = [
+        trainer(tmp_path, tokenizer, texts[:8], kind, loss_type=loss, max_steps=2, ref_model=tiny_model(2),
+                eval_dataset={"a": Dataset.from_list(texts[4:8])})
+        for kind, loss in ((DPOTrainer, "sigmoid"), (DPOGammaTrainer, "alpha_scaling"))
+    ]  # fmt: skip
+    given = Dataset.from_list(texts[8:])
+    for _ in range(2):
+        expected, found = (run.evaluate(given) for run in runs)
+        both = {"b": given, "c": given.select(range(4))}
+        expected_both, found_both = (run.evaluate(both) for run in runs)
+        expected_own, found_own = (run.evaluate() for run in runs)
+        prepared = runs[0]._prepare_dataset(given, tokenizer, runs[0].args, "eval")
+        theirs, ours = runs[0].predict(prepared), runs[1].predict(given)
+        runs[0]._metrics["eval"].clear()  # which TRL adds to its next evaluation
+        np.testing.assert_allclose(ours.predictions, theirs.predictions, atol=1e-3)
+        assert np.array_equal(ours.label_ids, theirs.label_ids)
+        streamed = runs[1].evaluate(given.to_iterable_dataset())
+        for name in SHARED_METRICS:
+            want = pytest.approx(expected[f"eval_{name}"], abs=1e-4)
+            assert found[f"eval_{name}"] == streamed[f"eval_{name}"] == want
+            assert found_both[f"eval_b_{name}"] == ours.metrics[f"test_{name}"] == want
+        for key, wanted in (("b", expected_both), ("c", expected_both), ("a", expected_own)):
+            value = {**found_both, **found_own}[f"eval_{key}_loss"]
+            assert value == pytest.approx(wanted[f"eval_{key}_loss"], abs=1e-4)
+        for run in runs:
+            run.train()
+    assert abs(expected["eval_loss"] - math.log(2)) > 1e-3
+
+
+def test_tokenizer_from_the_model_and_streamed_training(tmp_path, tokenizer, texts):
+    tiny_model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    found = []
+    for kind, name in ((DPOTrainer, "sigmoid"), (DPOGammaTrainer, "alpha_scaling")):
+        for streamed in (False, True):
+            dataset = Dataset.from_list(texts)
+            run = kind(
+                str(tmp_path / "model"),
+                args=arguments(tmp_path, DPOGammaConfig if kind is DPOGammaTrainer else DPOConfig,
+                               loss_type=name, max_steps=2),
+                train_dataset=dataset.to_iterable_dataset() if streamed else dataset,
+                eval_dataset=dataset.to_iterable_dataset() if streamed else dataset,
+            )  # fmt: skip
+            losses, _ = losses_and_weights(run)
+            found.append([*losses, run.evaluate()["eval_loss"]] if streamed else losses)
+    assert run.path == "segments"
+    np.testing.assert_allclose(found[2], found[0], atol=1e-5)
+    np.testing.assert_allclose(found[3], found[1], atol=1e-5)
+
+
+def test_dynamics_of_text_columns(tmp_path, tokenizer, texts):
+    """The values of the same pairs as token ids; pairs keep their `id`, in any order."""
+    named = [{**t, "id": f"pair-{k}"} for k, t in enumerate(texts)]
+    eos = [{**t, "chosen": t["chosen"] + "</s>", "rejected": t["rejected"] + "</s>"} for t in texts]
+    cached = cached_rows(tokenizer, eos, tiny_model())
+    recorded = []
+    for k, (rows, some) in enumerate([(Dataset.from_list(named), Dataset.from_list(named[3:9:2])),
+                                      (cached, cached.select(range(3, 9, 2)))]):  # fmt: skip
+        run = trainer(tmp_path, tokenizer, rows, model=tiny_model(1), eval_dataset=rows,
+                      dynamics_dataset=some, dynamics_file=tmp_path / f"{k}.jsonl")  # fmt: skip
+        run.evaluate()
+        run.evaluate(rows.select(range(4)))  # another dataset: not what is followed
+        recorded.append(read_dynamics(tmp_path / f"{k}.jsonl"))
+    assert len(recorded[0]) == 16 + 3
+    for mine, wanted in zip(*recorded, strict=True):
+        assert (mine["id"], mine["part"]) == (wanted["id"], wanted["part"])
+        for name in ("chosen", "rejected", "ref_chosen", "ref_rejected"):
+            assert mine[name] == pytest.approx(wanted[name], abs=1e-3)
+
+
+def test_a_reference_that_is_gone_is_refused(tmp_path, tokenizer, texts):
+    run = trainer(tmp_path, tokenizer, texts, ref_model=None, precompute_ref_log_probs=True, max_steps=1)  # fmt: skip
+    given = Dataset.from_list(texts[:4])
+    assert run.evaluate(given)["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    run.train()
+    with pytest.raises(ValueError, match="the reference of this dataset can no longer be computed"):
+        run.evaluate(given)
+
+
+@pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
+def test_long_pairs_are_cut_as_by_trl(tmp_path, tokenizer, texts, mode):
+    """A prompt longer than max_length, completions longer than it, and one that is all of it."""
+    long = [
+        {"prompt": "Why? " * 60, "chosen": " Because.", "rejected": " No idea."},
+        {"prompt": "Why?", "chosen": " Because it is so." * 20, "rejected": " No."},
+        {"prompt": "Why? " * 5, "chosen": " Because it is so." * 20, "rejected": " No" * 80},
+    ]  # fmt: skip
+    more = {"max_length": 100, "truncation_mode": mode, "per_device_train_batch_size": 19}
+    peer = trainer(tmp_path, tokenizer, texts + long, DPOTrainer, model=tiny_model(1), loss_type="sigmoid", **more)  # fmt: skip
+    ours = trainer(tmp_path, tokenizer, texts + long, model=tiny_model(1), **more)
+    assert ours.path == "segments"
+    n_pairs = len(peer.train_dataset)
+    assert len(ours.train_dataset) == n_pairs and 10 < n_pairs + (mode == "keep_start") <= 19
+    batches = [run.data_collator(list(run.train_dataset)) for run in (peer, ours)]
+    assert batches[1]["input_ids"].shape[1] == 100
+    assert torch.equal(batches[1]["attention_mask"], batches[0]["attention_mask"])
+    assert torch.equal(
+        batches[1]["completion_mask"][:, 1:], batches[0]["completion_mask"][:, 1:]
+    )  # the first position is predicted by nothing
+    losses = [run.compute_loss(run.model, b).item() for run, b in zip((peer, ours), batches)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert abs(losses[0] - math.log(2)) > 5e-3
+
+
+def test_what_cannot_be_trained_on_is_one_line(tmp_path, tokenizer, texts):
+    with pytest.raises(ValueError, match="train dataset: max_length=2 leaves no pair a token"):
+        trainer(tmp_path, tokenizer, texts, max_length=2)
+    small = tiny_model(model_type="gpt2", config={**GPT, "n_positions": 16})
+    with pytest.raises(
+        ValueError, match="a pair has [0-9]+ tokens, the model 16: lower max_length"
+    ):
+        trainer(tmp_path, tokenizer, texts, model=small)
+
+
 # ---------------------------------------------------------------------------- γ
 def test_gamma_zero_ignores_the_reference(tmp_path, tokenizer, texts):
     runs = {}
@@ -209,6 +330,7 @@ def test_initial_loss(tmp_path, tokenizer, texts, gamma, bf16):
     )  # each pair's: policy and reference agree
     if gamma == 1.0:
         assert metrics["eval_loss"] == pytest.approx(math.log(2), abs=1e-3 if bf16 else 1e-5)
+    assert metrics["eval_rewards/ties"] == 1.0 and metrics["eval_rewards/accuracies"] == 0.0
 
 
 def test_loss_where_the_reference_has_no_preference():

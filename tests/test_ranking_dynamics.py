@@ -15,6 +15,7 @@ from ranking_dynamics import (
     forget_later_steps,
     pair_values,
     read_dynamics,
+    rewards_moved,
     summarize_pairs,
 )
 
@@ -59,6 +60,25 @@ def test_hand_worked_groups():
     half = values_of(HAND, gamma=0.5)
     assert half["loss"][3] == pytest.approx(math.log1p(math.exp(0.5)))
     assert half["reward_margin"] == pytest.approx(margins)
+
+
+def test_equal_rewards_within_rounding_are_a_tie():
+    """S = 400 nats: τ = 16 · 2⁻²³ · 400 + 4 · rounding · 20 is 0.00077 nats in float32, where
+    rounding is 2⁻²³, and 0.63 in bfloat16, where it is 2⁻⁷."""
+    rows = [
+        (-100.0004, -100, -100, -100, 9, 9),
+        (-100, -100.0004, -100, -100, 9, 9),
+        (-100, -100.5, -100, -100, 9, 9),
+        (-100, -100, -99.5, -100, 9, 9),
+        (-100, -100.8, -100, -100, 9, 9),
+        (-100, -100, -100, -100, 9, 9),
+    ]
+    columns = np.array(rows).T[:4]
+    better, same = rewards_moved(*columns, rounding=2.0**-23)
+    assert better.tolist() == [False, False, True, False, True, False]
+    assert same.tolist() == [True, True, False, False, False, True]
+    means = summarize_pairs(values_of(rows), 0.1, 2.0**-7)
+    assert means["rewards/accuracies"] == 1 / 6 and means["rewards/ties"] == 5 / 6
 
 
 def test_empty_groups_have_no_mean():
