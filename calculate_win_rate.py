@@ -165,26 +165,19 @@ def load_prompts(args: argparse.Namespace) -> tuple[PreferenceData, list[Record]
 def tokenize_prompts(tokenizer, prompts: list[str], chat_template: bool) -> list[list[int]]:
     """Token ids that responses continue, as scoring takes prompts: the tokenizer's special tokens
     in front, BOS once, and none behind. Empty where the chat template refuses the dialogue."""
-    from jinja2 import TemplateError
-
-    from log_likelihood import exact_offset_tokenizer, locate_completion, parse_dialogue
+    from log_likelihood import chat_prompt, exact_offset_tokenizer, locate_completion
 
     texts = list(prompts)
     for k, prompt in enumerate(prompts) if chat_template else ():
-        messages = parse_dialogue(prompt)
-        begun = messages[-1]["role"] == "assistant"  # the response goes on with it
         try:
-            texts[k] = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=not begun,
-                continue_final_message=begun,
-            )  # fmt: skip
-        except TemplateError:
+            texts[k] = chat_prompt(tokenizer, prompt)
+        except ValueError:
             texts[k] = ""
     encodings = exact_offset_tokenizer(tokenizer).encode_batch(
         texts, add_special_tokens=not chat_template
     )
     parts = [
-        locate_completion(encoding, len(text), [], tokenizer.bos_token_id)
+        locate_completion(encoding, len(text), None, tokenizer.bos_token_id)
         for encoding, text in zip(encodings, texts)
     ]
     return [[*head, *prompt] for head, prompt, _ in parts]

@@ -98,21 +98,20 @@ def reward_ids(tokenizer, prompt: str, response: str) -> list[int]:
     """
     from jinja2 import TemplateError
 
-    from log_likelihood import parse_dialogue
+    from log_likelihood import is_begun, parse_dialogue, without_endings
 
+    response = without_endings(tokenizer, response, None).strip()
     if tokenizer.chat_template is not None:
         messages = parse_dialogue(prompt)
-        begun = ""
-        if messages[-1]["role"] == "assistant":  # the response goes on with it
-            begun = messages.pop()["content"] + " "
-        messages.append({"role": "assistant", "content": begun + response.strip()})
+        begun = f"{messages.pop()['content']} " if is_begun(prompt) else ""
+        messages.append({"role": "assistant", "content": begun + response})
         try:
             return tokenizer.apply_chat_template(messages, return_dict=False)
         except TemplateError as error:
             raise ValueError(
                 f"the judge's chat template refuses the dialogue {prompt[:60]!r} ({error})"
             ) from None
-    text = f"{prompt.rstrip()} {response.strip()}"
+    text = f"{prompt.rstrip()} {response}"
     encoded = tokenizer(text, return_special_tokens_mask=True)
     ids, appended = encoded["input_ids"], encoded["special_tokens_mask"][-1]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -136,12 +135,13 @@ def reward_scores(
 
     Texts longer than the model's context lose their beginning (not its BOS or CLS), which one line
     on stderr counts. Score heads read the last token that is not config.pad_token_id; a model
-    without one is given one text at a time, of which it reads the last token.
+    without one is given one text at a time, of which it reads the last token. Texts whose rotary
+    frequencies differ by their length (LongRoPE) are in batches of their own.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    from log_likelihood import check_vocabulary
+    from log_likelihood import check_vocabulary, forget_lengths, length_class
 
     limit = longest_text(model, tokenizer)
     long = [i for i, ids in enumerate(texts) if len(ids) > limit]
@@ -157,7 +157,11 @@ def reward_scores(
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     while order:
         n = max(1, tokens_per_batch // len(texts[order[0]])) if can_pad else 1
+        kinds = [length_class(model, len(texts[i])) for i in order[:n]]
+        n = next((k for k, kind in enumerate(kinds) if kind != kinds[0]), n)
         batch, order = order[:n], order[n:]
+        if kinds[0]:
+            forget_lengths(model)
         rows = [torch.tensor(texts[i], device=model.device) for i in batch]
         inputs = {
             "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad if can_pad else 0),

@@ -30,9 +30,9 @@ from model_loading import check_model_path, choose_device, load_tokenizer, resol
 from result_files import lock_outputs, write_json_lines, write_text_atomically
 
 
-def divided_examples(args: argparse.Namespace) -> tuple[list[PreferenceExample], list, str]:
+def divided_examples(args: argparse.Namespace) -> tuple[list[PreferenceExample], list]:
     """The `unless_trained_on` training examples of dpo.py, the training examples that share neither
-    a prompt nor a dialogue's opening with them, and the dataset's separator."""
+    a prompt nor a dialogue's opening with them."""
     parts, _ = load_training_splits(args.dataset, data_dir=args.data_dir)
     examples = parts["train"].examples
     if args.unless_trained_on >= len(examples):
@@ -41,7 +41,7 @@ def divided_examples(args: argparse.Namespace) -> tuple[list[PreferenceExample],
     policy = [examples[i] for i in sorted(taken)]
     seen = {example.prompt_id for example in policy} | {opening(example) for example in policy}
     unseen = [e for e in examples if e.prompt_id not in seen and opening(e) not in seen]
-    return policy, unseen, parts["train"].separator
+    return policy, unseen
 
 
 def keep_aside(examples: list[PreferenceExample], n_pairs: int, seed: int) -> tuple[list, list]:
@@ -126,7 +126,7 @@ def main(args: argparse.Namespace) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     lock_outputs(args.output_dir / "reward_model")
     set_seed(args.seed)
-    policy, unseen, separator = divided_examples(args)
+    policy, unseen = divided_examples(args)
     test, train = keep_aside(unseen, args.n_test_pairs, args.seed)
     train = train[: args.n_pairs]
     if not train:
@@ -134,8 +134,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"{len(train)} pairs to train on, {len(test)} kept aside", file=sys.stderr)
     write_json_lines(
         left_out,
-        [{"prompt": e.prompt, "completions": [separator + c for c in e.completions],
-          "ranks": e.ranks}
+        [{"prompt": e.prompt, "ranks": e.ranks,
+          "completions": [s + c for s, c in zip(e.separators, e.completions)]}
          for e in policy],
     )  # fmt: skip
     tokenizer = load_tokenizer(args.lm_name_or_path)

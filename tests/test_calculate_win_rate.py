@@ -261,11 +261,11 @@ def test_the_judge_has_not_seen_the_policys_dialogues(tmp_path):
     arguments = ["--lm-name-or-path", "none", "--dataset", str(tmp_path / "train.jsonl"),
                  "--unless-trained-on", "20", "--output-dir", str(tmp_path)]  # fmt: skip
     args = train_reward_model.parse_args(arguments)
-    policy, unseen, separator = train_reward_model.divided_examples(args)
+    policy, unseen = train_reward_model.divided_examples(args)
     drawn = load_parts(
         DataArguments(dataset_name=str(tmp_path / "train.jsonl"), max_train_samples=20)
     )["train"].examples
-    assert policy == drawn and separator == ""
+    assert policy == drawn
     openings = [{opening(e) for e in part} for part in (policy, unseen)]
     assert not openings[0] & openings[1] and len(unseen) > 20
     test, train = train_reward_model.keep_aside(unseen, 10, seed=0)
