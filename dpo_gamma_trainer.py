@@ -25,8 +25,10 @@ from trl import DPOConfig, DPOTrainer
 
 from log_likelihood import (
     TokenizedCompletion,
+    by_length_class,
     check_fast_path,
     compute_token_logps,
+    length_class,
     own_attention,
     restore_attention,
 )
@@ -218,6 +220,12 @@ class DPOGammaTrainer(DPOTrainer):
         """Whether shared-prefix rows are exact here ("segments"), or why TRL's path runs."""
         if self.args.use_weighting or self.aux_loss_enabled:
             return "plain: the loss needs outputs of TRL's own forward pass"
+        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        if length_class(self.model, 1) and sharded:  # processes would gather layers out of step
+            raise ValueError(
+                "this model's rotary frequencies depend on the length of a text (LongRoPE, "
+                "dynamic), which sharded weights do not allow: use accelerate_configs/ddp.yaml"
+            )
         sample = islice(self.train_dataset, 64)
         pairs = [completions_of(self.data_collator([row])) for row in sample]
         self.check_width(max(len(c.ids) for pair in pairs for c in pair))
@@ -315,6 +323,11 @@ class DPOGammaTrainer(DPOTrainer):
         width = inputs["input_ids"].shape[1]
         self.check_width(width)
         if self.path != "segments":
+            if len(by_length_class(self.model, completions_of(inputs))) > 1:
+                raise ValueError(
+                    "this model's rotary frequencies depend on the length of a text (LongRoPE, "
+                    f"dynamic), which TRL's padded batches mix (path {self.path}): lower max_length"
+                )
             mask = inputs["completion_mask"]
             extra = {"output_router_logits": True} if self.aux_loss_enabled else {}
             return model(

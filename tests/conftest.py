@@ -30,6 +30,13 @@ GPT = {"vocab_size": 600, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions"
 FALCON = {
     key: value for key, value in SMALL.items() if key not in ("head_dim", "num_key_value_heads")
 }
+# rotary frequencies that depend on the length: two sets, of up to 16 tokens and more; by the length
+LONGROPE = {
+    **SMALL, "original_max_position_embeddings": 16,
+    "rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
+                        "long_factor": [4.0] * 4, "original_max_position_embeddings": 16},
+}  # fmt: skip
+DYNAMIC = {**SMALL, "max_position_embeddings": 16, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}}  # fmt: skip
 # name -> (model_type, configuration, the path it should take)
 FAMILIES = {
     "llama": ("llama", SMALL, "segments"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GPT, SMALL
+from conftest import GPT, LONGROPE, SMALL
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -486,6 +486,23 @@ def test_model_without_fast_path(tmp_path, tokenizer, texts):
     batch.pop("pair")
     assert loss.item() == pytest.approx(peer.compute_loss(peer.model, batch).item(), abs=1e-6)
     assert 0 < run.evaluate()["eval_ranking/accuracy"] < 1
+
+
+def test_frequencies_that_depend_on_the_length(tmp_path, tokenizer, texts):
+    """An untouched policy has no log-ratio to the reference, which is scored one text at a time,
+    though short and long texts share rows; TRL's padded batches would mix them."""
+    rope = {"model_type": "phi3", "config": {**LONGROPE, "max_position_embeddings": 2048}}
+    short = [
+        {"prompt": "Say", "chosen": f" {k} yes", "rejected": f" {k} no, and no"} for k in range(4)
+    ]
+    rows = cached_rows(tokenizer, [*short, *texts[:4]], tiny_model(**rope))
+    run = trainer(tmp_path, tokenizer, rows, model=tiny_model(**rope), ref_model=tiny_model(**rope),
+                  eval_dataset=rows, per_device_eval_batch_size=8, alpha=1.0)  # fmt: skip
+    assert run.path == "segments" and len({len(ids) > 16 for ids in rows["rejected_ids"]}) == 2
+    assert run.evaluate()["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    run.path = "plain: as where the fast path disagrees"
+    with pytest.raises(ValueError, match="which TRL's padded batches mix"):
+        run.evaluate()
 
 
 # ---------------------------------------------------------------------------- evaluation

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, GPT, SMALL, make_model, make_tokenizer
+from conftest import DYNAMIC, FAMILIES, GPT, LONGROPE, SMALL, make_model, make_tokenizer
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from data_utils import load_preferences
@@ -87,14 +87,6 @@ def test_every_family_equals_brute_force(family):
         for expected, found in zip(example, scores[index]):
             np.testing.assert_allclose(found, expected, atol=1e-3)
     assert np.std([x.mean() for e in truth for x in e]) > 0.05  # the models are not uniform
-
-
-LONGROPE = {
-    **SMALL, "original_max_position_embeddings": 16,
-    "rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
-                        "long_factor": [4.0] * 4, "original_max_position_embeddings": 16},
-}  # fmt: skip
-DYNAMIC = {**SMALL, "max_position_embeddings": 16, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}}  # fmt: skip
 
 
 @pytest.mark.parametrize(("model_type", "config"), [("phi3", LONGROPE), ("llama", DYNAMIC)])
