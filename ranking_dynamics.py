@@ -81,6 +81,7 @@ def summarize_pairs(
     means = {
         "ranking/accuracy": correct,
         "ranking/accuracy_normalized": values["correct_normalized"],
+        "ranking/exact_ties": values["chosen"] == values["rejected"],  # which accuracy counts
         "ranking/ref_accuracy": ref_correct,
         "ranking/ref_accuracy_normalized": values["ref_correct_normalized"],
         "ranking/meets_theorem_4_1": values["meets_theorem_4_1"],
