@@ -221,7 +221,7 @@ def test_lora_packing_and_sanity_check(tiny_model_directory, tmp_path, capsys):
     ("flags", "message"),
     [
         (["--max_seq_len=3"], "unknown flag --max_seq_len; did you mean --max_seq_length?"),
-        (["--completion_only_loss=true"], "cannot be honoured; use nothing: only response turns"),
+        (["--completion_only_loss=false"], "cannot be honoured; use nothing: only response turns"),
         (["--dataset_text_field=text"], "only `chosen` is trained on"),
         (["--packing", "--packing_strategy=wrapped"], "use bfd"),
         (["--response_template=x"], "go together"),
