@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,56 @@ def test_twelve_kills_of_training(tiny_model_directory, tmp_path):
         assert row["chosen"] == pytest.approx(expected[key]["chosen"], rel=1e-3, abs=1e-2)
 
 
+@pytest.mark.parametrize("script", ["dpo.py", "sft.py"])
+def test_a_kill_after_the_last_checkpoint(script, tiny_model_directory, tmp_path):
+    """kill -9 while the run, its training done, waits to write trainer_state.json into a pipe that
+    nobody reads: the same command trains nothing more and ends as an uninterrupted run."""
+    flags = [f"--model_name_or_path={tiny_model_directory}", "--dataset_name=sample",
+             "--report_to=none", "--max_steps=3", "--eval_strategy=steps", "--eval_steps=1",
+             "--save_steps=2", "--load_best_model_at_end", "--max_train_samples=40"]  # fmt: skip
+
+    def training(name):
+        return [sys.executable, script, *flags, f"--output_dir={tmp_path / name}"]
+
+    environment = {**os.environ, "RANKING_ACC_CACHE": str(tmp_path / "cache")}
+    run = partial(subprocess.run, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run(training("whole")).returncode == 0
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    os.mkfifo(folder / "trainer_state.json")
+    process = subprocess.Popen(
+        training("killed"), cwd=ROOT, env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not (folder / "model.safetensors").exists():  # saved after training
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (folder / "trainer_state.json").unlink()
+    assert not json.loads((folder / "run_config.json").read_text())["finished"]
+    again = run(training("killed"))
+    assert again.returncode == 0 and "nothing is left to train" in again.stderr, again.stderr[
+        -3000:
+    ]
+    states, results, models = (
+        [json.loads((tmp_path / name / file).read_text()) for name in ("whole", "killed")]
+        for file in ("trainer_state.json", "test_results.json", "run_config.json")
+    )
+    assert states[1]["global_step"] == states[1]["max_steps"] == 3
+    assert models[1]["model"]["step"] == models[0]["model"]["step"]
+    assert results[1]["test_loss"] == pytest.approx(results[0]["test_loss"], abs=1e-4)
+    names = [
+        {path.name for path in (tmp_path / name).glob("*") if path.name != "trainer_state.json"}
+        for name in ("whole", "killed")
+    ]
+    assert names[0] == names[1]
+    if script == "dpo.py":
+        rows = [read_dynamics(tmp_path / n / "ranking_dynamics.jsonl") for n in ("whole", "killed")]
+        steps = [[(r["step"], r["part"], r["id"]) for r in part] for part in rows]
+        assert steps[0] == steps[1]
+
+
 def wait_for(pattern: str, log: Path, process: subprocess.Popen) -> None:
     """Return once the log shows the pattern; AssertionError if the process ends before."""
     deadline = time.monotonic() + 240
@@ -170,8 +221,11 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 @pytest.mark.parametrize(
-    "starter", [[sys.executable, "dpo.py"], [sys.executable, "sft.py"], [*TORCHRUN, "dpo.py"]],
-    ids=["dpo", "sft", "dpo with two processes"],
+    "starter",
+    [[sys.executable, "dpo.py"], [sys.executable, "sft.py"], [*TORCHRUN, "dpo.py"],
+     [sys.executable, "sft.py", "--save_strategy=best", "--eval_strategy=steps", "--eval_steps=1",
+      "--learning_rate=0", "--max_eval_samples=4"]],
+    ids=["dpo", "sft", "dpo with two processes", "sft that saves the best only"],
 )  # fmt: skip
 def test_stopped_training_saves_a_checkpoint_and_resumes(starter, tiny_model_directory, tmp_path):
     """With --overwrite_output_dir too, which discards finished runs only."""
@@ -188,7 +242,7 @@ def test_stopped_training_saves_a_checkpoint_and_resumes(starter, tiny_model_dir
     wait_for(r" [3-9]/\d+ \[", log, run)
     run.send_signal(signal.SIGTERM)
     run.wait()
-    alone = starter[:-1] == [sys.executable]
+    alone = starter[0] == sys.executable and "-m" not in starter
     assert run.returncode == (143 if alone else 1), log.read_text()[-3000:]  # 1: torchrun's own
     found = re.search(
         r"stopped by SIGTERM: checkpoint-(\d+) is saved in .*out; the same command resumes",
