@@ -833,14 +833,18 @@ def available_splits(spec: str, data_dir: str | Path | None = None) -> list[str]
 
 
 def divide_by_prompt(
-    examples: Sequence[PreferenceExample], shares: Sequence[float], seed: int
+    examples: Sequence[PreferenceExample],
+    shares: Sequence[float],
+    seed: int,
+    key: str = "prompt_id",
 ) -> list[list[PreferenceExample]]:
-    """Disjoint parts of about the given shares, in the order of the data; no prompt is in two."""
-    prompts = np.array(list(dict.fromkeys(example.prompt_id for example in examples)))
-    order = np.random.default_rng(seed).permutation(len(prompts))
-    bounds = np.round(np.cumsum(shares) * len(prompts)).astype(int)
-    part = dict(zip(prompts[order], np.searchsorted(bounds, np.arange(len(prompts)), "right")))
-    return [[e for e in examples if part[e.prompt_id] == k] for k in range(len(shares))]
+    """Disjoint parts of about the given shares, in the order of the data; no prompt is in two
+    (key "id": no example)."""
+    keys = np.array(list(dict.fromkeys(getattr(example, key) for example in examples)))
+    order = np.random.default_rng(seed).permutation(len(keys))
+    bounds = np.round(np.cumsum(shares) * len(keys)).astype(int)
+    part = dict(zip(keys[order], np.searchsorted(bounds, np.arange(len(keys)), "right")))
+    return [[e for e in examples if part[getattr(e, key)] == k] for k in range(len(shares))]
 
 
 def opening(example: PreferenceExample) -> str:
@@ -863,8 +867,8 @@ def load_training_splits(
     A validation and a test split are taken as they are; a lone evaluation split (HH-RLHF's test)
     is halved with seed 0; a lone split is divided 80/10/10 by `seed`. Halving and division go by
     prompt, so that no prompt is in two parts; after a division, dialogues that also open a training
-    dialogue are left out of validation and test, and counted. `sample_size` limits the rows read
-    of a split.
+    dialogue are left out of validation and test, and counted. Where that leaves a part empty, they
+    go by example, which the notes say. `sample_size` limits the rows read of a split.
     Raises as `load_preferences`, and ValueError where a split has to be named.
     """
     name, config, named_split = split_name(spec)
@@ -892,16 +896,21 @@ def load_training_splits(
 
     train = load(train_split)
     notes = [describe(train)]
+    too_few = "too few prompts to divide, so the parts share prompts"
     if eval_split == train_split:
         parts = divide_by_prompt(train.examples, (0.8, 0.1, 0.1), seed)
         openings = {opening(example) for example in parts[0]}
         kept = [parts[0], *([e for e in p if opening(e) not in openings] for p in parts[1:])]
-        loaded = [replace(train, examples=part) for part in kept]
         n_shared = sum(map(len, parts)) - sum(map(len, kept))
-        notes.append(
+        note = (
             f"divided by prompt into 80/10/10 % (seed {seed}); left out of validation and test "
             f"because the dialogue is also in train: {n_shared}"
         )
+        if not all(kept):
+            kept = divide_by_prompt(train.examples, (0.8, 0.1, 0.1), seed, key="id")
+            note = f"divided by example into 80/10/10 % (seed {seed}): {too_few}"
+        loaded = [replace(train, examples=part) for part in kept]
+        notes.append(note)
     else:
         evaluation = load(eval_split)
         notes.append(describe(evaluation))
@@ -910,8 +919,12 @@ def load_training_splits(
             notes.append(describe(loaded[2]))
         else:
             halves = divide_by_prompt(evaluation.examples, (0.5, 0.5), 0)
+            note = f"{eval_split} is halved by prompt into validation and test (seed 0)"
+            if not all(halves):
+                halves = divide_by_prompt(evaluation.examples, (0.5, 0.5), 0, key="id")
+                note = f"{eval_split} is halved by example (seed 0): {too_few}"
             loaded = [train, *(replace(evaluation, examples=half) for half in halves)]
-            notes.append(f"{eval_split} is halved by prompt into validation and test (seed 0)")
+            notes.append(note)
     named = dict(zip(("train", "validation", "test"), loaded))
     if not all(data.examples for data in named.values()):
         raise ValueError(f"{name}: too few examples to divide into train, validation and test")

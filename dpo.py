@@ -11,7 +11,7 @@ The same command resumes a killed run.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +35,16 @@ from plot_results import (
 )
 from ranking_dynamics import DYNAMICS_FILE, GROUPS, read_dynamics
 from reference_cache import reference_logps
-from training_directory import claim_directory, mark_run, run_description
+from training_directory import claim_directory, mark_run, run_description, write_test_results
 from training_setup import (
     RETIRED,
     DataArguments,
     ModelArguments,
     TrainingDefaults,
+    WandbConfig,
     check_number,
+    check_revision,
+    describe_step,
     load_for_training,
     load_parts,
     make_peft_config,
@@ -79,12 +82,27 @@ TRL_LOSSES = (
 )  # fmt: skip
 
 
+# flags of TRL that some of its losses ignore
+USED_BY: dict[str, set[str]] = {
+    "label_smoothing": {"exo_pair", "robust", "aot", "aot_unpaired"},
+    "discopop_tau": {"discopop"},
+    "f_divergence_type": {
+        "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop",
+    },
+    "label_smoothing_factor": set(),
+}  # fmt: skip
+
+
 @dataclass
 class DPODataArguments(DataArguments):
     """Data flags of dpo.py."""
 
     ref_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Reference model (default: the model before training)."}
+    )
+    ref_model_revision: str | None = field(
+        default=None,
+        metadata={"help": "Branch, tag or commit of a reference model from the hub."},
     )
     dynamics_sample_size: int = field(
         default=1000, metadata={"help": "Training pairs followed at every evaluation; 0: none."}
@@ -114,6 +132,17 @@ class DPOArguments(TrainingDefaults, DPOGammaConfig):
             known = ", ".join((ALPHA_SCALING, *TRL_LOSSES))
             raise ValueError(f"--loss_type {wrong.pop()}: give one or more of {known}")
         super().__post_init__()
+        defaults = {f.name: f.default for f in fields(self)}
+        given = " ".join(self.loss_type)
+        for name, users in USED_BY.items():
+            if getattr(self, name) != defaults[name] and not users & set(self.loss_type):
+                why = f"only {', '.join(sorted(users))} use it" if users else "no loss uses it"
+                raise ValueError(f"--{name} has no effect on --loss_type {given}: {why}")
+        coefficient = self.f_alpha_divergence_coef != defaults["f_alpha_divergence_coef"]
+        if coefficient and self.f_divergence_type != "alpha_divergence":
+            raise ValueError("--f_alpha_divergence_coef needs --f_divergence_type=alpha_divergence")
+        if given == "sft" and self.beta != defaults["beta"]:
+            announce("--beta has no part in --loss_type sft: only the reported Eq. 4 uses it")
 
 
 def parse_args(argv: list[str]) -> tuple[DPODataArguments, ModelArguments, DPOArguments]:
@@ -302,10 +331,17 @@ def main(argv: list[str]) -> None:
     reference_name = data_args.ref_model_name_or_path or policy_name
     for name in (policy_name, reference_name):
         check_model_path(name)
+    revision = check_revision("--model_revision", model_args.model_revision, policy_name)
+    reference_revision = revision if reference_name == policy_name else None
+    if data_args.ref_model_revision is not None:
+        reference_revision = check_revision(
+            "--ref_model_revision", data_args.ref_model_revision, reference_name
+        )
+    policy, reference = (policy_name, revision), (reference_name, reference_revision)
     examples = load_parts(data_args)
     settings = run_description(
-        data_args, model_args, training_args, parts=examples,
-        model_names=(policy_name, reference_name), revision=model_args.model_revision,
+        data_args, model_args, training_args, models=(policy, reference), parts=examples,
+        refused=REPLACED,
     )  # fmt: skip
     folder = Path(training_args.output_dir)
     checkpoint = claim_directory(
@@ -319,10 +355,10 @@ def main(argv: list[str]) -> None:
     device = str(training_args.device)
 
     with whole_weights(training_args):
-        model, tokenizer = load_for_training(model_args, reference_name, device)
+        model, tokenizer = load_for_training(model_args, *reference, device)
         datasets, texts = prepare_datasets(examples, data_args, training_args, model, tokenizer)
-        if reference_name != policy_name:
-            model, policy_tokenizer = load_for_training(model_args, policy_name, device)
+        if reference != policy:
+            model, policy_tokenizer = load_for_training(model_args, *policy, device)
             if policy_tokenizer.backend_tokenizer.to_str() != tokenizer.backend_tokenizer.to_str():
                 raise ValueError(
                     f"{reference_name} and {policy_name} have different tokenizers: the reference "
@@ -331,10 +367,10 @@ def main(argv: list[str]) -> None:
     peft_config = make_peft_config(model_args, model, tokenizer, training_args.output_dir)
 
     run = start_training_wandb(data_args, training_args, "dpo")
+    facts = {**settings, "ref_model_name_or_path": reference_name,
+             "truncation_mode": "prompts from the left"}  # fmt: skip
     training_args.precompute_ref_log_probs = True  # the datasets carry the reference
-    training_args.eval_on_start = (
-        training_args.eval_on_start and checkpoint is None and training_args.eval_strategy != "no"
-    )
+    training_args.eval_on_start &= training_args.eval_strategy != "no"
     trainer = DPOGammaTrainer(
         model=model,
         args=training_args,
@@ -344,12 +380,12 @@ def main(argv: list[str]) -> None:
         dynamics_file=folder / DYNAMICS_FILE,
         processing_class=tokenizer,
         peft_config=peft_config,
-        callbacks=[GroupedPanels(run)] if run is not None else None,
+        callbacks=[GroupedPanels(run), WandbConfig(run, facts)] if run is not None else None,
     )
     announce(f"policy log-likelihoods: {trainer.path}")
     with finishing_first():
-        train_until_stopped(trainer, checkpoint)
-        trainer.evaluate(datasets["test"], metric_key_prefix="test")
+        saved = train_until_stopped(trainer, checkpoint)
+        test = trainer.evaluate(datasets["test"], metric_key_prefix="test")
         trainer.save_state()
     if not trainer.is_world_process_zero():
         return
@@ -360,8 +396,15 @@ def main(argv: list[str]) -> None:
         print_groups(rows)
         for path in (folder / DYNAMICS_FILE, *pictures.values()):
             print(path)
-    mark_run(folder, settings, finished=True)
-    print(f"model     {folder}")
+    n_test = len(datasets["test"])
+    write_test_results(folder, test, n_test, saved)
+    mark_run(folder, settings, finished=True, model=saved)
+    print(
+        f"test      loss {test['test_loss']:.4f}, ranking accuracy "
+        f"{100 * test['test_ranking/accuracy']:.1f} % (reference: "
+        f"{100 * test['test_ranking/ref_accuracy']:.1f} %), n = {n_test}"
+    )
+    print(f"model     {folder}: {describe_step(saved)}")
     if run is not None:
         with finishing_wandb(run):
             if rows:

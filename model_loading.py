@@ -238,12 +238,27 @@ def load_tokenizer(name: str, revision: str | None = None, *, trust_remote_code:
 
 
 def adapter_base(path: str) -> str:
-    """The base model an adapter directory names, resolved."""
+    """The base model an adapter directory names, resolved.
+
+    A relative path is the adapter's own first. A `base` beside an adapter, or beside its run's
+    checkpoints, is what our training wrote there, and moves with it. OSError where a path that is
+    named is not there.
+    """
     file = Path(path) / "adapter_config.json"
     config = json.loads(file.read_text())
     name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(name, str):
         raise ValueError(f"{file} names no base_model_name_or_path")
+    beside = [file.parent / name]
+    if Path(name).name == "base":
+        run = [file.parent.resolve().parent] * file.parent.resolve().name.startswith("checkpoint-")
+        beside = [folder / "base" for folder in (file.parent, *run)] + beside
+    name = next((str(folder) for folder in beside if (folder / "config.json").is_file()), name)
+    if not is_local(name) and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise FileNotFoundError(
+            f"the base model of the adapter {path} is not there: {name}; move it back, or write "
+            f"where it is into base_model_name_or_path of {file}"
+        )
     return resolve_model(name)
 
 

@@ -30,12 +30,15 @@ from log_likelihood import (
     without_endings,
 )
 from model_loading import check_model_path, context_length
-from training_directory import claim_directory, mark_run, run_description
+from training_directory import claim_directory, mark_run, run_description, write_test_results
 from training_setup import (
     RETIRED,
     DataArguments,
     ModelArguments,
     TrainingDefaults,
+    WandbConfig,
+    check_revision,
+    describe_step,
     load_for_training,
     load_parts,
     make_peft_config,
@@ -227,10 +230,11 @@ def main(argv: list[str]) -> None:
     data_args, model_args, training_args = parse_args(argv)
     name = model_args.model_name_or_path
     check_model_path(name)
+    revision = check_revision("--model_revision", model_args.model_revision, name)
     examples = load_parts(data_args)
     settings = run_description(
-        data_args, model_args, training_args, parts=examples,
-        model_names=[name], revision=model_args.model_revision,
+        data_args, model_args, training_args, models=[(name, revision)], parts=examples,
+        refused=REPLACED,
     )  # fmt: skip
     folder = Path(training_args.output_dir)
     checkpoint = claim_directory(
@@ -244,18 +248,18 @@ def main(argv: list[str]) -> None:
     if model_args.attn_implementation is None and torch.cuda.is_available():
         has_flash = importlib.util.find_spec("flash_attn") is not None and training_args.bf16
         model_args.attn_implementation = "flash_attention_2" if has_flash else None
-    model, tokenizer = load_for_training(model_args, name, str(training_args.device))
+    model, tokenizer = load_for_training(model_args, name, revision, str(training_args.device))
     limits = [x for x in (training_args.max_length, context_length(model)) if x is not None]
     parts = {
         part: make_dataset(tokenizer, data, data_args, min(limits), part)
         for part, data in examples.items()
-        if part != "test"
     }
     check_vocabulary(model, (ids for part in parts.values() for ids in part["input_ids"]))
     if training_args.packing:
         check_packing(model, parts["train"])
     peft_config = make_peft_config(model_args, model, tokenizer, training_args.output_dir)
     run = start_training_wandb(data_args, training_args, "sft")
+    facts = {**settings, "truncation_mode": "texts at the end"}
     trainer = SFTTrainer(
         model=model,
         args=training_args,
@@ -263,20 +267,24 @@ def main(argv: list[str]) -> None:
         eval_dataset=parts["validation"],
         processing_class=tokenizer,
         peft_config=peft_config,
+        callbacks=[WandbConfig(run, facts)] if run is not None else None,
     )
     with finishing_first():
-        train_until_stopped(trainer, checkpoint)
-        metrics = trainer.evaluate()
+        saved = train_until_stopped(trainer, checkpoint)
+        validation = trainer.evaluate()
+        test = trainer.evaluate(parts["test"], metric_key_prefix="test")
         trainer.save_state()
     if not trainer.is_world_process_zero():
         return
-    mark_run(folder, settings, finished=True)
-    loss = metrics["eval_loss"]
+    n_test = len(parts["test"])
+    write_test_results(folder, test, n_test, saved)
+    mark_run(folder, settings, finished=True, model=saved)
     unit = (
         "nats per response token" if training_args.loss_type == "nll" else training_args.loss_type
     )
-    print(f"validation loss {loss:.4f} {unit}, n = {len(parts['validation'])}")
-    print(f"model     {folder}")
+    print(f"validation loss {validation['eval_loss']:.4f} {unit}, n = {len(parts['validation'])}")
+    print(f"test       loss {test['test_loss']:.4f} {unit}, n = {n_test}")
+    print(f"model      {folder}: {describe_step(saved)}")
     if run is not None:
         with finishing_wandb(run):
             pass  # the trainer has logged everything

@@ -1,7 +1,8 @@
 """The output directory of a training run: claimed by one process, resumed by the same command.
 
 `run_config.json` marks a directory as a run's own: it records the settings that a resumed run must
-share, the wandb id, and whether the run is finished. Without it nothing is ever discarded.
+share, the wandb id, whether the run is finished, and which step its model is. Without it nothing is
+ever discarded.
 """
 
 import json
@@ -9,7 +10,7 @@ import re
 import shutil
 import uuid
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from model_loading import model_fingerprint
 from result_files import lock_outputs, write_text_atomically
 
 RUN_FILE = "run_config.json"
+TEST_FILE = "test_results.json"
 # what a resumed run may change
 HARMLESS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to",
@@ -34,19 +36,23 @@ HARMLESS = {
 
 def run_description(
     *arguments,
-    model_names: Sequence[str],
-    revision: str | None,
+    models: Sequence[tuple[str, str | None]],
     parts: dict[str, PreferenceData],
+    refused: Iterable[str],
 ) -> dict[str, Any]:
-    """Every setting a resumed run must share, with fingerprints of the models and the data."""
+    """Every setting a resumed run must share, with fingerprints of the models and the data.
+
+    models: names with their revisions. refused: flags that cannot be given, whose values in
+    `arguments` mean nothing.
+    """
     settings: dict[str, Any] = {
-        "model_fingerprints": [model_fingerprint(name, revision) for name in model_names],
+        "model_fingerprints": [model_fingerprint(name, revision) for name, revision in models],
         "data_fingerprints": {part: fingerprint(data.examples) for part, data in parts.items()},
         "n_processes": PartialState().num_processes,  # a step's batch depends on it
     }
     for argument in arguments:
         values = argument.to_dict() if hasattr(argument, "to_dict") else vars(argument)
-        names = {f.name for f in fields(argument)} - HARMLESS
+        names = {f.name for f in fields(argument)} - HARMLESS - set(refused)
         settings |= {name: values[name] for name in sorted(names & values.keys())}
     return json.loads(json.dumps(settings, default=str))
 
@@ -135,12 +141,18 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     raise ValueError(f"{path} is not what a training run wrote: choose another --output_dir")
 
 
-def mark_run(folder: Path, settings: dict[str, Any], finished: bool) -> None:
-    """Record the run's settings, its wandb id, and whether it is finished."""
+def mark_run(folder: Path, settings: dict[str, Any], finished: bool, **results) -> None:
+    """Record the run's settings, its wandb id, whether it is finished, and with what `results`."""
     earlier = read_run(folder)
     run_id = earlier["wandb_id"] if earlier else uuid.uuid4().hex[:8]
-    record = {"finished": finished, "wandb_id": run_id, "settings": settings}
+    record = {"finished": finished, "wandb_id": run_id, **results, "settings": settings}
     write_text_atomically(folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def write_test_results(folder: Path, metrics: dict[str, float], n: int, saved: dict) -> None:
+    """The saved model on the test split: `n` pairs or texts, `saved_step`, and the metrics."""
+    record = {"n": n, "model": saved, **metrics}
+    write_text_atomically(folder / TEST_FILE, json.dumps(record, indent=1) + "\n")
 
 
 def discard_run(folder: Path) -> None:
@@ -149,7 +161,7 @@ def discard_run(folder: Path) -> None:
         shutil.rmtree(old)
     shutil.rmtree(folder / "base", ignore_errors=True)
     for pattern in ("ranking_dynamics.jsonl", "trainer_state.json", "config.json", "adapter_*",
-                    "model*.safetensors*", RUN_FILE):  # fmt: skip
+                    "model*.safetensors*", TEST_FILE, RUN_FILE):  # fmt: skip
         for old in folder.glob(pattern):
             old.unlink()
 

@@ -5,27 +5,32 @@ import argparse
 import importlib.util
 import math
 import os
+import re
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
-from transformers import HfArgumentParser, TrainerCallback
+from transformers import HfArgumentParser, TrainerCallback, TrainerState
 from transformers.integrations.deepspeed import (
     is_deepspeed_zero3_enabled,
     set_hf_deepspeed_config,
     unset_hf_deepspeed_config,
 )
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import SaveStrategy
 from trl import ModelConfig, get_peft_config
 
 from command_line import Stopped, announce, stop_requested, suggestion
 from data_utils import PreferenceData, describe_joining, load_training_splits, split_name
-from model_loading import load_model, load_tokenizer
+from model_loading import is_local, load_model, load_tokenizer
 from training_directory import read_run
 from wandb_runs import check_wandb, start_wandb
 
@@ -68,6 +73,10 @@ RETIRED = {
         "nothing: models and results stay in --output_dir",
     ),
 }  # fmt: skip
+# retired flags whose neutral value is true, that is, what is done anyway; of the others it is OFF
+DONE_ANYWAY = {"do_train", "save_safetensors", "completion_only_loss"}
+OFF = ("false", "f", "no", "n", "off", "0", "0.0", "none", "null", "")
+ON = ("true", "t", "yes", "y", "on", "1")
 REPORTS = ("wandb", "none")
 # what --help shows, where a script has it; None: the text at the flag's definition
 FLAG_GROUPS: dict[str, dict[str, str | None]] = {
@@ -75,6 +84,7 @@ FLAG_GROUPS: dict[str, dict[str, str | None]] = {
         "model_name_or_path": None,
         "model_revision": "Branch, tag or commit of a hub model.",
         "ref_model_name_or_path": None,
+        "ref_model_revision": None,
         "dtype": None,
         "attn_implementation": "sdpa, eager, flash_attention_2, … (default: the model's).",
         "allow_pickle": None,
@@ -259,6 +269,20 @@ class TrainingDefaults:
         check_number("num_train_epochs", self.num_train_epochs, length > 0, "more than 0")
         if wrong := set(self.report_to) - set(REPORTS):
             raise ValueError(f"--report_to {wrong.pop()}: give {' or '.join(REPORTS)}")
+        for name in ("eval", "save", "logging"):
+            steps = getattr(self, f"{name}_steps")
+            if getattr(self, f"{name}_strategy") == "steps" and steps is not None:
+                what = f"more than 0 (--{name}_strategy=no for none)"
+                check_number(f"{name}_steps", steps, steps > 0, what)
+        if self.save_total_limit is not None:
+            check_number("save_total_limit", self.save_total_limit, self.save_total_limit >= 1,
+                         "at least 1 (all are kept without it)")  # fmt: skip
+        check_best(self)
+        if self.lr_scheduler_type == "constant" and self.warmup_steps:
+            raise ValueError(
+                f"--warmup_steps {self.warmup_steps}: --lr_scheduler_type constant has no warm-up, "
+                "constant_with_warmup has"
+            )
         of_bitsandbytes = "bnb" in self.optim or "8bit" in self.optim
         if of_bitsandbytes and importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError(f"--optim {self.optim}: pip install bitsandbytes")
@@ -275,6 +299,22 @@ def check_number(name: str, value: float, holds: bool, what: str) -> None:
     """ValueError unless a flag's value is finite and `holds`."""
     if not (holds and math.isfinite(value)):
         raise ValueError(f"--{name} {value}: give a finite number, {what}")
+
+
+def check_best(args) -> None:
+    """ValueError where the best model is asked for and cannot be known or is not saved."""
+    best_saved = args.save_strategy == "best"
+    flag = "--save_strategy=best" if best_saved else "--load_best_model_at_end"
+    if not (best_saved or args.load_best_model_at_end):
+        return
+    if args.eval_strategy == "no":
+        raise ValueError(f"{flag} needs evaluations: --eval_strategy=steps or epoch")
+    if args.save_strategy not in ("best", args.eval_strategy):
+        raise ValueError(
+            f"--load_best_model_at_end with --eval_strategy={args.eval_strategy} needs "
+            f"--save_strategy={args.eval_strategy} or best, not {args.save_strategy}"
+        )
+    args.metric_for_best_model = args.metric_for_best_model or "loss"
 
 
 class FlagFormatter(argparse.RawDescriptionHelpFormatter):
@@ -337,7 +377,10 @@ def parse_flags(
     if "--help-all" in argv:
         print(parser.format_help(everything=True))
         raise SystemExit(0)
-    known = {option for option in parser._option_string_actions if option.startswith("--")}
+    argv = without_neutral(argv, retired)
+    actions = parser._option_string_actions
+    known = {option for option in actions if option.startswith("--")}
+    given = set()
     for argument in argv:
         flag = argument.split("=")[0]
         name = flag.removeprefix("--").replace("-", "_")
@@ -345,7 +388,66 @@ def parse_flags(
             raise ValueError(f"{flag} cannot be honoured; use {retired[name]}")
         if flag.startswith("--") and flag not in known:
             raise ValueError(f"unknown flag {flag}" + suggestion(flag, known))
-    return parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
+        if flag.startswith("--"):
+            given.add(actions[flag].dest)
+    parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    check_ignored(given, *parsed)
+    return parsed
+
+
+def without_neutral(argv: Sequence[str], retired: dict[str, str]) -> list[str]:
+    """The arguments without retired flags that ask for nothing, e.g. --push_to_hub=false."""
+    kept: list[str] = []
+    words = list(argv)
+    while words:
+        flag, equals, value = words[0].partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        apart = not equals and len(words) > 1 and not words[1].startswith("--")
+        size = 2 if apart else 1
+        value = words[1] if apart else value if equals else "true"
+        neutral = ON if name in DONE_ANYWAY else OFF
+        if not (flag.startswith("--") and name in retired and value.lower() in neutral):
+            kept += words[:1]
+            size = 1
+        words = words[size:]
+    return kept
+
+
+def check_ignored(given: set[str], data, model: ModelArguments, training) -> None:
+    """ValueError for LoRA's flags without LoRA; one line for each other flag without effect."""
+    lora = [name for name in sorted(given) if re.match("lora_|use_rslora|use_dora", name)]
+    lora = [name for name in lora if getattr(model, name) not in (None, False)]
+    if lora and not model.use_peft:
+        raise ValueError(f"--{lora[0]} without --use_peft: all weights would be trained")
+    strategies = {
+        name: getattr(training, f"{name}_strategy") for name in ("eval", "save", "logging")
+    }
+    unused = {
+        f"{name}_steps": f"--{name}_strategy is {strategy.value}"
+        for name, strategy in strategies.items()
+        if strategy != "steps"
+    }
+    if training.eval_strategy == "no":
+        unused |= dict.fromkeys(("eval_delay", "dynamics_sample_size"), "--eval_strategy is no")
+    if training.save_strategy == "no":
+        unused["save_total_limit"] = "--save_strategy is no"
+    on_plateau = training.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+    if not (training.load_best_model_at_end or training.save_strategy == "best" or on_plateau):
+        reason = "--load_best_model_at_end is not given"
+        unused |= dict.fromkeys(("metric_for_best_model", "greater_is_better"), reason)
+    if training.max_steps > 0:
+        unused["num_train_epochs"] = f"--max_steps {training.max_steps} is the length of the run"
+    for name in sorted(given & unused.keys()):
+        announce(f"--{name} has no effect: {unused[name]}")
+
+
+def check_revision(flag: str, revision: str | None, name: str) -> str | None:
+    """The revision to load, None for the main branch; ValueError where a local model has none."""
+    if revision in (None, "main"):
+        return None
+    if is_local(name):
+        raise ValueError(f"{flag} {revision}: {name} is a local model, without revisions")
+    return revision
 
 
 # ---------------------------------------------------------------------------- data and model
@@ -398,9 +500,8 @@ def whole_weights(training_args) -> Iterator[None]:
         set_hf_deepspeed_config(training_args.deepspeed_plugin.dschf)
 
 
-def load_for_training(args: ModelArguments, name: str, device: str):
+def load_for_training(args: ModelArguments, name: str, revision: str | None, device: str):
     """Model in evaluation mode with every adapter merged, and its tokenizer."""
-    revision = None if args.model_revision == "main" else args.model_revision
     tokenizer = load_tokenizer(name, revision)
     model = load_model(
         name, dtype=args.dtype, device=device, revision=revision,
@@ -421,7 +522,7 @@ def make_peft_config(args: ModelArguments, model, tokenizer, output_dir: str):
     if peft_config is None:
         return None
     if (Path(name) / "adapter_config.json").is_file():
-        name = str(Path(output_dir) / "base")
+        name = str((Path(output_dir) / "base").resolve())
         if PartialState().is_main_process:
             model.save_pretrained(name)
             tokenizer.save_pretrained(name)
@@ -448,11 +549,53 @@ class StopAfterStep(TrainerCallback):
         if stop.item() and state.global_step < state.max_steps:  # else it is done anyway
             self.stopped = control.should_save = control.should_training_stop = True
             args.load_best_model_at_end = args.save_only_model = False
+            args.save_strategy = SaveStrategy.STEPS  # "best" would take should_save back
             args.save_total_limit = None  # nothing is deleted for it
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.stopped and state.epoch % 1 > 1e-6:  # Trainer comes here after a broken-off epoch
             control.should_evaluate = control.should_save = False
+
+
+def best_metric_name(args) -> str:
+    """The logged name of --metric_for_best_model."""
+    return f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+
+
+class SaveBest(TrainerCallback):
+    """With --load_best_model_at_end, each evaluation that is the best so far gets a checkpoint:
+    Trainer saves at --save_steps only, and would end with the last model. The checkpoint of the
+    best one before goes again, unless it was due anyway."""
+
+    former: str | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not args.load_best_model_at_end or state.best_global_step is None:
+            return
+        path = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+        state.best_model_checkpoint = str(path)  # the directory may have been moved
+        if not path.is_dir():
+            announce(f"{path}, of the best evaluation so far, is not there: the best of the later "
+                     "evaluations counts")  # fmt: skip
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        value = metrics.get(best_metric_name(args))
+        if not args.load_best_model_at_end or value is None or state.global_step == 0:
+            return
+        best = state.best_metric
+        better = best is None or (value > best if args.greater_is_better else value < best)
+        if better and math.isfinite(value):
+            control.should_save = True
+            self.former = state.best_model_checkpoint
+
+    def on_save(self, args, state, control, **kwargs):
+        former, self.former = self.former, None
+        if former is None or args.save_strategy != "steps" or not state.is_world_process_zero:
+            return
+        due = int(Path(former).name.split("-")[1]) % state.save_steps == 0
+        if not due and former != state.best_model_checkpoint:
+            shutil.rmtree(former, ignore_errors=True)
 
 
 class CheckMetrics(TrainerCallback):
@@ -467,10 +610,9 @@ class CheckMetrics(TrainerCallback):
             )
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        wanted = args.metric_for_best_model
-        if wanted is None or "eval_loss" not in metrics:  # of other pairs than validation's
-            return
-        wanted = f"eval_{wanted.removeprefix('eval_')}"
+        if args.metric_for_best_model is None or "eval_loss" not in metrics:
+            return  # or of other pairs than validation's
+        wanted = best_metric_name(args)
         if wanted not in metrics:
             raise ValueError(
                 f"--metric_for_best_model {args.metric_for_best_model}: no evaluation gives it"
@@ -491,26 +633,98 @@ def explaining_files(folder: str) -> Iterator[None]:
         raise OSError(f"cannot write or read a checkpoint in {folder} ({line}): full?") from error
 
 
-def train_until_stopped(trainer, checkpoint: str | None) -> None:
-    """Train to the end and save the model; after a signal, raise `Stopped` when the step's
-    checkpoint is saved.
+def train_until_stopped(trainer, checkpoint: str | None) -> dict[str, Any]:
+    """Train to the end, save the model and return which step it is (`saved_step`); after a
+    signal, raise `Stopped` when the step's checkpoint is saved.
 
     A signal during the last step lets the run end: what is left takes less time than doing it
     again. The caller evaluates inside `finishing_first` for the same reason.
     """
+    args = trainer.args
     stopping = StopAfterStep()
-    trainer.add_callback(stopping)
-    trainer.add_callback(CheckMetrics())
-    with explaining_files(trainer.args.output_dir):
+    for callback in (stopping, SaveBest(), CheckMetrics()):
+        trainer.add_callback(callback)
+    # TRL's says "fine-tuned version of None" of a local model; run_config.json says what was done
+    trainer.create_model_card = lambda *_, **__: None
+    args.eval_on_start = args.eval_on_start and checkpoint is None
+    wants_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if wants_fsdp and not trainer.is_fsdp_enabled:
+        announce("FSDP shards over GPUs only: on the CPU each process holds the whole model (DDP)")
+    lengths = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    n_epochs, max_steps = lengths[0], lengths[-1]
+    note_lengths(args, n_rows=lengths[2], batch=lengths[4], max_steps=max_steps)
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        if state.global_step >= max_steps:  # Trainer would begin the epoch at hand once more
+            announce(f"{checkpoint} is after the last step, {max_steps}: nothing is left to train")
+            trainer.set_initial_training_values = lambda *_: (0, *lengths[1:])  # epochs
+    with explaining_files(args.output_dir):
         trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.state.num_train_epochs = n_epochs
         if stopping.stopped:
             step = trainer.state.global_step
-            saved = f"checkpoint-{step} is saved in {trainer.args.output_dir}"
+            saved = f"checkpoint-{step} is saved in {args.output_dir}"
             raise Stopped(stop_requested() or signal.SIGTERM, saved)
         trainer.save_model()  # before an evaluation: --bf16_full_eval would cast the weights
+    return saved_step(args, trainer.state)
+
+
+def note_lengths(args, n_rows: int, batch: int, max_steps: int) -> None:
+    """One line each for a batch of more rows than there are, and a warm-up that never ends."""
+    if batch > n_rows:
+        announce(
+            f"a step's batch is {batch} (processes × --per_device_train_batch_size × "
+            f"--gradient_accumulation_steps), and there are {n_rows} rows: each step takes them all"
+        )
+    warmup = args.get_warmup_steps(max_steps)
+    if warmup >= max_steps:
+        reached = args.learning_rate * (max_steps - 1) / warmup
+        announce(
+            f"--warmup_steps is {warmup} and the run has {max_steps} steps: the learning rate only "
+            f"rises, to {reached:.3g} of {args.learning_rate:.3g}"
+        )
+
+
+def saved_step(args, state: TrainerState) -> dict[str, Any]:
+    """Which step the saved model is, of how many, and why this one: `chosen_by` and its value."""
+    step = {"step": state.global_step, "max_steps": state.max_steps, "chosen_by": "last"}
+    if not args.load_best_model_at_end:
+        return step
+    name = best_metric_name(args)
+    if state.best_model_checkpoint is None:
+        announce(f"no evaluation had a best {name}: the saved model is the last one")
+        return step
+    best = state.best_metric
+    for entry in state.log_history:
+        value = entry.get(name) if entry["step"] == 0 else None
+        if value is not None and (value > best if args.greater_is_better else value < best):
+            announce(
+                f"{name} was {value:.4f} before training, better than at any evaluation of it: the "
+                "saved model is the best of training"
+            )
+    number = int(Path(state.best_model_checkpoint).name.split("-")[1])
+    return {**step, "step": number, "chosen_by": name, "value": best}
+
+
+def describe_step(step: dict[str, Any]) -> str:
+    """`saved_step` in words."""
+    why = "the last"
+    if step["chosen_by"] != "last":
+        why = f"the best {step['chosen_by']}, {step['value']:.4f}"
+    return f"step {step['step']} of {step['max_steps']}, {why}"
 
 
 # ---------------------------------------------------------------------------- wandb
+class WandbConfig(TrainerCallback):
+    """Writes what the run was over what Trainer knows of it: it says how TRL would cut texts."""
+
+    def __init__(self, run, config: dict[str, Any]):
+        self.run, self.config = run, config
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.run.config.update(self.config, allow_val_change=True)
+
+
 def start_training_wandb(args: DataArguments, training_args, default_project: str):
     """The wandb run the Trainer will log to, the same one after a resume; None without wandb.
 

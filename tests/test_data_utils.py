@@ -509,6 +509,20 @@ def test_evaluation_splits(tmp_path):
         load_training_splits(write_folder(tmp_path / "few", train=pair_rows(3)))
 
 
+def test_too_few_prompts_are_divided_by_example(tmp_path):
+    """One prompt and 30 answers; a test split of one prompt."""
+    rows = [{"prompt": "p", "chosen": f"a{k}", "rejected": f"b{k}"} for k in range(30)]
+    parts, notes = load_training_splits(write_folder(tmp_path / "one", only=rows))
+    assert [len(data.examples) for data in parts.values()] == [24, 3, 3]
+    found = [e.completions[0] for data in parts.values() for e in data.examples]
+    assert sorted(found) == sorted(row["chosen"] for row in rows)
+    assert "divided by example into 80/10/10 % (seed 0): too few prompts to divide" in notes[1]
+    spec = write_folder(tmp_path / "half", train=pair_rows(9), test=rows)
+    parts, notes = load_training_splits(spec)
+    assert [len(data.examples) for data in parts.values()] == [9, 15, 15]
+    assert "test is halved by example (seed 0): too few prompts" in notes[2]
+
+
 def test_dialogues_that_go_on_in_train_are_left_out(tmp_path):
     """A dialogue and its continuation are two prompts; none is trained on and validated."""
     rows = []

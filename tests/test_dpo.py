@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_server import HubServer
 from paused import CHECKPOINT_SAVED, start_paused
 from safetensors.numpy import load_file
 from test_calculate_calibration_metrics import read_wandb_keys
+from test_sft import BEST, as_killed, wandb_config
 from transformers import AutoModelForCausalLM
 
 import calculate_calibration_metrics
+from data_utils import load_training_splits, preference_pairs
 from dpo import main, parse_args
-from model_loading import load_model
+from model_loading import load_model, model_fingerprint
 from ranking_dynamics import read_dynamics
 from result_files import read_json_lines
 
@@ -78,6 +81,13 @@ def test_original_command(tiny_model_directory, tmp_path):
     (log,) = output.glob("wandb/offline-run-*/run-*.wandb")
     logged = read_wandb_keys(log)
     assert b"second" in log.read_bytes()
+    for name, value in (
+        ("dataset_name", "sample"),
+        ("ref_model_name_or_path", str(tiny_model_directory)),
+        ("truncation_mode", "prompts from the left"),
+    ):
+        assert wandb_config(log.read_bytes(), name) == value
+    assert "test/ranking/accuracy" in logged and not (output / "README.md").exists()
     panels = {"ranking/accuracy", "ranking/ref_accuracy", "ranking/accuracy_normalized", "loss",
               "ranking/meets_theorem_4_1", "rewards/accuracies", "logps/chosen",
               "groups/correct_to_correct_share", "groups/incorrect_to_incorrect_loss",
@@ -154,7 +164,7 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path)
     assert max((want[key] - got[key]).abs().max() for key in want) < 1e-3
 
 
-def test_dynamics_agree_with_the_evaluation_script(tiny_model_directory, tmp_path):
+def test_dynamics_agree_with_the_evaluation_script(tiny_model_directory, tmp_path, capsys):
     """What training logs for the final model is what the scoring script prints for its directory."""
     output = tmp_path / "dpo"
     more = [
@@ -186,6 +196,43 @@ def test_dynamics_agree_with_the_evaluation_script(tiny_model_directory, tmp_pat
             assert row[f"n_{side}"] == example["completions"][k]["n_tokens"]
         compared += 1
     assert compared > 200
+    test = preference_pairs(load_training_splits("sample")[0]["test"].examples)
+    logps = {(e["prompt"], c["text"]): c["logp"] for e in scores.values() for c in e["completions"]}
+    sides = [[logps[p["prompt"], p[side]] for side in ("chosen", "rejected")] for p in test]
+    right = np.mean([chosen >= rejected for chosen, rejected in sides])
+    results = json.loads((output / "test_results.json").read_text())
+    assert (results["n"], results["test_ranking/accuracy"]) == (len(test), pytest.approx(right))
+    assert f"ranking accuracy {100 * right:.1f} % (reference:" in capsys.readouterr().out
+
+
+def test_the_best_evaluation_by_another_metric(tiny_model_directory, tmp_path, capsys):
+    """The reference's accuracy never changes: the first evaluation is the best, which --save_steps
+    passes over, also when the run is killed after its last checkpoint and moved."""
+    more = [*BEST, "--bf16=false", "--learning_rate=1e-1", "--max_steps=5", "--alpha=1"]
+    accuracy = "--metric_for_best_model=eval_ranking/ref_accuracy"
+    main(command(tiny_model_directory, tmp_path / "dpo", *more, accuracy))
+    assert "step 1 of 5, the best eval_ranking/ref_accuracy, " in capsys.readouterr().out
+    model = json.loads((tmp_path / "dpo/run_config.json").read_text())["model"]
+    assert (model["step"], model["max_steps"]) == (1, 5)
+    saved, at_best, at_end = (
+        load_file(tmp_path / "dpo" / name / "model.safetensors")
+        for name in ("", "checkpoint-1", "checkpoint-5")
+    )
+    assert all((saved[name] == at_best[name]).all() for name in saved)
+    assert any((saved[name] != at_end[name]).any() for name in saved)
+    folder = as_killed(tmp_path / "dpo", tmp_path / "moved")
+    before = (folder / "ranking_dynamics.jsonl").read_bytes()
+    main(command(tiny_model_directory, folder, *more, accuracy))
+    err = capsys.readouterr().err
+    assert "checkpoint-5 is after the last step, 5: nothing is left to train" in err
+    state = json.loads((folder / "trainer_state.json").read_text())
+    assert state["global_step"] == 5 and (folder / "ranking_dynamics.jsonl").read_bytes() == before
+    assert json.loads((folder / "run_config.json").read_text())["model"] == model
+    again = load_file(folder / "model.safetensors")
+    assert all((saved[name] == again[name]).all() for name in saved)
+    capsys.readouterr()
+    main(command(tiny_model_directory, tmp_path / "loss", *more, "--max_steps=1"))  # it diverges
+    assert "eval_loss was 0.6931 before training, better than at any" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -228,6 +275,15 @@ def test_adapter_as_the_policy(adapter, tmp_path, lora):
         base = AutoModelForCausalLM.from_pretrained(output / "base").state_dict()
         assert all((base[name] == p).all() for name, p in merged.named_parameters())
     assert (moved["model.layers.0.mlp.up_proj.weight"] > 0) != lora
+    if lora:
+        moved = output.rename(tmp_path / "moved")  # its base goes with it, for checkpoints too
+        names = [path.name for path in moved.glob("checkpoint-*")]
+        for place in (moved, *(moved / name for name in names)):
+            again = load_model(str(place)).get_base_model().state_dict()
+            key = "model.layers.0.mlp.up_proj.weight"
+            assert (again[key] == merged.get_parameter(key)).all()
+        assert len(names) == 2 and "None" not in (moved / "README.md").read_text()
+        moved.rename(output)
 
     with pytest.raises(ValueError, match="holds a finished run"):
         main(command(folder, output, *more))
@@ -333,6 +389,11 @@ def test_sharded_in_half_precision(tiny_model_directory, tmp_path):
         (["--hub_token=hf_x"], "use the environment variable HF_TOKEN"),
         (["--push_to_hub"], "models and results stay in --output_dir"),
         (["--beta=0"], "--beta 0.0: give a finite number, more than 0"),
+        (["--loss_type=sigmoid", "--alpha=1", "--label_smoothing=0.1"], "only aot, aot_unpaired,"),
+        (["--loss_type=sigmoid", "--alpha=1", "--label_smoothing_factor=0.1"], "no loss uses it"),
+        (["--loss_type=ipo", "--alpha=1", "--discopop_tau=0.1"], "only discopop use it"),
+        (["--lora_r=8"], "--lora_r without --use_peft"),
+        (["--eval_strategy=no"], "--load_best_model_at_end needs evaluations"),
         (["--alpha=nan"], "--alpha nan: give a finite number, 0 or more"),
         (["--loss_type=foo"], "--loss_type foo: give one or more of alpha_scaling, sigmoid"),
         (["--dynamics_sample_size=-1"], "--dynamics_sample_size -1: give"),
@@ -389,6 +450,28 @@ def test_help_is_grouped(script, capsys):
     assert len(short.splitlines()) < 170 and "--help-all" in short
     assert "(default: 1024)" in short and "--adam_beta1" not in short
     assert "--adam_beta1" in whole and "--hub_token" not in whole and "--load_in_4bit" not in whole
+
+
+def test_revisions_of_policy_and_reference(tiny_model_directory, tmp_path):
+    """Each its own; none for a local model. The hub's is served here."""
+    more = ["--report_to=none", f"--ref_model_name_or_path={tiny_model_directory}"]
+    for flag in ("--model_revision", "--ref_model_revision"):
+        with pytest.raises(ValueError, match=f"{flag} v1: .* is a local model, without revisions"):
+            main(command(tiny_model_directory, tmp_path / "out", *more, f"{flag}=v1"))
+    server = HubServer("team/tiny", tiny_model_directory, "a" * 40)
+    more = ["--report_to=none", "--bf16=false", "--max_steps=1", "--max_train_samples=8"]
+    names = ["--model_revision=" + "a" * 40, f"--ref_model_name_or_path={tiny_model_directory}"]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    clean |= {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hub")}
+    run = subprocess.run(
+        [sys.executable, ROOT / "dpo.py", *command("team/tiny", tmp_path / "out", *more, *names)],
+        env=clean, capture_output=True, text=True,
+    )  # fmt: skip
+    server.go_away()
+    assert run.returncode == 0, run.stderr[-3000:]
+    settings = json.loads((tmp_path / "out/run_config.json").read_text())["settings"]
+    fingerprints = settings["model_fingerprints"]
+    assert fingerprints == ["commit " + "a" * 40, model_fingerprint(str(tiny_model_directory))]
 
 
 def test_missing_things_are_one_line(tiny_model_directory, tmp_path):

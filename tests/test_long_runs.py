@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -172,26 +173,78 @@ def test_twelve_kills_of_training(tiny_model_directory, tmp_path):
         assert row["chosen"] == pytest.approx(expected[key]["chosen"], rel=1e-3, abs=1e-2)
 
 
+@pytest.mark.parametrize("script", ["dpo.py", "sft.py"])
+def test_a_kill_after_the_last_checkpoint(script, tiny_model_directory, tmp_path):
+    """kill -9 while the run, its training done, waits to write trainer_state.json into a pipe that
+    nobody reads: the same command trains nothing more and ends as an uninterrupted run."""
+    flags = [f"--model_name_or_path={tiny_model_directory}", "--dataset_name=sample",
+             "--report_to=none", "--max_steps=3", "--eval_strategy=steps", "--eval_steps=1",
+             "--save_steps=2", "--load_best_model_at_end", "--max_train_samples=40"]  # fmt: skip
+
+    def training(name):
+        return [sys.executable, script, *flags, f"--output_dir={tmp_path / name}"]
+
+    environment = {**os.environ, "RANKING_ACC_CACHE": str(tmp_path / "cache")}
+    run = partial(subprocess.run, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run(training("whole")).returncode == 0
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    os.mkfifo(folder / "trainer_state.json")
+    process = subprocess.Popen(
+        training("killed"), cwd=ROOT, env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not (folder / "model.safetensors").exists():  # saved after training
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (folder / "trainer_state.json").unlink()
+    assert not json.loads((folder / "run_config.json").read_text())["finished"]
+    again = run(training("killed"))
+    assert again.returncode == 0 and "nothing is left to train" in again.stderr, again.stderr[
+        -3000:
+    ]
+    states, results, models = (
+        [json.loads((tmp_path / name / file).read_text()) for name in ("whole", "killed")]
+        for file in ("trainer_state.json", "test_results.json", "run_config.json")
+    )
+    assert states[1]["global_step"] == states[1]["max_steps"] == 3
+    assert models[1]["model"]["step"] == models[0]["model"]["step"]
+    assert results[1]["test_loss"] == pytest.approx(results[0]["test_loss"], abs=1e-4)
+    names = [
+        {path.name for path in (tmp_path / name).glob("*") if path.name != "trainer_state.json"}
+        for name in ("whole", "killed")
+    ]
+    assert names[0] == names[1]
+    if script == "dpo.py":
+        rows = [read_dynamics(tmp_path / n / "ranking_dynamics.jsonl") for n in ("whole", "killed")]
+        steps = [[(r["step"], r["part"], r["id"]) for r in part] for part in rows]
+        assert steps[0] == steps[1]
+
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 @pytest.mark.parametrize(
-    ("starter", "n"),
-    [([sys.executable, "dpo.py"], 1), ([sys.executable, "sft.py"], 1), ([*TORCHRUN, "dpo.py"], 2)],
-    ids=["dpo", "sft", "dpo with two processes"],
+    ("starter", "n", "script", "more"),
+    [([sys.executable], 1, "dpo.py", []), ([sys.executable], 1, "sft.py", []), (TORCHRUN, 2, "dpo.py", []),
+     ([sys.executable], 1, "sft.py", ["--save_strategy=best", "--eval_strategy=steps", "--eval_steps=1",
+                                      "--learning_rate=0", "--max_eval_samples=4"])],
+    ids=["dpo", "sft", "dpo with two processes", "sft that saves the best only"],
 )  # fmt: skip
 def test_stopped_training_saves_a_checkpoint_and_resumes(
-    starter, n, tiny_model_directory, tmp_path
+    starter, n, script, more, tiny_model_directory, tmp_path
 ):
     """With --overwrite_output_dir too, which discards finished runs only."""
     out = tmp_path / "out"
     flags = [f"--model_name={tiny_model_directory}", "--dataset_name=sample", f"--output_dir={out}",
              "--report_to=none", "--per_device_train_batch_size=8", "--num_train_epochs=8",
-             "--save_steps=100", "--overwrite_output_dir"]  # fmt: skip
+             "--save_steps=100", "--overwrite_output_dir", *more]  # fmt: skip
     log = tmp_path / "log"
     with log.open("w") as file:
         run = subprocess.Popen(
-            [*starter[:-1], *paused_command(STEP_DONE, 3, starter[-1], *flags)], cwd=ROOT,
+            [*starter, *paused_command(STEP_DONE, 3, script, *flags)], cwd=ROOT,
             stdout=subprocess.DEVNULL, stderr=file,
             env={**os.environ, "RANKING_ACC_CACHE": str(tmp_path / "cache")},
         )  # fmt: skip
@@ -201,14 +254,13 @@ def test_stopped_training_saves_a_checkpoint_and_resumes(
         wait_for_signal(pid, signal.SIGTERM)  # torchrun hands it on
         os.kill(pid, signal.SIGCONT)
     run.wait()
-    alone = starter[:-1] == [sys.executable]
-    assert run.returncode == (143 if alone else 1), log.read_text()[-3000:]  # 1: torchrun's own
+    assert run.returncode == (143 if n == 1 else 1), log.read_text()[-3000:]  # 1: torchrun's own
     found = re.search(
         r"stopped by SIGTERM: checkpoint-(\d+) is saved in .*out; the same command resumes",
         log.read_text(),
     )
     assert found, log.read_text()[-3000:]
-    again = subprocess.run([*starter, *flags], cwd=ROOT, capture_output=True, text=True)
+    again = subprocess.run([*starter, script, *flags], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr[-3000:]
     assert again.stderr.count(f"resuming from {out / f'checkpoint-{found[1]}'}") == 1
     assert json.loads((out / "run_config.json").read_text())["finished"]

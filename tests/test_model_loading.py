@@ -297,6 +297,14 @@ def test_pickled_or_broken_adapters_are_refused(model_copy, tmp_path, capsys):
     )
     message = error_of(capsys, adapter, tmp_path)
     assert "adapter_config.json names no base_model_name_or_path" in message
+    described["base_model_name_or_path"] = str(tmp_path / "gone")
+    (adapter / "adapter_config.json").write_text(json.dumps(described))
+    message = error_of(capsys, adapter, tmp_path)
+    assert f"the base model of the adapter {adapter} is not there: {tmp_path / 'gone'}" in message
+    described["base_model_name_or_path"] = f"../{model_copy.name}"  # the adapter's, not the shell's
+    (adapter / "adapter_config.json").write_text(json.dumps(described))
+    assert (tmp_path / model_copy.name).is_dir()
+    load_model(str(adapter), allow_pickle=True)
 
 
 def test_no_secret_is_written(tiny_model_directory, tmp_path, monkeypatch, wandb_offline):

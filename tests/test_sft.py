@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,16 @@ import pytest
 import torch
 from conftest import make_tokenizer
 from paused import CHECKPOINT_SAVED, start_paused
+from safetensors.torch import load_file
 from test_calculate_calibration_metrics import read_wandb_keys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from data_utils import load_training_splits, sft_texts
 from log_likelihood import exact_offset_tokenizer
+from result_files import release_outputs
 from sft import IGNORED, main, parse_args, response_spans, tokenize_texts, trained_spans
+from training_directory import mark_run
 
 ROOT = Path(__file__).parents[1]
 HH = ("Human:", "Assistant:")
@@ -176,6 +180,11 @@ def command(model, output, *more) -> list[str]:
     ]  # fmt: skip
 
 
+def wandb_config(log: bytes, name: str):
+    """The last value of a setting in the log of an offline run."""
+    return json.loads(re.findall(re.escape(name.encode()) + rb'[^"]{1,3}("[^"]*")', log)[-1])
+
+
 def test_original_command(tiny_model_directory, tmp_path):
     output = tmp_path / "sft"
     kept = ("TIMEOUT", "WAIT")
@@ -192,7 +201,14 @@ def test_original_command(tiny_model_directory, tmp_path):
     assert "validation loss" in run.stdout
     (log,) = output.glob("wandb/offline-run-*/run-*.wandb")
     assert {"train/loss", "eval/loss"} <= read_wandb_keys(log)
-    assert b"first" in log.read_bytes()  # the run's name
+    content = log.read_bytes()
+    assert b"first" in content  # the run's name
+    assert {"test/loss"} <= read_wandb_keys(log)
+    assert wandb_config(content, "dataset_name") == "sample"
+    assert wandb_config(content, "truncation_mode") == "texts at the end"
+    results = json.loads((output / "test_results.json").read_text())
+    assert f"test       loss {results['test_loss']:.4f} nats" in run.stdout and results["n"] == 13
+    assert not (output / "README.md").exists()  # TRL's would name the base model None
     tuned = AutoModelForCausalLM.from_pretrained(output)
     start = AutoModelForCausalLM.from_pretrained(tiny_model_directory)
     assert not torch.equal(tuned.lm_head.weight, start.lm_head.weight)
@@ -226,19 +242,68 @@ def test_lora_packing_and_sanity_check(tiny_model_directory, tmp_path, capsys):
     ("flags", "message"),
     [
         (["--max_seq_len=3"], "unknown flag --max_seq_len; did you mean --max_seq_length?"),
-        (["--completion_only_loss=true"], "cannot be honoured; use nothing: only response turns"),
+        (["--completion_only_loss=false"], "cannot be honoured; use nothing: only response turns"),
         (["--dataset_text_field=text"], "only `chosen` is trained on"),
         (["--packing", "--packing_strategy=wrapped"], "use bfd"),
         (["--response_template=x"], "go together"),
         (["--learning_rate=fast"], "learning_rate"),
         (["--max_train_samples=0"], "give a positive number"),
         (["--no_cuda"], "cannot be honoured; use --use_cpu"),
+        (["--lora_r=8"], "--lora_r without --use_peft: all weights would be trained"),
+        (["--use_dora"], "--use_dora without --use_peft"),
+        (["--load_best_model_at_end"], "--load_best_model_at_end needs evaluations: --eval_strat"),
+        (["--load_best_model_at_end", "--eval_strategy=epoch"], "needs --save_strategy=epoch or"),
+        (["--save_strategy=best"], "--save_strategy=best needs evaluations"),
+        (["--eval_strategy=steps", "--eval_steps=0"], "--eval_steps 0.0: give a finite number, mo"),
+        (["--save_steps=0"], "--save_steps 0.0: give a finite number, more than 0"),
+        (["--logging_steps=-5"], "--logging_steps -5.0: give a finite number, more than 0"),
+        (["--save_total_limit=0"], "--save_total_limit 0: give a finite number, at least 1"),
+        (["--lr_scheduler_type=constant", "--warmup_steps=9"], "constant has no warm-up"),
+        (["--push_to_hub=true"], "--push_to_hub cannot be honoured"),
+        (["--save_safetensors=false"], "--save_safetensors cannot be honoured"),
     ],
 )
 def test_bad_flags(flags, message):
     with pytest.raises(ValueError) as error:
         parse_args(["--model_name=m", "--output_dir=o", *flags])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_neutral_values_of_retired_flags_and_flags_without_effect(capsys):
+    flags = ["--push_to_hub=false", "--load_in_4bit", "False", "--no_cuda=0", "--do_train=true",
+             "--warmup_ratio=0.0", "--completion_only_loss=true", "--hub_token=none"]  # fmt: skip
+    base = ["--model_name=m", "--output_dir=o"]
+    parsed, plain = parse_args([*base, *flags]), parse_args(base)
+    for one, two in zip(parsed, plain):
+        values = [
+            {k: v for k, v in vars(arguments).items() if isinstance(v, (bool, int, float, str))}
+            for arguments in (one, two)
+        ]
+        assert values[0] == values[1]
+    assert "no effect" not in capsys.readouterr().err
+    parse_args([*base, "--eval_steps=5", "--metric_for_best_model=loss", "--lora_alpha=32",
+                "--use_peft"])  # fmt: skip
+    assert capsys.readouterr().err.splitlines() == [
+        "--eval_steps has no effect: --eval_strategy is no",
+        "--metric_for_best_model has no effect: --load_best_model_at_end is not given",
+    ]
+
+
+def test_what_a_run_cannot_be_is_said(tiny_model_directory, tmp_path, capsys, monkeypatch):
+    """More rows in a batch than there are, a warm-up without end, FSDP on a CPU."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    more = ["--report_to=none", "--max_train_samples=4", "--max_steps=2", "--warmup_steps=150",
+            "--gradient_accumulation_steps=128"]  # fmt: skip
+    main(command(tiny_model_directory, tmp_path / "out", *more))
+    err = capsys.readouterr().err
+    assert "a step's batch is 512 (" in err and "and there are 4 rows: each step takes" in err
+    assert "--warmup_steps is 150 and the run has 2 steps: the learning rate only rises, to" in err
+    rate = float(re.search(r"rises, to (\S+) of 0.001\n", err)[1])
+    state = json.loads((tmp_path / "out/trainer_state.json").read_text())
+    rates = [e["learning_rate"] for e in state["log_history"] if "learning_rate" in e]
+    assert rate == pytest.approx(max(rates), rel=1e-2)
+    assert err.count("FSDP shards over GPUs only") == 1
 
 
 def test_packing_is_refused_where_texts_see_each_other(tokenizer, tmp_path):
@@ -276,6 +341,59 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path)
     torch.testing.assert_close(
         models[0].lm_head.weight, models[1].lm_head.weight, atol=1e-4, rtol=0
     )
+
+
+BEST = ["--report_to=none", "--warmup_steps=0", "--lr_scheduler_type=constant", "--eval_steps=1",
+        "--save_steps=4", "--max_train_samples=20", "--max_eval_samples=6"]  # fmt: skip
+FIRST = ["--learning_rate=3e-2", "--greater_is_better=true"]  # the highest loss is the first one
+
+
+def test_the_best_evaluation_is_saved(tiny_model_directory, tmp_path, capsys):
+    """At a step that --save_steps passes over: the weights of a run that ends there."""
+    more = [*BEST, *FIRST]
+    main(command(tiny_model_directory, tmp_path / "best", *more, "--max_steps=5"))
+    state = json.loads((tmp_path / "best/trainer_state.json").read_text())
+    losses = {e["step"]: e["eval_loss"] for e in reversed(state["log_history"]) if "eval_loss" in e}
+    best = max(losses, key=losses.get)
+    assert best == 1 and len(losses) == 5
+    model = json.loads((tmp_path / "best/run_config.json").read_text())["model"]
+    assert model == {"step": best, "max_steps": 5, "chosen_by": "eval_loss", "value": losses[best]}
+    assert f"step {best} of 5, the best eval_loss, {losses[best]:.4f}" in capsys.readouterr().out
+    more = [*more, f"--max_steps={best}", "--load_best_model_at_end=false"]
+    main(command(tiny_model_directory, tmp_path / "last", *more))
+    assert f"step {best} of {best}, the last" in capsys.readouterr().out
+    saved, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("best", "last"))
+    for name in wanted:
+        torch.testing.assert_close(saved[name], wanted[name], atol=1e-5, rtol=0)
+
+
+def as_killed(folder: Path, moved: Path) -> Path:
+    """The folder as a kill between the last checkpoint and the end leaves it, in another place."""
+    release_outputs()
+    run = json.loads((folder / "run_config.json").read_text())
+    mark_run(folder, run["settings"], finished=False)
+    for name in ("model.safetensors", "test_results.json", "trainer_state.json"):
+        (folder / name).unlink()
+    return folder.rename(moved)
+
+
+@pytest.mark.parametrize("length", ["--max_steps=5", "--num_train_epochs=1.6"])
+def test_nothing_is_trained_after_the_last_checkpoint(tiny_model_directory, tmp_path, length):
+    """The same command finishes the run: same step, best model, test loss and checkpoints."""
+    more = [*BEST, *FIRST, length]
+    main(command(tiny_model_directory, tmp_path / "run", *more))
+    weights = (tmp_path / "run/model.safetensors").read_bytes()
+    results = json.loads((tmp_path / "run/test_results.json").read_text())
+    folder = as_killed(tmp_path / "run", tmp_path / "moved")
+    names = {path.name for path in folder.glob("checkpoint-*")}
+    main(command(tiny_model_directory, folder, *more))
+    state = json.loads((folder / "trainer_state.json").read_text())
+    assert state["global_step"] == state["max_steps"] == results["model"]["max_steps"] == 5
+    assert {path.name for path in folder.glob("checkpoint-*")} == names
+    assert (folder / "model.safetensors").read_bytes() == weights
+    again = json.loads((folder / "test_results.json").read_text())
+    assert again["model"] == results["model"] and results["model"]["step"] < 5
+    assert again["test_loss"] == pytest.approx(results["test_loss"], abs=1e-4) and again["n"] == 6
 
 
 def test_wrong_template_is_one_clear_line(tiny_model_directory, tmp_path):

@@ -57,7 +57,7 @@ def test_changed_labels_are_other_settings(tmp_path):
     for ranks in ([1, 2], [2, 1]):
         write_json_lines(tmp_path / "data.jsonl", [{**row, "ranks": ranks}])
         parts = {"train": load_preferences(str(tmp_path / "data.jsonl"))}
-        described.append(run_description(model_names=[], revision=None, parts=parts))
+        described.append(run_description(models=[], parts=parts, refused=[]))
     claim(tmp_path / "run", described[0])
     with pytest.raises(ValueError, match=r"other settings \(data_fingerprints differ\)"):
         claim(tmp_path / "run", described[1])
