@@ -113,6 +113,8 @@ class DPODataArguments(DataArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.chat_template and self.separator is not None:
+            raise ValueError("--separator: --chat_template joins prompt and completion, give one")
         size = self.dynamics_sample_size
         check_number("dynamics_sample_size", size, size >= 0, "0 or more")
 

@@ -27,6 +27,7 @@ from log_likelihood import (
     check_vocabulary,
     encode_texts,
     exact_offset_tokenizer,
+    length_class,
     without_endings,
 )
 from model_loading import check_model_path, context_length
@@ -255,6 +256,13 @@ def main(argv: list[str]) -> None:
         for part, data in examples.items()
     }
     check_vocabulary(model, (ids for part in parts.values() for ids in part["input_ids"]))
+    classes = {length_class(model, len(ids)) for ids in parts["train"]["input_ids"]}
+    if len(classes) > 1:
+        announce(
+            "this model's rotary frequencies depend on the length of a forward pass (LongRoPE, "
+            "dynamic): the texts of a batch all get those of its longest; "
+            "--per_device_train_batch_size=1 gives each its own"
+        )
     if training_args.packing:
         check_packing(model, parts["train"])
     peft_config = make_peft_config(model_args, model, tokenizer, training_args.output_dir)
