@@ -53,7 +53,12 @@ from model_loading import (
     resolve_dtype,
     resolve_model,
 )
-from ranking_metrics import clustered_bootstrap_interval, correlation_test, ranking_accuracy
+from ranking_metrics import (
+    clustered_bootstrap_interval,
+    correlation_test,
+    exact_ties,
+    ranking_accuracy,
+)
 from result_files import (
     append_json_lines,
     check_inputs,
@@ -501,7 +506,7 @@ def checkpoint_facts(args: argparse.Namespace, policy: Path, data: PreferenceDat
     fitting = [(e, o) for e, o in zip(data.examples, outcomes) if not isinstance(o, str)]
     tokenized = [outcome for _, outcome in fitting]
     path = check_fast_path(model, tokenized)
-    correct = []
+    correct, n_equal = [], 0
     for batch in score_examples(
         model, tokenized, path=path, batch_size=128,
         tokens_per_batch=16384 if torch.cuda.is_available() else 1024,
@@ -509,12 +514,16 @@ def checkpoint_facts(args: argparse.Namespace, policy: Path, data: PreferenceDat
         for i, logps in batch:
             sums = [float(values.astype(np.float64).sum()) for values in logps]
             correct.append(ranking_accuracy(sums, fitting[i][0].ranks))
+            n_equal += exact_ties(sums, fitting[i][0].ranks)
+    if n_equal:
+        announce(f"{policy}: {n_equal} untied pairs have exactly equal scores, right by Def. 2.3")
     name = policy.name
     return {
         "step": int(name.split("-")[1]) if name.startswith("checkpoint-") else None,
         "gamma": gamma_of(policy),
         "ranking_accuracy": float(np.mean(correct)),
         "n_ranked": len(correct),
+        "n_exact_ties": n_equal,
         "squared_distance": distance,
     }
 
