@@ -239,7 +239,7 @@ def test_stopped_training_saves_a_checkpoint_and_resumes(
     """With --overwrite_output_dir too, which discards finished runs only."""
     out = tmp_path / "out"
     flags = [f"--model_name={tiny_model_directory}", "--dataset_name=sample", f"--output_dir={out}",
-             "--report_to=none", "--per_device_train_batch_size=8", "--num_train_epochs=8",
+             "--report_to=none", "--per_device_train_batch_size=8", "--num_train_epochs=1",
              "--save_steps=100", "--overwrite_output_dir", *more]  # fmt: skip
     log = tmp_path / "log"
     with log.open("w") as file:
