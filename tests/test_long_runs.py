@@ -224,7 +224,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
     "starter",
     [[sys.executable, "dpo.py"], [sys.executable, "sft.py"], [*TORCHRUN, "dpo.py"],
      [sys.executable, "sft.py", "--save_strategy=best", "--eval_strategy=steps", "--eval_steps=1",
-      "--learning_rate=0", "--max_eval_samples=4"]],
+      "--learning_rate=0"]],
     ids=["dpo", "sft", "dpo with two processes", "sft that saves the best only"],
 )  # fmt: skip
 def test_stopped_training_saves_a_checkpoint_and_resumes(starter, tiny_model_directory, tmp_path):
