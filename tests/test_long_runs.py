@@ -230,7 +230,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
     ("starter", "n", "script", "more"),
     [([sys.executable], 1, "dpo.py", []), ([sys.executable], 1, "sft.py", []), (TORCHRUN, 2, "dpo.py", []),
      ([sys.executable], 1, "sft.py", ["--save_strategy=best", "--eval_strategy=steps", "--eval_steps=1",
-                                      "--learning_rate=0", "--max_eval_samples=4"])],
+                                      "--learning_rate=0"])],
     ids=["dpo", "sft", "dpo with two processes", "sft that saves the best only"],
 )  # fmt: skip
 def test_stopped_training_saves_a_checkpoint_and_resumes(
