@@ -22,7 +22,7 @@ from rich.table import Table
 from transformers import TrainerCallback, set_seed
 
 from command_line import announce, finishing_first, run_script
-from data_utils import PreferenceData, preference_pairs
+from data_utils import PreferenceData, joining, preference_pairs
 from dpo_gamma_trainer import ALPHA_SCALING, DPOGammaConfig, DPOGammaTrainer
 from log_likelihood import tokenize_examples
 from model_loading import check_model_path, context_length
@@ -370,6 +370,7 @@ def main(argv: list[str]) -> None:
 
     run = start_training_wandb(data_args, training_args, "dpo")
     facts = {**settings, "ref_model_name_or_path": reference_name,
+             "joined_by": None if data_args.chat_template else joining(examples["train"].examples),
              "truncation_mode": "prompts from the left"}  # fmt: skip
     training_args.precompute_ref_log_probs = True  # the datasets carry the reference
     training_args.eval_on_start &= training_args.eval_strategy != "no"

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from transformers import Trainer, TrainerState
@@ -434,7 +435,9 @@ class DPOGammaTrainer(DPOTrainer):
         if metric_key_prefix != "eval":
             self._metrics["eval"].clear()
         elif not is_deepspeed_zero3_enabled():  # which shows every process empty weights
-            metrics["distance/squared"] = finite(squared_distance(self.model, self.initial))
+            distance = [finite(squared_distance(self.model, self.initial))]
+            broadcast_object_list(distance)  # the first process has the initial weights
+            metrics["distance/squared"] = distance[0]
         if self.gamma_weight == 1.0 and not self.loss_types:
             metrics["loss"] = float(values["loss"].mean())
         output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})

@@ -22,7 +22,7 @@ from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from command_line import announce, finishing_first, run_script
-from data_utils import PreferenceData, sft_texts
+from data_utils import PreferenceData, joining, sft_texts
 from log_likelihood import (
     check_vocabulary,
     encode_texts,
@@ -267,7 +267,8 @@ def main(argv: list[str]) -> None:
         check_packing(model, parts["train"])
     peft_config = make_peft_config(model_args, model, tokenizer, training_args.output_dir)
     run = start_training_wandb(data_args, training_args, "sft")
-    facts = {**settings, "truncation_mode": "texts at the end"}
+    facts = {**settings, "joined_by": joining(examples["train"].examples),
+             "truncation_mode": "texts at the end"}  # fmt: skip
     trainer = SFTTrainer(
         model=model,
         args=training_args,
