@@ -24,7 +24,7 @@ import numpy as np
 
 from calculate_calibration_metrics import add_trust_arguments
 from command_line import announce, make_parser, run_script, until_stopped
-from data_utils import PreferenceData, fingerprint, load_preferences
+from data_utils import PreferenceData, fingerprint, joining, load_preferences
 from judges import (
     FIRST_ORDER,
     SECOND_ORDER,
@@ -170,7 +170,12 @@ def load_prompts(args: argparse.Namespace) -> tuple[PreferenceData, list[Record]
 def tokenize_prompts(tokenizer, prompts: list[str], chat_template: bool) -> list[list[int]]:
     """Token ids that responses continue, as scoring takes prompts: the tokenizer's special tokens
     in front, BOS once, and none behind. Empty where the chat template refuses the dialogue."""
-    from log_likelihood import chat_prompt, exact_offset_tokenizer, locate_completion
+    from log_likelihood import (
+        chat_prompt,
+        encode_texts,
+        exact_offset_tokenizer,
+        locate_completion,
+    )
 
     texts = list(prompts)
     for k, prompt in enumerate(prompts) if chat_template else ():
@@ -178,9 +183,7 @@ def tokenize_prompts(tokenizer, prompts: list[str], chat_template: bool) -> list
             texts[k] = chat_prompt(tokenizer, prompt)
         except ValueError:
             texts[k] = ""
-    encodings = exact_offset_tokenizer(tokenizer).encode_batch(
-        texts, add_special_tokens=not chat_template
-    )
+    encodings = encode_texts(exact_offset_tokenizer(tokenizer), texts, not chat_template)
     parts = [
         locate_completion(encoding, len(text), None, tokenizer.bos_token_id)
         for encoding, text in zip(encodings, texts)
@@ -224,13 +227,14 @@ def generate_batches(
     The `settings` alone shape them: the model's generation_config.json may ask for penalties, bans
     and forced tokens, which are left aside.
     Batches are formed from all prompts, the longest first, and each has a seed of its own, so that
-    a resumed run samples what an uninterrupted one does. Two models must not get the same `seed`:
-    like ones would give the same responses.
+    a resumed run samples what an uninterrupted one does; a model whose rotary frequencies depend on
+    the length (LongRoPE) has one prompt in a batch, so that none depends on its neighbours. Two
+    models must not get the same `seed`: like ones would give the same responses.
     """
     import torch
     from transformers import GenerationConfig
 
-    from log_likelihood import check_vocabulary, unwrap
+    from log_likelihood import check_vocabulary, length_class, unwrap
 
     texts = [prompt["prompt"] for prompt in prompts]
     ids = tokenize_prompts(tokenizer, texts, settings["chat_template"])
@@ -246,6 +250,7 @@ def generate_batches(
         pad_token_id=tokenizer.pad_token_id,
     )
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    batch_size = 1 if length_class(model, 1) else batch_size
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
         if all(prompts[i]["id"] in done for i in batch):
@@ -789,6 +794,7 @@ def main(args: argparse.Namespace) -> None:
             "dataset_commit": data.commit,
             "n_unanswered": len(prompts) - len(pairs[policy]),
             "dropped": data.dropped,
+            "joined_by": None if args.chat_template else joining(data.examples),
             "seed": args.seed,
             **(checkpoint_facts(args, Path(policy), data) if args.checkpoints else {}),
             "generation": own_settings[policy],

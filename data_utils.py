@@ -18,7 +18,9 @@ import numpy as np
 
 SAMPLE_FILE = Path(__file__).parent / "data" / "sample_preferences.jsonl"
 FILE_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
-SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")  # in the names of the files of one split
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?\.")  # in names of a split's files
+NOT_DATA = {"config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json",
+            "state.json"}  # fmt: skip
 LFS_POINTER = b"version https://git-lfs"
 ALPACA_FARM = "tatsu-lab/alpaca_eval"
 ALPACA_FARM_FILE = "alpaca_farm_human_crossannotations"
@@ -92,20 +94,25 @@ class Dropped(Exception):
 
 
 # ---------------------------------------------------------------------------- schemas
-# JSON, Python's repr or numpy's of a list of messages, or of one {role, content}
-MESSAGES_AS_TEXT = re.compile(
-    r"""\s*(?:\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:.*\}\s*\]"""
-    r"""|\{\s*['"](?:role['"]\s*:.*['"]content|content['"]\s*:.*['"]role)['"]\s*:.*\})\s*\Z""",
-    re.S,
+# a list of chat messages, or one, as JSON, Python's repr or numpy's
+MESSAGES_OPEN = re.compile(
+    r"""(?:array\()?\[\s*\{|\{\s*['"](?:role|content|from|value|messages|conversations)['"]"""
 )
-# columns that are part of a prompt wherever they stand; a schema reads those among its own columns
+MESSAGES_ROLE = re.compile(
+    r"""['"](?:role|from)['"]\s*:\s*"""
+    r"""['"](?:system|user|assistant|tool|function|human|gpt|observation)['"]"""
+)
+MESSAGES_TEXT = re.compile(r"""['"](?:content|value)['"]\s*:""")
+# columns that are part of a prompt wherever they stand (but for case and underscores); a schema
+# reads those among its own columns
 PROMPT_COLUMNS = {
     "prompt", "instruction", "input", "question", "query", "request", "problem", "system",
-    "system_prompt", "system_message", "context", "history", "conversation", "conversations",
-    "trajectory", "messages", "tools", "image", "images",
+    "systemprompt", "systemmessage", "systeminstruction", "context", "history", "chathistory",
+    "conversation", "conversations", "dialogue", "dialog", "turns", "trajectory", "messages",
+    "document", "documents", "passage", "article", "post", "tools", "image", "images",
 }  # fmt: skip
-# after which a response begins at once: HH's, and the special tokens of chat templates
-TURN_MARKER = re.compile(r"(?:(?:\A|\n)\s*Assistant:|<\|[^\s<>|]+\|>|\[/INST\])\Z")
+# after which nothing is put: HH's, and the special tokens of chat templates
+TURN_MARKER = re.compile(r"(?:(?:\A|\n)[^\S\n]*Assistant:|<\|[^\s<>|]+\|>|\[/INST\])\Z")
 
 
 def text_of(row: Row, column: str) -> str:
@@ -117,9 +124,16 @@ def checked_text(value: Any, what: str) -> str:
     """`value` if it is text; ValueError for anything else, chat messages written as text too."""
     if not isinstance(value, str):
         raise ValueError(f"{what} should be text, found {type(value).__name__}")
-    if MESSAGES_AS_TEXT.match(value):
+    if is_message_dump(value):
         raise ValueError(f"{what} holds chat messages written as text: give the text they hold")
     return value
+
+
+def is_message_dump(text: str) -> bool:
+    """Whether a text is chat messages in some notation, and not what they say."""
+    text = text.strip()
+    written = MESSAGES_OPEN.match(text) and text.endswith(("]", "}", ")"))
+    return bool(written and MESSAGES_ROLE.search(text) and MESSAGES_TEXT.search(text))
 
 
 def ranks_from_scores(scores: Sequence[Any]) -> tuple[int, ...]:
@@ -260,7 +274,7 @@ def group_votes(rows: Sequence[Row], origins: Origins) -> tuple[list[Row], int]:
     for number, row in enumerate(rows):
         try:
             prompt, *outputs = (text_of(row, c) for c in ("instruction", "output_1", "output_2"))
-            missing = row["preference"] in (None, "")
+            missing = str(row["preference"]).strip().lower() in ("", "none", "nan", "null")
             share = 0.0 if missing else share_of_second(row)
         except ValueError as error:
             raise ValueError(f"{place(origins, number)}: {error}") from None
@@ -317,7 +331,11 @@ def recognize_schema(
             return needed, reader, separator
 
     def nearest(column: str) -> str | None:
+        if column in ("answers", "completions"):
+            return None  # a list, which no column of text becomes by another name
         likely = [name for name in others if column in re.split(r"[\W_]", name.lower())]
+        if column == "prompt":
+            likely += [name for name in others if plain_name(name) in PROMPT_COLUMNS]
         return next(iter(likely or difflib.get_close_matches(column, others, 1, 0.8)), None)
 
     known = "; ".join("/".join(needed) for needed, *_ in SCHEMAS)
@@ -341,11 +359,16 @@ def recognize_schema(
     raise ValueError(f"missing column {wanted} (found {', '.join(columns)}; known: {known})")
 
 
+def plain_name(column: str) -> str:
+    """A column's name in small letters without underscores."""
+    return re.sub(r"[\W_]", "", column.lower())
+
+
 def unread_prompt_column(row: Row, needed: Sequence[str]) -> str | None:
     """The first column that is part of the prompt, holds something and is not read, or None."""
     for column, value in row.items():
         empty = not value.strip() if isinstance(value, str) else value in (None, [], {})
-        if column.lower() in PROMPT_COLUMNS and column not in needed and not empty:
+        if plain_name(column) in PROMPT_COLUMNS and column not in needed and not empty:
             return column
     return None
 
@@ -354,22 +377,23 @@ def separator_between(prompt: str, completion: str) -> str:
     """What joins two texts that were not made to stand side by side: a space, but nothing where
     white space or a turn marker stands already, or the prompt is empty."""
     together = prompt == "" or prompt[-1].isspace() or completion[:1].isspace()
-    return "" if together or TURN_MARKER.search(prompt) else " "
+    return "" if together or ends_with_marker(prompt) else " "
 
 
-def without_prompt(prompt: str, completions: Sequence[str]) -> list[str] | None:
-    """The completions of which each repeats the prompt, without it; None where one does not."""
-    if not prompt.strip():
-        return None
-    rest = []
-    for text in completions:
-        for whole, head in ((text, prompt), (text.lstrip(), prompt.strip())):
-            if whole.startswith(head):
-                rest.append(whole[len(head) :])
-                break
-        else:
-            return None
-    return rest
+def ends_with_marker(prompt: str) -> bool:
+    """Whether a prompt ends with a turn marker."""
+    return TURN_MARKER.search(prompt[-100:]) is not None
+
+
+def without_prompt(prompt: str, completion: str) -> str | None:
+    """A completion that repeats the prompt, without it; None where it does not, or where the prompt
+    would end inside a word."""
+    for whole, head in ((completion, prompt), (completion.lstrip(), prompt.strip())):
+        rest = whole[len(head) :]
+        inside = head[-1:].isalnum() and rest[:1].isalnum()
+        if head.strip() and whole.startswith(head) and not inside:
+            return rest
+    return None
 
 
 # ---------------------------------------------------------------------------- reading
@@ -456,11 +480,10 @@ def read_json_rows(text: str) -> list[Any]:
 def data_files(folder: Path) -> list[Path]:
     """The data files of a folder, or, as in a clone of a hub repository, of its `data`."""
     for place in (folder, folder / "data"):
-        files = (
-            [f for f in place.iterdir() if f.is_file() and file_kind(f)] if place.is_dir() else []
-        )
-        if files:
-            return sorted(files)
+        found = sorted(place.iterdir()) if place.is_dir() else []
+        files = [f for f in found if f.is_file() and file_kind(f) and f.name not in NOT_DATA]
+        if files := [f for f in files if not f.name.startswith(".")]:
+            return files
     return []
 
 
@@ -471,10 +494,13 @@ def find_files(folder: Path, split: str | None) -> list[Path]:
     matching = matching or [f for f in files if split and f.name.startswith(f"{split}-")]
     shards = [SHARD.search(f.name) for f in matching]
     if len({f.name[: m.start()] for f, m in zip(matching, shards) if m}) == 1 and all(shards):
-        n_shards = int(shards[0][2])
-        if len(matching) == n_shards:
+        numbers = [int(shard[1]) for shard in shards]
+        if sorted(numbers) == list(range(int(shards[0][2]))):
             return matching
-        raise FileNotFoundError(f"{folder}: {len(matching)} of {n_shards} files of this split")
+        raise FileNotFoundError(
+            f"{folder}: of the {int(shards[0][2])} files of this split, numbers "
+            f"{', '.join(map(str, sorted(numbers)))} are there (from 0)"
+        )
     if len(matching) != 1:
         wanted = "one data file" if split is None else f"one file of split {split!r}"
         found = ", ".join(f.name for f in matching or files) or "no data file"
@@ -498,7 +524,8 @@ def read_saved(folder: Path, split: str | None) -> list[Row]:
         split = splits[0]
     if (split not in splits) if splits else (split is not None):
         raise FileNotFoundError(
-            f"{folder}: expected split {split!r}, found {', '.join(splits) or 'one without a name'}"
+            f"{folder}: expected {f'split {split!r}' if split else 'one split'}, found "
+            f"{', '.join(splits) or 'one without a name'}"
         )
     try:
         return datasets.load_from_disk(str(folder / split if splits else folder)).to_list()
@@ -692,21 +719,23 @@ def sample_and_convert(
         picked = range(sample_size)
     elif sample_size is not None:
         picked = np.random.default_rng(seed).choice(len(rows), sample_size, replace=False).tolist()
-    whole_texts = reader in (read_pair, read_list) and all(map(repeats_prompt, rows))
+    joined_texts = reader in (read_pair, read_list)
+    whole_texts = joined_texts and are_whole_texts(rows)
     examples: list[PreferenceExample] = []
     dropped: Counter[str] = Counter()
     occurrences: Counter[str] = Counter()
-    n_repeated = 0
+    n_repeated = n_kept = 0
     for index in picked:
         number = rows[index]["row"] if reader is read_rated_pair else index
         try:
             prompt, completions, ranks, votes, cluster = reader(rows[index])
-            rest = None
-            if whole_texts or TURN_MARKER.search(prompt.rstrip()):
-                rest = without_prompt(prompt, completions)
+            rest = [without_prompt(prompt, c) for c in completions] if joined_texts else [None]
+            repeated = None not in rest and (whole_texts or ends_with_marker(prompt.rstrip()))
+            n_kept += not repeated and any(rest)
+            completions = [text or "" for text in rest] if repeated else completions
             if not is_unicode([prompt, *completions]):
                 raise Dropped("lone surrogate")
-            if reason := reason_to_drop(rest or completions, ranks, include_ties):
+            if reason := reason_to_drop(completions, ranks, include_ties):
                 raise Dropped(reason)
         except Dropped as drop:
             dropped[str(drop)] += 1
@@ -718,8 +747,7 @@ def sample_and_convert(
                 f"{place(origins, number)}: votes and ranks contradict each other for "
                 f"{contradiction}"
             )
-        n_repeated += rest is not None
-        completions = rest or completions
+        n_repeated += repeated
         content = content_hash([prompt, *completions])
         occurrences[content] += 1
         separators = [separator_between(prompt, c) if joint is None else joint for c in completions]
@@ -738,6 +766,8 @@ def sample_and_convert(
         )
     if n_repeated:
         notes.append(f"completions repeat the prompt, which is read once: {n_repeated} examples")
+    if n_kept:
+        notes.append(f"completions begin with the prompt, and stay as they are: {n_kept} examples")
     if not examples:
         counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
         hint = ""
@@ -750,12 +780,17 @@ def sample_and_convert(
     return PreferenceData(*names, joint, examples, dict(dropped), notes)
 
 
-def repeats_prompt(row: Row) -> bool:
-    """Whether both completions of a pair, or all of a list, begin with the prompt."""
-    prompt = row["prompt"]
-    completions = row["completions"] if "completions" in row else [row["chosen"], row["rejected"]]
-    texts = isinstance(completions, list) and all(isinstance(t, str) for t in completions)
-    return isinstance(prompt, str) and texts and without_prompt(prompt, completions) is not None
+def are_whole_texts(rows: Sequence[Row]) -> bool:
+    """Whether pairs or lists are whole texts: in nine of ten usable rows, every completion begins
+    with the prompt."""
+    usable = repeating = 0
+    for row in rows:
+        listed = row["completions"] if "completions" in row else [row["chosen"], row["rejected"]]
+        texts = [row["prompt"], *(listed if isinstance(listed, list) else [None])]
+        if all(isinstance(text, str) and text.strip() for text in texts):
+            usable += 1
+            repeating += None not in [without_prompt(texts[0], text) for text in texts[1:]]
+    return usable > 0 and repeating >= 0.9 * usable
 
 
 def joining(examples: Sequence[PreferenceExample]) -> dict[str, int]:
@@ -826,10 +861,12 @@ def available_splits(spec: str, data_dir: str | Path | None = None) -> list[str]
         return list(DATASETS[name].splits)
     if not folder.is_dir():
         return []
+    if (folder / "state.json").is_file():  # a saved dataset, without splits
+        return []
     if saved := saved_splits(folder):
         return saved
-    names = [file.name for file in data_files(folder)]
-    return list(dict.fromkeys(name.split(".")[0].split("-")[0] for name in names))
+    names = [SHARD.sub(".", file.name) for file in data_files(folder)]
+    return list(dict.fromkeys(name.split(".")[0] for name in names))
 
 
 def divide_by_prompt(

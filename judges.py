@@ -113,11 +113,11 @@ def reward_ids(tokenizer, prompt: str, response: str) -> list[int]:
             ) from None
     text = f"{prompt.rstrip()} {response}"
     encoded = tokenizer(text, return_special_tokens_mask=True)
-    ids, appended = encoded["input_ids"], encoded["special_tokens_mask"][-1]
+    ids, appended = encoded["input_ids"], any(encoded["special_tokens_mask"][-1:])
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None and ids[:2] == [bos, bos]:  # the text itself begins with it
         del ids[0]
-    return ids if appended or eos is None or ids[-1] == eos else [*ids, eos]
+    return ids if appended or eos is None or ids[-1:] == [eos] else [*ids, eos]
 
 
 def longest_text(model, tokenizer) -> int:

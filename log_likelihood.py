@@ -81,18 +81,20 @@ def parse_dialogue(prompt: str) -> list[dict[str, str]]:
     if parts[0].strip():
         first = "system" if parts[1] == "Human" else "user"
         messages.append({"role": first, "content": parts[0].strip()})
-    for role, text in zip(parts[1::2], parts[2::2]):
+    for role, text in zip(parts[1::2], map(str.strip, parts[2::2])):
+        if role == "Assistant" and not text:
+            continue  # it opens the turn that is to come
         if messages and messages[-1]["role"] == roles[role]:
-            messages[-1]["content"] += "\n\n" + text.strip()
-        elif text.strip() or role == "Human":
-            messages.append({"role": roles[role], "content": text.strip()})
-    return messages
+            both = filter(None, (messages[-1]["content"], text))
+            messages[-1]["content"] = "\n\n".join(both)
+        else:
+            messages.append({"role": roles[role], "content": text})
+    return messages or [{"role": "user", "content": ""}]
 
 
 def is_begun(prompt: str) -> bool:
     """Whether a prompt ends inside an assistant turn, which the completion goes on with."""
-    opened = re.search(r"(?:^|\n\n)Assistant:\s*\Z", prompt)
-    return not opened and parse_dialogue(prompt)[-1]["role"] == "assistant"
+    return parse_dialogue(prompt)[-1]["role"] == "assistant"
 
 
 def chat_prompt(tokenizer, prompt: str) -> str:
@@ -129,10 +131,11 @@ def without_endings(tokenizer, text: str, end: int | None) -> str:
     return text
 
 
-def encode_texts(fast: Tokenizer, texts: Sequence[str]) -> Iterator:
+def encode_texts(fast: Tokenizer, texts: Sequence[str], add_special_tokens=True) -> Iterator:
     """Encodings of texts, some hundred in memory at a time."""
     for first in range(0, len(texts), EXAMPLES_PER_CALL):
-        yield from fast.encode_batch(texts[first : first + EXAMPLES_PER_CALL])
+        part = texts[first : first + EXAMPLES_PER_CALL]
+        yield from fast.encode_batch(part, add_special_tokens=add_special_tokens)
 
 
 def tokenize_examples(
@@ -163,15 +166,16 @@ def tokenize_examples(
     if add_eos and end is None:
         raise ValueError("--add-eos: this tokenizer has no EOS token")
     closing = end if add_eos else None
+    ending = end if end in tokenizer.added_tokens_decoder else None  # not a word of the answer
     tokenized: list[list[TokenizedCompletion] | str] = []
-    numbers = list(range(fast.get_vocab_size()))  # an integer each, however often it occurs
+    numbers: dict[int, int] = {}  # one object for a number, however often it occurs
     for first in range(0, len(examples), EXAMPLES_PER_CALL):
         texts, boundaries, refused = [], [], set()
         chunk = examples[first : first + EXAMPLES_PER_CALL]
         for number, (prompt, completions) in enumerate(chunk, start=first):
             between = separators[number] if separators is not None else [""] * len(completions)
             if add_eos or chat_template:
-                completions = [without_endings(tokenizer, c, end) for c in completions]
+                completions = [without_endings(tokenizer, c, ending) for c in completions]
             if chat_template:
                 space = prompt[len(prompt.rstrip()) :] if is_begun(prompt) else None
                 between = [
@@ -201,7 +205,9 @@ def tokenize_examples(
                      for i, j in combinations(range(len(parts)), 2)):  # fmt: skip
                 tokenized.append("identical completions")
             else:
-                shared = [[[numbers[i] for i in ids] for ids in part] for part in parts]
+                shared = [
+                    [[numbers.setdefault(i, i) for i in ids] for ids in part] for part in parts
+                ]
                 tokenized.append(fit_to_length(shared, max_length))
     return tokenized
 
@@ -642,9 +648,10 @@ def length_class(model, length: int) -> tuple[int, ...]:
     """
     config, found = unwrap(model).config.get_text_config(), []
     for parameters in rope_parameters(model):
-        if "dynamic" in parameters["rope_type"]:
+        kind = parameters.get("rope_type", "")
+        if "dynamic" in kind:
             found.append(max(length, config.max_position_embeddings))
-        elif parameters["rope_type"] in ("longrope", "su"):
+        elif kind in ("longrope", "su"):
             found.append(int(length > parameters["original_max_position_embeddings"]))
     return tuple(found)
 

@@ -68,7 +68,7 @@ def check_model_path(name: str) -> None:
         ):
             raise FileNotFoundError(f"{name} holds neither config.json nor adapter_config.json")
         for file in Path(name).iterdir():
-            if file.suffix in MODEL_SUFFIXES and is_lfs_pointer(file):
+            if file.suffix in MODEL_SUFFIXES and file.is_file() and is_lfs_pointer(file):
                 raise ValueError(f"{file} is a Git LFS pointer: fetch it with `git lfs pull`")
     elif not Path(name).is_file() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise FileNotFoundError(f"no such model directory: {name}")
@@ -107,7 +107,14 @@ def model_fingerprint(name: str, revision: str | None = None) -> str:
             with file.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
     if (path / "adapter_config.json").is_file():
-        digest.update(model_fingerprint(adapter_base(name)).encode())
+        base = adapter_base(name)
+        try:
+            digest.update(model_fingerprint(base).encode())
+        except OSError as error:
+            raise OSError(
+                f"{error} (the base model of the adapter {name}; if it has moved, write where it "
+                "is into base_model_name_or_path of its adapter_config.json)"
+            ) from None
     return digest.hexdigest()[:16]
 
 

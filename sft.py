@@ -137,7 +137,7 @@ def trained_spans(
         return response_spans(text, *templates)
     if re.search(rf"(?:\A|\n\n){TEMPLATES[1]}\s*\Z", text[:n_prompt_characters]):
         return response_spans(text, *TEMPLATES)
-    return [(n_prompt_characters, len(text))]
+    return [(n_prompt_characters, len(text))] if text[n_prompt_characters:].strip() else []
 
 
 def mask_labels(
@@ -167,7 +167,12 @@ def tokenize_texts(
         raise ValueError("--add_eos: this tokenizer has no EOS token")
     fast = exact_offset_tokenizer(tokenizer)
     rows, dropped = [], {"no response turn": 0, "too long": 0}
-    whole = [without_endings(tokenizer, t["text"], eos) if add_eos else t["text"] for t in texts]
+    whole = [t["text"] for t in texts]
+    if add_eos:
+        starts = [t["n_prompt_characters"] for t in texts]
+        whole = [
+            text[:n] + without_endings(tokenizer, text[n:], eos) for text, n in zip(whole, starts)
+        ]
     for text, given, encoding in zip(whole, texts, encode_texts(fast, whole)):
         spans = trained_spans(text, given["n_prompt_characters"], templates)
         end = len(encoding.ids)
@@ -256,12 +261,12 @@ def main(argv: list[str]) -> None:
         for part, data in examples.items()
     }
     check_vocabulary(model, (ids for part in parts.values() for ids in part["input_ids"]))
-    classes = {length_class(model, len(ids)) for ids in parts["train"]["input_ids"]}
+    classes = {length_class(model, len(x)) for part in parts.values() for x in part["input_ids"]}
     if len(classes) > 1:
         announce(
             "this model's rotary frequencies depend on the length of a forward pass (LongRoPE, "
-            "dynamic): the texts of a batch all get those of its longest; "
-            "--per_device_train_batch_size=1 gives each its own"
+            "dynamic): in training and evaluation, all texts of a batch get those of its longest; "
+            "batches of 1 give each its own"
         )
     if training_args.packing:
         check_packing(model, parts["train"])

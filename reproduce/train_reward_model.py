@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from command_line import announce, make_parser, run_script
 from data_utils import PreferenceExample, load_training_splits, opening, preference_pairs
 from judges import load_reward_model, longest_text, reward_ids, reward_scores
+from log_likelihood import length_class
 from model_loading import check_model_path, choose_device, load_tokenizer, resolve_model
 from result_files import lock_outputs, write_json_lines, write_text_atomically
 
@@ -156,6 +157,8 @@ def main(args: argparse.Namespace) -> None:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         add_pad_token(tokenizer, model)  # the score head takes what ends a text for padding
     limit = min(args.max_length, longest_text(model, tokenizer))
+    if len({length_class(model, len(ids)) for row in train_rows for ids in row.values()}) > 1:
+        announce("training batches give all texts the rotary frequencies of the longest (LongRoPE)")
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(

@@ -122,7 +122,7 @@ ROWS = {
     "preference null": (FARM, {**FARM, "instruction": "j", "preference": None}, {"no preference": 1}),
     "preference graded": (FARM, {**FARM, "instruction": "j", "preference": 1.03}, {}),
     "preference 0.5": (FARM, {**FARM, "preference": 0.5}, "preference should be 1, 2 or 0"),
-    "preference NaN": (FARM, {**FARM, "preference": float("nan")}, "preference should be 1, 2 or 0"),
+    "preference NaN": (FARM, {**FARM, "instruction": "j", "preference": float("nan")}, {"no preference": 1}),
     "preference true": (FARM, {**FARM, "preference": True}, "preference should be 1, 2 or 0"),
     "preference is a list": (FARM, {**FARM, "preference": [1]}, "preference should be 1, 2 or 0"),
     "output null": (FARM, {**FARM, "output_1": None}, "'output_1' should be text"),

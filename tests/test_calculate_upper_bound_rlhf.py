@@ -408,7 +408,7 @@ def first_changed(records, **changes):
     [
         ({"add_eos": True}, {}, [], "a.examples.jsonl with add_eos false and {b} with add_eos true"),
         ({"chat_template": True}, {}, [], "not the same text: "),
-        ({"datasets": [{"name": "d", "split": None, "separator": ""}]}, {}, [], "with d: separator \"\""),
+        ({"datasets": [{"name": "d", "split": None, "separator": ""}]}, {}, [], "with d: separators [\"\", \"\"]"),
         ({"max_length": 9}, {"cut": True}, [], "{b} with max_length 9: score both alike"),
         ({}, {"votes": {"0,1": [0, 9]}}, [], "d, row 0: its votes differ between"),
         ({}, {"ranks": [7, 8]}, [], "d, row 0: its ranks differ between"),

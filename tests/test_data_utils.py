@@ -165,14 +165,28 @@ def test_shards_hub_clones_and_saved_datasets(tmp_path):
     with pytest.raises(ValueError, match="train-00001-of-00002.jsonl: row 2: column 'chosen'"):
         load_preferences(str(tmp_path / "flat"))
     (tmp_path / "flat" / "train-00001-of-00002.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 2 files"):
+    with pytest.raises(
+        FileNotFoundError, match="of the 2 files of this split, numbers 0 are there"
+    ):
         load_preferences(str(tmp_path / "flat"))
+
+    (tmp_path / "flat" / "train-00000-of-00002.jsonl.gz").write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(FileNotFoundError, match="numbers 0, 0 are there"):
+        load_preferences(str(tmp_path / "flat"))  # as many as there should be, one of them twice
+    old = tmp_path / "old"  # as push_to_hub named files, with its records in the root
+    for k, part in enumerate((rows[:9], rows[9:])):
+        write(old / "data" / f"train-0000{k}-of-00002-1e5d57b93c448e7{k}.jsonl", part)
+    write(old / "dataset_infos.json", [{}])
+    (old / "data" / "._train.jsonl").write_bytes(b"of a Mac")
+    assert len(load_preferences(str(old)).examples) == 20
+    assert len(load_training_splits(str(old))[0]["train"].examples) == 16
 
     datasets = pytest.importorskip("datasets")
     one = datasets.Dataset.from_list(rows)
     one.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": one, "test": one.select([0])}).save_to_disk(tmp_path / "two")
     assert len(load_preferences(str(tmp_path / "one")).examples) == 20
+    assert len(load_training_splits(str(tmp_path / "one"))[0]["train"].examples) == 16
     assert len(load_preferences(str(tmp_path / "two"), split="test").examples) == 1
     parts, _ = load_training_splits(str(tmp_path / "two"), eval_split="train")
     assert len(parts["train"].examples) == 16
@@ -217,6 +231,7 @@ PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
         ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": {"0,2": [1, 0]}}], "2 comp"),
         ([{**PAIR, "reject": "b"} | {"rejected": None}], "row 1: column 'rejected' should be text"),
         ([{"prompt": "p", "chosen_response": "a", "rejected_response": "b"}], "is it 'chosen_response'"),
+        ([{"question": "p", "response_chosen": "a", "response_rejected": "b"}], "prompt .is it 'question'.*'response_chosen'"),
         ([{"request": "p", "answer_a": "a", "answer_b": "b"}], "unknown columns: request, answer_a"),
         ([{"topic": "p", "chosen": "a", "rejected": "b"}], "without a column `prompt`.*found topic"),
         ([], "no rows"),
@@ -264,7 +279,8 @@ def test_a_column_of_the_prompt_that_is_not_read_is_refused(tmp_path):
     path = write(tmp_path / "s.jsonl", rows)
     with pytest.raises(ValueError, match="s.jsonl: row 2: column 'system' is part of the prompt"):
         load_preferences(path)
-    for column, row in {"input": FARM, "context": PAIR, "history": LISTED, "question": HH}.items():
+    for column, row in {"input": FARM, "context": PAIR, "history": LISTED, "question": HH,
+                        "systemPrompt": PAIR, "chat_history": PAIR}.items():  # fmt: skip
         assert load_preferences(write(tmp_path / "s.jsonl", [{**row, column: " "}])).examples
         with pytest.raises(ValueError, match=f"row 1: column '{column}' is part of the prompt"):
             load_preferences(write(tmp_path / "s.jsonl", [{**row, column: "x"}]))
@@ -277,7 +293,8 @@ MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": 
 @pytest.mark.parametrize(
     "text",
     [json.dumps(MESSAGES), json.dumps(MESSAGES, indent=1), str(MESSAGES), str(MESSAGES[1]),
-     str(np.array(MESSAGES)), json.dumps([{"from": "human", "value": "Hi"}])],
+     str(np.array(MESSAGES)), repr(np.array(MESSAGES)), json.dumps([{"from": "human", "value": "Hi"}]),
+     json.dumps([{"weight": 1.0, **m} for m in MESSAGES]), json.dumps({"messages": MESSAGES})],
 )  # fmt: skip
 def test_messages_written_as_text_are_refused(tmp_path, text):
     pattern = "row 1: .* holds chat messages written as text"
@@ -285,7 +302,9 @@ def test_messages_written_as_text_are_refused(tmp_path, text):
                 {**LISTED, "completions": ["a", text]}):  # fmt: skip
         with pytest.raises(ValueError, match=pattern):
             load_preferences(write(tmp_path / "m.jsonl", [row]))
-    fair = ['[{"name": "x"}]', '{"role": "admin"}', "[{role: 'user'}]", f"See {text}"]
+    fair = ['[{"name": "x"}]', '{"role": "admin", "content": "x"}', "[{role: 'user'}]", f"See {text}",
+            '[{"value": 3, "label": "A"}]', '[{"role": "developer", "salary": 3}]',
+            '[{"from": "2020", "to": "2021"}]', '[{"content": "x"}]']  # fmt: skip
     rows = [{**PAIR, "chosen": answer} for answer in fair]
     assert len(load_preferences(write(tmp_path / "m.jsonl", rows)).examples) == len(fair)
 
@@ -301,6 +320,14 @@ def test_a_repeated_prompt_is_read_once(tmp_path):
     assert "completions repeat the prompt, which is read once: 3 examples" in data.notes
     mixed = load_preferences(write(tmp_path / "w.jsonl", [*whole, PAIR]))
     assert mixed.examples[0].completions == ("Q0? yes", "Q0? no")
+    assert "completions begin with the prompt, and stay as they are: 3 examples" in mixed.notes
+    nearly = load_preferences(
+        write(tmp_path / "w.jsonl", [*whole * 4, {**PAIR, "chosen": ""}, PAIR])
+    )
+    assert nearly.examples[0].completions == (" yes", " no")  # and one row is no such text
+    words = [{"prompt": p, "chosen": f"{p}pple", "rejected": f"{p}nanas"} for p in "AB"]
+    (inside, _) = load_preferences(write(tmp_path / "w.jsonl", words)).examples
+    assert inside.completions == ("Apple", "Ananas")
     dialogue = {"prompt": "\n\nHuman: q\n\nAssistant: ", **HH}
     dialogue |= {side: f"\n\nHuman: q\n\nAssistant: {side}" for side in ("chosen", "rejected")}
     first, _ = load_preferences(write(tmp_path / "w.jsonl", [dialogue, PAIR])).examples

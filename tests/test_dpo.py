@@ -416,7 +416,6 @@ def test_bad_flags(flags, message):
     ("flags", "message"),
     [
         (["--learning_rate=1e30", "--max_grad_norm=0"], "the training loss is nan at step 2"),
-        (["--chat_template", "--separator= "], "--chat_template joins"),
         (["--metric_for_best_model=ranking/acuracy"], "did you mean eval_ranking/accuracy?"),
     ],
 )

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import DYNAMIC, FAMILIES, GPT, LONGROPE, SMALL, make_model, make_tokenizer
-from transformers import AttentionInterface, AutoModelForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from data_utils import load_preferences
 from log_likelihood import (
@@ -606,6 +607,15 @@ def test_many_texts_are_tokenized_in_parts(tokenizer):
     assert len({id(i) for i in ids}) == len(set(ids))  # one object for a number: 8 bytes a token
 
 
+def test_token_ids_may_have_gaps():
+    """A vocabulary of three words, of which the last has a large id."""
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 70_000}, unk_token="a"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    gapped = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="b")
+    (example,) = tokenize_examples(gapped, [("a b", [" c", " a"])])
+    assert [c.ids for c in example] == [(0, 1, 70_000), (0, 1, 0)]
+
+
 def test_bos_is_never_doubled(tokenizer):
     (example,) = tokenize_examples(tokenizer, [("<s>Hi", [" a", " b"])])
     assert [example[0].ids.count(0), example[0].ids[0]] == [1, 0]
@@ -666,6 +676,12 @@ def test_dialogues_with_a_preamble_or_a_begun_answer(chat):
         {"role": "assistant", "content": "An apple."},
         {"role": "user", "content": "Another?"},
     ]
+    again = "\n\nHuman: A fruit?\n\nAssistant: An\n\nAssistant:"  # an empty turn opens none
+    assert parse_dialogue(again)[-1] == {"role": "assistant", "content": "An"}
+    assert parse_dialogue("\n\nHuman:\n\nHuman: b\n\nAssistant:") == [
+        {"role": "user", "content": "b"}
+    ]
+    assert parse_dialogue("Assistant:") == [{"role": "user", "content": ""}]
     assert parse_dialogue("A fruit?\n\nAssistant:") == [{"role": "user", "content": "A fruit?"}]
     texts = {
         "\n\nHuman: 6 times 7?\n\nAssistant: It is": (

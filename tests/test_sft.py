@@ -91,6 +91,8 @@ def test_labels_are_the_response_turns(sample_text):
         assert ended["labels"] == [*plain["labels"], tok.eos_token_id]
         twice = {**row, "text": f"{text}</s>\n"}  # a text that ends with EOS gets no second one
         assert tokenize_texts(tok, [twice], None, 512, add_eos=True)[0] == [ended]
+        empty = {"id": "b", "text": "Q</s></s>", "n_prompt_characters": 5}
+        assert tokenize_texts(tok, [empty], None, 512, True) == ([], {"no response turn": 1})
 
 
 def test_token_across_the_start_of_a_turn_counts(tokenizer):
