@@ -570,7 +570,7 @@ def main(args: argparse.Namespace) -> None:
             "dataset_commit": {d.name: d.commit for d in datasets or ()}.get(dataset),
             "revision": (policy_config or {}).get("revision"),
             "reference_revision": (config or {}).get("revision"),
-            **scoring_settings(config, *key),
+            **(scoring_settings(config, *key) if config is not None else {}),
             "simulate_proportion": args.assumed_proportion,
             "epsilon": args.epsilon,
             "include_ties": args.include_ties,

@@ -407,6 +407,10 @@ def main(argv: list[str]) -> None:
         f"{100 * test['test_ranking/accuracy']:.1f} % (reference: "
         f"{100 * test['test_ranking/ref_accuracy']:.1f} %), n = {n_test}"
     )
+    for name in ("exact_ties", "exact_ties_normalized"):
+        if test[f"test_ranking/{name}"]:
+            announce(f"test: {name} {test[f'test_ranking/{name}']:.3f} of the pairs, which ranking "
+                     "accuracy counts as right (Def. 2.3)")  # fmt: skip
     print(f"model     {folder}: {describe_step(saved)}")
     if run is not None:
         with finishing_wandb(run):

@@ -20,7 +20,7 @@ import numpy as np
 from command_line import announce, make_parser, run_script
 from ranking_dynamics import GROUPS, read_dynamics
 from ranking_metrics import required_loss
-from result_files import DATASET, SCORING, read_json_lines, scoring_label
+from result_files import DATASET, SCORING, read_json_lines, scoring_label, values_of
 
 Row = dict[str, Any]
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"  # Okabe-Ito: distinct for colour-blind readers
@@ -52,7 +52,7 @@ def draw(plot, rows: list[Row], path: Path) -> None:
 
 def setting_of(row: Row) -> tuple:
     """Dataset, its part, whether ties count, and how it was scored (not given: the default)."""
-    return tuple(row.get(key) or None for key in (*DATASET, "include_ties", *SCORING))
+    return values_of(row, (*DATASET, "include_ties", *SCORING))
 
 
 def setting_labels(rows: list[Row]) -> dict[tuple, str]:
@@ -82,7 +82,7 @@ def refuse_two_runs(rows: list[Row], column: str) -> None:
     """Raise ValueError where two rows would be drawn over each other."""
     seen = set()
     for row in rows:
-        key = (row["model"], setting_of(row), row[column])
+        key = (row["model"], row.get("reference_model"), setting_of(row), row[column])
         if key in seen:
             raise ValueError(f"two runs of {row['model']} on {row['dataset_name']}: give one")
         seen.add(key)
@@ -199,11 +199,13 @@ def plot_idealized_curves(curves: list[Row], path: Path) -> None:
     settings = setting_labels(curves)
     panels: dict[tuple, list[Row]] = {}
     for curve in curves:
-        panels.setdefault((setting_of(curve), curve["model"]), []).append(curve)
+        key = (setting_of(curve), curve.get("reference_model"), curve["model"])
+        panels.setdefault(key, []).append(curve)
     figure, grid = plt.subplots(
         1, len(panels), figsize=(1.5 + 4.2 * len(panels), 3.6), sharey=True, squeeze=False
     )
-    for axes, ((setting, model), chosen) in zip(grid[0], panels.items()):
+    n_references = len({curve.get("reference_model") for curve in curves})
+    for axes, ((setting, reference, model), chosen) in zip(grid[0], panels.items()):
         breakpoints = [beta for curve in chosen for beta in curve["critical_betas"]]
         left = min([1e-3, *(beta / 2 for beta in breakpoints)])
         right = max([20.0, *(2 * beta for beta in breakpoints)])
@@ -223,6 +225,7 @@ def plot_idealized_curves(curves: list[Row], path: Path) -> None:
         axes.set_xlabel("β")
         axes.set_ylim(0, 102)
         whose = f"{models[model]}, " if len(models) > 1 else ""
+        whose += f"from {plain(str(reference))}, " if n_references > 1 else ""
         axes.set_title(f"{whose}{settings[setting]} (n = {chosen[0]['n']} pairs)", fontsize=9)
         axes.grid(alpha=0.3)
     grid[0][0].set_ylabel("ranking accuracy (%)")

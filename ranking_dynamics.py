@@ -43,6 +43,8 @@ def pair_values(logps: dict[str, np.ndarray], beta: float, gamma: float) -> dict
         **logps,
         "loss": np.logaddexp(0.0, -margins),
         "reward_margin": beta * (policy_logratios - ref_logratios),
+        "tied": policy_logratios == 0,
+        "tied_normalized": per_token[""] == 0,
         "correct": policy_logratios >= 0,
         "ref_correct": ref_logratios >= 0,
         "correct_normalized": per_token[""] >= 0,
@@ -81,7 +83,8 @@ def summarize_pairs(
     means = {
         "ranking/accuracy": correct,
         "ranking/accuracy_normalized": values["correct_normalized"],
-        "ranking/exact_ties": values["chosen"] == values["rejected"],  # which accuracy counts
+        "ranking/exact_ties": values["tied"],  # which the accuracies count as right
+        "ranking/exact_ties_normalized": values["tied_normalized"],
         "ranking/ref_accuracy": ref_correct,
         "ranking/ref_accuracy_normalized": values["ref_correct_normalized"],
         "ranking/meets_theorem_4_1": values["meets_theorem_4_1"],

@@ -17,6 +17,7 @@ from scipy import stats
 TIE_EPSILON = 0.01  # Def. C.1
 DRAWS_AT_ONCE = 2**20  # of a bootstrap: 24 MiB in all, whatever the number of clusters (up to it)
 EXACT_UP_TO = 9  # values of a correlation: 9! orders take 0.1 s
+EXACT_LISTS_UP_TO = 7  # completions: 7! orders take a millisecond, and there are many lists
 
 
 def ranking_accuracy(scores: Sequence[float], ranks: Sequence[int]) -> bool:
@@ -106,17 +107,19 @@ def rank_correlation(
     """
     if not np.all(np.isfinite(scores)) or len(set(ranks)) == 1 or len(set(scores)) == 1:
         return math.nan, math.nan
-    return correlation_test(scores, -np.asarray(ranks), kind)
+    return correlation_test(scores, -np.asarray(ranks), kind, EXACT_LISTS_UP_TO)
 
 
-def correlation_test(x: Sequence[float], y: ArrayLike, kind: str) -> tuple[float, float]:
+def correlation_test(
+    x: Sequence[float], y: ArrayLike, kind: str, exact_up_to: int = EXACT_UP_TO
+) -> tuple[float, float]:
     """(coefficient, two-sided p-value) of two lists; kind "spearmanr" or "kendalltau".
 
-    Up to EXACT_UP_TO values the p-value is exact, over all orders; scipy's beyond.
+    Up to `exact_up_to` values the p-value is exact, over all orders; scipy's beyond.
     """
     function = {"spearmanr": stats.spearmanr, "kendalltau": stats.kendalltau}[kind]
     result = function(x, y)
-    if len(x) > EXACT_UP_TO:
+    if len(x) > exact_up_to:
         return float(result.statistic), float(result.pvalue)
     return float(result.statistic), permutation_p_value(x, y, kind)
 

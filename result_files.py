@@ -134,6 +134,12 @@ SCORING = ("chat_template", "add_eos", "max_length", "separator", "sample_size")
 DATASET = ("dataset_name", "dataset_config", "dataset_split")
 
 
+def values_of(row: Row, keys: Iterable[str]) -> tuple:
+    """A row's values, None where one is not given or off (an empty separator is given)."""
+    values = (row.get(key) for key in keys)
+    return tuple(None if value is False else value for value in values)
+
+
 def scoring_label(row: Row, beside: Iterable[Row] = ()) -> str:
     """How a summary row was scored where that is not the default (template, EOS, length), or not
     as the rows `beside` it of the same dataset (separator, sample size)."""
@@ -144,8 +150,8 @@ def scoring_label(row: Row, beside: Iterable[Row] = ()) -> str:
     ]
     others = [r for r in beside if all(r.get(key) == row.get(key) for key in DATASET)]
     size, separator = row.get("sample_size", "unknown"), row.get("separator")
-    raw = [r for r in others if not r.get("chat_template")]
-    if separator and any(r.get("separator") != separator for r in raw):
+    raw = [r for r in others if "separator" in r and not r.get("chat_template")]
+    if separator is not None and any(r.get("separator") != separator for r in raw):
         parts.append(f"separator {json.dumps(separator)}")
     if size != "unknown" and any(r.get("sample_size", "unknown") != size for r in others):
         parts.append("all examples" if size is None else f"sample of {size}")

@@ -31,7 +31,7 @@ from trl import ModelConfig, get_peft_config
 from command_line import Stopped, announce, stop_requested, suggestion
 from data_utils import PreferenceData, describe_joining, load_training_splits, split_name
 from model_loading import is_local, load_model, load_tokenizer
-from training_directory import read_run
+from training_directory import checkpoints, read_run
 from wandb_runs import check_wandb, start_wandb
 
 # flags of earlier transformers, TRL and of the original scripts → what to use now
@@ -60,6 +60,8 @@ RETIRED = {
     "warmup_ratio": "--warmup_steps, which takes a share of the steps below 1",
     "group_by_length": "--train_sampling_strategy=group_by_length",
     "auto_find_batch_size": "--per_device_train_batch_size",
+    "bnb_4bit_quant_type": "--dtype=bfloat16 with --use_peft: training is not quantized",
+    "use_bnb_nested_quant": "--dtype=bfloat16 with --use_peft: training is not quantized",
     "lora_target_parameters": "--lora_target_modules",
     "logging_nan_inf_filter": "nothing: a loss that is not finite ends the run",
     "do_train": "nothing: both scripts train",
@@ -74,8 +76,11 @@ RETIRED = {
     ),
 }  # fmt: skip
 # retired flags whose neutral value is true, that is, what is done anyway; of the others it is OFF
-DONE_ANYWAY = {"do_train", "save_safetensors", "completion_only_loss"}
-OFF = ("false", "f", "no", "n", "off", "0", "0.0", "none", "null", "")
+DONE_ANYWAY = {"do_train", "save_safetensors", "completion_only_loss", "padding_free",
+               "precompute_ref_log_probs"}  # fmt: skip
+COUNTS_AT_ZERO = re.compile("gamma|ld_alpha|seq_length|max_.*")  # where 0 is no neutral value
+UNSET = ("none", "null", "")
+OFF = ("false", "f", "no", "n", "off", *UNSET)
 ON = ("true", "t", "yes", "y", "on", "1")
 REPORTS = ("wandb", "none")
 # what --help shows, where a script has it; None: the text at the flag's definition
@@ -265,6 +270,8 @@ class TrainingDefaults:
                      "gradient_accumulation_steps"):  # fmt: skip
             check_number(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         check_number("learning_rate", self.learning_rate, self.learning_rate >= 0, "0 or more")
+        steps_fit = self.max_steps > 0 or self.max_steps == -1
+        check_number("max_steps", self.max_steps, steps_fit, "1 or more (-1: by epochs)")
         length = max(self.num_train_epochs, self.max_steps)
         check_number("num_train_epochs", self.num_train_epochs, length > 0, "more than 0")
         if wrong := set(self.report_to) - set(REPORTS):
@@ -278,10 +285,11 @@ class TrainingDefaults:
             check_number("save_total_limit", self.save_total_limit, self.save_total_limit >= 1,
                          "at least 1 (all are kept without it)")  # fmt: skip
         check_best(self)
-        if self.lr_scheduler_type == "constant" and self.warmup_steps:
+        ignoring = ("constant", "reduce_lr_on_plateau", "greedy")
+        if self.lr_scheduler_type in ignoring and self.warmup_steps:
             raise ValueError(
-                f"--warmup_steps {self.warmup_steps}: --lr_scheduler_type constant has no warm-up, "
-                "constant_with_warmup has"
+                f"--warmup_steps {self.warmup_steps}: --lr_scheduler_type "
+                f"{self.lr_scheduler_type} has no warm-up, constant_with_warmup has"
             )
         of_bitsandbytes = "bnb" in self.optim or "8bit" in self.optim
         if of_bitsandbytes and importlib.util.find_spec("bitsandbytes") is None:
@@ -405,8 +413,10 @@ def without_neutral(argv: Sequence[str], retired: dict[str, str]) -> list[str]:
         apart = not equals and len(words) > 1 and not words[1].startswith("--")
         size = 2 if apart else 1
         value = words[1] if apart else value if equals else "true"
-        neutral = ON if name in DONE_ANYWAY else OFF
-        if not (flag.startswith("--") and name in retired and value.lower() in neutral):
+        neutral = value.lower() in ((*ON, *UNSET) if name in DONE_ANYWAY else OFF)
+        if re.fullmatch(r"0+\.?0*", value) and name not in DONE_ANYWAY:
+            neutral = COUNTS_AT_ZERO.fullmatch(name) is None
+        if not (flag.startswith("--") and name in retired and neutral):
             kept += words[:1]
             size = 1
         words = words[size:]
@@ -428,7 +438,8 @@ def check_ignored(given: set[str], data, model: ModelArguments, training) -> Non
         if strategy != "steps"
     }
     if training.eval_strategy == "no":
-        unused |= dict.fromkeys(("eval_delay", "dynamics_sample_size"), "--eval_strategy is no")
+        names = ("eval_delay", "eval_on_start", "dynamics_sample_size")
+        unused |= dict.fromkeys(names, "--eval_strategy is no")
     if training.save_strategy == "no":
         unused["save_total_limit"] = "--save_strategy is no"
     on_plateau = training.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
@@ -578,6 +589,12 @@ class SaveBest(TrainerCallback):
             announce(f"{path}, of the best evaluation so far, is not there: the best of the later "
                      "evaluations counts")  # fmt: skip
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        elif args.save_strategy == "steps" and state.is_world_process_zero:
+            for old in checkpoints(Path(args.output_dir)):  # left by a kill before `on_save`
+                step = int(old.name.split("-")[1])
+                kept = step % state.save_steps == 0 or step >= state.global_step or old == path
+                if args.save_total_limit is None and not kept:
+                    shutil.rmtree(old, ignore_errors=True)
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         value = metrics.get(best_metric_name(args))
@@ -593,9 +610,27 @@ class SaveBest(TrainerCallback):
         former, self.former = self.former, None
         if former is None or args.save_strategy != "steps" or not state.is_world_process_zero:
             return
+        if args.save_total_limit is not None:
+            return  # Trainer deletes the oldest itself
         due = int(Path(former).name.split("-")[1]) % state.save_steps == 0
         if not due and former != state.best_model_checkpoint:
             shutil.rmtree(former, ignore_errors=True)
+
+
+class SaveAfterEvaluation(TrainerCallback):
+    """A checkpoint of an epoch's last step is saved after the evaluation that ends the epoch: saved
+    before it, a run killed while it evaluates would go on without."""
+
+    deferred = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        ends = abs(state.epoch - round(state.epoch)) < 1e-6 or state.global_step >= state.max_steps
+        if args.eval_strategy == "epoch" and control.should_save and ends:
+            self.deferred, control.should_save = True, False
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save |= self.deferred
+        self.deferred = False
 
 
 class CheckMetrics(TrainerCallback):
@@ -642,7 +677,7 @@ def train_until_stopped(trainer, checkpoint: str | None) -> dict[str, Any]:
     """
     args = trainer.args
     stopping = StopAfterStep()
-    for callback in (stopping, SaveBest(), CheckMetrics()):
+    for callback in (stopping, SaveAfterEvaluation(), SaveBest(), CheckMetrics()):
         trainer.add_callback(callback)
     # TRL's says "fine-tuned version of None" of a local model; run_config.json says what was done
     trainer.create_model_card = lambda *_, **__: None
@@ -655,12 +690,20 @@ def train_until_stopped(trainer, checkpoint: str | None) -> dict[str, Any]:
     note_lengths(args, n_rows=lengths[2], batch=lengths[4], max_steps=max_steps)
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        if state.global_step >= max_steps:  # Trainer would begin the epoch at hand once more
+        if state.global_step > max_steps:
+            raise ValueError(
+                f"{checkpoint} is step {state.global_step} of a longer run than this one, of "
+                f"{max_steps} steps: give another checkpoint, or --max_steps beyond it"
+            )
+        if state.global_step == max_steps:  # Trainer would begin the epoch at hand once more
             announce(f"{checkpoint} is after the last step, {max_steps}: nothing is left to train")
             trainer.set_initial_training_values = lambda *_: (0, *lengths[1:])  # epochs
     with explaining_files(args.output_dir):
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.state.num_train_epochs = n_epochs
+        if checkpoint is not None and state.global_step == max_steps:
+            history = trainer.state.log_history
+            history[:] = [entry for entry in history if "train_loss" not in entry]  # of no step
         if stopping.stopped:
             step = trainer.state.global_step
             saved = f"checkpoint-{step} is saved in {args.output_dir}"

@@ -24,7 +24,7 @@ from command_line import make_parser, run_script
 from data_utils import DATASETS
 from plot_results import PARTS, lowest_loss_step, mean_of, means_by_step, sweep_points
 from ranking_dynamics import read_dynamics
-from result_files import DATASET, SCORING, read_json_lines, scoring_label
+from result_files import DATASET, SCORING, read_json_lines, scoring_label, values_of
 
 PUBLISHED = json.loads((Path(__file__).parent / "paper_tables.json").read_text())
 HUB_NAMES = {  # of models that the tables call otherwise
@@ -63,7 +63,7 @@ SETTING = (*DATASET, "include_ties", *SCORING, "model")
 def setting_of(row: Row) -> tuple:
     """What a row is about: dataset, its part, whether ties count, how it was scored (not given: the
     default), and the model."""
-    return tuple(row.get(key) or None for key in SETTING)
+    return values_of(row, SETTING)
 
 
 def dataset_label(row: Row, beside: list[Row]) -> str:
@@ -148,11 +148,10 @@ def idealized_table(rows: list[Row], beside: str | None = None) -> Table:
     for symbol in NORMALIZATIONS.values():
         columns += [symbol, f"{symbol}* min / med / max", "gap [95 %]"]
     lines = []
-    keys = ("reference_model", *SETTING)
-    for (reference, *_, model), group in groupby(
-        rows, key=lambda row: tuple(row.get(key) or None for key in keys)
-    ):
-        of_group = list(group)
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(values_of(row, ("reference_model", *SETTING)), []).append(row)
+    for (reference, *_, model), of_group in groups.items():
         by_kind = {row["calib_property"].removeprefix("ranks_"): row for row in of_group}
         if len({(row["calib_property"], row["beta"]) for row in of_group}) < len(of_group):
             raise ValueError(f"two runs of {model} on {dataset_label(of_group[0], [])}: give one")

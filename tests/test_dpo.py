@@ -381,7 +381,10 @@ def test_sharded_in_half_precision(tiny_model_directory, tmp_path):
     [
         (["--gamma=0.5"], "--gamma cannot be honoured; use --alpha"),
         (["--max_prompt_length=256"], "use --max_length: prompts are cut from the left"),
-        (["--precompute_ref_log_probs=true"], "always computed once and cached"),
+        (["--precompute_ref_log_probs=false"], "always computed once and cached"),
+        (["--gamma=0"], "--gamma cannot be honoured; use --alpha"),
+        (["--ld_alpha", "0.0"], "--ld_alpha cannot be honoured"),
+        (["--max_steps=0"], "--max_steps 0: give a finite number, 1 or more"),
         (["--loss_typ=sigmoid"], "unknown flag --loss_typ; did you mean --loss_type?"),
         (["--label_smoothing=0.1"], "label_smoothing would change the loss"),
         (["--loss_type=sigmoid", "--alpha=2"], "alpha=2.0 needs loss_type=alpha_scaling"),

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -383,12 +384,18 @@ def as_killed(folder: Path, moved: Path) -> Path:
 def test_nothing_is_trained_after_the_last_checkpoint(tiny_model_directory, tmp_path, length):
     """The same command finishes the run: same step, best model, test loss and checkpoints."""
     more = [*BEST, *FIRST, length]
-    main(command(tiny_model_directory, tmp_path / "run", *more))
+
+    def command_without_limit(folder):
+        words = command(tiny_model_directory, folder, *more)
+        return [word for word in words if not word.startswith("--save_total_limit")]
+
+    main(command_without_limit(tmp_path / "run"))
     weights = (tmp_path / "run/model.safetensors").read_bytes()
     results = json.loads((tmp_path / "run/test_results.json").read_text())
     folder = as_killed(tmp_path / "run", tmp_path / "moved")
     names = {path.name for path in folder.glob("checkpoint-*")}
-    main(command(tiny_model_directory, folder, *more))
+    shutil.copytree(folder / "checkpoint-5", folder / "checkpoint-3")  # a best one before the best
+    main(command_without_limit(folder))
     state = json.loads((folder / "trainer_state.json").read_text())
     assert state["global_step"] == state["max_steps"] == results["model"]["max_steps"] == 5
     assert {path.name for path in folder.glob("checkpoint-*")} == names
@@ -396,6 +403,23 @@ def test_nothing_is_trained_after_the_last_checkpoint(tiny_model_directory, tmp_
     again = json.loads((folder / "test_results.json").read_text())
     assert again["model"] == results["model"] and results["model"]["step"] < 5
     assert again["test_loss"] == pytest.approx(results["test_loss"], abs=1e-4) and again["n"] == 6
+    assert not any("train_loss" in entry for entry in state["log_history"])  # of no step
+    other = [f"--resume_from_checkpoint={folder / 'checkpoint-5'}", *more, "--max_steps=3"]
+    with pytest.raises(ValueError, match="checkpoint-5 is step 5 of a longer run than this one"):
+        main(command(tiny_model_directory, tmp_path / "shorter", *other))
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_holds_its_evaluation(tiny_model_directory, tmp_path):
+    """Or a kill while it evaluates would lose it: the same command goes on after that step."""
+    more = [*BEST, "--evaluation_strategy=epoch", "--save_strategy=steps", "--save_steps=1",
+            "--load_best_model_at_end=false", "--max_steps=5", "--save_total_limit=9"]  # fmt: skip
+    main(command(tiny_model_directory, tmp_path / "run", *more))
+    history = json.loads((tmp_path / "run/trainer_state.json").read_text())["log_history"]
+    evaluated = {entry["step"] for entry in history if "eval_loss" in entry}
+    assert 5 in evaluated and len(evaluated) >= 2
+    for step in evaluated:
+        state = json.loads((tmp_path / f"run/checkpoint-{step}/trainer_state.json").read_text())
+        assert step in {e["step"] for e in state["log_history"] if "eval_loss" in e}
 
 
 def test_wrong_template_is_one_clear_line(tiny_model_directory, tmp_path):
