@@ -20,7 +20,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import SMALL, make_model, make_tokenizer
+from conftest import LONGROPE, SMALL, make_model, make_tokenizer
 from paused import ROWS_WRITTEN, start_paused
 from test_calculate_calibration_metrics import read_wandb_keys
 from tokenizers import processors
@@ -31,6 +31,7 @@ from calculate_win_rate import (
     correlations,
     find_checkpoints,
     gamma_of,
+    generate_batches,
     generation_settings,
     length_controlled_win_rate,
     main,
@@ -527,6 +528,20 @@ def test_responses_continue_what_scoring_takes_for_the_prompt(sample_text):
         assert list(scored[0].ids[: scored[0].start]) == plain
     tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}"
     assert tokenize_prompts(tokenizer, prompts[:1], chat_template=True) == [plain]
+
+
+def test_responses_do_not_depend_on_what_shares_their_batch(tokenizer):
+    """LongRoPE: a short prompt beside a long one is answered as by itself."""
+    model = make_model("phi3", {**LONGROPE, "max_position_embeddings": 512})
+    settings = {"chat_template": False, "temperature": 0.0, "top_p": None, "max_new_tokens": 4,
+                "eos_token_id": [1], "stop_strings": ["\n\nHuman:"]}  # fmt: skip
+    prompts = [{"id": str(k), "prompt": text} for k, text in enumerate(["Hi", "word " * 40])]
+
+    def responses(chosen):
+        batches = generate_batches(model, tokenizer, chosen, set(), 0, settings, 8)
+        return {row["id"]: row["response"] for batch in batches for row in batch}
+
+    assert responses(prompts) == responses(prompts[:1]) | responses(prompts[1:])
 
 
 def test_only_the_flags_and_the_ends_of_turns_shape_responses(
