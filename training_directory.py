@@ -150,7 +150,7 @@ def mark_run(folder: Path, settings: dict[str, Any], finished: bool, **results) 
 
 
 def write_test_results(folder: Path, metrics: dict[str, float], n: int, saved: dict) -> None:
-    """The saved model on the test split: `n` pairs or texts, `saved_step`, and the metrics."""
+    """The model on the test split: `n` pairs or texts, which step it is (`saved`), the metrics."""
     record = {"n": n, "model": saved, **metrics}
     write_text_atomically(folder / TEST_FILE, json.dumps(record, indent=1) + "\n")
 
