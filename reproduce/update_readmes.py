@@ -21,7 +21,7 @@ from reproduce import tables
 from result_files import write_text_atomically
 
 ROOT = Path(__file__).parents[1]
-READMES = ("README.md", "reproduce/README.md")
+READMES = ("reproduce/README.md",)
 BLOCK = re.compile(r"(<!-- tables\.py (.*?) -->\n).*?(<!-- end -->)", re.S)
 
 
