@@ -17,7 +17,6 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoModelForSequenceClassification
 
-from data_utils import SAMPLE_FILE
 from reproduce import update_readmes
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +107,7 @@ def folder(tmp_path, tiny_model_directory) -> Path:
     judge.save_pretrained(tmp_path / "judge")
     for file in tiny_model_directory.glob("tokenizer*"):
         (tmp_path / "judge" / file.name).write_bytes(file.read_bytes())
-    rows = [json.loads(line) for line in SAMPLE_FILE.read_text(encoding="utf-8").splitlines()]
+    rows = map(json.loads, page_text("data/sample_preferences.jsonl").splitlines())
     pairs = [
         {"prompt": row["prompt"], "chosen": better, "rejected": worse}
         for row in rows if row["ranks"] == [1, 2] for better, worse in [row["completions"]]
@@ -151,9 +150,10 @@ def run_as_script(command: list[str], folder: Path, log: Path) -> None:
     runpy.run_path(str(ROOT / command[0]), run_name="__main__")
 
 
-def test_readme_commands_run(folder, tiny_model_directory):
+def test_readme_commands_run(folder, tiny_model_directory, monkeypatch):
     """In their order, as they stand but for model, judge, place of the data and number of examples:
     each ends with exit code 0, and the files that the page names are there."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # forked processes cannot share a GPU
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(LIBRARIES)  # imported once for all commands
     shown = [without_launcher(command) for command in page_commands("README.md")]
