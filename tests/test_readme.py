@@ -150,6 +150,7 @@ def run_as_script(command: list[str], folder: Path, log: Path) -> None:
     runpy.run_path(str(ROOT / command[0]), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_readme_commands_run(folder, tiny_model_directory, monkeypatch):
     """In their order, as they stand but for model, judge, place of the data and number of examples:
     each ends with exit code 0, and the files that the page names are there."""
