@@ -28,9 +28,9 @@ from test_calculate_calibration_metrics import assert_same_results
 from test_dpo import command, history
 from test_peers import NEEDS_SMOLLM2
 
-from data_utils import SAMPLE_FILE
-from ranking_dynamics import read_dynamics
-from result_files import read_json_lines, write_json_lines
+from ranking.data.preferences import SAMPLE_FILE
+from ranking.plumbing.result_files import read_json_lines, write_json_lines
+from ranking.reports.dynamics import read_dynamics
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]

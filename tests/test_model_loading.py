@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from calculate_calibration_metrics import main, parse_args
-from command_line import run_script
-from model_loading import load_model
-from result_files import read_json_lines, write_json_lines
+from ranking.plumbing.command_line import run_script
+from ranking.plumbing.result_files import read_json_lines, write_json_lines
+from ranking.scoring.models import load_model
 
 ROOT = Path(__file__).parents[1]
 
