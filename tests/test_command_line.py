@@ -127,7 +127,7 @@ run_script(main, None)
 def test_a_lock_dies_with_its_owner(tmp_path):
     """Held by another process it refuses; killed with -9, it does not."""
     code = (
-        "import sys; from pathlib import Path; from result_files import lock_outputs;"
+        "import sys; from pathlib import Path; from ranking.plumbing.result_files import lock_outputs;"
         "lock_outputs(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     path = tmp_path / "run.jsonl"

@@ -102,7 +102,7 @@ def test_thirty_kills_of_scoring_and_summaries(tiny_model_directory, tmp_path):
 @NEEDS_SMOLLM2
 def test_eight_kills_of_a_model_conversion(tmp_path):
     code = (
-        "import hashlib; from pathlib import Path; from model_loading import resolve_model;"
+        "import hashlib; from pathlib import Path; from ranking.scoring.models import resolve_model;"
         f"path = Path(resolve_model({SMOLLM2!r})) / 'model.safetensors';"
         "print(hashlib.sha256(path.read_bytes()).hexdigest())"
     )

@@ -74,12 +74,17 @@ def test_tables_of_the_readmes_are_those_of_the_result_files(readme):
     assert update_readmes.updated(text) == text
 
 
+def source_of(script: str) -> str:
+    """A script with all that it may call."""
+    return "".join(file.read_text() for file in [ROOT / script, *ROOT.glob("ranking/*/*.py")])
+
+
 def test_every_flag_is_read():
     """No dead flags: each destination appears as args.<name> (or getattr) somewhere in the scripts."""
     for script in ("calculate_calibration_metrics", "calculate_upper_bound_rlhf", "plot_results",
                    "calculate_win_rate"):  # fmt: skip
-        source = "".join((ROOT / f"{name}.py").read_text() for name in (script, "command_line"))
-        for flag in re.findall(r'"--([a-z][a-z0-9-]*)"', source):
+        source = source_of(f"{script}.py")
+        for flag in re.findall(r'"--([a-z][a-z0-9-]*)"', source.replace("--help-all", "")):
             name = flag.replace("-", "_")
             assert re.search(rf'args\.{name}\b|"{name}"', source), flag
 
@@ -92,7 +97,7 @@ def test_every_training_flag_is_read():
     from sft import SFTDataArguments
 
     for script, kind in (("dpo", DPODataArguments), ("sft", SFTDataArguments)):
-        source = "".join((ROOT / f"{name}.py").read_text() for name in (script, "training_setup"))
+        source = source_of(f"{script}.py")
         for field in dataclasses.fields(kind):
             assert re.search(rf"args\.{field.name}\b|self\.{field.name}\b", source), field.name
 
