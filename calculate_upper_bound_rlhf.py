@@ -10,49 +10,30 @@ breakpoints of R*(β)), NAME.curve.png and NAME.required_loss.png.
 """
 
 import argparse
-import logging
 import math
 import sys
 from collections import Counter
 from importlib.metadata import version
 from itertools import combinations
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from calculate_calibration_metrics import (
-    LIBRARIES,
-    NORMALIZATIONS,
-    Run,
-    add_scoring_arguments,
-    announce_uneven_cuts,
-    check_comparable,
-    check_scoring_arguments,
-    config_beside,
-    dataset_label,
-    is_cut,
-    load_datasets,
-    load_examples,
-    planned_records,
-    prepare_outputs_once,
-    record_scores,
-    run_config,
-    score_to_file,
-    scoring_settings,
-)
-from command_line import announce, make_parser, process_rank, run_script
-from data_utils import ALPACA_FARM, read_votes
-from model_loading import check_model_path, check_revision
-from ranking_metrics import (
-    TIE_EPSILON,
-    clustered_bootstrap_interval,
-    critical_betas,
+from ranking.data.examples import dataset_label
+from ranking.data.hub import ALPACA_FARM
+from ranking.data.schemas import read_votes
+from ranking.metrics.accuracy import NORMALIZATIONS, is_cut, record_scores
+from ranking.metrics.idealized import (
+    BETAS,
+    curve_row,
     preferred_proportion,
     required_loss,
     required_margin,
+    summarize_idealized,
+    summary_rows,
 )
-from result_files import (
+from ranking.plumbing.command_line import announce, make_parser, process_rank, run_script
+from ranking.plumbing.result_files import (
+    Record,
     check_inputs,
     lock_outputs,
     output_paths,
@@ -61,13 +42,25 @@ from result_files import (
     scoring_label,
     write_json_lines,
 )
-from wandb_runs import finishing_wandb, start_wandb
+from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
+from ranking.reports.idealized import (
+    log_to_wandb,
+    print_selected_pairs,
+    print_table,
+    report_exact_ties,
+)
+from ranking.scoring.comparable import Run, announce_uneven_cuts, check_comparable, shared_examples
+from ranking.scoring.examples_file import (
+    LIBRARIES,
+    config_beside,
+    load_examples,
+    planned_records,
+    scoring_settings,
+)
+from ranking.scoring.flags import add_scoring_arguments, check_scoring_arguments
+from ranking.scoring.models import check_model_path, check_revision
 
-Record = dict[str, Any]
-BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)
 
-
-# ---------------------------------------------------------------------------- records → pairs
 def pairs_of_record(
     record: Record, assumed_proportion: float | None, epsilon: float
 ) -> list[Record]:
@@ -161,105 +154,6 @@ def collect_pairs(
     return pairs, dropped
 
 
-def observed_correctness(logratios: np.ndarray, tied: np.ndarray) -> np.ndarray:
-    """Def. 2.3 (≥), tied pairs by Def. C.1 (|Δ| < 0.01); non-finite log-ratios are wrong."""
-    finite = np.isfinite(logratios)
-    return finite & np.where(tied, np.abs(logratios) < TIE_EPSILON, logratios >= 0)
-
-
-def tie_aware_critical_betas(ref_logratios, alphas, tied) -> np.ndarray:
-    """Critical β; a tied pair keeps the reference's log-ratio at every β: always or never right."""
-    with_ties = np.where(np.abs(ref_logratios) < TIE_EPSILON, np.inf, 0.0)
-    return np.where(tied, with_ties, critical_betas(ref_logratios, alphas))
-
-
-# ---------------------------------------------------------------------------- summaries
-def paired_interval(values: np.ndarray, clusters: list[str], seed: int) -> list[float | None]:
-    """95 % bootstrap interval of a mean over pairs by prompt; null for a single prompt."""
-    interval = clustered_bootstrap_interval(values, np.ones(len(values)), clusters, seed)
-    return [None if math.isnan(x) else x for x in interval]
-
-
-def summarize_pairs(pairs: list[Record], normalization: str, args: argparse.Namespace) -> dict:
-    """Arrays and accuracies of one dataset and normalization."""
-    ref = np.array([pair[f"ref_logratio {normalization}"] for pair in pairs])
-    policy = np.array([pair[f"policy_logratio {normalization}"] for pair in pairs])
-    tied = np.array([pair["tied"] for pair in pairs])
-    critical = tie_aware_critical_betas(ref, np.array([pair["alpha"] for pair in pairs]), tied)
-    observed = observed_correctness(policy, tied)
-    clusters = [pair["record"]["prompt_id"] for pair in pairs]
-    by_beta = []
-    for beta in sorted(args.betas):
-        correct = critical > beta
-        difference = correct.astype(float) - observed
-        interval = paired_interval(difference, clusters, args.seed)
-        by_beta.append(
-            {"beta": beta, "correct": correct, "accuracy": float(correct.mean()),
-             "gap": float(difference.mean()),
-             "gap_95": interval,
-             "accuracy_95": paired_interval(correct, clusters, args.seed)}
-        )  # fmt: skip
-    accuracies = [entry["accuracy"] for entry in by_beta]
-    # R* falls with β: the median over β is the mean of the outcomes at the middle one or two
-    middle = (by_beta[(len(by_beta) - 1) // 2]["correct"] * 0.5) + (
-        by_beta[len(by_beta) // 2]["correct"] * 0.5
-    )
-    return {
-        "ref": ref,
-        "critical": critical,
-        "observed": observed,
-        "by_beta": by_beta,
-        "accuracy": float(observed.mean()),
-        "reference_accuracy": float(observed_correctness(ref, tied).mean()),
-        "exact_ties": int((~tied & (policy == 0)).sum()),
-        "reference_exact_ties": int((~tied & (ref == 0)).sum()),
-        "min_median_max": [min(accuracies), float(np.median(accuracies)), max(accuracies)],
-        "gap_to_median": float(np.median(accuracies) - observed.mean()),
-        "gap_to_median_95": paired_interval(middle - observed, clusters, args.seed),
-    }
-
-
-def summary_rows(summary: dict, normalization: str, common: Record) -> list[Record]:
-    """One result line per β."""
-    return [
-        {
-            **common,
-            "beta": entry["beta"],
-            "calib_property": f"ranks_{normalization}",
-            "distance_metric": "acc",
-            "distance_metric_value_mean": entry["accuracy"],
-            "n": len(entry["correct"]),
-            "observed_accuracy": summary["accuracy"],
-            "reference_accuracy": summary["reference_accuracy"],
-            "n_exact_ties": summary["exact_ties"],
-            "reference_n_exact_ties": summary["reference_exact_ties"],
-            "gap": entry["gap"],
-            "bootstrap_95": entry["accuracy_95"],
-            "gap_95": entry["gap_95"],
-            "gap_to_median": summary["gap_to_median"],
-            "gap_to_median_95": summary["gap_to_median_95"],
-            "min_median_max": summary["min_median_max"],
-            "example_distance_metric_values": entry["correct"].astype(float).tolist(),
-        }
-        for entry in summary["by_beta"]
-    ]
-
-
-def curve_row(summary: dict, normalization: str, common: Record) -> Record:
-    """R*(β) = share of critical β above β: all finite breakpoints, and both limits."""
-    critical = summary["critical"]
-    finite = np.sort(critical[np.isfinite(critical) & (critical > 0)])
-    return {
-        **common,
-        "calib_property": f"ranks_{normalization}",
-        "n": len(critical),
-        "limit_beta_to_0": float((critical > 0).mean()),
-        "limit_beta_to_infinity": float(np.isinf(critical).mean()),
-        "critical_betas": finite.tolist(),
-        "observed_accuracy": summary["accuracy"],
-    }
-
-
 def pair_rows(
     pairs: list[Record], summaries: dict[str, dict], args: argparse.Namespace
 ) -> list[Record]:
@@ -298,80 +192,6 @@ def pair_rows(
     return rows
 
 
-# ---------------------------------------------------------------------------- reporting
-def print_table(table_rows: list[tuple[str, int, dict[str, dict]]], title: str) -> None:
-    """R̃, R̃* min/med/max, R, R* min/med/max and the gaps to the median, in percent."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"Idealized ranking accuracy, %; observed: {title}")
-    for column in ("dataset", "pairs", "R̃", "R̃* min/med/max", "gap", "R", "R* min/med/max", "gap"):
-        table.add_column(column, justify="left" if column == "dataset" else "right")
-    for dataset, n, summaries in table_rows:
-        cells = []
-        for normalization in NORMALIZATIONS:
-            summary = summaries[normalization]
-            low, high = (math.nan if x is None else x for x in summary["gap_to_median_95"])
-            cells += [
-                f"{100 * summary['accuracy']:.1f}",
-                " / ".join(f"{100 * value:.1f}" for value in summary["min_median_max"]),
-                f"{100 * summary['gap_to_median']:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
-            ]
-        table.add_row(dataset, str(n), *cells)
-    Console(width=None if sys.stdout.isatty() else 132, markup=False).print(table)
-
-
-def report_exact_ties(table_rows: list[tuple[str, int, dict[str, dict]]], alone: bool) -> None:
-    """A warning for each accuracy that exactly equal scores of untied pairs decide; `alone`: the
-    reference is the policy."""
-    sides = [("observed", "accuracy", "exact_ties")]
-    if not alone:
-        sides.append(("reference's", "reference_accuracy", "reference_exact_ties"))
-    for dataset, n, summaries in table_rows:
-        for normalization, summary in summaries.items():
-            for whose, accuracy, ties in sides:
-                if summary[ties]:
-                    value, strict = summary[accuracy], summary[accuracy] - summary[ties] / n
-                    logging.warning(
-                        "%s, %s: %d untied pairs have exactly equal scores: %s accuracy %.1f %% as "
-                        "Def. 2.3 counts them (right), %.1f %% if they were wrong", dataset,
-                        normalization, summary[ties], whose, 100 * value, 100 * strict,
-                    )  # fmt: skip
-
-
-def print_pairs(title: str, pairs: list[Record]) -> None:
-    """Prompt and completions of some pairs (App. F)."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, show_lines=True)
-    for column in ("c (nats)", "α", "prompt", "preferred", "dispreferred"):
-        table.add_column(column, overflow="fold")
-    for pair in pairs:
-        record = pair["record"]
-        texts = [record["completions"][pair[side]]["text"] for side in ("winner", "loser")]
-        cells = [text.strip() for text in (record["prompt"][-300:], *texts)]
-        cells = [text if len(text) <= 300 else text[:299] + "…" for text in cells]
-        numbers = (f"{-pair['ref_logratio non-length-normalized']:.1f}", f"{pair['alpha']:.3f}")
-        table.add_row(*numbers, *(Text(cell) for cell in cells))
-    Console(width=None if sys.stdout.isatty() else 132, markup=False).print(table)
-
-
-def print_selected_pairs(pairs: list[Record], args: argparse.Namespace) -> None:
-    """`--hardest`, `--easiest` and `--easiest-to-flip`, by c = log π_ref(y_l|x) / π_ref(y_w|x)."""
-    untied = [pair for pair in pairs if not pair["tied"]]
-    ordered = sorted(untied, key=lambda pair: pair["ref_logratio non-length-normalized"])
-    wrong = [pair for pair in ordered if pair["ref_logratio non-length-normalized"] < 0]
-    if args.hardest:
-        print_pairs("Hardest to learn: largest c", ordered[: args.hardest])
-    if args.easiest:
-        print_pairs("Easiest: smallest c", ordered[::-1][: args.easiest])
-    if args.easiest_to_flip:
-        print_pairs("Easiest to flip: smallest positive c", wrong[::-1][: args.easiest_to_flip])
-
-
-# ---------------------------------------------------------------------------- command line
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     models = parser.add_argument_group(
@@ -490,6 +310,13 @@ def main(args: argparse.Namespace) -> None:
     datasets = None
     scored: list[Record] = []
     if args.lm_name_or_path or args.policy_name_or_path:
+        from ranking.scoring.score import (
+            load_datasets,
+            prepare_outputs_once,
+            run_config,
+            score_to_file,
+        )
+
         datasets = load_datasets(args)
 
     def prepared(model_name: str | None, examples_file: str | None, revision: str | None) -> Run:
@@ -544,7 +371,7 @@ def main(args: argparse.Namespace) -> None:
     policy = records_of(runs[1], f"{stem}.policy") if len(runs) > 1 else reference
     if process_rank() > 0:
         return  # the first process has all records and reports
-    announce_uneven_cuts(reference, policy)
+    announce_uneven_cuts(shared_examples(reference, policy))
     pairs, dropped = collect_pairs(reference, policy, args)
     for key, drops in dropped.items():
         if drops:
@@ -582,14 +409,17 @@ def main(args: argparse.Namespace) -> None:
             "reference_n_truncated_prompts": n_truncated[0],
             "versions": {name: version(name) for name in LIBRARIES},
         }
-        summaries = {n: summarize_pairs(chosen, n, args) for n in NORMALIZATIONS}
+        summaries = {
+            n: summarize_idealized(chosen, n, args.betas, args.seed) for n in NORMALIZATIONS
+        }
         for normalization, summary in summaries.items():
             rows += summary_rows(summary, normalization, common)
             curves.append(curve_row(summary, normalization, common))
         per_pair += pair_rows(chosen, summaries, args)
         table.append((dataset_label(*key), len(chosen), summaries))
 
-    from plot_results import draw, plot_idealized_curves, plot_required_loss
+    from ranking.reports.idealized import plot_idealized_curves, plot_required_loss
+    from ranking.reports.style import draw
 
     paths["summary"].parent.mkdir(parents=True, exist_ok=True)
     lock_outputs(paths["summary"])
@@ -608,22 +438,6 @@ def main(args: argparse.Namespace) -> None:
         run = start_wandb(project=args.wandb_project, config=settings)
         with finishing_wandb(run):
             log_to_wandb(run, rows, files)
-
-
-def log_to_wandb(run, rows: list[Record], files: dict[str, Path]) -> None:
-    """The table per β and both pictures."""
-    import wandb
-
-    columns = ["dataset_name", "dataset_split", "calib_property", "beta",
-               "distance_metric_value_mean", "gap", "n"]  # fmt: skip
-    data = [[row[column] for column in columns] for row in rows]
-    run.log(
-        {
-            "idealized_accuracy": wandb.Table(columns=columns, data=data),
-            "curve": wandb.Image(str(files["picture"])),
-            "required_loss": wandb.Image(str(files["losses"])),
-        }
-    )
 
 
 if __name__ == "__main__":

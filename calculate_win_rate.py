@@ -10,477 +10,69 @@ and, for checkpoints, NAME.png. The same command resumes a killed run.
 """
 
 import argparse
-import json
 import math
-import re
-import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from calculate_calibration_metrics import add_trust_arguments
-from command_line import announce, make_parser, run_script, until_stopped
-from data_utils import PreferenceData, fingerprint, joining, load_preferences
-from judges import (
-    FIRST_ORDER,
-    SECOND_ORDER,
-    ask_all,
-    both_orders,
-    combine_orders,
-    load_reward_model,
-    make_client,
-    parse_verdict,
-    position_bias,
-    reward_ids,
-    reward_scores,
+from ranking.data.examples import PreferenceData, fingerprint, joining
+from ranking.judging.responses import (
+    generation_settings,
+    load_prompts,
+    pair_responses,
+    read_responses,
+    respond,
+    trust,
 )
-from model_loading import (
-    DTYPES,
-    REMOTE_CODE_FLAG,
-    adapter_base,
-    cache_directory,
-    check_model_path,
-    choose_device,
-    context_length,
-    load_config,
-    load_model,
-    load_tokenizer,
-    model_fingerprint,
-    resolve_dtype,
-    resolve_model,
+from ranking.judging.reward_model import load_reward_model
+from ranking.judging.served_model import make_client
+from ranking.judging.verdicts import judged_rows
+from ranking.metrics.accuracy import exact_ties, ranking_accuracy
+from ranking.metrics.win_rate import correlations, summarize
+from ranking.plumbing.command_line import (
+    announce,
+    make_parser,
+    progress_bar,
+    run_script,
+    until_stopped,
 )
-from ranking_metrics import (
-    clustered_bootstrap_interval,
-    correlation_test,
-    exact_ties,
-    ranking_accuracy,
-)
-from result_files import (
+from ranking.plumbing.result_files import (
+    Record,
     append_json_lines,
     check_inputs,
     drop_torn_line,
-    hash_config,
     output_paths,
     prepare_outputs,
-    read_json_lines,
     write_json_lines,
 )
-from wandb_runs import check_wandb, finishing_wandb, start_wandb
+from ranking.plumbing.wandb_runs import check_wandb, finishing_wandb, start_wandb
+from ranking.reports.win_rate import log_to_wandb, print_table
+from ranking.scoring.flags import add_trust_arguments
+from ranking.scoring.models import (
+    DTYPES,
+    REMOTE_CODE_FLAG,
+    check_model_path,
+    choose_device,
+    context_length,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+)
+from ranking.training.run_directory import find_checkpoints, gamma_of
 
-NEXT_TURN = "\n\nHuman:"  # where a model that continues the dialogue ends its own turn
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "statsmodels", "openai")
-Record = dict[str, Any]
-
-
-# ---------------------------------------------------------------------------- win rates
-def win_rate(wins: list[float], prompt_ids: list[str], seed: int) -> tuple[float | None, list]:
-    """Mean share of the win (ties half) and its 95 % bootstrap interval over prompts.
-
-    None and [None, None] without wins."""
-    if not wins:
-        return None, [None, None]
-    low, high = clustered_bootstrap_interval(wins, [1.0] * len(wins), prompt_ids, seed)
-    return float(np.mean(wins)), [None if np.isnan(x) else x for x in (low, high)]
-
-
-def length_controlled_win_rate(wins: list[float], length_differences: list[int]) -> float | None:
-    """Win rate at equal lengths: logistic regression of the win on the standardized difference of
-    lengths, squashed by tanh so that extremes do not decide, read off at zero.
-
-    length_differences: policy − other, in characters. None where the regression has no finite
-    optimum (no wins, all on one side, or lengths that separate wins from losses).
-    """
-    import statsmodels.api as sm
-    from statsmodels.tools.sm_exceptions import PerfectSeparationError
-
-    if not wins:
-        return None
-    wins_array = np.array(wins, dtype=float)
-    differences = np.array(length_differences, dtype=float)
-    if wins_array.min() == wins_array.max():
-        return float(wins_array[0]) if wins_array[0] == 0.5 else None
-    spread = differences.std()
-    if spread == 0.0:
-        return float(wins_array.mean()) if not differences.any() else None
-    design = np.column_stack([np.ones(len(wins)), np.tanh(differences / spread)])
-    try:
-        fit = sm.GLM(wins_array, design, family=sm.families.Binomial()).fit()
-    except PerfectSeparationError:
-        return None
-    if not fit.converged or not np.isfinite(fit.bse).all() or np.abs(fit.params).max() > 20:
-        return None
-    return float(1.0 / (1.0 + np.exp(-fit.params[0])))
-
-
-def summarize(rows: list[Record], common: Record, seed: int) -> Record:
-    """The summary line of one policy from its judged pairs; unclear verdicts are left out."""
-    judged = [row for row in rows if row["win"] is not None]
-    wins = [row["win"] for row in judged]
-    rate, interval = win_rate(wins, [row["prompt_id"] for row in judged], seed)
-    own_lengths, other_lengths = (
-        [len(row[f"{side}_response"]) for row in rows] for side in ("policy", "other")
-    )
-    differences = [len(r["policy_response"]) - len(r["other_response"]) for r in judged]
-    verdicts = [row["verdicts"] for row in rows if row.get("verdicts")]
-    return {
-        **common,
-        "win_rate": rate,
-        "bootstrap_95": interval,
-        "length_controlled_win_rate": length_controlled_win_rate(wins, differences),
-        "n": len(judged),
-        "n_wins": wins.count(1.0),
-        "n_ties": wins.count(0.5),
-        "n_losses": wins.count(0.0),
-        "n_unclear": len(rows) - len(judged),
-        "n_empty_responses": sum(
-            not row[f"{side}_response"] for row in rows for side in ("policy", "other")
-        ),
-        "mean_characters_policy": float(np.mean(own_lengths)),
-        "mean_characters_other": float(np.mean(other_lengths)),
-        **(position_bias(verdicts) if verdicts else {}),
-    }
-
-
-# ---------------------------------------------------------------------------- prompts, responses
-def load_prompts(args: argparse.Namespace) -> tuple[PreferenceData, list[Record]]:
-    """The sample, and its prompts once each with the preferred completion."""
-    data = load_preferences(
-        args.dataset, sample_size=args.sample_size, seed=args.seed, data_dir=args.data_dir
-    )
-    dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
-    prompts: dict[str, Record] = {}
-    for example in data.examples:
-        best = example.completions[example.ranks.index(min(example.ranks))]
-        prompts.setdefault(
-            example.prompt_id,
-            {"id": example.id, "prompt_id": example.prompt_id, "prompt": example.prompt,
-             "chosen": best.strip()},
-        )  # fmt: skip
-    repeated = len(data.examples) - len(prompts)
-    announce(f"{data.name}: {len(prompts)} prompts, dropped: {dropped}; repeated: {repeated}")
-    for note in data.notes:
-        announce(f"{data.name}: {note}")
-    return data, list(prompts.values())
-
-
-def tokenize_prompts(tokenizer, prompts: list[str], chat_template: bool) -> list[list[int]]:
-    """Token ids that responses continue, as scoring takes prompts: the tokenizer's special tokens
-    in front, BOS once, and none behind. Empty where the chat template refuses the dialogue."""
-    from log_likelihood import (
-        chat_prompt,
-        encode_texts,
-        exact_offset_tokenizer,
-        locate_completion,
-    )
-
-    texts = list(prompts)
-    for k, prompt in enumerate(prompts) if chat_template else ():
-        try:
-            texts[k] = chat_prompt(tokenizer, prompt)
-        except ValueError:
-            texts[k] = ""
-    encodings = encode_texts(exact_offset_tokenizer(tokenizer), texts, not chat_template)
-    parts = [
-        locate_completion(encoding, len(text), None, tokenizer.bos_token_id)
-        for encoding, text in zip(encodings, texts)
-    ]
-    return [[*head, *prompt] for head, prompt, _ in parts]
-
-
-def ends_of_turn(args: argparse.Namespace, name: str) -> list[int]:
-    """Ids that end a response: EOS in the model's generation_config.json (chat models have several)
-    and of its tokenizer, and what closes a turn in the chat template that is used."""
-    from transformers import GenerationConfig
-
-    from log_likelihood import end_of_turn_id
-
-    path = resolve_model(name)
-    if (Path(path) / "adapter_config.json").is_file():
-        path = adapter_base(path)
-    try:
-        eos = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:  # there is none
-        eos = load_config(path, None, args.trust_remote_code).get_text_config().eos_token_id
-    tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
-    ends = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id}
-    if args.chat_template and tokenizer.chat_template is not None:
-        closing = end_of_turn_id(tokenizer)
-        ends |= {closing} & tokenizer.added_tokens_decoder.keys()
-    return sorted(ends - {None})
-
-
-def generate_batches(
-    model,
-    tokenizer,
-    prompts: list[Record],
-    done: set[str],
-    seed: int,
-    settings: Record,
-    batch_size: int,
-) -> Iterator[list[Record]]:
-    """Responses to the prompts that are not `done`, batch by batch.
-
-    The `settings` alone shape them: the model's generation_config.json may ask for penalties, bans
-    and forced tokens, which are left aside.
-    Batches are formed from all prompts, the longest first, and each has a seed of its own, so that
-    a resumed run samples what an uninterrupted one does; a model whose rotary frequencies depend on
-    the length (LongRoPE) has one prompt in a batch, so that none depends on its neighbours. Two
-    models must not get the same `seed`: like ones would give the same responses.
-    """
-    import torch
-    from transformers import GenerationConfig
-
-    from log_likelihood import check_vocabulary, length_class, unwrap
-
-    texts = [prompt["prompt"] for prompt in prompts]
-    ids = tokenize_prompts(tokenizer, texts, settings["chat_template"])
-    check_vocabulary(model, [*ids, [tokenizer.pad_token_id]])
-    limit = context_length(model)
-    longest = None if limit is None else limit - settings["max_new_tokens"]
-    keys = ("max_new_tokens", "eos_token_id", "stop_strings")
-    sampling = {"temperature": settings["temperature"], "top_p": settings["top_p"], "top_k": 0}
-    model.generation_config = unwrap(model).generation_config = GenerationConfig(
-        **{key: settings[key] for key in keys},
-        **(sampling if settings["temperature"] > 0 else {}),
-        do_sample=settings["temperature"] > 0,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    batch_size = 1 if length_class(model, 1) else batch_size
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
-        if all(prompts[i]["id"] in done for i in batch):
-            continue
-        fitting = [i for i in batch if ids[i] and (longest is None or len(ids[i]) <= longest)]
-        rows = [
-            {"id": prompts[i]["id"], "response": None, "finished": False, "n_tokens": 0}
-            for i in batch
-            if i not in fitting
-        ]
-        if fitting:
-            inputs = tokenizer.pad(
-                {"input_ids": [ids[i] for i in fitting]}, padding_side="left", return_tensors="pt"
-            ).to(model.device)
-            torch.manual_seed(seed + first)
-            try:
-                with torch.inference_mode():
-                    output = model.generate(**inputs, tokenizer=tokenizer)
-            except RuntimeError as error:  # NaN weights among others
-                line = str(error).splitlines()[0]
-                raise ValueError(f"{model.name_or_path} cannot generate: {line}") from error
-            width = inputs["input_ids"].shape[1]
-            for i, new in zip(fitting, output[:, width:].tolist()):
-                response = read_response(tokenizer, new, settings["eos_token_id"])
-                rows.append({"id": prompts[i]["id"], **response})
-        yield [row for row in rows if row["id"] not in done]
-
-
-def read_response(tokenizer, new: list[int], ends: list[int]) -> Record:
-    """The text of generated ids up to the end of the turn, and whether that end was reached."""
-    stops = {*ends, tokenizer.pad_token_id}
-    end = next((k for k, token in enumerate(new) if token in stops), len(new))
-    text, found, _ = tokenizer.decode(new[:end], skip_special_tokens=True).partition(NEXT_TURN)
-    return {"response": text.strip(), "finished": bool(found) or end < len(new), "n_tokens": end}
-
-
-def read_responses(path: str) -> list[Record]:
-    """Rows of a responses file; ValueError if it is something else."""
-    rows = read_json_lines(Path(path))
-    for number, row in enumerate(rows, start=1):
-        if not {"generation", "id", "response"} <= row.keys():
-            raise ValueError(f"{path}: row {number}: not a responses file of calculate_win_rate.py")
-    return rows
-
-
-def trust(args: argparse.Namespace) -> dict[str, Any]:
-    """What the models of this run are allowed to do."""
-    return {"trust_remote_code": args.trust_remote_code, "allow_pickle": args.allow_pickle}
-
-
-def generation_settings(args: argparse.Namespace, name: str, draw: int = 0) -> Record:
-    """What a response depends on, beside its prompt; another `draw` samples other responses."""
-    return {
-        "model": name,
-        "model_fingerprint": model_fingerprint(name),
-        "dtype": resolve_dtype(args.dtype, args.device),
-        "temperature": args.temperature,
-        "top_p": args.top_p if args.temperature > 0 else None,
-        "max_new_tokens": args.max_new_tokens,
-        "eos_token_id": ends_of_turn(args, name),
-        "stop_strings": [NEXT_TURN],
-        "chat_template": args.chat_template,
-        "seed": args.seed if args.temperature > 0 else None,
-        "trust_remote_code": args.trust_remote_code,
-        "draw": draw if args.temperature > 0 else None,
-    }
-
-
-def respond(
-    args: argparse.Namespace, settings: Record, prompts: list[Record], known: list[Record], file
-) -> dict[str, str | None]:
-    """Responses of one model by example id, taken from `known` rows or generated and appended.
-
-    A response is None where the prompt and --max-new-tokens exceed the context, or the prompt has
-    no token (empty, or refused by the chat template).
-    """
-    name = settings["model"]
-    key = hash_config(settings)
-    responses = {row["id"]: row["response"] for row in known if row["generation"] == key}
-    wanted = {prompt["id"] for prompt in prompts}
-    if wanted - responses.keys():
-        model = load_model(name, dtype=args.dtype, device=args.device, **trust(args))
-        tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
-        if args.chat_template and tokenizer.chat_template is None:
-            raise ValueError(f"--chat-template: {name} has none")
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if tokenizer.pad_token is None:
-            raise ValueError(f"the tokenizer of {name} has neither a pad nor an EOS token")
-        n_before = len(wanted & responses.keys())
-        with progress_bar(f"responses of {name}", len(wanted), n_before) as progress:
-            seed = int(key[:12], 16)  # of --seed, the model and the other settings
-            batches = generate_batches(
-                model, tokenizer, prompts, set(responses), seed, settings, args.batch_size
-            )
-            for rows in until_stopped(
-                batches, lambda: f"{progress.n} responses of {name} are saved in {file.name}"
-            ):
-                append_json_lines(file, ({"generation": key, **settings, **row} for row in rows))
-                known += [{"generation": key, **row} for row in rows]
-                responses |= {row["id"]: row["response"] for row in rows}
-                progress.update(len(rows))
-    return {i: response for i, response in responses.items() if i in wanted}
-
-
-def progress_bar(text: str, total: int, n_done: int = 0):
-    """With rate and time left; a line every ten seconds where stderr is a file."""
-    from tqdm import tqdm
-
-    seconds = 1 if sys.stderr.isatty() else 10
-    return tqdm(total=total, initial=n_done, desc=text, mininterval=seconds)
-
-
-# ---------------------------------------------------------------------------- judging
-def pair_responses(
-    prompts: list[Record],
-    policy: str,
-    own: dict[str, str | None],
-    other: dict[str, str | None],
-    data: PreferenceData,
-) -> list[Record]:
-    """What the judge compares: a row per prompt that both could answer. ValueError if none."""
-    pairs = [
-        {"model": policy, "id": p["id"], "prompt_id": p["prompt_id"], "dataset": data.name,
-         "split": data.split, "prompt": p["prompt"], "policy_response": own[p["id"]],
-         "other_response": other[p["id"]]}
-        for p in prompts
-        if own[p["id"]] is not None and other[p["id"]] is not None
-    ]  # fmt: skip
-    if not pairs:
-        raise ValueError("no prompt has tokens and leaves room for --max-new-tokens in the context")
-    return pairs
-
-
-def judged_rows(args: argparse.Namespace, pairs: list[Record], judge) -> Iterator[Record]:
-    """The pairs with the judge's verdict: `win` is the policy's share, None if unclear.
-
-    Identical responses are a tie without asking.
-    """
-    differing = []
-    for pair in pairs:
-        if pair["policy_response"] == pair["other_response"]:
-            yield {**pair, "win": 0.5, "identical": True}
-        else:
-            differing.append(pair)
-    if not differing:
-        return
-    kind, _, judge_name = args.judge.partition(":")
-    waiting: dict[int, dict[str, Any]] = {k: {} for k in range(len(differing))}
-
-    def finish(k: int) -> Record:
-        return {**differing[k], **verdict_of(kind, waiting.pop(k))}
-
-    if kind == "reward-model":
-        model, tokenizer = judge
-        asking: dict[tuple, list[tuple[int, str]]] = {}  # a reference's response is scored once
-        for k, pair in enumerate(differing):
-            for side in ("policy", "other"):
-                try:
-                    ids = reward_ids(tokenizer, pair["prompt"], pair[f"{side}_response"])
-                except ValueError as error:
-                    announce(str(error))
-                    yield {**pair, "win": None, "rewards": None}
-                    break
-                asking.setdefault(tuple(ids), []).append((k, side))
-        texts = list(asking)
-        for index, reward in reward_scores(model, tokenizer, texts):
-            for k, side in asking[texts[index]]:
-                waiting[k][side] = reward
-                if len(waiting[k]) == 2:
-                    yield finish(k)
-        return
-    questions = {
-        (k, order): messages
-        for k, pair in enumerate(differing)
-        for order, messages in both_orders(
-            pair["prompt"], pair["policy_response"], pair["other_response"]
-        ).items()
-    }
-    cache = cache_directory() / "judge" / f"{judge_name.replace('/', '--')}.jsonl"
-    for (k, order), answer in ask_all(
-        judge, judge_name, questions, cache, concurrency=args.judge_concurrency,
-        price=args.judge_price, announce=announce,
-    ):  # fmt: skip
-        waiting[k][order] = answer
-        if len(waiting[k]) == 2:
-            yield finish(k)
-
-
-def verdict_of(kind: str, found: dict[str, Any]) -> Record:
-    """`win` and what it came from: two rewards, or two answers."""
-    if kind == "reward-model":
-        policy, other = found["policy"], found["other"]
-        if not np.isfinite([policy, other]).all():
-            return {"win": None, "rewards": None}
-        return {"win": float(np.sign(policy - other) / 2 + 0.5), "rewards": [policy, other]}
-    answers = [found[FIRST_ORDER], found[SECOND_ORDER]]
-    verdicts = [parse_verdict(answer) for answer in answers]
-    return {"win": combine_orders(*verdicts), "verdicts": verdicts, "answers": answers}
-
-
-# ---------------------------------------------------------------------------- checkpoints
-def find_checkpoints(folder: Path) -> list[Path]:
-    """checkpoint-* by step, else the model directories in `folder` by their γ and name."""
-    models = [
-        path
-        for path in folder.iterdir()
-        if any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
-    ]
-    steps = [path for path in models if re.fullmatch(r"checkpoint-\d+", path.name)]
-    if steps:
-        return sorted(steps, key=lambda path: int(path.name.split("-")[1]))
-    runs = [path for path in models if path.name != "base"]  # what adapters of dpo.py start from
-    if not runs:
-        raise ValueError(f"--checkpoints {folder}: no checkpoint-* and no model directories")
-    return sorted(runs, key=lambda path: (gamma_of(path) or 0.0, path.name))
-
-
-def gamma_of(folder: Path) -> float | None:
-    """γ of a run of dpo.py, from its run_config.json."""
-    file = folder / "run_config.json"
-    return json.loads(file.read_text())["settings"].get("alpha") if file.is_file() else None
 
 
 def checkpoint_facts(args: argparse.Namespace, policy: Path, data: PreferenceData) -> Record:
     """Ranking accuracy on the sampled examples, and ‖θ − θ_ref‖² from the reference."""
     import torch
 
-    from log_likelihood import check_fast_path, score_examples, tokenize_examples
-    from ranking_dynamics import initial_weights, squared_distance, trained_weights
+    from ranking.scoring.score import score_examples
+    from ranking.scoring.start_up_check import check_fast_path
+    from ranking.scoring.tokenization import tokenize_examples
+    from ranking.training.distance import initial_weights, squared_distance, trained_weights
 
     def whole_model(name: str):
         """In float32, for half precision would round the differences away; adapters merged."""
@@ -533,83 +125,6 @@ def checkpoint_facts(args: argparse.Namespace, policy: Path, data: PreferenceDat
     }
 
 
-def correlations(rows: list[Record]) -> list[Record]:
-    """Spearman's correlation of ranking accuracy and win rate: all, nearer and farther half.
-
-    Halves are by the distance from the reference (the paper's "on-policy" and "off-policy" parts);
-    None with fewer than three points or where one of the two never changes. Rows without a win rate
-    are left out.
-    """
-    rated = [row for row in rows if row["win_rate"] is not None]
-    ordered = sorted(rated, key=lambda row: row["squared_distance"])
-    half = (len(ordered) + 1) // 2
-    results = []
-    for part, chosen in (("all", ordered), ("near", ordered[:half]), ("far", ordered[half:])):
-        accuracy = [row["ranking_accuracy"] for row in chosen]
-        wins = [row["win_rate"] for row in chosen]
-        value = p_value = None
-        if len(chosen) >= 3 and len(set(accuracy)) > 1 and len(set(wins)) > 1:
-            value, p_value = correlation_test(accuracy, wins, "spearmanr")
-        results.append({"part": part, "n": len(chosen), "spearmanr": value, "p_value": p_value})
-    return results
-
-
-# ---------------------------------------------------------------------------- reporting
-def print_table(rows: list[Record]) -> None:
-    """Win rate with its interval, length-controlled win rate, ties, lengths, and what checkpoints
-    add."""
-    from rich.console import Console
-    from rich.table import Table
-
-    checkpoints = "ranking_accuracy" in rows[0]
-    table = Table(title=f"Win rate against {rows[0]['against']}, % [95 % interval]")
-    columns = ["policy", "n", "win rate", "length-controlled", "ties", "unclear", "characters"]
-    judged_twice = any("order_disagreement" in row for row in rows)
-    columns += ["order disagrees"] * judged_twice
-    columns += ["ranking accuracy", "distance²"] * checkpoints
-    for column in columns:
-        table.add_column(column, justify="left" if column == "policy" else "right")
-    for row in rows:
-        low, high = row["bootstrap_95"]
-        interval = "" if low is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
-        controlled = row["length_controlled_win_rate"]
-        cells = [
-            Path(row["model"]).name,
-            str(row["n"]),
-            "–" if row["win_rate"] is None else f"{100 * row['win_rate']:.1f}{interval}",
-            "–" if controlled is None else f"{100 * controlled:.1f}",
-            str(row["n_ties"]),
-            str(row["n_unclear"]),
-            f"{row['mean_characters_policy']:.0f} / {row['mean_characters_other']:.0f}",
-        ]
-        if judged_twice:
-            share = row.get("order_disagreement")
-            cells.append("–" if share is None else f"{100 * share:.1f}")
-        if checkpoints:
-            cells += [f"{100 * row['ranking_accuracy']:.1f}", f"{row['squared_distance']:.3g}"]
-        table.add_row(*cells)
-    Console(width=None if sys.stdout.isatty() else 132, markup=False).print(table)
-
-
-def log_to_wandb(run, rows: list[Record], judged: list[Record], picture: Path | None) -> None:
-    """Win rates as summary values, the table and the pairs."""
-    import wandb
-
-    for row in rows:
-        run.summary[f"{Path(row['model']).name}/win_rate"] = row["win_rate"]
-    columns = ["model", "n", "win_rate", "length_controlled_win_rate", "n_ties", "n_unclear"]
-    names = ["model", "prompt", "policy_response", "other_response", "win"]
-    run.log(
-        {
-            "win_rate": wandb.Table(columns=columns, data=[[r[c] for c in columns] for r in rows]),
-            "pairs": wandb.Table(columns=names, data=[[r[c] for c in names] for r in judged]),
-        }
-    )
-    if picture is not None:
-        run.log({"figure": wandb.Image(str(picture))})
-
-
-# ---------------------------------------------------------------------------- command line
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     sides = parser.add_argument_group("sides")
@@ -805,7 +320,8 @@ def main(args: argparse.Namespace) -> None:
 
     picture = None
     if args.checkpoints:
-        from plot_results import draw, plot_win_rate
+        from ranking.reports.style import draw
+        from ranking.reports.win_rate import plot_win_rate
 
         picture = paths["picture"]
         for found in correlations(rows):

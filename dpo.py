@@ -14,46 +14,43 @@ import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import numpy as np
 import torch
-from datasets import Dataset
-from rich.console import Console
-from rich.table import Table
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 
-from command_line import announce, finishing_first, run_script
-from data_utils import PreferenceData, joining, preference_pairs
 from dpo_gamma_trainer import ALPHA_SCALING, DPOGammaConfig, DPOGammaTrainer
-from log_likelihood import tokenize_examples
-from model_loading import check_model_path, context_length
-from plot_results import (
-    lowest_loss_step,
-    mean_of,
-    plot_accuracy_against_distance,
-    plot_dynamics,
-    plot_loss_against_reference,
+from ranking.data.examples import joining
+from ranking.plumbing.command_line import announce, finishing_first, run_script
+from ranking.plumbing.wandb_runs import finishing_wandb
+from ranking.reports.dynamics import (
+    DYNAMICS_FILE,
+    GroupedPanels,
+    draw_pictures,
+    log_to_wandb,
+    print_groups,
+    read_dynamics,
 )
-from ranking_dynamics import DYNAMICS_FILE, GROUPS, read_dynamics
-from reference_cache import reference_logps
-from training_directory import claim_directory, mark_run, run_description, write_test_results
-from training_setup import (
+from ranking.scoring.models import check_model_path
+from ranking.training.flags import (
     RETIRED,
     DataArguments,
     ModelArguments,
     TrainingDefaults,
-    WandbConfig,
     check_number,
     check_revision,
-    describe_step,
-    load_for_training,
-    load_parts,
-    make_peft_config,
     parse_flags,
-    start_training_wandb,
-    train_until_stopped,
-    whole_weights,
 )
-from wandb_runs import finishing_wandb
+from ranking.training.models import load_for_training, make_peft_config, whole_weights
+from ranking.training.pairs import prepare_datasets
+from ranking.training.run_directory import (
+    WandbConfig,
+    claim_directory,
+    mark_run,
+    run_description,
+    start_training_wandb,
+    write_test_results,
+)
+from ranking.training.splits import load_parts
+from ranking.training.stopping import describe_step, train_until_stopped
 
 REPLACED = {
     **RETIRED,
@@ -152,181 +149,6 @@ def parse_args(argv: list[str]) -> tuple[DPODataArguments, ModelArguments, DPOAr
     return parse_flags(types, argv, REPLACED, __doc__)
 
 
-def tokenize_pairs(
-    tokenizer, data: PreferenceData, args: DPODataArguments, max_length: int
-) -> tuple[list[dict], list, dict[str, int]]:
-    """Pairs that fit, their two TokenizedCompletions each, and how many were dropped by reason."""
-    pairs = preference_pairs(data.examples)
-    outcomes = tokenize_examples(
-        tokenizer,
-        [(pair["prompt"], (pair["chosen"], pair["rejected"])) for pair in pairs],
-        separators=[pair["separators"] for pair in pairs],
-        chat_template=args.chat_template,
-        add_eos=args.add_eos,
-        max_length=max_length,
-    )
-    dropped: dict[str, int] = {}
-    for outcome in outcomes:
-        if isinstance(outcome, str):
-            dropped[outcome] = dropped.get(outcome, 0) + 1
-    kept = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
-    return [pairs[i] for i in kept], [outcomes[i] for i in kept], dropped
-
-
-def make_dataset(pairs: list[dict], tokenized: list, logps: np.ndarray) -> Dataset:
-    """The columns `DPOGammaTrainer` trains on; logps (n_pairs, 2) of the reference, nats."""
-    rows = [
-        {
-            "pair": k, "id": pair["id"], "length": len(chosen.ids) + len(rejected.ids),
-            "chosen_ids": chosen.ids, "chosen_start": chosen.start,
-            "rejected_ids": rejected.ids, "rejected_start": rejected.start,
-            "ref_chosen_logps": float(logps[k, 0]), "ref_rejected_logps": float(logps[k, 1]),
-        }
-        for k, (pair, (chosen, rejected)) in enumerate(zip(pairs, tokenized))
-    ]  # fmt: skip
-    return Dataset.from_list(rows)
-
-
-def prepare_datasets(
-    examples: dict[str, PreferenceData],
-    data_args: DPODataArguments,
-    training_args: DPOArguments,
-    reference,
-    tokenizer,
-) -> tuple[dict[str, Dataset], dict[str, dict]]:
-    """Tokenized parts with reference log-likelihoods, "dynamics" among them; texts by id."""
-    limits = [x for x in (training_args.max_length, context_length(reference)) if x is not None]
-    parts: dict[str, tuple[list, list]] = {}
-    texts: dict[str, dict] = {}
-    for part, data in examples.items():
-        pairs, tokenized, dropped = tokenize_pairs(tokenizer, data, data_args, min(limits))
-        n_truncated = sum(chosen.truncated for chosen, _ in tokenized)
-        counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "none"
-        announce(f"{part}: {len(pairs)} pairs, {n_truncated} with a cut prompt, dropped: {counts}")
-        if not pairs:
-            raise ValueError(f"{part}: no pair fits --max_length {min(limits)}")
-        parts[part] = (pairs, tokenized)
-        texts |= {pair["id"]: pair for pair in pairs}
-    everything = [pair for _, tokenized in parts.values() for pair in tokenized]
-    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(training_args.mixed_precision)
-    logps = reference_logps(
-        reference,
-        everything,
-        autocast=precision,
-        tokens_per_batch=1024 if training_args.use_cpu else 16384,
-    )
-    datasets, first = {}, 0
-    for part, (pairs, tokenized) in parts.items():
-        datasets[part] = make_dataset(pairs, tokenized, logps[first : first + len(pairs)])
-        first += len(pairs)
-    followed = min(data_args.dynamics_sample_size, len(datasets["train"]))
-    if followed:
-        chosen = np.random.default_rng(0).choice(len(datasets["train"]), followed, replace=False)
-        dynamics = datasets["train"].select(sorted(chosen))
-        renumbered = dynamics.remove_columns("pair").add_column("pair", list(range(followed)))
-        datasets["dynamics"] = renumbered
-    return datasets, texts
-
-
-# ---------------------------------------------------------------------------- reporting
-def print_groups(rows: list[dict]) -> None:
-    """Share, loss and reward margin of the four groups at the first, best and last evaluation."""
-    best = lowest_loss_step(rows)
-    table = Table(title="Ranking dynamics (reference → policy)")
-    for column in (
-        "part",
-        "step",
-        "n",
-        "accuracy %",
-        "flipped to correct",
-        "loss",
-        *GROUPS.values(),
-    ):
-        table.add_column(column.replace("_", " "), justify="left" if column == "part" else "right")
-    steps = sorted({row["step"] for row in rows})
-    for part in ("train", "validation"):
-        for step in dict.fromkeys((steps[0], best, steps[-1])):
-            chosen = [row for row in rows if (row["part"], row["step"]) == (part, step)]
-            if not chosen:
-                continue
-            sizes = {g: sum(row["group"] == g for row in chosen) for g in GROUPS.values()}
-            wrong = sizes["incorrect_to_correct"] + sizes["incorrect_to_incorrect"]
-            correct = sizes["correct_to_correct"] + sizes["incorrect_to_correct"]
-            table.add_row(
-                part,
-                f"{step}{' (lowest)' * (step == best)}",
-                str(len(chosen)),
-                f"{100 * correct / len(chosen):.1f}",
-                f"{sizes['incorrect_to_correct']} of {wrong}",
-                f"{mean_of(chosen, 'loss'):.4f}",
-                *(f"{100 * n / len(chosen):.1f} %" for n in sizes.values()),
-            )
-    Console(width=None if sys.stdout.isatty() else 150, markup=False).print(table)
-
-
-def draw_pictures(rows: list[dict], folder: Path) -> dict[str, Path]:
-    """Fig. 2, Fig. 3 and accuracy against distance, from the dynamics file."""
-    pictures = {
-        "dynamics": folder / "ranking_dynamics.png",
-        "loss_against_reference": folder / "loss_against_reference.png",
-        "accuracy_against_distance": folder / "accuracy_against_distance.png",
-    }
-    plot_dynamics(rows, pictures["dynamics"])
-    plot_loss_against_reference(rows, pictures["loss_against_reference"])
-    plot_accuracy_against_distance(rows, pictures["accuracy_against_distance"])
-    return pictures
-
-
-class GroupedPanels(TrainerCallback):
-    """Logs the metrics of an evaluation once more under names that wandb shows in sections of
-    their own, e.g. `validation groups/…` and `train ranking/…`; Trainer puts all into `eval/`."""
-
-    def __init__(self, run):
-        self.run = run
-
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
-        names = {"eval_train_": "train ", "eval_": "validation ", "test_": "test "}
-        grouped = {}
-        for name, value in metrics.items():
-            prefix = next((p for p in names if name.startswith(p)), None)
-            if prefix and "/" in name:
-                grouped[names[prefix] + name.removeprefix(prefix)] = value
-        self.run.log({**grouped, "train/global_step": state.global_step})
-
-
-def log_to_wandb(run, rows: list[dict], texts: dict[str, dict], pictures: dict[str, Path]) -> None:
-    """Pictures, and a table of hardest, easiest and flipped pairs at the best step."""
-    import wandb
-
-    for name, path in pictures.items():
-        run.log({f"figures/{name}": wandb.Image(str(path))})
-    best = lowest_loss_step(rows)
-    ranked = sorted(
-        (
-            row
-            for row in rows
-            if row["step"] == best and None not in (row["chosen"], row["rejected"])
-        ),
-        key=lambda row: row["chosen"] - row["rejected"],
-    )
-    kinds = {
-        "hardest": ranked[:20],
-        "easiest": ranked[-20:],
-        "flipped to correct": [r for r in ranked if r["group"] == "incorrect_to_correct"][:50],
-        "flipped to incorrect": [r for r in ranked if r["group"] == "correct_to_incorrect"][:50],
-    }
-    columns = ["kind", "part", "id", "prompt", "chosen", "rejected", "log-ratio (policy)",
-               "log-ratio (reference)", "loss"]  # fmt: skip
-    table = [
-        [kind, row["part"], row["id"],
-         *(texts[row["id"]][side] for side in ("prompt", "chosen", "rejected")),
-         row["chosen"] - row["rejected"], row["ref_chosen"] - row["ref_rejected"], row["loss"]]
-        for kind, chosen in kinds.items()
-        for row in chosen
-    ]  # fmt: skip
-    run.log({"examples/pairs": wandb.Table(columns=columns, data=table)})
-
-
 def main(argv: list[str]) -> None:
     data_args, model_args, training_args = parse_args(argv)
     policy_name = model_args.model_name_or_path
@@ -358,7 +180,18 @@ def main(argv: list[str]) -> None:
 
     with whole_weights(training_args):
         model, tokenizer = load_for_training(model_args, *reference, device)
-        datasets, texts = prepare_datasets(examples, data_args, training_args, model, tokenizer)
+        precisions = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        datasets, texts = prepare_datasets(
+            examples,
+            model,
+            tokenizer,
+            chat_template=data_args.chat_template,
+            add_eos=data_args.add_eos,
+            max_length=training_args.max_length,
+            n_followed=data_args.dynamics_sample_size,
+            autocast=precisions.get(training_args.mixed_precision),
+            tokens_per_batch=1024 if training_args.use_cpu else 16384,
+        )
         if reference != policy:
             model, policy_tokenizer = load_for_training(model_args, *policy, device)
             if policy_tokenizer.backend_tokenizer.to_str() != tokenizer.backend_tokenizer.to_str():

@@ -24,32 +24,28 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
-from log_likelihood import (
-    TokenizedCompletion,
-    by_length_class,
-    check_fast_path,
-    compute_token_logps,
-    length_class,
-    own_attention,
-    restore_attention,
-)
-from model_loading import context_length
-from ranking_dynamics import (
-    append_dynamics,
-    dynamics_rows,
-    finite,
-    forget_later_steps,
-    initial_weights,
-    pair_values,
-    rewards_moved,
-    squared_distance,
-    summarize_pairs,
+from ranking.metrics.dynamics import finite, pair_values, rewards_moved, summarize_pairs
+from ranking.scoring.attention import own_attention, restore_attention
+from ranking.scoring.log_likelihood import compute_token_logps
+from ranking.scoring.models import context_length
+from ranking.scoring.rotary import by_length_class, length_class
+from ranking.scoring.start_up_check import check_fast_path
+from ranking.training.distance import initial_weights, squared_distance
+from ranking.training.dynamics_file import append_dynamics, dynamics_rows, forget_later_steps
+from ranking.training.pairs import (
+    COLUMNS,
+    REFERENCE_COLUMNS,
+    collate_pairs,
+    completions_of,
+    cut_to_length,
 )
 
 logger = logging.getLogger(__name__)
+
+
 ALPHA_SCALING = "alpha_scaling"
-COLUMNS = ["pair", "chosen_ids", "chosen_start", "rejected_ids", "rejected_start"]
-REFERENCE_COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
+
+
 # TRL's outputs of the LM head that only feed means over tokens of its own metrics
 TOKEN_METRICS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")
 
@@ -98,20 +94,6 @@ class DPOGammaConfig(DPOConfig):
             )
 
 
-def cut_to_length(
-    prompt: list[int], completion: list[int], max_length: int | None, mode: str
-) -> tuple[list[int], int]:
-    """The token ids that TRL keeps of a sequence, and where those that are scored begin.
-
-    `keep_start` cuts the end off, `keep_end` the beginning, of each sequence by itself. The first
-    token of what is left has nothing before it and is not scored.
-    """
-    ids, lost = prompt + completion, 0
-    if max_length is not None and mode == "keep_end":
-        lost = max(0, len(ids) - max_length)
-    return ids[lost:][:max_length], max(1, len(prompt) - lost)
-
-
 def whole_dataset(dataset):
     """A streamed evaluation set (or a dict of them) as a Dataset: each evaluation reads all of it,
     and counts its rows once whatever the number of processes."""
@@ -120,35 +102,6 @@ def whole_dataset(dataset):
     if isinstance(dataset, IterableDataset):
         return Dataset.from_list(list(dataset), features=dataset.features)
     return dataset
-
-
-def collate_pairs(rows: list[dict], pad_token_id: int = 0) -> dict[str, torch.Tensor]:
-    """TRL's batch layout, (2B, T) with chosen above rejected, right-padded; masks by position."""
-    sequences = [(r["chosen_ids"], r["chosen_start"]) for r in rows]
-    sequences += [(r["rejected_ids"], r["rejected_start"]) for r in rows]
-    shape = (len(sequences), max(len(ids) for ids, _ in sequences))
-    batch = {
-        "input_ids": torch.full(shape, pad_token_id),
-        "attention_mask": torch.zeros(shape, dtype=torch.long),
-        "completion_mask": torch.zeros(shape, dtype=torch.long),
-        "pair": torch.tensor([r["pair"] for r in rows]),
-    }
-    for k, (ids, start) in enumerate(sequences):
-        batch["input_ids"][k, : len(ids)] = torch.tensor(ids)
-        batch["attention_mask"][k, : len(ids)] = 1
-        batch["completion_mask"][k, start : len(ids)] = 1
-    for name in REFERENCE_COLUMNS:
-        if name in rows[0]:
-            batch[name] = torch.tensor([r[name] for r in rows], dtype=torch.float32)
-    return batch
-
-
-def completions_of(batch: dict[str, torch.Tensor]) -> list[TokenizedCompletion]:
-    """The sequences of a batch without their padding."""
-    lengths = batch["attention_mask"].sum(1).tolist()
-    starts = batch["completion_mask"].argmax(1).tolist()
-    sequences = zip(batch["input_ids"].tolist(), lengths, starts)
-    return [TokenizedCompletion(tuple(ids[:n]), start, False) for ids, n, start in sequences]
 
 
 def keep_outputs_in_float32(accelerator) -> None:

@@ -22,11 +22,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from command_line import make_parser, run_script
-from data_utils import ALPACA_FARM, DATASETS, load_preferences
-from log_likelihood import count_new_tokens, tokenize_examples
-from model_loading import load_tokenizer
-from result_files import write_text_atomically
+from ranking.data.hub import ALPACA_FARM, DATASETS
+from ranking.data.preferences import load_preferences
+from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.result_files import write_text_atomically
+from ranking.scoring.models import load_tokenizer
+from ranking.scoring.packing import count_new_tokens
+from ranking.scoring.tokenization import tokenize_examples
 
 HH_TRAIN_PAIRS = 160_800  # rows of Anthropic/hh-rlhf's train split
 EVALUATED = 1000 + 1000  # validation pairs, and training pairs followed (flags' defaults)

@@ -22,17 +22,20 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.scoring_speed import device_name, row_size
-from command_line import make_parser, run_script
-from data_utils import load_preferences, load_training_splits, preference_pairs
-from model_loading import DTYPES
-from result_files import write_text_atomically
+from ranking.data.conversions import preference_pairs
+from ranking.data.preferences import load_preferences
+from ranking.data.splits import load_training_splits
+from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.result_files import write_text_atomically
+from ranking.scoring.models import DTYPES
 
 Scores = list[list[np.ndarray]]  # per example and completion: log-likelihoods of its tokens, nats
 
 
 def score(model, tokenized: list, tokens_per_batch: int, batch_size: int = 128) -> Scores:
     """Per-token log-likelihoods of all completions, by the scorer."""
-    from log_likelihood import check_fast_path, score_examples
+    from ranking.scoring.score import score_examples
+    from ranking.scoring.start_up_check import check_fast_path
 
     path = check_fast_path(model, tokenized)
     if path != "segments":
@@ -92,7 +95,7 @@ def train(args: argparse.Namespace, device: str, bf16: bool) -> list[float]:
     from transformers import PrinterCallback
 
     from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer
-    from model_loading import load_model, load_tokenizer
+    from ranking.scoring.models import load_model, load_tokenizer
 
     parts, _ = load_training_splits(args.dataset, data_dir=args.data_dir)
     pairs = preference_pairs(parts["train"].examples)[: args.training_pairs]
@@ -146,8 +149,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from log_likelihood import tokenize_examples
-    from model_loading import load_model, load_tokenizer
+    from ranking.scoring.models import load_model, load_tokenizer
+    from ranking.scoring.tokenization import tokenize_examples
 
     name, sample_size = args.lm_name_or_path, None if args.sample_size == -1 else args.sample_size
     data = load_preferences(args.dataset, sample_size=sample_size, data_dir=args.data_dir)

@@ -16,10 +16,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from calculate_calibration_metrics import NORMALIZATIONS, record_scores
-from command_line import make_parser
-from ranking_metrics import ranking_accuracy
-from result_files import read_json_lines
+from ranking.metrics.accuracy import NORMALIZATIONS, ranking_accuracy, record_scores
+from ranking.plumbing.command_line import make_parser
+from ranking.plumbing.result_files import read_json_lines
 
 
 def score_alone(model, fast_tokenizer, prompt: str, text: str) -> float:
@@ -44,8 +43,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from log_likelihood import exact_offset_tokenizer
-    from model_loading import load_model, load_tokenizer
+    from ranking.scoring.models import load_model, load_tokenizer
+    from ranking.scoring.tokenization import exact_offset_tokenizer
 
     records = read_json_lines(args.examples)
     model = load_model(args.lm_name_or_path, dtype="float32", device="cpu").double()

@@ -25,18 +25,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.scoring_speed import forget_peak, memory_gib
-from command_line import make_parser, run_script
-from data_utils import load_preferences
-from log_likelihood import (
-    TokenizedCompletion,
-    build_row,
-    check_fast_path,
-    pack_rows,
-    score_examples,
-    tokenize_examples,
-)
-from model_loading import load_model, load_tokenizer
-from result_files import write_text_atomically
+from ranking.data.preferences import load_preferences
+from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.result_files import write_text_atomically
+from ranking.scoring.models import load_model, load_tokenizer
+from ranking.scoring.packing import build_row, pack_rows
+from ranking.scoring.score import score_examples
+from ranking.scoring.start_up_check import check_fast_path
+from ranking.scoring.tokenization import TokenizedCompletion, tokenize_examples
 
 SIZES = (50, 100, 200, 400, 1000)
 PROMPT_LENGTHS = (128, 256, 512, 1024, 2048, 4096)

@@ -30,10 +30,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.random_llama import SIZES, make_random_llama
-from command_line import make_parser, run_script
-from data_utils import load_preferences
-from model_loading import DTYPES
-from result_files import write_text_atomically
+from ranking.data.preferences import load_preferences
+from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.result_files import write_text_atomically
+from ranking.scoring.models import DTYPES
 
 SIDES = ("padded", "lm-eval", "lm-eval-auto", "bfloat16", "ours")
 
@@ -120,7 +120,7 @@ def matmul_rate(dtype, device: str, seconds: float = 2.0) -> float:
 
 def useful_operations(model, tokenized) -> tuple[int, float]:
     """Unique input tokens over all examples, and 2 x parameters touched by each, summed."""
-    from log_likelihood import count_new_tokens
+    from ranking.scoring.packing import count_new_tokens
 
     n_unique = count_new_tokens(sorted(c.ids[:-1] for example in tokenized for c in example))
     n_scored = sum(len(c.ids) - c.start for example in tokenized for c in example)
@@ -137,7 +137,8 @@ def row_size(device: str) -> int:
 
 def score_ours(model, tokenized) -> list[float]:
     """Summed log-likelihoods from `score_examples`, start-up check included."""
-    from log_likelihood import check_fast_path, score_examples
+    from ranking.scoring.score import score_examples
+    from ranking.scoring.start_up_check import check_fast_path
 
     path = check_fast_path(model, tokenized)
     if path != "segments":
@@ -167,8 +168,10 @@ def select_examples(args: argparse.Namespace) -> list:
 
 def measure(args: argparse.Namespace) -> dict:
     """One side, in this process: seconds, peak memory above the loaded model, and the sums."""
-    from log_likelihood import CHECKED, build_row, pack_rows, tokenize_examples
-    from model_loading import load_model, load_tokenizer
+    from ranking.scoring.models import load_model, load_tokenizer
+    from ranking.scoring.packing import build_row, pack_rows
+    from ranking.scoring.start_up_check import CHECKED
+    from ranking.scoring.tokenization import tokenize_examples
 
     dtype = "bfloat16" if args.side == "bfloat16" else args.dtype
     tokenizer = load_tokenizer(args.lm_name_or_path)

@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.random_llama import SIZES, make_random_llama
 from benchmarks.scoring_speed import device_name, forget_peak, memory_gib
-from command_line import make_parser, run_script
-from data_utils import load_training_splits, preference_pairs
-from result_files import write_text_atomically
+from ranking.data.conversions import preference_pairs
+from ranking.data.splits import load_training_splits
+from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.result_files import write_text_atomically
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -35,7 +36,7 @@ def measure(args: argparse.Namespace) -> dict:
     from trl import DPOConfig, DPOTrainer
 
     from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer
-    from model_loading import load_model, load_tokenizer
+    from ranking.scoring.models import load_model, load_tokenizer
 
     parts, _ = load_training_splits(args.dataset, data_dir=args.data_dir)
     pairs = preference_pairs(parts["train"].examples)[: args.n_pairs]

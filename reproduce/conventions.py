@@ -31,24 +31,18 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from calculate_calibration_metrics import (
+from ranking.data.schemas import read_votes
+from ranking.metrics.accuracy import (
     NORMALIZATIONS,
-    config_beside,
-    load_examples,
-    record_scores,
-    scoring_settings,
-)
-from calculate_upper_bound_rlhf import BETAS
-from command_line import make_parser, run_script
-from data_utils import read_votes
-from ranking_metrics import (
-    idealized_correctness,
-    preferred_proportion,
     ranking_accuracy,
     ranking_accuracy_with_ties,
+    record_scores,
 )
+from ranking.metrics.idealized import BETAS, idealized_correctness, preferred_proportion
+from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.result_files import write_json_lines
+from ranking.scoring.examples_file import config_beside, load_examples, scoring_settings
 from reproduce.tables import conventions_table, print_table
-from result_files import write_json_lines
 
 SHARE_OF_VOTE_ROWS = 1000 / 2592
 PUBLISHED_CONVENTIONS = {  # of ranking accuracy; the definition elsewhere

@@ -20,12 +20,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from calculate_calibration_metrics import NORMALIZATIONS, record_scores
-from command_line import make_parser, run_script
-from ranking_metrics import wilson_interval
+from ranking.metrics.accuracy import NORMALIZATIONS, record_scores
+from ranking.metrics.intervals import wilson_interval
+from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.result_files import write_json_lines
 from reproduce.conventions import has_tied_examples, records_by_dataset
 from reproduce.tables import length_table, print_table
-from result_files import write_json_lines
 
 N_BINS = 5
 N_RESAMPLES = 1000

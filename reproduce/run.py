@@ -25,10 +25,10 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from command_line import make_parser, run_script
-from data_utils import ALPACA_FARM
-from model_loading import BUNDLED_MODEL
-from result_files import read_json_lines, write_text_atomically
+from ranking.data.hub import ALPACA_FARM
+from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.result_files import read_json_lines, write_text_atomically
+from ranking.scoring.models import BUNDLED_MODEL
 
 RUN_FILE = "run_config.json"  # of sft.py and dpo.py
 ROOT = Path(__file__).parents[1]

@@ -20,11 +20,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from command_line import make_parser, run_script
-from data_utils import DATASETS
-from plot_results import PARTS, lowest_loss_step, mean_of, means_by_step, sweep_points
-from ranking_dynamics import read_dynamics
-from result_files import DATASET, SCORING, read_json_lines, scoring_label, values_of
+from ranking.data.hub import DATASETS
+from ranking.metrics.dynamics import PARTS, lowest_loss_step, mean_of, means_by_step, sweep_points
+from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.result_files import (
+    DATASET,
+    SCORING,
+    read_json_lines,
+    scoring_label,
+    values_of,
+)
+from ranking.reports.dynamics import read_dynamics
 
 PUBLISHED = json.loads((Path(__file__).parent / "paper_tables.json").read_text())
 HUB_NAMES = {  # of models that the tables call otherwise

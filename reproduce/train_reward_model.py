@@ -23,12 +23,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from command_line import announce, make_parser, run_script
-from data_utils import PreferenceExample, load_training_splits, opening, preference_pairs
-from judges import load_reward_model, longest_text, reward_ids, reward_scores
-from log_likelihood import length_class
-from model_loading import check_model_path, choose_device, load_tokenizer, resolve_model
-from result_files import lock_outputs, write_json_lines, write_text_atomically
+from ranking.data.conversions import preference_pairs
+from ranking.data.examples import PreferenceExample
+from ranking.data.splits import load_training_splits, opening
+from ranking.judging.reward_model import load_reward_model, longest_text, reward_ids, reward_scores
+from ranking.plumbing.command_line import announce, make_parser, run_script
+from ranking.plumbing.result_files import lock_outputs, write_json_lines, write_text_atomically
+from ranking.scoring.models import check_model_path, choose_device, load_tokenizer, resolve_model
+from ranking.scoring.rotary import length_class
 
 
 def divided_examples(args: argparse.Namespace) -> tuple[list[PreferenceExample], list]:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from command_line import make_parser, run_script
+from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.result_files import write_text_atomically
 from reproduce import tables
-from result_files import write_text_atomically
 
 ROOT = Path(__file__).parents[1]
 READMES = ("reproduce/README.md",)

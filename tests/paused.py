@@ -1,6 +1,6 @@
 """Run a script of ours that stops itself (SIGSTOP) in the middle: after so many calls of a function.
 
-    python tests/paused.py result_files:append_json_lines 1 calculate_calibration_metrics.py …
+    python tests/paused.py ranking.plumbing.result_files:append_json_lines 1 calculate_calibration_metrics.py …
 
 A test that waits for this acts on a run of which it knows how far it is, on any machine.
 """
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ROWS_WRITTEN = "result_files:append_json_lines"
+ROWS_WRITTEN = "ranking.plumbing.result_files:append_json_lines"
 STEP_DONE = "transformers.trainer_callback:CallbackHandler.on_step_end"
 CHECKPOINT_SAVED = "transformers.trainer_callback:CallbackHandler.on_save"
 

@@ -16,7 +16,8 @@ from test_log_likelihood import random_examples, score
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from log_likelihood import check_fast_path, compute_token_logps_plain
+from ranking.scoring.log_likelihood import compute_token_logps_plain
+from ranking.scoring.start_up_check import check_fast_path
 
 pytestmark = pytest.mark.slow
 README = (Path(__file__).parents[1] / "benchmarks" / "README.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_utils import load_preferences
+from ranking.data.preferences import load_preferences
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 LIST = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 2, 3]}

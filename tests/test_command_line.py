@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from paused import ROWS_WRITTEN, start_paused
 
-import command_line
-from command_line import Stopped, run_script, until_stopped
-from result_files import lock_outputs, read_json_lines, release_outputs
+from ranking.plumbing import command_line
+from ranking.plumbing.command_line import Stopped, run_script, until_stopped
+from ranking.plumbing.result_files import lock_outputs, read_json_lines, release_outputs
 
 ROOT = Path(__file__).parents[1]
 EVALUATION = ("calculate_calibration_metrics", "calculate_upper_bound_rlhf", "calculate_win_rate")
@@ -95,7 +95,7 @@ def test_stopped_scoring_says_what_is_saved_and_resumes(
 @pytest.mark.parametrize(("closed", "code"), [("", 129), ("trap '' HUP; ", 0)])
 def test_a_closed_terminal_stops_and_nohup_goes_on(closed, code):
     script = (
-        "import os, signal, sys; sys.path.insert(0, '.'); from command_line import run_script\n"
+        "import os, signal, sys; sys.path.insert(0, '.'); from ranking.plumbing.command_line import run_script\n"
         "run_script(lambda args: os.kill(os.getpid(), signal.SIGHUP), None)"
     )
     ended = subprocess.run(
@@ -109,7 +109,7 @@ def test_a_second_signal_does_not_wait_for_threads():
     script = """
 import os, signal, sys, threading
 sys.path.insert(0, ".")
-from command_line import run_script, until_stopped
+from ranking.plumbing.command_line import run_script, until_stopped
 
 def main(args):
     threading.Thread(target=sys.stdin.read).start()  # a judge that does not answer
@@ -127,7 +127,7 @@ run_script(main, None)
 def test_a_lock_dies_with_its_owner(tmp_path):
     """Held by another process it refuses; killed with -9, it does not."""
     code = (
-        "import sys; from pathlib import Path; from result_files import lock_outputs;"
+        "import sys; from pathlib import Path; from ranking.plumbing.result_files import lock_outputs;"
         "lock_outputs(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     path = tmp_path / "run.jsonl"

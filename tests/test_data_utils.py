@@ -12,17 +12,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_utils import (
-    ALPACA_FARM,
-    ALPACA_FARM_FILE,
-    DATASETS,
-    fingerprint,
-    joining,
-    load_preferences,
-    load_training_splits,
-    preference_pairs,
-    sft_texts,
-)
+from ranking.data.conversions import preference_pairs, sft_texts
+from ranking.data.examples import fingerprint, joining
+from ranking.data.hub import ALPACA_FARM, ALPACA_FARM_FILE, DATASETS
+from ranking.data.preferences import load_preferences
+from ranking.data.splits import load_training_splits
 
 DATA_DIR = Path(os.environ.get("DATA_DIR", "DATA_DIR"))
 
@@ -412,7 +406,7 @@ def test_hub_datasets_are_read_through_datasets_offline(tmp_path, monkeypatch):
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: data/test.jsonl\n---\n"
     )
     monkeypatch.chdir(tmp_path)
-    from data_utils import read_hub
+    from ranking.data.hub import read_hub
 
     rows = read_hub("stanfordnlp/SHP", DATASETS["stanfordnlp/SHP"], None, "test", 10, 0, 0)
     assert [row["labels"] for row in rows] == [0, 1]

@@ -19,11 +19,12 @@ from test_sft import BEST, as_killed, wandb_config
 from transformers import AutoModelForCausalLM
 
 import calculate_calibration_metrics
-from data_utils import load_training_splits, preference_pairs
 from dpo import main, parse_args
-from model_loading import load_model, model_fingerprint
-from ranking_dynamics import read_dynamics
-from result_files import read_json_lines
+from ranking.data.conversions import preference_pairs
+from ranking.data.splits import load_training_splits
+from ranking.plumbing.result_files import read_json_lines
+from ranking.reports.dynamics import read_dynamics
+from ranking.scoring.models import load_model, model_fingerprint
 
 ROOT = Path(__file__).parents[1]
 

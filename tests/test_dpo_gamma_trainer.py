@@ -16,10 +16,12 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from data_utils import load_preferences, preference_pairs
-from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer, collate_pairs, dpo_gamma_loss
-from log_likelihood import compute_token_logps_plain, tokenize_examples
-from ranking_dynamics import read_dynamics
+from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer, dpo_gamma_loss
+from ranking.data.preferences import load_preferences
+from ranking.reports.dynamics import read_dynamics
+from ranking.scoring.log_likelihood import compute_token_logps_plain
+from ranking.scoring.tokenization import tokenize_examples
+from ranking.training.pairs import collate_pairs, preference_pairs
 
 TINY = {**SMALL, "max_position_embeddings": 2048}
 

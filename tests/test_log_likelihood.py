@@ -11,26 +11,24 @@ from conftest import DYNAMIC, FAMILIES, GPT, LONGROPE, SMALL, make_model, make_t
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from data_utils import load_preferences
-from log_likelihood import (
-    CHECKED,
-    EXAMPLES_PER_CALL,
-    TokenizedCompletion,
-    build_row,
-    by_length_class,
-    check_fast_path,
+from ranking.data.preferences import load_preferences
+from ranking.scoring.attention import segment_attention
+from ranking.scoring.log_likelihood import (
     compute_token_logps,
     compute_token_logps_plain,
-    deal_batches,
     head_logps,
-    jittered_embeddings,
-    pack_rows,
+)
+from ranking.scoring.models import BUNDLED_MODEL, load_model, load_tokenizer
+from ranking.scoring.packing import build_row, deal_batches, pack_rows
+from ranking.scoring.rotary import by_length_class
+from ranking.scoring.score import score_examples
+from ranking.scoring.start_up_check import CHECKED, check_fast_path, jittered_embeddings
+from ranking.scoring.tokenization import (
+    EXAMPLES_PER_CALL,
+    TokenizedCompletion,
     parse_dialogue,
-    score_examples,
-    segment_attention,
     tokenize_examples,
 )
-from model_loading import BUNDLED_MODEL, load_model, load_tokenizer
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -235,7 +233,7 @@ def test_row_attention_equals_dense_attention(
 ):
     """Output and gradients, grouped heads (4 queries, 2 keys); on a GPU half precision, of the
     weights or by autocast, has its own kernel, here in several calls."""
-    monkeypatch.setattr("log_likelihood.KEYS_PER_CALL", 100)
+    monkeypatch.setattr("ranking.scoring.packing.KEYS_PER_CALL", 100)
     completions = [c for example in random_examples(3) for c in example]
     row = build_row(completions)
     generator = torch.Generator().manual_seed(0)
@@ -262,7 +260,7 @@ def test_row_attention_equals_dense_attention(
 @pytest.mark.parametrize("most", [1, 100, 10_000])
 def test_layout_of_a_row_is_that_of_its_segments(most, monkeypatch):
     """Each segment once, in order, its queries the last of its keys; calls keep to their keys."""
-    monkeypatch.setattr("log_likelihood.KEYS_PER_CALL", most)
+    monkeypatch.setattr("ranking.scoring.packing.KEYS_PER_CALL", most)
     row = build_row([c for example in random_examples(5) for c in example])
     segments = iter(row.segments)
     calls = row.layout(torch.device("cpu"))

@@ -28,9 +28,9 @@ from test_calculate_calibration_metrics import assert_same_results
 from test_dpo import command, history
 from test_peers import NEEDS_SMOLLM2
 
-from data_utils import SAMPLE_FILE
-from ranking_dynamics import read_dynamics
-from result_files import read_json_lines, write_json_lines
+from ranking.data.preferences import SAMPLE_FILE
+from ranking.plumbing.result_files import read_json_lines, write_json_lines
+from ranking.reports.dynamics import read_dynamics
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -102,7 +102,7 @@ def test_thirty_kills_of_scoring_and_summaries(tiny_model_directory, tmp_path):
 @NEEDS_SMOLLM2
 def test_eight_kills_of_a_model_conversion(tmp_path):
     code = (
-        "import hashlib; from pathlib import Path; from model_loading import resolve_model;"
+        "import hashlib; from pathlib import Path; from ranking.scoring.models import resolve_model;"
         f"path = Path(resolve_model({SMOLLM2!r})) / 'model.safetensors';"
         "print(hashlib.sha256(path.read_bytes()).hexdigest())"
     )

@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from calculate_calibration_metrics import main, parse_args
-from command_line import run_script
-from model_loading import load_model
-from result_files import read_json_lines, write_json_lines
+from ranking.plumbing.command_line import run_script
+from ranking.plumbing.result_files import read_json_lines, write_json_lines
+from ranking.scoring.models import load_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -165,7 +165,7 @@ def test_no_pad_no_bos_and_a_context_of_128(tokenizer_without_bos, tmp_path, cap
 def test_two_conversions_do_not_collide(tmp_path):
     """Two processes convert one GGUF file at the same time; both load the same whole model."""
     code = (
-        "import hashlib; from pathlib import Path; from model_loading import resolve_model;"
+        "import hashlib; from pathlib import Path; from ranking.scoring.models import resolve_model;"
         "path = Path(resolve_model('SmolLM2-135M-Instruct'));"
         "print(path, hashlib.sha256((path / 'model.safetensors').read_bytes()).hexdigest())"
     )

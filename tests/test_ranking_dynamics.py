@@ -9,15 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_expit
 
-from ranking_dynamics import (
-    append_dynamics,
-    dynamics_rows,
-    forget_later_steps,
-    pair_values,
-    read_dynamics,
-    rewards_moved,
-    summarize_pairs,
-)
+from ranking.metrics.dynamics import pair_values, rewards_moved, summarize_pairs
+from ranking.reports.dynamics import read_dynamics
+from ranking.training.dynamics_file import append_dynamics, dynamics_rows, forget_later_steps
 
 NAMES = ("chosen", "rejected", "ref_chosen", "ref_rejected", "n_chosen", "n_rejected")
 

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ranking_metrics import (
-    DRAWS_AT_ONCE,
+from ranking.metrics.accuracy import (
     chance_level,
-    clustered_bootstrap_interval,
-    correlation_test,
-    exact_mcnemar,
     exact_ties,
     pairwise_accuracy,
-    rank_correlation,
     ranking_accuracy,
     ranking_accuracy_with_literal_ties,
     ranking_accuracy_with_ties,
     top1_accuracy,
+)
+from ranking.metrics.intervals import (
+    DRAWS_AT_ONCE,
+    clustered_bootstrap_interval,
+    correlation_test,
+    exact_mcnemar,
+    rank_correlation,
     wilson_interval,
 )
 

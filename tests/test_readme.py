@@ -229,14 +229,22 @@ def test_tables_of_the_readmes_are_those_of_the_result_files(readme):
     assert update_readmes.updated(text) == text
 
 
+def source_of(script: str) -> str:
+    """A script, if one is named, with all that it may call."""
+    files = [ROOT / script] if script else []
+    return "".join(file.read_text() for file in [*files, *ROOT.glob("ranking/*/*.py")])
+
+
 def test_every_flag_is_read():
     """No dead flags: each destination appears as args.<name> (or getattr) somewhere in the scripts."""
-    for script in ("calculate_calibration_metrics", "calculate_upper_bound_rlhf", "plot_results",
-                   "calculate_win_rate"):  # fmt: skip
-        source = "".join((ROOT / f"{name}.py").read_text() for name in (script, "command_line"))
+    scoring = (ROOT / "ranking/scoring/flags.py").read_text()
+    for script, shared in (("calculate_calibration_metrics", scoring),
+                           ("calculate_upper_bound_rlhf", scoring),
+                           ("calculate_win_rate", ""), ("plot_results", "")):  # fmt: skip
+        source = (ROOT / f"{script}.py").read_text() + shared
         for flag in re.findall(r'"--([a-z][a-z0-9-]*)"', source):
             name = flag.replace("-", "_")
-            assert re.search(rf'args\.{name}\b|"{name}"', source), flag
+            assert re.search(rf'args\.{name}\b|"{name}"', source + source_of("")), flag
 
 
 def test_every_training_flag_is_read():
@@ -247,7 +255,7 @@ def test_every_training_flag_is_read():
     from sft import SFTDataArguments
 
     for script, kind in (("dpo", DPODataArguments), ("sft", SFTDataArguments)):
-        source = "".join((ROOT / f"{name}.py").read_text() for name in (script, "training_setup"))
+        source = source_of(f"{script}.py")
         for field in dataclasses.fields(kind):
             assert re.search(rf"args\.{field.name}\b|self\.{field.name}\b", source), field.name
 

@@ -7,9 +7,16 @@ import pytest
 import torch
 from conftest import SMALL, make_model
 
-import reference_cache
-from log_likelihood import compute_token_logps_plain, tokenize_examples
-from reference_cache import cache_file, completion_key, hash_model, read_cache, reference_logps
+from ranking.scoring.log_likelihood import compute_token_logps_plain
+from ranking.scoring.tokenization import tokenize_examples
+from ranking.training import reference_cache
+from ranking.training.reference_cache import (
+    cache_file,
+    completion_key,
+    hash_model,
+    read_cache,
+    reference_logps,
+)
 
 EXAMPLES = [
     ("How are you?", (" Fine, thanks.", " No.")),

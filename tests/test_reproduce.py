@@ -16,10 +16,14 @@ import pytest
 from scipy import stats
 from test_plot_results import dynamics
 
-import plot_results
-from command_line import run_script
+from ranking.metrics.dynamics import sweep_points
+from ranking.plumbing.command_line import run_script
+from ranking.plumbing.result_files import read_json_lines, write_json_lines
+from ranking.reports.accuracy import plot_ranking_accuracy
+from ranking.reports.dynamics import BLUE, plot_sweep
+from ranking.reports.length import plot_length_difference
+from ranking.reports.win_rate import plot_win_rate
 from reproduce import conventions, length_difference, run, tables
-from result_files import read_json_lines, write_json_lines
 
 ROOT = Path(__file__).parents[1]
 HH = "Anthropic/hh-rlhf"
@@ -110,7 +114,7 @@ def test_dynamics_and_sweep_tables():
         ["0", "2", "train (4)"], ["0", "2", "validation (4)"],
         ["1", "1", "train (4)"], ["1", "1", "validation (4)"]]  # fmt: skip
     assert sweep[0][3:] == ["100.0", "100.0", "0.725", "100.00"]
-    points = plot_results.sweep_points([dynamics()], "lowest-loss")
+    points = sweep_points([dynamics()], "lowest-loss")
     assert [(p["step"], p["accuracy"], p["flipped"]) for p in points] == [(5, 0.5, 0.5)] * 2
 
 
@@ -224,7 +228,7 @@ def test_sweep_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(plt, "close", lambda figure: None)
     other = [{**row, "gamma": 0.0} for row in dynamics()]
     worse = [{**row, "group": row["group"].split("_to_")[0] + "_to_incorrect"} for row in other]
-    plot_results.plot_sweep([dynamics(), other, worse], tmp_path / "s.png", "last")
+    plot_sweep([dynamics(), other, worse], tmp_path / "s.png", "last")
     accuracy, flipped, distance = plt.gcf().axes
     train = {line.get_label(): line for line in accuracy.lines}["train (n = 4)"]
     assert list(train.get_xdata()) == [0, 1] and list(train.get_ydata()) == [50, 100]
@@ -239,7 +243,7 @@ def test_figures_of_several_models_and_lengths(tmp_path, monkeypatch):
     rows = (
         ranking_rows("a") + ranking_rows("b", (0.7, 0.4)) + ranking_rows("b", (0.2, 0.3), "other")
     )
-    plot_results.plot_ranking_accuracy(rows, tmp_path / "r.png")
+    plot_ranking_accuracy(rows, tmp_path / "r.png")
     left, right = plt.gcf().axes
     marks = {c.get_label(): list(c.lines[0].get_xdata()) for c in left.containers}
     assert marks == {"a": pytest.approx([50]), "b": pytest.approx([70, 20])}
@@ -251,7 +255,7 @@ def test_figures_of_several_models_and_lengths(tmp_path, monkeypatch):
     row = {"model": "m", "dataset_name": "d", "dataset_split": "test", "include_ties": False, "n": 9,
            "normalization": "non-length-normalized", "bins": bins}  # fmt: skip
     ties = {**row, "include_ties": True, "bins": bins[::-1]}  # its untied pairs are not drawn twice
-    plot_results.plot_length_difference([row, ties], tmp_path / "l.png")
+    plot_length_difference([row, ties], tmp_path / "l.png")
     normalized, summed = plt.gcf().axes
     assert not normalized.containers and len(summed.containers) == 1
     assert list(summed.containers[0].lines[0].get_ydata()) == pytest.approx([90, 20])
@@ -261,7 +265,7 @@ def test_figures_of_several_models_and_lengths(tmp_path, monkeypatch):
     splits += [
         {**row, "include_ties": True, "chance": None} for row in ranking_rows("a", (0.2, 0.3))
     ]
-    plot_results.plot_ranking_accuracy(splits, tmp_path / "s.png")
+    plot_ranking_accuracy(splits, tmp_path / "s.png")
     (axes,) = plt.gcf().axes
     assert [text.get_text().split("\n")[0] for text in axes.get_yticklabels()] == [
         f"{HH}, test", f"{HH}, train", f"{HH}, test, ties"]  # fmt: skip
@@ -276,10 +280,10 @@ def test_win_rates_of_several_seeds_are_joined_by_their_means(tmp_path, monkeypa
          "ranking_accuracy": win / 2, "n_ranked": 9, "squared_distance": 1.0}
         for gamma, win in ((0.0, 0.4), (0.0, 0.6), (1.0, 0.7), (1.0, 0.7))
     ]  # fmt: skip
-    plot_results.plot_win_rate(rows, tmp_path / "w.png")
+    plot_win_rate(rows, tmp_path / "w.png")
     left, right = plt.gcf().axes
     (means,) = [line for line in left.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2
-                and list(line.get_xdata()) == [0, 1] and line.get_color() == plot_results.BLUE]  # fmt: skip
+                and list(line.get_xdata()) == [0, 1] and line.get_color() == BLUE]  # fmt: skip
     assert list(means.get_ydata()) == pytest.approx([50, 70])
     assert list(right.lines[-1].get_ydata()) == pytest.approx([25, 35])
 
@@ -404,7 +408,7 @@ def test_a_second_stop_of_the_driver_ends_its_part_too(tmp_path):
     )
     driver = (
         "import sys; from pathlib import Path; sys.path.insert(0, '.');"
-        "from command_line import run_script; from reproduce.run import Part, run_part;"
+        "from ranking.plumbing.command_line import run_script; from reproduce.run import Part, run_part;"
         f"folder = Path({str(tmp_path)!r});"
         f"part = Part('part', ['-c', {child!r}], folder / 'done');"
         "run_script(lambda args: run_part(part, folder / 'log', []), None)"

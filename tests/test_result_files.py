@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from result_files import (
+from ranking.plumbing.result_files import (
     check_inputs,
     merge_parts,
     output_paths,

@@ -18,11 +18,12 @@ from test_calculate_calibration_metrics import read_wandb_keys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from data_utils import load_training_splits, sft_texts
-from log_likelihood import exact_offset_tokenizer
-from result_files import release_outputs
-from sft import IGNORED, main, parse_args, response_spans, tokenize_texts, trained_spans
-from training_directory import mark_run
+from ranking.data.splits import load_training_splits
+from ranking.plumbing.result_files import release_outputs
+from ranking.scoring.tokenization import exact_offset_tokenizer
+from ranking.training.run_directory import mark_run
+from ranking.training.texts import IGNORED, response_spans, sft_texts, tokenize_texts, trained_spans
+from sft import main, parse_args
 
 ROOT = Path(__file__).parents[1]
 HH = ("Human:", "Assistant:")
@@ -235,7 +236,7 @@ def test_lora_packing_and_sanity_check(tiny_model_directory, tmp_path, capsys):
     main(command(tiny_model_directory, output, *more))
     assert "train limited to 12 examples" in capsys.readouterr().err
     assert (output / "adapter_config.json").is_file()
-    from model_loading import load_model
+    from ranking.scoring.models import load_model
 
     assert load_model(str(output)).peft_config["default"].r == 4
     assert not (output / "wandb").exists()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_utils import load_preferences
-from result_files import release_outputs, write_json_lines
-from training_directory import (
+from ranking.data.preferences import load_preferences
+from ranking.plumbing.result_files import release_outputs, write_json_lines
+from ranking.training.run_directory import (
     checkpoint_fault,
     claim_directory,
     last_checkpoint,

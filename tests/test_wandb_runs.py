@@ -10,8 +10,8 @@ import pytest
 from test_dpo import command
 from wandb_server import WandbServer
 
-from result_files import read_json_lines
-from wandb_runs import has_wandb_key
+from ranking.plumbing.result_files import read_json_lines
+from ranking.plumbing.wandb_runs import has_wandb_key
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
-from result_files import release_outputs
+from ranking.plumbing.result_files import release_outputs
 
 Item = TypeVar("Item")
+
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-# ---------------------------------------------------------------------------- flags
 class Parser(argparse.ArgumentParser):
     """Errors are one line; an unknown flag names the nearest known one."""
 
@@ -72,7 +73,6 @@ def print_any_text() -> None:
             stream.reconfigure(errors="replace")
 
 
-# ---------------------------------------------------------------------------- several processes
 def process_rank() -> int:
     """Number of this process among those of torchrun or `accelerate launch`; 0 if alone."""
     return int(os.environ.get("RANK", 0))
@@ -99,7 +99,6 @@ def explain_single_process() -> None:
         )
 
 
-# ---------------------------------------------------------------------------- stopping
 class Stopped(KeyboardInterrupt):
     """Raised by a signal: at once, or when the batch at hand is done. `saved`: what is on disk."""
 
@@ -110,6 +109,8 @@ class Stopped(KeyboardInterrupt):
 
 
 _deferred = 0  # how many blocks that finish their batch first are being run
+
+
 _requested: int | None = None  # the signal that waits for the end of a batch
 
 
@@ -182,3 +183,11 @@ def run_script(main_function, args) -> None:
         release_outputs()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def progress_bar(text: str, total: int, n_done: int = 0):
+    """With rate and time left; a line every ten seconds where stderr is a file."""
+    from tqdm import tqdm
+
+    seconds = 1 if sys.stderr.isatty() else 10
+    return tqdm(total=total, initial=n_done, desc=text, mininterval=seconds)

@@ -12,22 +12,35 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from data_utils import LFS_POINTER
+from ranking.data.files import LFS_POINTER
 
 BUNDLED_MODEL = "SmolLM2-135M-Instruct"
+
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
 DEVICE_MAPS = ("auto", "balanced", "sequential")  # accelerate's ways to spread a large model
+
+
 QUANTIZATIONS = ("8bit", "4bit")
+
+
 PICKLE_FLAG, REMOTE_CODE_FLAG = "--allow-pickle", "--trust-remote-code"
+
+
 # what transformers and safetensors raise for files that are not what they should be
 LOADING_ERRORS = (
     OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, EOFError,
     SafetensorError,
     StrictDataclassError, pickle.UnpicklingError,
 )  # fmt: skip
+
+
 MODEL_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".py")
 
 
@@ -424,3 +437,15 @@ def context_length(model) -> int | None:
         if getattr(config, key, None):
             return int(getattr(config, key))
     return None
+
+
+def unwrap(model):
+    """The transformers model inside a data-parallel wrapper and a PEFT adapter."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def input_device(model) -> torch.device:
+    """Where a model takes its inputs; the CPU, if its embeddings are kept there or on disk."""
+    device = unwrap(model).get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device

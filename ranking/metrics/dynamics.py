@@ -1,18 +1,12 @@
-"""How rankings move while a model is tuned (§4, Fig. 2-4): the four groups, exact means over pairs,
-the per-pair file, and the distance travelled in weight space."""
+"""How rankings move while a model is tuned (§4, Fig. 2-7): the four groups, means over pairs."""
 
-import copy
 import math
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ranking_metrics import required_margin
-from result_files import append_json_lines, drop_torn_line, read_json_lines, write_json_lines
+from ranking.metrics.idealized import required_margin
 
-DYNAMICS_FILE = "ranking_dynamics.jsonl"
 # (ranked correctly by the reference, ranked correctly by the policy) → name
 GROUPS = {
     (True, True): "correct_to_correct",
@@ -107,109 +101,71 @@ def summarize_pairs(
     return {name: float(np.mean(value)) for name, value in means.items()}
 
 
-# ---------------------------------------------------------------------------- per-pair file
-def dynamics_rows(
-    values: dict[str, np.ndarray], ids: Iterable[str], facts: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """One row per pair and evaluation; `facts` (step, epoch, part, …) are the same in each."""
-    columns = ("chosen", "rejected", "ref_chosen", "ref_rejected")
-    rows = []
-    for k, pair in enumerate(ids):
-        group = GROUPS[bool(values["ref_correct"][k]), bool(values["correct"][k])]
-        rows.append(
-            {
-                **facts,
-                "id": pair,
-                "group": group,
-                **{name: finite(values[name][k]) for name in columns},
-                "n_chosen": int(values["n_chosen"][k]),
-                "n_rejected": int(values["n_rejected"][k]),
-                **{name: finite(values[name][k]) for name in ("loss", "reward_margin")},
-            }
-        )
-    return rows
-
-
 def finite(value: float) -> float | None:
     """The number, or None (null) where it is NaN or infinite."""
     return float(value) if math.isfinite(value) else None
 
 
-def append_dynamics(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append the rows of one evaluation."""
-    with path.open("ab") as file:
-        append_json_lines(file, rows)
+PARTS = ("train", "validation")
 
 
-def forget_later_steps(path: Path, step: int) -> set[tuple[int, str]]:
-    """Drop rows after `step` (and a torn last line); return the (step, part) that stay.
-
-    A resumed run repeats the evaluations after its checkpoint and must not list them twice.
-    """
-    if not path.exists():
-        return set()
-    drop_torn_line(path)
-    rows = read_json_lines(path)
-    kept = [row for row in rows if row["step"] <= step]
-    if len(kept) < len(rows):
-        write_json_lines(path, kept)
-    return {(row["step"], row["part"]) for row in kept}
-
-
-# ---------------------------------------------------------------------------- distance
-def trained_weights(model) -> Iterator[tuple[str, Any]]:
-    """Names and parameters that training can change (tied ones once), but for adapters.
-
-    Names are those of the bare model, whatever checkpointing wraps around its layers.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_" not in name:
-            yield name.replace("_checkpoint_wrapped_module.", ""), parameter
+def means_by_step(rows: list[dict[str, Any]], part: str) -> dict[int, dict[str, Any]]:
+    """step → n, accuracy, loss, squared distance, and per group share, loss and reward margin."""
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["part"] == part:
+            by_step.setdefault(row["step"], []).append(row)
+    summary = {}
+    for step, chosen in sorted(by_step.items()):
+        members = {name: [r for r in chosen if r["group"] == name] for name in GROUPS.values()}
+        correct = len(members["correct_to_correct"]) + len(members["incorrect_to_correct"])
+        summary[step] = {
+            "n": len(chosen),
+            "accuracy": correct / len(chosen),
+            "loss": mean_of(chosen, "loss"),
+            "squared_distance": chosen[0].get("squared_distance"),
+            "share": {name: len(group) / len(chosen) for name, group in members.items()},
+            "group_loss": {name: mean_of(group, "loss") for name, group in members.items()},
+            "reward_margin": {n: mean_of(group, "reward_margin") for n, group in members.items()},
+        }
+    return summary
 
 
-def initial_weights(model) -> dict[str, Any]:
-    """A CPU copy of the weights that training can change; adapters start at 0."""
-    return {name: weight.detach().to("cpu", copy=True) for name, weight in trained_weights(model)}
+def mean_of(rows: list[dict[str, Any]], column: str) -> float:
+    """Mean of the finite values of a column; NaN if there are none."""
+    values = [row[column] for row in rows if row[column] is not None]
+    return float(np.mean(values)) if values else float("nan")
 
 
-def whole(tensor):
-    """The tensor, gathered from all processes if they share it out (FSDP2)."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def lowest_loss_step(rows: list[dict[str, Any]]) -> int:
+    """The step with the lowest mean validation loss (training loss if nothing was validated)."""
+    summary = means_by_step(rows, "validation") or means_by_step(rows, "train")
+    return min(summary, key=lambda step: (summary[step]["loss"], step))
 
 
-def squared_distance(model, initial: dict[str, Any]) -> float:
-    """‖θ − θ_0‖² of the effective weights: adapters merged, tied weights once (Fig. 4).
-
-    Differences are taken in float32 (adapters: float64), the sum in float64. Where weights are
-    sharded, all processes call this; those with an empty `initial` only help to gather.
-    """
-    import torch
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from torch.distributed.fsdp import FSDPModule
-
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # what a forward pass leaves gathered may be in half precision
-    total = 0.0
-    with torch.no_grad():
-        for name, parameter in trained_weights(model):
-            current = whole(parameter)
-            if initial:
-                difference = current.float() - initial[name].to(current.device).float()
-                total += float(difference.double().square().sum())
-        for layer in model.modules():
-            if isinstance(layer, BaseTunerLayer) and layer.active_adapters:
-                merged = copy.deepcopy(layer).double()  # whatever LoRA variant: what it adds
-                merged.merge()
-                added = merged.get_base_layer().weight - layer.get_base_layer().weight.double()
-                total += float(whole(added).square().sum())
-    return total
-
-
-def read_dynamics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a dynamics file; ValueError if it is something else."""
-    rows = read_json_lines(path)
-    needed = {"step", "part", "id", "group", "loss", "reward_margin", "beta", "gamma"}
-    if not rows or not all(needed <= row.keys() for row in rows):
-        raise ValueError(f"{path}: not a {DYNAMICS_FILE} of dpo.py")
-    return rows
+def sweep_points(
+    files: list[list[dict[str, Any]]], at: str = "lowest-loss"
+) -> list[dict[str, Any]]:
+    """Of each run (the rows of one ranking_dynamics.jsonl) and part: γ, accuracy, share of wrongly
+    ranked pairs that are flipped, loss and squared distance, at the step of the lowest validation
+    loss or at the last; ordered by γ and part."""
+    points = []
+    for rows in files:
+        steps = {row["step"] for row in rows}
+        step = lowest_loss_step(rows) if at == "lowest-loss" else max(steps)
+        for part in PARTS:
+            chosen = [row for row in rows if (row["part"], row["step"]) == (part, step)]
+            wrong = [row for row in chosen if row["group"].startswith("incorrect")]
+            if not chosen:
+                continue
+            flipped = [row for row in wrong if row["group"] == "incorrect_to_correct"]
+            points.append(
+                {"gamma": chosen[0]["gamma"], "part": part, "n": len(chosen), "step": step,
+                 "accuracy": np.mean([r["group"].endswith("to_correct") for r in chosen]).item(),
+                 "flipped": len(flipped) / len(wrong) if wrong else None,
+                 "loss": mean_of(chosen, "loss"),
+                 "squared_distance": next(
+                     (r["squared_distance"] for r in rows
+                      if r["step"] == step and r["squared_distance"] is not None), None)}
+            )  # fmt: skip
+    return sorted(points, key=lambda point: (point["gamma"], PARTS.index(point["part"])))

@@ -16,10 +16,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-Row = dict[str, Any]
+Record = dict[str, Any]  # a line of a JSON-lines file
 
 
-def hash_config(config: Row) -> str:
+def hash_config(config: Record) -> str:
     """16 hex digits that identify everything a log-likelihood depends on."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -37,12 +37,12 @@ def write_text_atomically(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_json_lines(path: Path, rows: Iterable[Row]) -> None:
+def write_json_lines(path: Path, rows: Iterable[Record]) -> None:
     """Write rows atomically, one JSON object a line. NaN is an error, write null instead."""
     write_text_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
-def read_json_lines(path: Path) -> list[Row]:
+def read_json_lines(path: Path) -> list[Record]:
     """Rows of a JSON-lines file; ValueError names file and row."""
     rows = []
     try:
@@ -131,16 +131,18 @@ def check_inputs(paths: dict[str, Path], inputs: Iterable[str | None]) -> None:
 
 
 SCORING = ("chat_template", "add_eos", "max_length", "separator", "sample_size")
+
+
 DATASET = ("dataset_name", "dataset_config", "dataset_split")
 
 
-def values_of(row: Row, keys: Iterable[str]) -> tuple:
+def values_of(row: Record, keys: Iterable[str]) -> tuple:
     """A row's values, None where one is not given or off (an empty separator is given)."""
     values = (row.get(key) for key in keys)
     return tuple(None if value is False else value for value in values)
 
 
-def scoring_label(row: Row, beside: Iterable[Row] = ()) -> str:
+def scoring_label(row: Record, beside: Iterable[Record] = ()) -> str:
     """How a summary row was scored where that is not the default (template, EOS, length), or not
     as the rows `beside` it of the same dataset (separator, sample size)."""
     parts = [
@@ -169,18 +171,18 @@ def part_files(examples: Path) -> list[Path]:
     return sorted(file for file in examples.parent.iterdir() if name.fullmatch(file.name))
 
 
-def row_key(row: Row) -> tuple[str, str | None, str]:
+def row_key(row: Record) -> tuple[str, str | None, str]:
     """What identifies an example's row: dataset, split and id."""
     return row["dataset"], row["split"], row["id"]
 
 
-def merge_parts(examples: Path, key: Callable[[Row], tuple] = row_key) -> list[Row]:
+def merge_parts(examples: Path, key: Callable[[Record], tuple] = row_key) -> list[Record]:
     """All rows of the examples file and its parts, which are then one file, replaced atomically.
 
     A row twice over (a kill between writing and deleting) is kept once; ValueError if two rows of
     one `key` differ.
     """
-    rows: dict[tuple, Row] = {}
+    rows: dict[tuple, Record] = {}
     parts = part_files(examples)
     for file in [examples, *parts]:
         if not file.exists():
@@ -198,10 +200,10 @@ def merge_parts(examples: Path, key: Callable[[Row], tuple] = row_key) -> list[R
 
 def prepare_outputs(
     paths: dict[str, Path],
-    config: Row,
+    config: Record,
     overwrite: bool,
-    key: Callable[[Row], tuple] = row_key,
-) -> list[Row]:
+    key: Callable[[Record], tuple] = row_key,
+) -> list[Record]:
     """Make the output directory and return the example rows of an earlier, unfinished run.
 
     ValueError if a summary exists, or the earlier run had another configuration; `overwrite`
@@ -239,7 +241,7 @@ def prepare_outputs(
     return merge_parts(examples, key)
 
 
-def read_config(path: Path) -> Row:
+def read_config(path: Path) -> Record:
     """What an earlier run wrote of its configuration; {} where there is nothing of the kind."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,4 @@
-"""Which of two responses to a prompt is better: a reward model, or a language model behind an
-OpenAI-compatible endpoint that is asked in both orders.
-"""
+"""A served judge: a language model behind an OpenAI-compatible endpoint, asked in both orders."""
 
 import hashlib
 import json
@@ -12,9 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import numpy as np
-
-from result_files import append_json_lines, drop_torn_line
+from ranking.plumbing.result_files import append_json_lines, drop_torn_line
 
 QUESTION = """You compare two replies to the last message of a conversation with an AI assistant.
 
@@ -32,147 +28,29 @@ QUESTION = """You compare two replies to the last message of a conversation with
 
 Which reply serves the user better? Prefer what is correct, to the point and harmless; length and
 order are no merit. Answer with one letter and nothing else: A, B, or C if neither is better."""
+
+
 ANSWER_TOKENS = 16
+
+
 REASONING_TOKENS = 4096  # of an answer, where the reasoning before it counts
+
+
 TRIAL = [{"role": "user", "content": "Answer with the letter A and nothing else."}]
+
+
 CHARACTERS_PER_TOKEN = 4  # only for the estimate of the costs
+
+
 REFUSED = (400, 413, 422)  # of a question after the trial: it counts as unclear
+
+
 VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}  # share of the win that goes to the first reply
+
+
 FIRST_ORDER, SECOND_ORDER = "policy first", "policy second"
 
 
-# ---------------------------------------------------------------------------- reward model
-def load_reward_model(
-    name: str,
-    device: str,
-    dtype: str,
-    *,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-):
-    """A sequence-classification model with one output, and its tokenizer.
-
-    Raises OSError if nothing loads, ValueError if what loads has no trained score head.
-    """
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    from model_loading import (
-        LOADING_ERRORS,
-        check_adapter_weights,
-        explain,
-        load_config,
-        load_tokenizer,
-        resolve_model,
-    )
-
-    try:
-        check_adapter_weights(resolve_model(name), None, allow_pickle)
-        load_config(resolve_model(name), None, trust_remote_code)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            resolve_model(name), dtype=getattr(torch, dtype), output_loading_info=True,
-            trust_remote_code=trust_remote_code, use_safetensors=None if allow_pickle else True,
-        )  # fmt: skip
-    except LOADING_ERRORS as error:
-        raise OSError(f"cannot load the judge {name}: {explain(error)}") from error
-    if info["missing_keys"] or model.config.num_labels != 1:
-        raise ValueError(
-            f"{name} is no reward model: "
-            + (
-                f"it has no weights for {', '.join(sorted(info['missing_keys'])[:3])}"
-                if info["missing_keys"]
-                else f"it has {model.config.num_labels} outputs instead of one"
-            )
-        )
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    return model.to(device).eval(), tokenizer
-
-
-def reward_ids(tokenizer, prompt: str, response: str) -> list[int]:
-    """Token ids of prompt and response as a reward model reads them, in training and in judging.
-
-    In its chat template if it has one: as model cards do, with the special tokens that the template
-    writes and no others. Else one after the other with the tokenizer's special tokens, BOS at most
-    once, and EOS at the end unless the tokenizer ends texts itself.
-    Raises ValueError where the template refuses the dialogue.
-    """
-    from jinja2 import TemplateError
-
-    from log_likelihood import is_begun, parse_dialogue, without_endings
-
-    response = without_endings(tokenizer, response, None).strip()
-    if tokenizer.chat_template is not None:
-        messages = parse_dialogue(prompt)
-        begun = f"{messages.pop()['content']} " if is_begun(prompt) else ""
-        messages.append({"role": "assistant", "content": begun + response})
-        try:
-            return tokenizer.apply_chat_template(messages, return_dict=False)
-        except TemplateError as error:
-            raise ValueError(
-                f"the judge's chat template refuses the dialogue {prompt[:60]!r} ({error})"
-            ) from None
-    text = f"{prompt.rstrip()} {response}"
-    encoded = tokenizer(text, return_special_tokens_mask=True)
-    ids, appended = encoded["input_ids"], any(encoded["special_tokens_mask"][-1:])
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if bos is not None and ids[:2] == [bos, bos]:  # the text itself begins with it
-        del ids[0]
-    return ids if appended or eos is None or ids[-1:] == [eos] else [*ids, eos]
-
-
-def longest_text(model, tokenizer) -> int:
-    """How many tokens the model and its tokenizer allow."""
-    from model_loading import context_length
-
-    return min(context_length(model) or 10**9, tokenizer.model_max_length)
-
-
-def reward_scores(
-    model, tokenizer, texts: Sequence[Sequence[int]], tokens_per_batch: int = 4096
-) -> Iterator[tuple[int, float]]:
-    """(index, reward) of each text's token ids, longest first, in right-padded batches of similar
-    length.
-
-    Texts longer than the model's context lose their beginning (not its BOS or CLS), which one line
-    on stderr counts. Score heads read the last token that is not config.pad_token_id; a model
-    without one is given one text at a time, of which it reads the last token. Texts whose rotary
-    frequencies differ by their length (LongRoPE) are in batches of their own.
-    """
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    from log_likelihood import check_vocabulary, forget_lengths, length_class
-
-    limit = longest_text(model, tokenizer)
-    long = [i for i, ids in enumerate(texts) if len(ids) > limit]
-    texts = list(texts)
-    for i in long:
-        kept = int(texts[i][0] in (tokenizer.bos_token_id, tokenizer.cls_token_id))
-        texts[i] = [*texts[i][:kept], *texts[i][len(texts[i]) - limit + kept :]]
-    if long:
-        print(f"judge: {len(long)} texts cut from the left to {limit} tokens", file=sys.stderr)
-    pad = model.config.get_text_config().pad_token_id
-    can_pad = pad is not None and pad >= 0
-    check_vocabulary(model, [*texts, [pad] * can_pad])
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    while order:
-        n = max(1, tokens_per_batch // len(texts[order[0]])) if can_pad else 1
-        kinds = [length_class(model, len(texts[i])) for i in order[:n]]
-        n = next((k for k, kind in enumerate(kinds) if kind != kinds[0]), n)
-        batch, order = order[:n], order[n:]
-        if kinds[0]:
-            forget_lengths(model)
-        rows = [torch.tensor(texts[i], device=model.device) for i in batch]
-        inputs = {
-            "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad if can_pad else 0),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], True),
-        }
-        with torch.inference_mode():
-            rewards = model(**inputs).logits[:, 0].float().tolist()
-        yield from zip(batch, rewards)
-
-
-# ---------------------------------------------------------------------------- language model
 def make_client(base_url: str | None, timeout: float, max_retries: int):
     """An OpenAI client; the key comes from OPENAI_API_KEY and from nowhere else.
 
@@ -392,15 +270,3 @@ def ask_all(
             announce(f"judge: {len(refusals)} questions refused, unclear: {refusals[0][:300]}")
     finally:  # after an error or a stop no further call is made; those on their way are kept
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def position_bias(verdicts: Sequence[tuple[float | None, float | None]]) -> dict[str, float | None]:
-    """Of pairs with two clear verdicts: share in which the orders contradict each other, and mean
-    share of the win that went to the reply shown first (0.5 without bias)."""
-    clear = np.array([v for v in verdicts if None not in v], dtype=float).reshape(-1, 2)
-    if not len(clear):
-        return {"order_disagreement": None, "first_reply_share": None}
-    return {
-        "order_disagreement": float(np.mean(clear[:, 0] != 1.0 - clear[:, 1])),
-        "first_reply_share": float(clear.mean()),
-    }

@@ -6,6 +6,7 @@ ever discarded.
 """
 
 import json
+import os
 import re
 import shutil
 import uuid
@@ -17,14 +18,21 @@ from typing import Any
 
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
+from transformers import TrainerCallback
 
-from command_line import announce
-from data_utils import PreferenceData, fingerprint
-from model_loading import model_fingerprint
-from result_files import lock_outputs, write_text_atomically
+from ranking.data.examples import PreferenceData, fingerprint
+from ranking.plumbing.command_line import announce
+from ranking.plumbing.result_files import lock_outputs, write_text_atomically
+from ranking.plumbing.wandb_runs import start_wandb
+from ranking.scoring.models import model_fingerprint
+from ranking.training.flags import DataArguments
 
 RUN_FILE = "run_config.json"
+
+
 TEST_FILE = "test_results.json"
+
+
 # what a resumed run may change
 HARMLESS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to",
@@ -176,7 +184,6 @@ def check_no_model(folder: Path) -> None:
             )
 
 
-# ---------------------------------------------------------------------------- checkpoints
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint directories of a run, newest first."""
     found = [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
@@ -219,3 +226,53 @@ def checkpoint_fault(path: Path) -> str | None:
         if missing := [shard for shard in shards if not (path / shard).exists()]:
             return f"lacks {missing[0]}"
     return None
+
+
+class WandbConfig(TrainerCallback):
+    """Writes what the run was over what Trainer knows of it: it says how TRL would cut texts."""
+
+    def __init__(self, run, config: dict[str, Any]):
+        self.run, self.config = run, config
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.run.config.update(self.config, allow_val_change=True)
+
+
+def start_training_wandb(args: DataArguments, training_args, default_project: str):
+    """The wandb run the Trainer will log to, the same one after a resume; None without wandb.
+
+    Offline as `wandb_runs.start_wandb` says.
+    """
+    if "wandb" not in training_args.report_to or not PartialState().is_main_process:
+        return None
+    folder = training_args.output_dir
+    return start_wandb(
+        project=args.wandb_project or os.environ.get("WANDB_PROJECT", default_project),
+        entity=args.wandb_entity,
+        name=training_args.run_name,
+        id=read_run(Path(folder))["wandb_id"],
+        resume="allow",
+        dir=os.environ.get("WANDB_DIR", folder),
+    )
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """checkpoint-* by step, else the model directories in `folder` by their γ and name."""
+    models = [
+        path
+        for path in folder.iterdir()
+        if any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    ]
+    steps = [path for path in models if re.fullmatch(r"checkpoint-\d+", path.name)]
+    if steps:
+        return sorted(steps, key=lambda path: int(path.name.split("-")[1]))
+    runs = [path for path in models if path.name != "base"]  # what adapters of dpo.py start from
+    if not runs:
+        raise ValueError(f"--checkpoints {folder}: no checkpoint-* and no model directories")
+    return sorted(runs, key=lambda path: (gamma_of(path) or 0.0, path.name))
+
+
+def gamma_of(folder: Path) -> float | None:
+    """γ of a run of dpo.py, from its run_config.json."""
+    file = folder / "run_config.json"
+    return json.loads(file.read_text())["settings"].get("alpha") if file.is_file() else None

@@ -21,9 +21,12 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from log_likelihood import TokenizedCompletion, check_fast_path, count_new_tokens, score_examples
-from model_loading import cache_directory
-from result_files import append_json_lines
+from ranking.plumbing.result_files import append_json_lines
+from ranking.scoring.models import cache_directory
+from ranking.scoring.packing import count_new_tokens
+from ranking.scoring.score import score_examples
+from ranking.scoring.start_up_check import check_fast_path
+from ranking.scoring.tokenization import TokenizedCompletion
 
 SCORING = 4  # raise it whenever log_likelihood.py changes a log-likelihood
 

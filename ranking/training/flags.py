@@ -1,38 +1,19 @@
-"""What `sft.py` and `dpo.py` share: flags and their old spellings, data, model, how training ends,
-wandb. The training itself is in the scripts and in `dpo_gamma_trainer.py`."""
+"""Flags of sft.py and dpo.py: old spellings, defaults, checks, and --help in groups."""
 
 import argparse
 import importlib.util
 import math
-import os
 import re
-import shutil
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from accelerate import PartialState
-from safetensors import SafetensorError
-from transformers import HfArgumentParser, TrainerCallback, TrainerState
-from transformers.integrations.deepspeed import (
-    is_deepspeed_zero3_enabled,
-    set_hf_deepspeed_config,
-    unset_hf_deepspeed_config,
-)
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import SaveStrategy
-from trl import ModelConfig, get_peft_config
+from transformers import HfArgumentParser
+from trl import ModelConfig
 
-from command_line import Stopped, announce, stop_requested, suggestion
-from data_utils import PreferenceData, describe_joining, load_training_splits, split_name
-from model_loading import is_local, load_model, load_tokenizer
-from training_directory import checkpoints, read_run
-from wandb_runs import check_wandb, start_wandb
+from ranking.plumbing.command_line import announce, suggestion
+from ranking.plumbing.wandb_runs import check_wandb
+from ranking.scoring.models import is_local
 
 # flags of earlier transformers, TRL and of the original scripts → what to use now
 RETIRED = {
@@ -75,14 +56,28 @@ RETIRED = {
         "nothing: models and results stay in --output_dir",
     ),
 }  # fmt: skip
+
+
 # retired flags whose neutral value is true, that is, what is done anyway; of the others it is OFF
 DONE_ANYWAY = {"do_train", "save_safetensors", "completion_only_loss", "padding_free",
                "precompute_ref_log_probs"}  # fmt: skip
+
+
 COUNTS_AT_ZERO = re.compile("gamma|ld_alpha|seq_length|max_.*")  # where 0 is no neutral value
+
+
 UNSET = ("none", "null", "")
+
+
 OFF = ("false", "f", "no", "n", "off", *UNSET)
+
+
 ON = ("true", "t", "yes", "y", "on", "1")
+
+
 REPORTS = ("wandb", "none")
+
+
 # what --help shows, where a script has it; None: the text at the flag's definition
 FLAG_GROUPS: dict[str, dict[str, str | None]] = {
     "model": {
@@ -302,7 +297,6 @@ class TrainingDefaults:
         super().__post_init__()
 
 
-# ---------------------------------------------------------------------------- flags
 def check_number(name: str, value: float, holds: bool, what: str) -> None:
     """ValueError unless a flag's value is finite and `holds`."""
     if not (holds and math.isfinite(value)):
@@ -459,328 +453,3 @@ def check_revision(flag: str, revision: str | None, name: str) -> str | None:
     if is_local(name):
         raise ValueError(f"{flag} {revision}: {name} is a local model, without revisions")
     return revision
-
-
-# ---------------------------------------------------------------------------- data and model
-def load_parts(args: DataArguments) -> dict[str, PreferenceData]:
-    """Train, validation and test examples, cut to the sizes asked for; sizes on stderr."""
-    sample_size = None
-    if split_name(args.dataset_name)[0] == "HuggingFaceH4/stack-exchange-preferences":
-        if args.data_dir is None and args.max_train_samples is None:
-            raise ValueError(
-                f"{args.dataset_name} has 10 million rows: give --max_train_samples (or --data_dir)"
-            )
-        sample_size = args.max_train_samples and round(args.max_train_samples / 0.8)
-    parts, notes = load_training_splits(
-        args.dataset_name,
-        data_dir=args.data_dir,
-        train_split=args.train_split,
-        eval_split=args.eval_split,
-        seed=args.split_seed,
-        sample_size=sample_size,
-        separator=args.separator,
-    )
-    if not getattr(args, "chat_template", False):
-        notes.append(describe_joining(parts["train"].examples))
-    for note in notes:
-        announce(f"{args.dataset_name}: {note}")
-    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples,
-              "test": args.max_eval_samples}  # fmt: skip
-    for part, data in parts.items():
-        limit = limits[part]
-        if limit is not None and 0 <= limit < len(data.examples):
-            chosen = np.random.default_rng(args.split_seed).choice(
-                len(data.examples), limit, replace=False
-            )
-            data.examples[:] = [data.examples[i] for i in sorted(chosen)]
-            announce(f"{args.dataset_name}: {part} limited to {limit} examples")
-    return parts
-
-
-@contextmanager
-def whole_weights(training_args) -> Iterator[None]:
-    """Inside, models are loaded whole, where DeepSpeed ZeRO-3 would share out their weights at
-    once: the reference is scored first."""
-    if not is_deepspeed_zero3_enabled():
-        yield
-        return
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        set_hf_deepspeed_config(training_args.deepspeed_plugin.dschf)
-
-
-def load_for_training(args: ModelArguments, name: str, revision: str | None, device: str):
-    """Model in evaluation mode with every adapter merged, and its tokenizer."""
-    tokenizer = load_tokenizer(name, revision)
-    model = load_model(
-        name, dtype=args.dtype, device=device, revision=revision,
-        attn_implementation=args.attn_implementation, allow_pickle=args.allow_pickle,
-    )  # fmt: skip
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload().requires_grad_(True)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
-
-
-def make_peft_config(args: ModelArguments, model, tokenizer, output_dir: str):
-    """TRL's LoRA configuration, or None. Where the model to tune is itself an adapter, the merged
-    weights are saved as OUTPUT_DIR/base, so that the new adapter has a base to be loaded on."""
-    peft_config = get_peft_config(args)
-    name = args.model_name_or_path
-    if peft_config is None:
-        return None
-    if (Path(name) / "adapter_config.json").is_file():
-        name = str((Path(output_dir) / "base").resolve())
-        if PartialState().is_main_process:
-            model.save_pretrained(name)
-            tokenizer.save_pretrained(name)
-        PartialState().wait_for_everyone()
-        model.config._name_or_path = model.name_or_path = name
-    elif args.model_revision != "main":
-        peft_config.revision = args.model_revision
-    return peft_config
-
-
-# ---------------------------------------------------------------------------- training
-class StopAfterStep(TrainerCallback):
-    """After Ctrl-C, SIGTERM or SIGHUP: finish the step, save a checkpoint to resume from, end.
-
-    `stopped` is set in all processes at the same step, or in none.
-    """
-
-    stopped = False
-
-    def on_step_end(self, args, state, control, **kwargs):
-        stop = torch.tensor(float(stop_requested() is not None), device=args.device)
-        if args.world_size > 1:
-            torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX)
-        if stop.item() and state.global_step < state.max_steps:  # else it is done anyway
-            self.stopped = control.should_save = control.should_training_stop = True
-            args.load_best_model_at_end = args.save_only_model = False
-            args.save_strategy = SaveStrategy.STEPS  # "best" would take should_save back
-            args.save_total_limit = None  # nothing is deleted for it
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if self.stopped and state.epoch % 1 > 1e-6:  # Trainer comes here after a broken-off epoch
-            control.should_evaluate = control.should_save = False
-
-
-def best_metric_name(args) -> str:
-    """The logged name of --metric_for_best_model."""
-    return f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
-
-
-class SaveBest(TrainerCallback):
-    """With --load_best_model_at_end, each evaluation that is the best so far gets a checkpoint:
-    Trainer saves at --save_steps only, and would end with the last model. The checkpoint of the
-    best one before goes again, unless it was due anyway."""
-
-    former: str | None = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if not args.load_best_model_at_end or state.best_global_step is None:
-            return
-        path = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
-        state.best_model_checkpoint = str(path)  # the directory may have been moved
-        if not path.is_dir():
-            announce(f"{path}, of the best evaluation so far, is not there: the best of the later "
-                     "evaluations counts")  # fmt: skip
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
-        elif args.save_strategy == "steps" and state.is_world_process_zero:
-            for old in checkpoints(Path(args.output_dir)):  # left by a kill before `on_save`
-                step = int(old.name.split("-")[1])
-                kept = step % state.save_steps == 0 or step >= state.global_step or old == path
-                if args.save_total_limit is None and not kept:
-                    shutil.rmtree(old, ignore_errors=True)
-
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
-        value = metrics.get(best_metric_name(args))
-        if not args.load_best_model_at_end or value is None or state.global_step == 0:
-            return
-        best = state.best_metric
-        better = best is None or (value > best if args.greater_is_better else value < best)
-        if better and math.isfinite(value):
-            control.should_save = True
-            self.former = state.best_model_checkpoint
-
-    def on_save(self, args, state, control, **kwargs):
-        former, self.former = self.former, None
-        if former is None or args.save_strategy != "steps" or not state.is_world_process_zero:
-            return
-        if args.save_total_limit is not None:
-            return  # Trainer deletes the oldest itself
-        due = int(Path(former).name.split("-")[1]) % state.save_steps == 0
-        if not due and former != state.best_model_checkpoint:
-            shutil.rmtree(former, ignore_errors=True)
-
-
-class SaveAfterEvaluation(TrainerCallback):
-    """A checkpoint of an epoch's last step is saved after the evaluation that ends the epoch: saved
-    before it, a run killed while it evaluates would go on without."""
-
-    deferred = False
-
-    def on_step_end(self, args, state, control, **kwargs):
-        ends = abs(state.epoch - round(state.epoch)) < 1e-6 or state.global_step >= state.max_steps
-        if args.eval_strategy == "epoch" and control.should_save and ends:
-            self.deferred, control.should_save = True, False
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_save |= self.deferred
-        self.deferred = False
-
-
-class CheckMetrics(TrainerCallback):
-    """A run that has diverged, or a --metric_for_best_model that is none, ends with one line."""
-
-    def on_log(self, args, state, control, logs, **kwargs):
-        loss = logs.get("loss", logs.get("train_loss", 0.0))
-        if not math.isfinite(float(loss)):
-            raise ValueError(
-                f"the training loss is {loss} at step {state.global_step}: try a lower "
-                "--learning_rate, --max_grad_norm, or --dtype=float32"
-            )
-
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
-        if args.metric_for_best_model is None or "eval_loss" not in metrics:
-            return  # or of other pairs than validation's
-        wanted = best_metric_name(args)
-        if wanted not in metrics:
-            raise ValueError(
-                f"--metric_for_best_model {args.metric_for_best_model}: no evaluation gives it"
-                + suggestion(wanted, metrics)
-            )
-
-
-@contextmanager
-def explaining_files(folder: str) -> Iterator[None]:
-    """Errors of torch's and safetensors' readers and writers as an OSError that names `folder`."""
-    try:
-        yield
-    except (RuntimeError, SafetensorError) as error:
-        writer = isinstance(error, SafetensorError) or "inline_container" in str(error)
-        if not writer and "PytorchStream" not in str(error):
-            raise
-        line = str(error).splitlines()[0]
-        raise OSError(f"cannot write or read a checkpoint in {folder} ({line}): full?") from error
-
-
-def train_until_stopped(trainer, checkpoint: str | None) -> dict[str, Any]:
-    """Train to the end, save the model and return which step it is (`saved_step`); after a
-    signal, raise `Stopped` when the step's checkpoint is saved.
-
-    A signal during the last step lets the run end: what is left takes less time than doing it
-    again. The caller evaluates inside `finishing_first` for the same reason.
-    """
-    args = trainer.args
-    stopping = StopAfterStep()
-    for callback in (stopping, SaveAfterEvaluation(), SaveBest(), CheckMetrics()):
-        trainer.add_callback(callback)
-    # TRL's says "fine-tuned version of None" of a local model; run_config.json says what was done
-    trainer.create_model_card = lambda *_, **__: None
-    args.eval_on_start = args.eval_on_start and checkpoint is None
-    wants_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if wants_fsdp and not trainer.is_fsdp_enabled:
-        announce("FSDP shards over GPUs only: on the CPU each process holds the whole model (DDP)")
-    lengths = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
-    n_epochs, max_steps = lengths[0], lengths[-1]
-    note_lengths(args, n_rows=lengths[2], batch=lengths[4], max_steps=max_steps)
-    if checkpoint is not None:
-        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        if state.global_step > max_steps:
-            raise ValueError(
-                f"{checkpoint} is step {state.global_step} of a longer run than this one, of "
-                f"{max_steps} steps: give another checkpoint, or --max_steps beyond it"
-            )
-        if state.global_step == max_steps:  # Trainer would begin the epoch at hand once more
-            announce(f"{checkpoint} is after the last step, {max_steps}: nothing is left to train")
-            trainer.set_initial_training_values = lambda *_: (0, *lengths[1:])  # epochs
-    with explaining_files(args.output_dir):
-        trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.state.num_train_epochs = n_epochs
-        if checkpoint is not None and state.global_step == max_steps:
-            history = trainer.state.log_history
-            history[:] = [entry for entry in history if "train_loss" not in entry]  # of no step
-        if stopping.stopped:
-            step = trainer.state.global_step
-            saved = f"checkpoint-{step} is saved in {args.output_dir}"
-            raise Stopped(stop_requested() or signal.SIGTERM, saved)
-        trainer.save_model()  # before an evaluation: --bf16_full_eval would cast the weights
-    return saved_step(args, trainer.state)
-
-
-def note_lengths(args, n_rows: int, batch: int, max_steps: int) -> None:
-    """One line each for a batch of more rows than there are, and a warm-up that never ends."""
-    if batch > n_rows:
-        announce(
-            f"a step's batch is {batch} (processes × --per_device_train_batch_size × "
-            f"--gradient_accumulation_steps), and there are {n_rows} rows: each step takes them all"
-        )
-    warmup = args.get_warmup_steps(max_steps)
-    if warmup >= max_steps:
-        reached = args.learning_rate * (max_steps - 1) / warmup
-        announce(
-            f"--warmup_steps is {warmup} and the run has {max_steps} steps: the learning rate only "
-            f"rises, to {reached:.3g} of {args.learning_rate:.3g}"
-        )
-
-
-def saved_step(args, state: TrainerState) -> dict[str, Any]:
-    """Which step the saved model is, of how many, and why this one: `chosen_by` and its value."""
-    step = {"step": state.global_step, "max_steps": state.max_steps, "chosen_by": "last"}
-    if not args.load_best_model_at_end:
-        return step
-    name = best_metric_name(args)
-    if state.best_model_checkpoint is None:
-        announce(f"no evaluation had a best {name}: the saved model is the last one")
-        return step
-    best = state.best_metric
-    for entry in state.log_history:
-        value = entry.get(name) if entry["step"] == 0 else None
-        if value is not None and (value > best if args.greater_is_better else value < best):
-            announce(
-                f"{name} was {value:.4f} before training, better than at any evaluation of it: the "
-                "saved model is the best of training"
-            )
-    number = int(Path(state.best_model_checkpoint).name.split("-")[1])
-    return {**step, "step": number, "chosen_by": name, "value": best}
-
-
-def describe_step(step: dict[str, Any]) -> str:
-    """`saved_step` in words."""
-    why = "the last"
-    if step["chosen_by"] != "last":
-        why = f"the best {step['chosen_by']}, {step['value']:.4f}"
-    return f"step {step['step']} of {step['max_steps']}, {why}"
-
-
-# ---------------------------------------------------------------------------- wandb
-class WandbConfig(TrainerCallback):
-    """Writes what the run was over what Trainer knows of it: it says how TRL would cut texts."""
-
-    def __init__(self, run, config: dict[str, Any]):
-        self.run, self.config = run, config
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.run.config.update(self.config, allow_val_change=True)
-
-
-def start_training_wandb(args: DataArguments, training_args, default_project: str):
-    """The wandb run the Trainer will log to, the same one after a resume; None without wandb.
-
-    Offline as `wandb_runs.start_wandb` says.
-    """
-    if "wandb" not in training_args.report_to or not PartialState().is_main_process:
-        return None
-    folder = training_args.output_dir
-    return start_wandb(
-        project=args.wandb_project or os.environ.get("WANDB_PROJECT", default_project),
-        entity=args.wandb_entity,
-        name=training_args.run_name,
-        id=read_run(Path(folder))["wandb_id"],
-        resume="allow",
-        dir=os.environ.get("WANDB_DIR", folder),
-    )

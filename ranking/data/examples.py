@@ -1,0 +1,81 @@
+"""A preference example: a prompt, K completions, the human order of them, the raters' votes."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Votes = dict[tuple[int, int], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class PreferenceExample:
+    """A prompt with K ≥ 2 completions and the human order of them.
+
+    id: content hash plus occurrence number. prompt_id: examples with one id form a cluster.
+    separators: what stands between the prompt and each completion. ranks: 1 = best, equal = tied.
+    votes: for a pair (i, j), i < j, how many raters preferred each (a "tie" vote counts half for
+    both), or None.
+    """
+
+    id: str
+    prompt_id: str
+    prompt: str
+    completions: tuple[str, ...]
+    separators: tuple[str, ...]
+    ranks: tuple[int, ...]
+    votes: Votes | None
+    dataset: str
+    row: int
+
+
+@dataclass(frozen=True)
+class PreferenceData:
+    """What `load_preferences` returns: the examples of one dataset and how they came about.
+
+    separator: what joins prompts and completions; None: `separator_between` decides for each.
+    """
+
+    name: str
+    config: str | None
+    split: str | None
+    separator: str | None
+    examples: list[PreferenceExample]
+    dropped: dict[str, int]
+    notes: list[str]
+    commit: str | None = None  # of a hub dataset
+
+
+def joining(examples: Sequence[PreferenceExample]) -> dict[str, int]:
+    """How many completions each separator joins to their prompt."""
+    return dict(Counter(s for example in examples for s in example.separators).most_common())
+
+
+def describe_joining(examples: Sequence[PreferenceExample]) -> str:
+    """One line that says what joins prompts and completions."""
+    names = {"": "nothing", " ": "a space"}
+    counts = [f"{names.get(s, repr(s))} ({n} completions)" for s, n in joining(examples).items()]
+    return f"joined to the prompt by {', '.join(counts)}"
+
+
+def fingerprint(examples: Sequence[PreferenceExample]) -> str:
+    """16 hex digits over all that results depend on: texts, order, ranks, votes, clusters."""
+    return content_hash(
+        [
+            json.dumps(
+                [e.id, e.prompt_id, e.row, e.separators, e.ranks, sorted((e.votes or {}).items())]
+            )
+            for e in examples
+        ]
+    )
+
+
+def content_hash(texts: Sequence[str]) -> str:
+    """First 16 hex digits of SHA-256 over the texts (lone surrogates included)."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
+
+
+def dataset_label(name: str, split: str | None) -> str:
+    """How lines and tables name a dataset."""
+    return f"{name} ({split})" if split else name

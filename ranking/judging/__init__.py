@@ -1,0 +1,1 @@
+"""Whose responses are better? (§5)"""

@@ -1,0 +1,1 @@
+"""The paper's numbers, by numpy and scipy alone."""

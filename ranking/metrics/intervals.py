@@ -1,0 +1,113 @@
+"""Intervals and tests: Wilson, bootstrap over prompts, McNemar, exact rank correlations."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from itertools import chain, combinations, permutations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+DRAWS_AT_ONCE = 2**20  # of a bootstrap: 24 MiB in all, whatever the number of clusters (up to it)
+
+
+EXACT_UP_TO = 9  # values of a correlation: 9! orders take 0.1 s
+
+
+EXACT_LISTS_UP_TO = 7  # completions: 7! orders take a millisecond, and there are many lists
+
+
+def wilson_interval(n_correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a proportion. n = 0 raises ValueError."""
+    interval = stats.binomtest(n_correct, n).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def clustered_bootstrap_interval(
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    clusters: Sequence[str],
+    seed: int = 0,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+) -> tuple[float, float]:
+    """Percentile interval of Σ numerators / Σ denominators when whole clusters are resampled.
+
+    For a mean, the denominators are ones. A single cluster gives (NaN, NaN). Resamples are drawn
+    `DRAWS_AT_ONCE` clusters at a time, which changes no random number.
+    """
+    _, owner = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.bincount(owner, weights=np.asarray(numerators, dtype=float))
+    counts = np.bincount(owner, weights=np.asarray(denominators, dtype=float))
+    if len(sums) < 2:
+        return math.nan, math.nan
+    result = stats.bootstrap(
+        (sums, counts),
+        lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        confidence_level=level,
+        n_resamples=n_resamples,
+        batch=max(1, DRAWS_AT_ONCE // len(sums)),
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def exact_mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:
+    """(only first correct, only second correct, two-sided exact p) of two paired outcomes."""
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if a.shape != b.shape:
+        raise ValueError(f"paired outcomes of different length: {a.shape} and {b.shape}")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    discordant = only_a + only_b
+    return only_a, only_b, float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0
+
+
+def rank_correlation(
+    scores: Sequence[float], ranks: Sequence[int], kind: str
+) -> tuple[float, float]:
+    """(coefficient, p-value) between scores and human order; kind "spearmanr" or "kendalltau".
+
+    The p-value is `correlation_test`'s (at K = 4 it cannot fall below 1/12). NaN where undefined:
+    non-finite or constant scores, or all ranks tied.
+    """
+    if not np.all(np.isfinite(scores)) or len(set(ranks)) == 1 or len(set(scores)) == 1:
+        return math.nan, math.nan
+    return correlation_test(scores, -np.asarray(ranks), kind, EXACT_LISTS_UP_TO)
+
+
+def correlation_test(
+    x: Sequence[float], y: ArrayLike, kind: str, exact_up_to: int = EXACT_UP_TO
+) -> tuple[float, float]:
+    """(coefficient, two-sided p-value) of two lists; kind "spearmanr" or "kendalltau".
+
+    Up to `exact_up_to` values the p-value is exact, over all orders; scipy's beyond.
+    """
+    function = {"spearmanr": stats.spearmanr, "kendalltau": stats.kendalltau}[kind]
+    result = function(x, y)
+    if len(x) > exact_up_to:
+        return float(result.statistic), float(result.pvalue)
+    return float(result.statistic), permutation_p_value(x, y, kind)
+
+
+@cache
+def all_orders(n: int) -> np.ndarray:
+    """The (n!, n) orders of n indices, the identity first."""
+    indices = chain.from_iterable(permutations(range(n)))
+    return np.fromiter(indices, np.int8, math.factorial(n) * n).reshape(-1, n)
+
+
+def permutation_p_value(x: ArrayLike, y: ArrayLike, kind: str) -> float:
+    """Share of all orders of y whose |Spearman or Kendall statistic| with x is as large."""
+    x_ranks, y_ranks = stats.rankdata(x), stats.rankdata(y)
+    orders = y_ranks[all_orders(len(y_ranks))]  # (n!, n), the observed order first
+    if kind == "spearmanr":
+        statistics = orders @ (x_ranks - x_ranks.mean())
+    else:
+        statistics = np.zeros(len(orders))
+        for i, j in combinations(range(len(x_ranks)), 2):
+            statistics += np.sign(orders[:, i] - orders[:, j]) * np.sign(x_ranks[i] - x_ranks[j])
+    return float((np.abs(statistics) >= np.abs(statistics[0]) - 1e-9).mean())

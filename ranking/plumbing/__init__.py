@@ -1,0 +1,1 @@
+"""Nothing about the paper: flags, files, stopping, wandb."""

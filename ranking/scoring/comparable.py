@@ -1,0 +1,80 @@
+"""Whether two runs scored the same texts in the same way."""
+
+import json
+import math
+from typing import NamedTuple
+
+from ranking.data.examples import dataset_label
+from ranking.metrics.accuracy import is_cut
+from ranking.plumbing.command_line import announce
+from ranking.plumbing.result_files import Record, row_key
+from ranking.scoring.examples_file import separators_of
+
+
+class Run(NamedTuple):
+    """Rows of a run (planned, or read from a file) and how they are scored (None: not known)."""
+
+    name: str
+    records: list[Record]
+    config: Record | None
+    planned: bool
+
+
+def shared_examples(records: list[Record], other: list[Record]) -> list[tuple[Record, Record]]:
+    """The records of two runs for each example that both scored, in the order of the first."""
+    by_key = {row_key(record): record for record in other}
+    return [(r, by_key[row_key(r)]) for r in records if row_key(r) in by_key]
+
+
+def check_comparable(first: Run, second: Run) -> None:
+    """Raise ValueError where two runs scored an example, but not as the same text, or not with the
+    same ranks and votes. A line says what else differs."""
+    pairs = shared_examples(first.records, second.records)
+    for a, b in pairs:
+        for key in ("prompt", "completions", "ranks", "votes"):
+            values = [[c["text"] for c in r[key]] if key == "completions" else r[key]
+                      for r in (a, b)]  # fmt: skip
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"{dataset_label(a['dataset'], a['split'])}, row {a['row']}: its {key} differ "
+                    f"between {first.name} and {second.name}: score the same data"
+                )
+    one, two = first.config, second.config
+    if one is None or two is None or not pairs:
+        return
+
+    def refuse(setting: str, values: tuple) -> None:
+        said = " and ".join(
+            f"{run.name} with {setting} {json.dumps(value)}"
+            for run, value in zip((first, second), values)
+        )
+        raise ValueError(f"not the same text: {said}: score both alike")
+
+    for key in ("chat_template", "add_eos"):
+        if one.get(key) != two.get(key):
+            refuse(key, (one.get(key), two.get(key)))
+    if not one.get("chat_template"):
+        for a, b in pairs:
+            ours, theirs = separators_of(a, one), separators_of(b, two)
+            if ours != theirs:
+                refuse(f"{dataset_label(a['dataset'], a['split'])}: separators", (ours, theirs))
+    limits = [config.get("max_length") or math.inf for config in (one, two)]
+    cut = any(map(is_cut, (record for pair in pairs for record in pair)))
+    tighter = first if limits[0] < limits[1] else second
+    if limits[0] != limits[1] and (cut or tighter.planned):
+        refuse("max_length", (one.get("max_length"), two.get("max_length")))
+    harmless = [
+        f"{key} {one.get(key)} and {two.get(key)}"
+        for key in ("dtype", "quantization", "sample_size", "seed", "include_ties")
+        if one.get(key) != two.get(key)
+    ]
+    if harmless:
+        announce(f"{first.name} and {second.name} differ in {', '.join(harmless)}; the same "
+                 f"{len(pairs)} examples are in both")  # fmt: skip
+
+
+def announce_uneven_cuts(shared: list[tuple[Record, Record]]) -> None:
+    """A line where a prompt lost its beginning in one of two runs only."""
+    n = sum(is_cut(record) != is_cut(other) for record, other in shared)
+    if n:
+        announce(f"{n} prompts were cut from the left in one of the two runs only")

@@ -1,0 +1,209 @@
+"""log π(y|x) of completions y of prompts x under a causal language model (Eq. 13).
+
+Completions of one prompt, and examples that share a dialogue prefix, form a trie of token
+segments: a shared prefix is computed once, each segment attends to its ancestors and causally to
+itself. The LM head is applied to completion positions only, in chunks. The same
+`compute_token_logps` serves evaluation, reference log-likelihoods and training.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.autograd.graph import queue_callback
+from torch.nn import Linear
+from torch.utils.checkpoint import checkpoint
+
+from ranking.scoring.attention import restore_attention, switch_attention
+from ranking.scoring.models import input_device, unwrap
+from ranking.scoring.packing import build_row
+from ranking.scoring.rotary import by_length_class, forget_lengths, length_class
+from ranking.scoring.tokenization import TokenizedCompletion
+
+VOCABULARY_CHUNK = 2048  # words per LM-head call: 1000 positions x 2048 x 4 bytes = 8 MB
+
+
+POSITION_CHUNK = 64  # positions per call of a head that is no plain linear layer
+
+
+def final_logits(config, logits: torch.Tensor) -> torch.Tensor:
+    """The LM head's output as the model's own forward would return it, in float32."""
+    if config.model_type.startswith("cohere"):
+        logits = logits * config.logit_scale
+    if config.model_type.startswith("granite"):
+        logits = logits / config.logits_scaling
+    logits = logits.float()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def chunk_statistics(
+    config, hidden: torch.Tensor, weight: torch.Tensor, bias, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over a slice of the vocabulary: log-sum-exp (n,), and the target's logit where it is inside.
+
+    hidden (n, d), weight (words, d), targets (n,) counted from the slice's first word.
+    """
+    logits = final_logits(config, F.linear(hidden, weight, bias))
+    inside = (targets >= 0) & (targets < len(weight))
+    scores = logits.gather(1, targets.clamp(0, len(weight) - 1)[:, None])[:, 0]
+    return torch.logsumexp(logits, dim=1), torch.where(inside, scores, 0.0)
+
+
+def module_logps(
+    config, head_forward: Callable, hidden: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """`head_logps` through the head's own forward, for a few positions."""
+    logits = final_logits(config, head_forward(hidden))
+    return logits.gather(1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
+
+
+def head_logps(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """log softmax of the LM head at `targets`, in float32. hidden (n, d), targets (n,) -> (n,).
+
+    The vocabulary is cut into slices: each part of the weight is read once, its logits stay in the
+    cache, and (n, vocabulary) logits never exist, in the backward pass neither. A head that is not
+    a plain linear layer (quantized, adapted) sees a few positions at a time. Either way the head is
+    called once, as a module, so that whoever shards or offloads its weight brings it here.
+    """
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    head_forward = getattr(head, "_old_forward", head.forward)
+
+    def run(function, *inputs):
+        if torch.is_grad_enabled():
+            return checkpoint(function, *inputs, use_reentrant=False)
+        return function(*inputs)
+
+    def sliced_by_position(hidden):
+        parts = zip(hidden.split(POSITION_CHUNK), targets.to(hidden.device).split(POSITION_CHUNK))
+        return torch.cat([run(module_logps, config, head_forward, h, t) for h, t in parts])
+
+    def sliced_by_vocabulary(hidden):
+        weights = head.weight.split(VOCABULARY_CHUNK)
+        biases = [None] * len(weights) if head.bias is None else head.bias.split(VOCABULARY_CHUNK)
+        normalizers, scores = [], torch.zeros(len(targets), device=hidden.device)
+        for number, (weight, bias) in enumerate(zip(weights, biases)):
+            local = targets.to(hidden.device) - number * VOCABULARY_CHUNK
+            normalizer, score = run(chunk_statistics, config, hidden, weight, bias, local)
+            normalizers.append(normalizer)
+            scores = scores + score
+        return scores - torch.logsumexp(torch.stack(normalizers), dim=0)
+
+    # FSDP2 makes a subclass of Linear with the same forward
+    is_plain = isinstance(head, Linear) and type(head).forward is Linear.forward
+    with replaced_forward(head, sliced_by_vocabulary if is_plain else sliced_by_position):
+        return head(hidden)
+
+
+@contextmanager
+def replaced_forward(module, forward: Callable) -> Iterator[None]:
+    """Inside, calling `module`, or a wrapper around it, runs `forward` between all their hooks:
+    PyTorch's, and accelerate's, which wraps the forward it keeps as `_old_forward`."""
+    name = "_old_forward" if hasattr(module, "_old_forward") else "forward"
+    own = vars(module).get(name)
+    setattr(module, name, forward)
+    try:
+        yield
+    finally:
+        delattr(module, name)
+        if own is not None:
+            setattr(module, name, own)
+
+
+def compute_token_logps(model, completions: Sequence[TokenizedCompletion]) -> list[torch.Tensor]:
+    """Per-token log-likelihoods log π(y_t | x, y_<t) of completions, in one packed row.
+
+    model: causal LM, possibly wrapped. The wrapper is called and only the innermost forward is
+    replaced, so that gradients are synchronised, sharded weights are gathered and adapters work.
+    Differentiable when grad is enabled. The model has its own attention back afterwards; a backward
+    pass switches it again, since gradient checkpointing runs the layers there once more.
+    Completions whose rotary frequencies differ (`length_class`) have rows of their own.
+    Returns one float32 tensor (n_tokens,) per completion, nats.
+    """
+    inner = unwrap(model)
+    groups = by_length_class(inner, completions)
+    by_length = length_class(inner, 1) != ()
+    rows = [build_row([completions[k] for k in group], whole=by_length) for group in groups]
+    n_inputs = [len(row.input_ids) for row in rows]
+    targets = torch.from_numpy(np.concatenate([t for row in rows for t in row.targets]))
+
+    def forward(input_ids, position_ids, **_) -> torch.Tensor:
+        predicting = []
+        for row, ids, positions in zip(
+            rows, input_ids.split(n_inputs, dim=1), position_ids.split(n_inputs, dim=1)
+        ):
+            if by_length:
+                forget_lengths(inner)
+            hidden = inner.get_decoder()(
+                input_ids=ids, position_ids=positions, packed_row=row, use_cache=False
+            )[0][0]
+            predictors = torch.from_numpy(np.concatenate(row.predictors))
+            predicting.append(hidden[predictors.to(hidden.device)])
+        hidden = torch.cat(predicting)
+        return head_logps(inner, hidden, targets.to(hidden.device))
+
+    device = input_device(inner)
+    own = switch_attention(inner)
+    try:
+        with replaced_forward(inner, forward):
+            ids, positions = (
+                torch.from_numpy(np.concatenate([getattr(row, name) for row in rows]))[None]
+                for name in ("input_ids", "position_ids")
+            )
+            logps = model(input_ids=ids.to(device), position_ids=positions.to(device))
+    finally:
+        restore_attention(own)
+    if logps.requires_grad:
+        logps.register_hook(
+            lambda _: queue_callback(partial(restore_attention, switch_attention(inner)))
+        )
+    parts = iter(logps.split([len(t) for row in rows for t in row.targets]))
+    by_index = {k: next(parts) for group in groups for k in group}
+    return [by_index[k] for k in range(len(completions))]
+
+
+def compute_token_logps_plain(
+    model, completions: Sequence[TokenizedCompletion]
+) -> list[torch.Tensor]:
+    """The same by a right-padded batch through the model's own head: slower, for any causal LM.
+
+    Completions whose rotary frequencies differ (`length_class`) have batches of their own.
+    """
+    groups = by_length_class(model, completions)
+    if len(groups) > 1:
+        by_index: dict[int, torch.Tensor] = {}
+        for group in groups:
+            logps = compute_token_logps_plain(model, [completions[k] for k in group])
+            by_index |= dict(zip(group, logps))
+        return [by_index[k] for k in range(len(completions))]
+    if length_class(model, 1):
+        forget_lengths(model)
+    device = input_device(model)
+    width = max(len(c.ids) for c in completions)
+    input_ids = torch.zeros((len(completions), width), dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for i, c in enumerate(completions):
+        input_ids[i, : len(c.ids)] = torch.tensor(c.ids)
+        attention_mask[i, : len(c.ids)] = 1
+    first = min(c.start for c in completions) - 1
+    logits = model(
+        input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False,
+        logits_to_keep=width - first,
+    ).logits  # fmt: skip
+    offset = width - logits.shape[1]  # 0 for models that ignore logits_to_keep
+    logps = []
+    for i, c in enumerate(completions):
+        scores = logits[i, c.start - 1 - offset : len(c.ids) - 1 - offset].float()
+        targets = torch.tensor(c.ids[c.start :], device=scores.device)
+        logps.append(scores.gather(1, targets[:, None])[:, 0] - torch.logsumexp(scores, dim=1))
+    return logps
+
+
+def compute_token_logps_alone(
+    model, completions: Sequence[TokenizedCompletion]
+) -> list[torch.Tensor]:
+    """One completion at a time: for models whose log-likelihoods change with padding."""
+    return [compute_token_logps_plain(model, [completion])[0] for completion in completions]

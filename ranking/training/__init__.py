@@ -1,0 +1,1 @@
+"""What do SFT and DPO do to rankings? (§4)"""

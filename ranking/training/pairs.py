@@ -1,0 +1,144 @@
+"""Every form of a preference pair: texts, token ids, columns of a dataset, a padded batch."""
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ranking.data.conversions import preference_pairs
+from ranking.data.examples import PreferenceData
+from ranking.plumbing.command_line import announce
+from ranking.scoring.models import context_length
+from ranking.scoring.tokenization import TokenizedCompletion, tokenize_examples
+from ranking.training.reference_cache import reference_logps
+
+COLUMNS = ["pair", "chosen_ids", "chosen_start", "rejected_ids", "rejected_start"]
+
+
+REFERENCE_COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
+
+
+def tokenize_pairs(
+    tokenizer,
+    data: PreferenceData,
+    *,
+    chat_template: bool = False,
+    add_eos: bool = False,
+    max_length: int | None = None,
+) -> tuple[list[dict], list, dict[str, int]]:
+    """Pairs that fit, their two TokenizedCompletions each, and how many were dropped by reason."""
+    pairs = preference_pairs(data.examples)
+    outcomes = tokenize_examples(
+        tokenizer,
+        [(pair["prompt"], (pair["chosen"], pair["rejected"])) for pair in pairs],
+        separators=[pair["separators"] for pair in pairs],
+        chat_template=chat_template,
+        add_eos=add_eos,
+        max_length=max_length,
+    )
+    dropped: dict[str, int] = {}
+    for outcome in outcomes:
+        if isinstance(outcome, str):
+            dropped[outcome] = dropped.get(outcome, 0) + 1
+    kept = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
+    return [pairs[i] for i in kept], [outcomes[i] for i in kept], dropped
+
+
+def pairs_dataset(pairs: list[dict], tokenized: list, logps: np.ndarray) -> Dataset:
+    """The columns `DPOGammaTrainer` trains on; logps (n_pairs, 2) of the reference, nats."""
+    rows = [
+        {
+            "pair": k, "id": pair["id"], "length": len(chosen.ids) + len(rejected.ids),
+            "chosen_ids": chosen.ids, "chosen_start": chosen.start,
+            "rejected_ids": rejected.ids, "rejected_start": rejected.start,
+            "ref_chosen_logps": float(logps[k, 0]), "ref_rejected_logps": float(logps[k, 1]),
+        }
+        for k, (pair, (chosen, rejected)) in enumerate(zip(pairs, tokenized))
+    ]  # fmt: skip
+    return Dataset.from_list(rows)
+
+
+def prepare_datasets(
+    examples: dict[str, PreferenceData],
+    reference,
+    tokenizer,
+    *,
+    chat_template: bool,
+    add_eos: bool,
+    max_length: int | None,
+    n_followed: int,
+    autocast: torch.dtype | None,
+    tokens_per_batch: int,
+) -> tuple[dict[str, Dataset], dict[str, dict]]:
+    """Tokenized parts with reference log-likelihoods, "dynamics" among them; texts by id."""
+    limits = [x for x in (max_length, context_length(reference)) if x is not None]
+    parts: dict[str, tuple[list, list]] = {}
+    texts: dict[str, dict] = {}
+    for part, data in examples.items():
+        pairs, tokenized, dropped = tokenize_pairs(
+            tokenizer, data, chat_template=chat_template, add_eos=add_eos, max_length=min(limits)
+        )
+        n_truncated = sum(chosen.truncated for chosen, _ in tokenized)
+        counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "none"
+        announce(f"{part}: {len(pairs)} pairs, {n_truncated} with a cut prompt, dropped: {counts}")
+        if not pairs:
+            raise ValueError(f"{part}: no pair fits --max_length {min(limits)}")
+        parts[part] = (pairs, tokenized)
+        texts |= {pair["id"]: pair for pair in pairs}
+    everything = [pair for _, tokenized in parts.values() for pair in tokenized]
+    logps = reference_logps(
+        reference, everything, autocast=autocast, tokens_per_batch=tokens_per_batch
+    )
+    datasets, first = {}, 0
+    for part, (pairs, tokenized) in parts.items():
+        datasets[part] = pairs_dataset(pairs, tokenized, logps[first : first + len(pairs)])
+        first += len(pairs)
+    followed = min(n_followed, len(datasets["train"]))
+    if followed:
+        chosen = np.random.default_rng(0).choice(len(datasets["train"]), followed, replace=False)
+        dynamics = datasets["train"].select(sorted(chosen))
+        renumbered = dynamics.remove_columns("pair").add_column("pair", list(range(followed)))
+        datasets["dynamics"] = renumbered
+    return datasets, texts
+
+
+def cut_to_length(
+    prompt: list[int], completion: list[int], max_length: int | None, mode: str
+) -> tuple[list[int], int]:
+    """The token ids that TRL keeps of a sequence, and where those that are scored begin.
+
+    `keep_start` cuts the end off, `keep_end` the beginning, of each sequence by itself. The first
+    token of what is left has nothing before it and is not scored.
+    """
+    ids, lost = prompt + completion, 0
+    if max_length is not None and mode == "keep_end":
+        lost = max(0, len(ids) - max_length)
+    return ids[lost:][:max_length], max(1, len(prompt) - lost)
+
+
+def collate_pairs(rows: list[dict], pad_token_id: int = 0) -> dict[str, torch.Tensor]:
+    """TRL's batch layout, (2B, T) with chosen above rejected, right-padded; masks by position."""
+    sequences = [(r["chosen_ids"], r["chosen_start"]) for r in rows]
+    sequences += [(r["rejected_ids"], r["rejected_start"]) for r in rows]
+    shape = (len(sequences), max(len(ids) for ids, _ in sequences))
+    batch = {
+        "input_ids": torch.full(shape, pad_token_id),
+        "attention_mask": torch.zeros(shape, dtype=torch.long),
+        "completion_mask": torch.zeros(shape, dtype=torch.long),
+        "pair": torch.tensor([r["pair"] for r in rows]),
+    }
+    for k, (ids, start) in enumerate(sequences):
+        batch["input_ids"][k, : len(ids)] = torch.tensor(ids)
+        batch["attention_mask"][k, : len(ids)] = 1
+        batch["completion_mask"][k, start : len(ids)] = 1
+    for name in REFERENCE_COLUMNS:
+        if name in rows[0]:
+            batch[name] = torch.tensor([r[name] for r in rows], dtype=torch.float32)
+    return batch
+
+
+def completions_of(batch: dict[str, torch.Tensor]) -> list[TokenizedCompletion]:
+    """The sequences of a batch without their padding."""
+    lengths = batch["attention_mask"].sum(1).tolist()
+    starts = batch["completion_mask"].argmax(1).tolist()
+    sequences = zip(batch["input_ids"].tolist(), lengths, starts)
+    return [TokenizedCompletion(tuple(ids[:n]), start, False) for ids, n, start in sequences]

@@ -1,0 +1,231 @@
+"""How training ends: by a signal, at the best evaluation, or because it diverged; what is saved."""
+
+import math
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import SaveStrategy
+
+from ranking.plumbing.command_line import Stopped, announce, stop_requested, suggestion
+from ranking.training.run_directory import checkpoints
+
+
+class StopAfterStep(TrainerCallback):
+    """After Ctrl-C, SIGTERM or SIGHUP: finish the step, save a checkpoint to resume from, end.
+
+    `stopped` is set in all processes at the same step, or in none.
+    """
+
+    stopped = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        stop = torch.tensor(float(stop_requested() is not None), device=args.device)
+        if args.world_size > 1:
+            torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX)
+        if stop.item() and state.global_step < state.max_steps:  # else it is done anyway
+            self.stopped = control.should_save = control.should_training_stop = True
+            args.load_best_model_at_end = args.save_only_model = False
+            args.save_strategy = SaveStrategy.STEPS  # "best" would take should_save back
+            args.save_total_limit = None  # nothing is deleted for it
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.stopped and state.epoch % 1 > 1e-6:  # Trainer comes here after a broken-off epoch
+            control.should_evaluate = control.should_save = False
+
+
+def best_metric_name(args) -> str:
+    """The logged name of --metric_for_best_model."""
+    return f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+
+
+class SaveBest(TrainerCallback):
+    """With --load_best_model_at_end, each evaluation that is the best so far gets a checkpoint:
+    Trainer saves at --save_steps only, and would end with the last model. The checkpoint of the
+    best one before goes again, unless it was due anyway."""
+
+    former: str | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not args.load_best_model_at_end or state.best_global_step is None:
+            return
+        path = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+        state.best_model_checkpoint = str(path)  # the directory may have been moved
+        if not path.is_dir():
+            announce(f"{path}, of the best evaluation so far, is not there: the best of the later "
+                     "evaluations counts")  # fmt: skip
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        elif args.save_strategy == "steps" and state.is_world_process_zero:
+            for old in checkpoints(Path(args.output_dir)):  # left by a kill before `on_save`
+                step = int(old.name.split("-")[1])
+                kept = step % state.save_steps == 0 or step >= state.global_step or old == path
+                if args.save_total_limit is None and not kept:
+                    shutil.rmtree(old, ignore_errors=True)
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        value = metrics.get(best_metric_name(args))
+        if not args.load_best_model_at_end or value is None or state.global_step == 0:
+            return
+        best = state.best_metric
+        better = best is None or (value > best if args.greater_is_better else value < best)
+        if better and math.isfinite(value):
+            control.should_save = True
+            self.former = state.best_model_checkpoint
+
+    def on_save(self, args, state, control, **kwargs):
+        former, self.former = self.former, None
+        if former is None or args.save_strategy != "steps" or not state.is_world_process_zero:
+            return
+        if args.save_total_limit is not None:
+            return  # Trainer deletes the oldest itself
+        due = int(Path(former).name.split("-")[1]) % state.save_steps == 0
+        if not due and former != state.best_model_checkpoint:
+            shutil.rmtree(former, ignore_errors=True)
+
+
+class SaveAfterEvaluation(TrainerCallback):
+    """A checkpoint of an epoch's last step is saved after the evaluation that ends the epoch: saved
+    before it, a run killed while it evaluates would go on without."""
+
+    deferred = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        ends = abs(state.epoch - round(state.epoch)) < 1e-6 or state.global_step >= state.max_steps
+        if args.eval_strategy == "epoch" and control.should_save and ends:
+            self.deferred, control.should_save = True, False
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save |= self.deferred
+        self.deferred = False
+
+
+class CheckMetrics(TrainerCallback):
+    """A run that has diverged, or a --metric_for_best_model that is none, ends with one line."""
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        loss = logs.get("loss", logs.get("train_loss", 0.0))
+        if not math.isfinite(float(loss)):
+            raise ValueError(
+                f"the training loss is {loss} at step {state.global_step}: try a lower "
+                "--learning_rate, --max_grad_norm, or --dtype=float32"
+            )
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if args.metric_for_best_model is None or "eval_loss" not in metrics:
+            return  # or of other pairs than validation's
+        wanted = best_metric_name(args)
+        if wanted not in metrics:
+            raise ValueError(
+                f"--metric_for_best_model {args.metric_for_best_model}: no evaluation gives it"
+                + suggestion(wanted, metrics)
+            )
+
+
+@contextmanager
+def explaining_files(folder: str) -> Iterator[None]:
+    """Errors of torch's and safetensors' readers and writers as an OSError that names `folder`."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        writer = isinstance(error, SafetensorError) or "inline_container" in str(error)
+        if not writer and "PytorchStream" not in str(error):
+            raise
+        line = str(error).splitlines()[0]
+        raise OSError(f"cannot write or read a checkpoint in {folder} ({line}): full?") from error
+
+
+def train_until_stopped(trainer, checkpoint: str | None) -> dict[str, Any]:
+    """Train to the end, save the model and return which step it is (`saved_step`); after a
+    signal, raise `Stopped` when the step's checkpoint is saved.
+
+    A signal during the last step lets the run end: what is left takes less time than doing it
+    again. The caller evaluates inside `finishing_first` for the same reason.
+    """
+    args = trainer.args
+    stopping = StopAfterStep()
+    for callback in (stopping, SaveAfterEvaluation(), SaveBest(), CheckMetrics()):
+        trainer.add_callback(callback)
+    # TRL's says "fine-tuned version of None" of a local model; run_config.json says what was done
+    trainer.create_model_card = lambda *_, **__: None
+    args.eval_on_start = args.eval_on_start and checkpoint is None
+    wants_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if wants_fsdp and not trainer.is_fsdp_enabled:
+        announce("FSDP shards over GPUs only: on the CPU each process holds the whole model (DDP)")
+    lengths = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    n_epochs, max_steps = lengths[0], lengths[-1]
+    note_lengths(args, n_rows=lengths[2], batch=lengths[4], max_steps=max_steps)
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        if state.global_step > max_steps:
+            raise ValueError(
+                f"{checkpoint} is step {state.global_step} of a longer run than this one, of "
+                f"{max_steps} steps: give another checkpoint, or --max_steps beyond it"
+            )
+        if state.global_step == max_steps:  # Trainer would begin the epoch at hand once more
+            announce(f"{checkpoint} is after the last step, {max_steps}: nothing is left to train")
+            trainer.set_initial_training_values = lambda *_: (0, *lengths[1:])  # epochs
+    with explaining_files(args.output_dir):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.state.num_train_epochs = n_epochs
+        if checkpoint is not None and state.global_step == max_steps:
+            history = trainer.state.log_history
+            history[:] = [entry for entry in history if "train_loss" not in entry]  # of no step
+        if stopping.stopped:
+            step = trainer.state.global_step
+            saved = f"checkpoint-{step} is saved in {args.output_dir}"
+            raise Stopped(stop_requested() or signal.SIGTERM, saved)
+        trainer.save_model()  # before an evaluation: --bf16_full_eval would cast the weights
+    return saved_step(args, trainer.state)
+
+
+def note_lengths(args, n_rows: int, batch: int, max_steps: int) -> None:
+    """One line each for a batch of more rows than there are, and a warm-up that never ends."""
+    if batch > n_rows:
+        announce(
+            f"a step's batch is {batch} (processes × --per_device_train_batch_size × "
+            f"--gradient_accumulation_steps), and there are {n_rows} rows: each step takes them all"
+        )
+    warmup = args.get_warmup_steps(max_steps)
+    if warmup >= max_steps:
+        reached = args.learning_rate * (max_steps - 1) / warmup
+        announce(
+            f"--warmup_steps is {warmup} and the run has {max_steps} steps: the learning rate only "
+            f"rises, to {reached:.3g} of {args.learning_rate:.3g}"
+        )
+
+
+def saved_step(args, state: TrainerState) -> dict[str, Any]:
+    """Which step the saved model is, of how many, and why this one: `chosen_by` and its value."""
+    step = {"step": state.global_step, "max_steps": state.max_steps, "chosen_by": "last"}
+    if not args.load_best_model_at_end:
+        return step
+    name = best_metric_name(args)
+    if state.best_model_checkpoint is None:
+        announce(f"no evaluation had a best {name}: the saved model is the last one")
+        return step
+    best = state.best_metric
+    for entry in state.log_history:
+        value = entry.get(name) if entry["step"] == 0 else None
+        if value is not None and (value > best if args.greater_is_better else value < best):
+            announce(
+                f"{name} was {value:.4f} before training, better than at any evaluation of it: the "
+                "saved model is the best of training"
+            )
+    number = int(Path(state.best_model_checkpoint).name.split("-")[1])
+    return {**step, "step": number, "chosen_by": name, "value": best}
+
+
+def describe_step(step: dict[str, Any]) -> str:
+    """`saved_step` in words."""
+    why = "the last"
+    if step["chosen_by"] != "last":
+        why = f"the best {step['chosen_by']}, {step['value']:.4f}"
+    return f"step {step['step']} of {step['max_steps']}, {why}"

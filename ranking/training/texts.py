@@ -1,0 +1,139 @@
+"""SFT's data: the preferred text of each example, with labels on its response turns only."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from datasets import Dataset
+
+from ranking.data.conversions import sft_texts
+from ranking.data.examples import PreferenceData
+from ranking.plumbing.command_line import announce
+from ranking.scoring.tokenization import encode_texts, exact_offset_tokenizer, without_endings
+
+TEMPLATES = ("Human:", "Assistant:")  # HH-RLHF's
+
+
+IGNORED = -100  # a label that does not count
+
+
+def response_spans(text: str, instruction: str, response: str) -> list[tuple[int, int]]:
+    """Character spans of the response turns of a dialogue, without the templates.
+
+    A turn opens where a template stands at the start of the text or after a blank line, and ends
+    before the blank line of the next turn; a template inside a turn opens nothing.
+    """
+    opening = re.compile(rf"(?:\A\s*|\n\n)({re.escape(instruction)}|{re.escape(response)})")
+    turns = list(opening.finditer(text))
+    ends = [turn.start() for turn in turns[1:]] + [len(text)]
+    return [
+        (turn.end(), end)
+        for turn, end in zip(turns, ends)
+        if turn.group(1) == response and text[turn.end() : end].strip()
+    ]
+
+
+def trained_spans(
+    text: str, n_prompt_characters: int, templates: tuple[str, str] | None
+) -> list[tuple[int, int]]:
+    """Spans to train on: by `templates` if given; else HH's turns if the prompt ends with one, or
+    the completion."""
+    if templates is not None:
+        return response_spans(text, *templates)
+    if re.search(rf"(?:\A|\n\n){TEMPLATES[1]}\s*\Z", text[:n_prompt_characters]):
+        return response_spans(text, *TEMPLATES)
+    return [(n_prompt_characters, len(text))] if text[n_prompt_characters:].strip() else []
+
+
+def mask_labels(
+    ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
+) -> list[int]:
+    """Labels: the ids of tokens that reach into a span, IGNORED elsewhere.
+
+    As in scoring, a token that begins before a span and ends inside it belongs to the span.
+    """
+    labels = [IGNORED] * len(ids)
+    for t, (first, last) in enumerate(offsets):
+        if any(first < end and last > start for start, end in spans):
+            labels[t] = ids[t]
+    return labels
+
+
+def tokenize_texts(
+    tokenizer,
+    texts: list[dict],
+    templates: tuple[str, str] | None,
+    max_length: int,
+    add_eos: bool,
+) -> tuple[list[dict], dict[str, int]]:
+    """{input_ids, labels} of texts cut at `max_length` tokens, and what was dropped by reason."""
+    eos = tokenizer.eos_token_id
+    if add_eos and eos is None:
+        raise ValueError("--add_eos: this tokenizer has no EOS token")
+    fast = exact_offset_tokenizer(tokenizer)
+    rows, dropped = [], {"no response turn": 0, "too long": 0}
+    whole = [t["text"] for t in texts]
+    if add_eos:
+        starts = [t["n_prompt_characters"] for t in texts]
+        whole = [
+            text[:n] + without_endings(tokenizer, text[n:], eos) for text, n in zip(whole, starts)
+        ]
+    for text, given, encoding in zip(whole, texts, encode_texts(fast, whole)):
+        spans = trained_spans(text, given["n_prompt_characters"], templates)
+        end = len(encoding.ids)
+        while end and encoding.special_tokens_mask[end - 1]:
+            end -= 1  # appended by the tokenizer's template
+        ids, labels = encoding.ids[:end], mask_labels(encoding.ids, encoding.offsets, spans)[:end]
+        if add_eos:
+            ids, labels = [*ids, eos], [*labels, eos]
+        ids, labels = ids[:max_length], labels[:max_length]
+        if not spans:
+            dropped["no response turn"] += 1
+        elif all(label == IGNORED for label in labels[1:]):
+            dropped["too long"] += 1
+        else:
+            rows.append({"input_ids": ids, "labels": labels})
+    return rows, {reason: n for reason, n in dropped.items() if n}
+
+
+def texts_dataset(
+    tokenizer,
+    data: PreferenceData,
+    templates: tuple[str, str] | None,
+    max_length: int,
+    add_eos: bool,
+    part: str,
+) -> Dataset:
+    """The tokenized texts of one part; what was dropped and cut is announced."""
+    texts = sft_texts(data.examples)
+    rows, dropped = tokenize_texts(tokenizer, texts, templates, max_length, add_eos)
+    counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "none"
+    n_tokens = sum(label != IGNORED for row in rows for label in row["labels"])
+    n_cut = sum(len(row["input_ids"]) == max_length for row in rows)
+    announce(
+        f"{part}: {len(rows)} texts with {n_tokens} response tokens, {n_cut} cut at {max_length} "
+        f"tokens, dropped: {counts}"
+    )
+    if not rows:
+        hint = "leave the templates out, or check them; " if "no response turn" in dropped else ""
+        raise ValueError(f"{part}: no text left to train on ({hint}dropped: {counts})")
+    return Dataset.from_list(rows)
+
+
+def check_packing(model, dataset: Dataset) -> None:
+    """ValueError if a text packed behind another is not predicted as it is alone."""
+    first, second = (dataset[k]["input_ids"][:64] for k in (0, len(dataset) - 1))
+    positions = [*range(len(first)), *range(len(second))]
+    with torch.inference_mode():
+        ids, positions = (
+            torch.tensor([x], device=model.device) for x in (first + second, positions)
+        )
+        packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        alone = model(input_ids=ids[:, len(first) :], use_cache=False).logits
+    difference = (packed[:, len(first) :] - alone).float().abs().max().item()
+    limit = 1e-3 if alone.dtype == torch.float32 else 0.5
+    if not difference <= limit * max(1.0, alone.float().abs().max().item()):
+        raise ValueError(
+            "--packing: this model's attention lets packed texts see each other "
+            f"(logits differ by {difference:.2g}): leave it out"
+        )
