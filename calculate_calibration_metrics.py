@@ -40,7 +40,7 @@ from ranking.scoring.flags import (
     MODEL_FLAGS,
     add_scoring_arguments,
     parse_scoring_args,
-    values_of,
+    take,
 )
 from ranking.scoring.models import check_model_path, check_revision, find_model
 from ranking.scoring.run_config import dataset_facts, make_run_config
@@ -67,9 +67,9 @@ def main(args: argparse.Namespace) -> None:
     output = claim_output(
         args.output_dir, args.output_filename, args.overwrite, [*args.dataset, args.compare]
     )
-    datasets = load_datasets(args.dataset, **values_of(flags, DATA_FLAGS))
+    datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS))
     found = find_model(args.lm_name_or_path, args.revision, args.dtype, args.device)
-    config = make_run_config(found, datasets, **values_of(flags, CONFIG_FLAGS))
+    config = make_run_config(found, datasets, **take(flags, CONFIG_FLAGS))
     if other is not None:
         planned = planned_scoring_run(found, datasets, config)._replace(name="this run")
         check_comparable(planned, other)
@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
     from ranking.scoring.score import score_datasets  # PyTorch: only when it is needed
 
     scored = score_datasets(
-        found, datasets, output, config, args.overwrite, **values_of(flags, MODEL_FLAGS)
+        found, datasets, output, config, args.overwrite, **take(flags, MODEL_FLAGS)
     )
     if process_rank() > 0:
         return  # the first process has all records and reports

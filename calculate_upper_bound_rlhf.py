@@ -56,7 +56,7 @@ from ranking.scoring.flags import (
     MODEL_FLAGS,
     add_scoring_arguments,
     parse_scoring_args,
-    values_of,
+    take,
 )
 from ranking.scoring.models import check_model_path, check_revision, find_model
 from ranking.scoring.rated_pairs import (
@@ -91,7 +91,7 @@ def plan_run(
         run = read_scoring_run(examples)
     else:
         found = find_model(name, revision, flags["dtype"], flags["device"])
-        config = make_run_config(found, datasets, **values_of(flags, CONFIG_FLAGS))
+        config = make_run_config(found, datasets, **take(flags, CONFIG_FLAGS))
         run = planned_scoring_run(found, datasets, config)
     if flags["include_ties"] and run.config is not None and not run.config.get("include_ties"):
         raise ValueError(f"--include-ties: {run.name} was scored without: its ties are missing")
@@ -109,7 +109,7 @@ def scored_run(
 
     scored = score_datasets(
         run.found, datasets, output, run.config, flags["overwrite"],
-        **values_of(flags, MODEL_FLAGS),
+        **take(flags, MODEL_FLAGS),
     )  # fmt: skip
     records: list[Record] = [record for result in scored for record in result.records]
     facts = {(data.name, data.split): result.facts for data, result in zip(datasets, scored)}
@@ -234,7 +234,7 @@ def main(args: argparse.Namespace) -> None:
     policy_output = output._replace(
         examples=output.beside("policy.examples.jsonl"), config=output.beside("policy.config.json")
     )
-    datasets = load_datasets(args.dataset, **values_of(flags, DATA_FLAGS)) if any(models) else []
+    datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS)) if any(models) else []
     reference = plan_run(models[0], args.revision, args.reference_examples, datasets, flags)
     policy = None
     if args.policy_name_or_path or args.policy_examples:

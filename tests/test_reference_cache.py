@@ -8,6 +8,7 @@ import torch
 from conftest import SMALL, make_model, tokenize
 
 from ranking.scoring.log_likelihood import compute_token_logps_plain
+from ranking.scoring.tokenization import Texts, tokenize_examples
 from ranking.training import reference_cache
 from ranking.training.reference_cache import (
     cache_file,
@@ -67,9 +68,8 @@ def test_changed_inputs_never_hit(model, tokenizer, counted):
         {"add_eos": True}, {"separator": "\n"}, {"max_length": 7},
     ):  # fmt: skip
         separators = [change.pop("separator", "")] * 2
-        examples = [(*example, separators) for example in EXAMPLES]
-        changed = tokenize(tokenizer, examples, **change)
-        reference_logps(model, [e for e in changed if not isinstance(e, str)])
+        examples = [Texts(*example, separators) for example in EXAMPLES]
+        reference_logps(model, tokenize_examples(tokenizer, examples, **change).completions)
     assert counted[:3] == [3, 3, 3] and len(counted) == 4
     tokenized = tokenize(tokenizer, EXAMPLES)
     reference_logps(model, tokenized, autocast=torch.bfloat16)

@@ -156,20 +156,20 @@ def until_stopped(batches: Iterable[Item], saved: Callable[[], str]) -> Iterator
                 raise Stopped(_requested, saved())
 
 
-def run_script(main_function, args) -> None:
+def run_script(main_function, arguments) -> None:
     """Run a script's main; expected failures and stops become one line and an exit code."""
     global _requested
     _requested = None
     print_any_text()
     explain_single_process()
     logging.basicConfig(
-        level=getattr(args, "loglevel", "WARNING"), format="%(levelname)s: %(message)s"
+        level=getattr(arguments, "loglevel", "WARNING"), format="%(levelname)s: %(message)s"
     )
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
     heard = [n for n in STOP_SIGNALS if n != signal.SIGHUP or not ignored]
     before = {n: signal.signal(n, _handle) for n in heard}
     try:
-        main_function(args)
+        main_function(arguments)
     except (OSError, ValueError, ImportError) as error:
         logging.debug("details", exc_info=True)
         where = f" (process {process_rank() + 1})" if process_count() > 1 else ""

@@ -128,6 +128,6 @@ def parse_scoring_args(
     return args
 
 
-def values_of(flags: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def take(flags: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Some of the flags by name, as arguments of a function that calls them the same."""
     return {name: flags[name] for name in names}

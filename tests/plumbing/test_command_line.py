@@ -17,7 +17,7 @@ from ranking.plumbing.command_line import Stopped, run_script, until_stopped
 from ranking.plumbing.outputs import lock_outputs, release_outputs
 from ranking.plumbing.result_files import read_json_lines
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EVALUATION = ("calculate_calibration_metrics", "calculate_upper_bound_rlhf", "calculate_win_rate")
 
 
