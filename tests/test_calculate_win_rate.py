@@ -27,7 +27,7 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from calculate_win_rate import main, parse_args
+from calculate_win_rate import GENERATION_FLAGS, main, parse_args, values_of
 from ranking.data.preferences import load_preferences
 from ranking.data.splits import opening
 from ranking.judging.responses import generate_batches, generation_settings, tokenize_prompts
@@ -264,10 +264,8 @@ def test_the_judge_has_not_seen_the_policys_dialogues(tmp_path):
 
 def write_responses(path: Path, model, dataset: Path, side: str) -> Path:
     """A responses file in which `model` answers with the chosen or the rejected completions."""
-    args = parse_args(
-        flags(".", "openai:m", "--lm-name-or-path", str(model), "--dataset", str(dataset))
-    )
-    settings = generation_settings(args, str(model))
+    args = parse_args(flags(".", "openai:m", "--lm-name-or-path", model, "--against", "chosen"))
+    settings = generation_settings(str(model), **values_of(vars(args), GENERATION_FLAGS))
     examples = load_preferences(str(dataset)).examples
     rows = [
         {**settings, "generation": hash_config(settings), "id": e.id, "finished": True, "n_tokens": 9,
@@ -526,7 +524,7 @@ def test_responses_do_not_depend_on_what_shares_their_batch(tokenizer):
     prompts = [{"id": str(k), "prompt": text} for k, text in enumerate(["Hi", "word " * 40])]
 
     def responses(chosen):
-        batches = generate_batches(model, tokenizer, chosen, set(), 0, settings, 8)
+        batches = generate_batches(model, tokenizer, chosen, set(), settings, 8)
         return {row["id"]: row["response"] for batch in batches for row in batch}
 
     assert responses(prompts) == responses(prompts[:1]) | responses(prompts[1:])
