@@ -11,15 +11,10 @@ and, for checkpoints, NAME.png. The same command resumes a killed run.
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from ranking.data.examples import PreferenceData, fingerprint, joining
 from ranking.data.preferences import load_preferences
@@ -27,49 +22,34 @@ from ranking.judging.responses import (
     Generation,
     generation_settings,
     read_responses,
-    respond,
     unique_prompts,
 )
-from ranking.judging.verdicts import KINDS, judge_pairs, make_judge, pair_responses
-from ranking.metrics.accuracy import exact_ties, ranking_accuracy
+from ranking.judging.verdicts import KINDS, collect_pairs, judge_pairs, make_judge
 from ranking.metrics.win_rate import correlations, summarize
-from ranking.plumbing.command_line import announce, make_parser, run_script
-from ranking.plumbing.result_files import (
-    Record,
-    check_inputs,
-    output_paths,
-    prepare_outputs,
-    write_json_lines,
-)
+from ranking.plumbing.command_line import count, make_parser, positive_int, run_script, sample_size
+from ranking.plumbing.outputs import Output, begin_run, claim_output
+from ranking.plumbing.processes import announce
+from ranking.plumbing.result_files import Record, write_json_lines
 from ranking.plumbing.wandb_runs import check_wandb, finishing_wandb, start_wandb
 from ranking.reports.style import draw
 from ranking.reports.win_rate import log_to_wandb, plot_win_rate, print_table
-from ranking.scoring.flags import add_trust_arguments
-from ranking.scoring.models import (
-    DTYPES,
-    REMOTE_CODE_FLAG,
-    check_model_path,
-    context_length,
-    load_model,
-    load_tokenizer,
-)
-from ranking.scoring.score import score_examples
-from ranking.scoring.start_up_check import check_fast_path
-from ranking.scoring.tokenization import tokenize_examples
-from ranking.training.distance import initial_weights, squared_distance, trained_weights
-from ranking.training.run_directory import find_checkpoints, gamma_of
+from ranking.scoring.flags import add_trust_arguments, take
+from ranking.scoring.models import DTYPES, REMOTE_CODE_FLAG, check_model_path
+from ranking.training.checkpoint_facts import checkpoint_facts
+from ranking.training.run_directory import find_checkpoints
 
 # flags by the functions they go to, which call them the same
-TRUST_FLAGS = ("trust_remote_code", "allow_pickle")
 DATA_FLAGS = ("sample_size", "seed", "data_dir")
 GENERATION_FLAGS = (
     "temperature", "top_p", "max_new_tokens", "chat_template", "seed", "dtype", "device",
     "trust_remote_code",
 )  # fmt: skip
 JUDGE_FLAGS = (
-    "judge_base_url", "judge_timeout", "judge_retries", "judge_concurrency", "judge_price", "device"
+    "judge_base_url", "judge_timeout", "judge_retries", "judge_concurrency", "judge_price",
+    "device", "trust_remote_code", "allow_pickle",
 )  # fmt: skip
-SCORING_FLAGS = ("chat_template", "dtype", "device")
+LOADING_FLAGS = ("batch_size", "device", "allow_pickle")
+SCORING_FLAGS = ("chat_template", "dtype", "device", "trust_remote_code", "allow_pickle")
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "statsmodels", "openai")
 
 
@@ -81,87 +61,6 @@ def find_policies(model: str | None, checkpoints: str | None) -> list[str]:
     if not Path(checkpoints).is_dir():
         raise ValueError(f"--checkpoints {checkpoints}: no such directory")
     return [str(path) for path in find_checkpoints(Path(checkpoints))]
-
-
-def whole_weights(name: str, trust: dict[str, Any]):
-    """A model in float32, for half precision would round differences away; adapters merged."""
-    model = load_model(name, dtype="float32", device="cpu", **trust)
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    return model.requires_grad_(True)
-
-
-def distance_from(
-    reference: str, policy: str, initial: dict[str, Any], trust: dict[str, Any]
-) -> float:
-    """‖θ − θ_ref‖² of a policy; `initial`: the reference's weights."""
-    tuned = whole_weights(policy, trust)
-    shapes = [{name: tuple(weight.shape) for name, weight in weights.items()}
-              for weights in (initial, dict(trained_weights(tuned)))]  # fmt: skip
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"{policy} and {reference} have different weights: no distance")
-    return squared_distance(tuned, initial)
-
-
-def scored_examples(
-    name: str,
-    data: PreferenceData,
-    *,
-    chat_template: bool,
-    dtype: str,
-    device: str,
-    trust: dict[str, Any],
-) -> Iterator[tuple[list[float], Sequence[int]]]:
-    """log π(y|x) of the completions (Eq. 13, nats) and the ranks of each example that fits."""
-    model = load_model(name, dtype=dtype, device=device, **trust)
-    outcomes = tokenize_examples(
-        load_tokenizer(name, trust_remote_code=trust["trust_remote_code"]),
-        [(example.prompt, example.completions) for example in data.examples],
-        separators=[example.separators for example in data.examples],
-        ranks=[example.ranks for example in data.examples],
-        chat_template=chat_template,
-        max_length=context_length(model),
-    )
-    fitting = [(e, o) for e, o in zip(data.examples, outcomes) if not isinstance(o, str)]
-    tokenized = [outcome for _, outcome in fitting]
-    for batch in score_examples(
-        model, tokenized, path=check_fast_path(model, tokenized), batch_size=128,
-        tokens_per_batch=16384 if torch.cuda.is_available() else 1024,
-    ):  # fmt: skip
-        for i, logps in batch:
-            sums = [float(values.astype(np.float64).sum()) for values in logps]
-            yield sums, fitting[i][0].ranks
-
-
-def checkpoint_facts(
-    policies: list[str],
-    reference: str,
-    data: PreferenceData,
-    trust: dict[str, Any],
-    **how,
-) -> Iterator[Record]:
-    """What the summary says of each checkpoint: how far training was, R, ‖θ_t − θ_ref‖².
-
-    R is the ranking accuracy (Def. 2.3) on the sampled examples, which are scored as `how` says.
-    """
-    initial = initial_weights(whole_weights(reference, trust))
-    for policy in policies:
-        distance = distance_from(reference, policy, initial, trust)
-        found = list(scored_examples(policy, data, trust=trust, **how))
-        n_equal = sum(exact_ties(logps, ranks) for logps, ranks in found)
-        if n_equal:
-            announce(
-                f"{policy}: {n_equal} untied pairs have exactly equal scores, right by Def. 2.3"
-            )
-        name = Path(policy).name
-        yield {
-            "step": int(name.split("-")[1]) if name.startswith("checkpoint-") else None,
-            "gamma": gamma_of(Path(policy)),
-            "ranking_accuracy": float(np.mean([ranking_accuracy(*scores) for scores in found])),
-            "n_ranked": len(found),
-            "n_exact_ties": n_equal,
-            "squared_distance": distance,
-        }
 
 
 def summaries(
@@ -198,14 +97,14 @@ def summaries(
     return rows
 
 
-def show(rows: list[Record], paths: dict[str, Path], picture: Path | None) -> None:
+def show(rows: list[Record], output: Output, picture: Path | None) -> None:
     """Print correlations, if there are checkpoints, the table, and where the results are."""
     for found in rows[-1].get("correlations", ()):
         value = found["spearmanr"]
         text = "undefined" if value is None else f"{value:.2f} (p = {found['p_value']:.2g})"
         print(f"Spearman, accuracy and win rate, {found['part']} ({found['n']}): {text}")
     print_table(rows)
-    print(f"summary   {paths['summary']}\nexamples  {paths['examples']}")
+    print(f"summary   {output.summary}\nexamples  {output.examples}")
     if picture is not None:
         print(f"picture   {picture}")
 
@@ -216,30 +115,6 @@ def judge_name(text: str) -> str:
     if kind not in KINDS or not name:
         raise argparse.ArgumentTypeError(f"{text}: give reward-model:NAME_OR_PATH or openai:MODEL")
     return text
-
-
-def number_from(lowest: int, what: str) -> Callable[[str], int]:
-    """An argparse type: a whole number; its error says to give `what`."""
-
-    def convert(text: str) -> int:
-        if int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text}: give {what}")
-        return int(text)
-
-    return convert
-
-
-positive_int, count = number_from(1, "a positive number"), number_from(0, "0 or more")
-
-
-def sample_size(text: str) -> int | None:
-    """An argparse type: how many examples; -1 is all, None."""
-    return None if text == "-1" else number_from(1, "a positive number, or -1 for all")(text)
-
-
-def values_of(flags: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Some of the flags by name, as arguments of a function that calls them the same."""
-    return {name: flags[name] for name in names}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -320,7 +195,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     flags, reference = vars(args), args.reference_name_or_path
-    trust = values_of(flags, TRUST_FLAGS)
     if args.trust_remote_code:
         announce(
             f"{REMOTE_CODE_FLAG}: Python files that come with policy, reference or judge are run"
@@ -329,14 +203,16 @@ def main(args: argparse.Namespace) -> None:
     if reference is not None:
         check_model_path(reference)
     known = [row for file in args.responses for row in read_responses(file)]
-    paths = output_paths(args.output_dir, args.output_filename)
-    responses_file = paths["picture"].with_suffix(".responses.jsonl")
-    check_inputs({**paths, "responses": responses_file}, [args.dataset, *args.responses])
-    judge, judge_facts = make_judge(args.judge, **values_of(flags, JUDGE_FLAGS), **trust)
+    output = claim_output(
+        args.output_dir, args.output_filename, args.overwrite,
+        reads=[args.dataset, *args.responses],
+        writes=("examples.jsonl", "responses.jsonl", "config.json", "png"),
+    )  # fmt: skip
+    judge, judge_facts = make_judge(args.judge, **take(flags, JUDGE_FLAGS))
 
-    data = load_preferences(args.dataset, **values_of(flags, DATA_FLAGS))
+    data = load_preferences(args.dataset, **take(flags, DATA_FLAGS))
     prompts = unique_prompts(data)
-    how = values_of(flags, GENERATION_FLAGS)
+    how = take(flags, GENERATION_FLAGS)
     own, other = [generation_settings(policy, **how) for policy in policies], None
     if args.against == "reference":  # a model against itself: two draws
         other = generation_settings(reference, draw=int(reference in policies), **how)
@@ -345,29 +221,24 @@ def main(args: argparse.Namespace) -> None:
         "against": against, **judge_facts, "dataset": data.name, "split": data.split,
         "examples": fingerprint(data.examples), "policies": own, "other": other,
     }  # fmt: skip
-    earlier = prepare_outputs(paths, config, args.overwrite, key=itemgetter("model", "id"))
+    earlier = begin_run(output, config, args.overwrite, key=itemgetter("model", "id"))
 
-    answers = partial(
-        respond, prompts=prompts, known=known, path=responses_file, batch_size=args.batch_size,
-        device=args.device, allow_pickle=args.allow_pickle,
+    pairs = collect_pairs(
+        prompts, own, other, data, known, output.beside("responses.jsonl"),
+        **take(flags, LOADING_FLAGS),
     )  # fmt: skip
-    theirs = answers(other) if other else {prompt["id"]: prompt["chosen"] for prompt in prompts}
-    pairs = [
-        pair for mine in own for pair in pair_responses(mine, prompts, answers(mine), theirs, data)
-    ]
-    judged = judge_pairs(judge, pairs, earlier, paths["examples"])
+    judged = judge_pairs(judge, pairs, earlier, output.examples)
     rows = summaries(
         judged, own, data, n_prompts=len(prompts), against=against, judge=args.judge, seed=args.seed
     )
     picture = None
     if args.checkpoints:
-        how = values_of(flags, SCORING_FLAGS)
-        facts = checkpoint_facts(policies, reference, data, trust, **how)
+        facts = checkpoint_facts(policies, reference, data, **take(flags, SCORING_FLAGS))
         rows = [row | more for row, more in zip(rows, facts)]
         rows[-1]["correlations"] = correlations(rows)
-        draw(plot_win_rate, rows, picture := paths["picture"])
-    write_json_lines(paths["summary"], rows)  # last: it marks the run as finished
-    show(rows, paths, picture)
+        draw(plot_win_rate, rows, picture := output.picture)
+    write_json_lines(output.summary, rows)  # last: it marks the run as finished
+    show(rows, output, picture)
     if args.wandb_project:
         run = start_wandb(project=args.wandb_project, config=config)
         with finishing_wandb(run):

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from calculate_win_rate import GENERATION_FLAGS, main, parse_args, values_of
+from calculate_win_rate import GENERATION_FLAGS, main, parse_args
 from ranking.data.preferences import load_preferences
 from ranking.judging.responses import generation_settings
 from ranking.judging.served_model import TRIAL
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import hash_config, write_json_lines
+from ranking.scoring.flags import take
 from reproduce import train_reward_model
 
 
@@ -48,7 +49,7 @@ def train_judge(model: Path, preferences: Path, folder: Path) -> Path:
 def write_responses(path: Path, model, dataset: Path, side: str) -> Path:
     """A responses file in which `model` answers with the chosen or the rejected completions."""
     args = parse_args(flags(".", "openai:m", "--lm-name-or-path", model, "--against", "chosen"))
-    settings = generation_settings(str(model), **values_of(vars(args), GENERATION_FLAGS))
+    settings = generation_settings(str(model), **take(vars(args), GENERATION_FLAGS))
     examples = load_preferences(str(dataset)).examples
     rows = [
         {**settings, "generation": hash_config(settings), "id": e.id, "finished": True, "n_tokens": 9,

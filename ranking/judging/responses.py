@@ -9,7 +9,8 @@ import torch
 from transformers import GenerationConfig
 
 from ranking.data.examples import PreferenceData
-from ranking.plumbing.command_line import announce, progress_bar, until_stopped
+from ranking.plumbing.command_line import progress_bar, until_stopped
+from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import (
     append_json_lines,
     drop_torn_line,

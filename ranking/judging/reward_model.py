@@ -7,7 +7,7 @@ from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 
-from ranking.plumbing.command_line import announce
+from ranking.plumbing.processes import announce
 from ranking.scoring.models import (
     LOADING_ERRORS,
     check_adapter_weights,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import openai
 
-from ranking.plumbing.command_line import announce
+from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import append_json_lines, drop_torn_line
 
 QUESTION = """You compare two replies to the last message of a conversation with an AI assistant.

@@ -8,7 +8,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from ranking.data.examples import PreferenceData
-from ranking.judging.responses import Generation, Prompt
+from ranking.judging.responses import Generation, Prompt, Response, respond
 from ranking.judging.reward_model import load_reward_model, reward_ids, reward_scores
 from ranking.judging.served_model import (
     ask_all,
@@ -17,7 +17,8 @@ from ranking.judging.served_model import (
     parse_verdict,
     question,
 )
-from ranking.plumbing.command_line import announce, progress_bar, until_stopped
+from ranking.plumbing.command_line import progress_bar, until_stopped
+from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, append_json_lines
 from ranking.scoring.models import (
     cache_directory,
@@ -140,6 +141,31 @@ def ask_judge(
             verdicts = [parse_verdict(answer) for answer in answers]
             pair, win = pairs[int(k)], combine_orders(*verdicts)
             yield {**pair, "win": win, "verdicts": verdicts, "answers": answers}
+
+
+def collect_pairs(
+    prompts: Sequence[Prompt],
+    policies: Sequence[Generation],
+    other: Generation | None,
+    data: PreferenceData,
+    known: Sequence[Response],
+    path: Path,
+    **how,
+) -> list[Pair]:
+    """Every policy's responses to the prompts beside the `other`'s (None: the preferred ones).
+
+    known, path, how: as `respond` takes them.
+    """
+    theirs: dict[str, str | None] = {prompt["id"]: prompt["chosen"] for prompt in prompts}
+    if other is not None:
+        theirs = respond(other, prompts, known, path, **how)
+    return [
+        pair
+        for policy in policies
+        for pair in pair_responses(
+            policy, prompts, respond(policy, prompts, known, path, **how), theirs, data
+        )
+    ]
 
 
 def pair_responses(

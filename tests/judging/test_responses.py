@@ -1,10 +1,9 @@
 """What responses continue, and what shapes them."""
 
-from conftest import LONGROPE, make_model, make_tokenizer
+from conftest import LONGROPE, make_model, make_tokenizer, tokenize
 from tokenizers import processors
 
 from ranking.judging.responses import generate_batches, tokenize_prompts
-from ranking.scoring.tokenization import tokenize_examples
 
 
 def test_responses_continue_what_scoring_takes_for_the_prompt(sample_text):
@@ -17,7 +16,7 @@ def test_responses_continue_what_scoring_takes_for_the_prompt(sample_text):
     prompts = ["Is it?", "<s>Is it?"]
     plain = [0, *tokenizer("Is it?", add_special_tokens=False)["input_ids"]]
     assert tokenize_prompts(tokenizer, prompts, chat_template=False) == [plain, plain]
-    for scored in tokenize_examples(tokenizer, [(prompt, [" yes"]) for prompt in prompts]):
+    for scored in tokenize(tokenizer, [(prompt, [" yes"]) for prompt in prompts]):
         assert list(scored[0].ids[: scored[0].start]) == plain
     tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}"
     assert tokenize_prompts(tokenizer, prompts[:1], chat_template=True) == [plain]
