@@ -26,7 +26,7 @@ from ranking.plumbing.result_files import (
     write_json_lines,
 )
 from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
-from ranking.reports.accuracy import log_to_wandb, print_comparison, print_table
+from ranking.reports.accuracy import log_accuracy, show_accuracy, show_comparison
 from ranking.scoring.comparable import Run, announce_uneven_cuts, check_comparable, shared_examples
 from ranking.scoring.examples_file import (
     LIBRARIES,
@@ -113,18 +113,18 @@ def main(args: argparse.Namespace) -> None:
 
     draw(plot_ranking_accuracy, rows, paths["picture"])
     write_json_lines(paths["summary"], rows)  # last: it marks the run as finished
-    print_table(rows)
+    show_accuracy(rows)
     if other is not None:
         shared = shared_examples(records, other)
         announce_uneven_cuts(shared)
-        print_comparison(compare_runs(shared), args.compare)
+        show_comparison(compare_runs(shared), args.compare)
     print(
         f"summary   {paths['summary']}\nexamples  {paths['examples']}\npicture   {paths['picture']}"
     )
     if args.wandb_project:
         run = start_wandb(project=args.wandb_project, config=config)
         with finishing_wandb(run):
-            log_to_wandb(run, rows, records, paths["picture"])
+            log_accuracy(run, rows, records, paths["picture"])
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ from collections import Counter
 from importlib.metadata import version
 from itertools import combinations
 
-import numpy as np
-
 from ranking.data.examples import dataset_label
 from ranking.data.hub import ALPACA_FARM
 from ranking.data.schemas import read_votes
@@ -25,9 +23,8 @@ from ranking.metrics.accuracy import NORMALIZATIONS, is_cut, record_scores
 from ranking.metrics.idealized import (
     BETAS,
     curve_row,
+    pair_rows,
     preferred_proportion,
-    required_loss,
-    required_margin,
     summarize_idealized,
     summary_rows,
 )
@@ -39,15 +36,14 @@ from ranking.plumbing.result_files import (
     output_paths,
     part_files,
     row_key,
-    scoring_label,
     write_json_lines,
 )
 from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
 from ranking.reports.idealized import (
-    log_to_wandb,
-    print_selected_pairs,
-    print_table,
-    report_exact_ties,
+    log_idealized,
+    report_idealized_ties,
+    show_idealized,
+    show_selected_pairs,
 )
 from ranking.scoring.comparable import Run, announce_uneven_cuts, check_comparable, shared_examples
 from ranking.scoring.examples_file import (
@@ -152,44 +148,6 @@ def collect_pairs(
             f"no usable pair ({counts}): idealized accuracy needs votes, or --assumed-proportion"
         )
     return pairs, dropped
-
-
-def pair_rows(
-    pairs: list[Record], summaries: dict[str, dict], args: argparse.Namespace
-) -> list[Record]:
-    """Per pair: α, log-ratio, c, critical β, correctness per β, and what Theorem 4.1 asks for."""
-    summed = np.array([pair["ref_logratio non-length-normalized"] for pair in pairs])
-    losses = {beta: required_loss(summed, beta, args.gamma) for beta in args.betas}
-    margins = {beta: required_margin(summed, beta, args.gamma) for beta in args.betas}
-    rows = []
-    for k, pair in enumerate(pairs):
-        row = {
-            "id": pair["record"]["id"],
-            "prompt_id": pair["record"]["prompt_id"],
-            "dataset": pair["record"]["dataset"],
-            "split": pair["record"]["split"],
-            "winner": pair["winner"],
-            "loser": pair["loser"],
-            "alpha": pair["alpha"],
-            "votes": pair["votes"],
-            "tied": pair["tied"],
-            "c": -summed[k],
-            "gamma": args.gamma,
-            "required_margin": {str(beta): margins[beta][k] for beta in args.betas},
-            "required_loss": {str(beta): losses[beta][k] for beta in args.betas},
-        }
-        for normalization, summary in summaries.items():
-            critical = summary["critical"][k]
-            row[normalization] = {
-                "ref_logratio": summary["ref"][k],
-                "critical_beta": None if math.isinf(critical) else critical,  # null: never wrong
-                "observed_correct": bool(summary["observed"][k]),
-                "idealized_correct": {
-                    str(entry["beta"]): bool(entry["correct"][k]) for entry in summary["by_beta"]
-                },
-            }
-        rows.append(row)
-    return rows
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -378,7 +336,7 @@ def main(args: argparse.Namespace) -> None:
             counts = ", ".join(f"{reason}: {n}" for reason, n in drops.items())
             print(f"{dataset_label(*key)}: dropped {counts}", file=sys.stderr)
 
-    rows, curves, per_pair, table = [], [], [], []
+    rows, curves, per_pair = [], [], []
     for key in dict.fromkeys(dataset_key(pair["record"]) for pair in pairs):
         chosen = [pair for pair in pairs if dataset_key(pair["record"]) == key]
         dataset = key[0]
@@ -415,8 +373,7 @@ def main(args: argparse.Namespace) -> None:
         for normalization, summary in summaries.items():
             rows += summary_rows(summary, normalization, common)
             curves.append(curve_row(summary, normalization, common))
-        per_pair += pair_rows(chosen, summaries, args)
-        table.append((dataset_label(*key), len(chosen), summaries))
+        per_pair += pair_rows(chosen, summaries, args.betas, args.gamma)
 
     from ranking.reports.idealized import plot_idealized_curves, plot_required_loss
     from ranking.reports.style import draw
@@ -428,16 +385,16 @@ def main(args: argparse.Namespace) -> None:
     draw(plot_idealized_curves, curves, files["picture"])
     draw(plot_required_loss, per_pair, files["losses"])
     write_json_lines(paths["summary"], rows)  # last: it marks the run as finished
-    print_table(table, ", ".join(filter(None, (policy[0]["model"], scoring_label(rows[0])))))
-    report_exact_ties(table, alone=len(runs) == 1)
-    print_selected_pairs(pairs, args)
+    show_idealized(rows)
+    report_idealized_ties(rows, same_model=len(runs) == 1)
+    show_selected_pairs(pairs, args.hardest, args.easiest, args.easiest_to_flip)
     for name, path in (("summary", paths["summary"]), *files.items()):
         print(f"{name:9} {path}")
     if args.wandb_project:
         settings = {key: str(value) for key, value in vars(args).items()}
         run = start_wandb(project=args.wandb_project, config=settings)
         with finishing_wandb(run):
-            log_to_wandb(run, rows, files)
+            log_idealized(run, rows, files["picture"], files["losses"])
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from ranking.judging.reward_model import load_reward_model
 from ranking.judging.served_model import make_client
 from ranking.judging.verdicts import judged_rows
 from ranking.metrics.accuracy import exact_ties, ranking_accuracy
-from ranking.metrics.win_rate import correlations, summarize
+from ranking.metrics.win_rate import correlations, summarize_win_rate
 from ranking.plumbing.command_line import (
     announce,
     make_parser,
@@ -48,7 +48,7 @@ from ranking.plumbing.result_files import (
     write_json_lines,
 )
 from ranking.plumbing.wandb_runs import check_wandb, finishing_wandb, start_wandb
-from ranking.reports.win_rate import log_to_wandb, print_table
+from ranking.reports.win_rate import log_win_rates, show_win_rates
 from ranking.scoring.flags import add_trust_arguments
 from ranking.scoring.models import (
     DTYPES,
@@ -316,7 +316,7 @@ def main(args: argparse.Namespace) -> None:
             "versions": {name: version(name) for name in LIBRARIES},
         }
         mine = [row for row in judged if row["model"] == policy]
-        rows.append(summarize(mine, common, args.seed))
+        rows.append(summarize_win_rate(mine, common, args.seed))
 
     picture = None
     if args.checkpoints:
@@ -324,22 +324,18 @@ def main(args: argparse.Namespace) -> None:
         from ranking.reports.win_rate import plot_win_rate
 
         picture = paths["picture"]
-        for found in correlations(rows):
-            value = found["spearmanr"]
-            text = "undefined" if value is None else f"{value:.2f} (p = {found['p_value']:.2g})"
-            print(f"Spearman, accuracy and win rate, {found['part']} ({found['n']}): {text}")
-            rows[-1].setdefault("correlations", []).append(found)
+        rows[-1]["correlations"] = correlations(rows)
     if picture is not None:
         draw(plot_win_rate, rows, picture)
     write_json_lines(paths["summary"], rows)  # last: it marks the run as finished
-    print_table(rows)
+    show_win_rates(rows)
     print(f"summary   {paths['summary']}\nexamples  {paths['examples']}")
     if picture is not None:
         print(f"picture   {picture}")
     if args.wandb_project:
         run = start_wandb(project=args.wandb_project, config=config)
         with finishing_wandb(run):
-            log_to_wandb(run, rows, judged, picture)
+            log_win_rates(run, rows, judged, picture)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def write_text_atomically(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_json_lines(path: Path, rows: Iterable[Record]) -> None:
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows atomically, one JSON object a line. NaN is an error, write null instead."""
     write_text_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
@@ -128,36 +128,6 @@ def check_inputs(paths: dict[str, Path], inputs: Iterable[str | None]) -> None:
             raise ValueError(
                 f"{name} is read, and would be overwritten: choose another --output-filename"
             )
-
-
-SCORING = ("chat_template", "add_eos", "max_length", "separator", "sample_size")
-
-
-DATASET = ("dataset_name", "dataset_config", "dataset_split")
-
-
-def values_of(row: Record, keys: Iterable[str]) -> tuple:
-    """A row's values, None where one is not given or off (an empty separator is given)."""
-    values = (row.get(key) for key in keys)
-    return tuple(None if value is False else value for value in values)
-
-
-def scoring_label(row: Record, beside: Iterable[Record] = ()) -> str:
-    """How a summary row was scored where that is not the default (template, EOS, length), or not
-    as the rows `beside` it of the same dataset (separator, sample size)."""
-    parts = [
-        "chat template" if row.get("chat_template") else "",
-        "EOS scored" if row.get("add_eos") else "",
-        f"at most {row['max_length']} tokens" if row.get("max_length") else "",
-    ]
-    others = [r for r in beside if all(r.get(key) == row.get(key) for key in DATASET)]
-    size, separator = row.get("sample_size", "unknown"), row.get("separator")
-    raw = [r for r in others if "separator" in r and not r.get("chat_template")]
-    if separator is not None and any(r.get("separator") != separator for r in raw):
-        parts.append(f"separator {json.dumps(separator)}")
-    if size != "unknown" and any(r.get("sample_size", "unknown") != size for r in others):
-        parts.append("all examples" if size is None else f"sample of {size}")
-    return ", ".join(filter(None, parts))
 
 
 def part_file(examples: Path, rank: int) -> Path:
