@@ -38,13 +38,11 @@ from ranking.plumbing.command_line import (
     run_script,
     until_stopped,
 )
+from ranking.plumbing.outputs import begin_run, claim_output
 from ranking.plumbing.result_files import (
     Record,
     append_json_lines,
-    check_inputs,
     drop_torn_line,
-    output_paths,
-    prepare_outputs,
     write_json_lines,
 )
 from ranking.plumbing.wandb_runs import check_wandb, finishing_wandb, start_wandb
@@ -92,26 +90,22 @@ def checkpoint_facts(args: argparse.Namespace, policy: Path, data: PreferenceDat
     distance = squared_distance(tuned, initial)
     del initial, tuned
     model = load_model(str(policy), dtype=args.dtype, device=args.device, **trust(args))
-    outcomes = tokenize_examples(
+    kept, tokenized, _ = tokenize_examples(
         load_tokenizer(str(policy), trust_remote_code=args.trust_remote_code),
-        [(example.prompt, example.completions) for example in data.examples],
-        separators=[example.separators for example in data.examples],
-        ranks=[example.ranks for example in data.examples],
+        data.examples,
         chat_template=args.chat_template,
         max_length=context_length(model),
     )
-    fitting = [(e, o) for e, o in zip(data.examples, outcomes) if not isinstance(o, str)]
-    tokenized = [outcome for _, outcome in fitting]
     path = check_fast_path(model, tokenized)
     correct, n_equal = [], 0
     for batch in score_examples(
         model, tokenized, path=path, batch_size=128,
         tokens_per_batch=16384 if torch.cuda.is_available() else 1024,
     ):  # fmt: skip
-        for i, logps in batch:
-            sums = [float(values.astype(np.float64).sum()) for values in logps]
-            correct.append(ranking_accuracy(sums, fitting[i][0].ranks))
-            n_equal += exact_ties(sums, fitting[i][0].ranks)
+        for i, sums in batch:
+            ranks = data.examples[kept[i]].ranks
+            correct.append(ranking_accuracy(sums, ranks))
+            n_equal += exact_ties(sums, ranks)
     if n_equal:
         announce(f"{policy}: {n_equal} untied pairs have exactly equal scores, right by Def. 2.3")
     name = policy.name
@@ -233,16 +227,16 @@ def main(args: argparse.Namespace) -> None:
     )
     known = [row for file in args.responses for row in read_responses(file)]
     data, prompts = load_prompts(args)
-    paths = output_paths(args.output_dir, args.output_filename)
-    responses_file = paths["examples"].with_name(
-        paths["examples"].name.replace(".examples.", ".responses.")
-    )
+    output = claim_output(
+        args.output_dir, args.output_filename, args.overwrite, [args.dataset, *args.responses],
+        writes=("examples.jsonl", "responses.jsonl", "config.json", "png"),
+    )  # fmt: skip
+    responses_file = output.beside("responses.jsonl")
     own_settings = {policy: generation_settings(args, policy) for policy in policies}
     against, other_settings = "chosen", None
     if args.against == "reference":  # a model against itself: two draws
         against = args.reference_name_or_path
         other_settings = generation_settings(args, against, draw=int(against in policies))
-    check_inputs({**paths, "responses": responses_file}, [args.dataset, *args.responses])
     config = {
         "against": against,
         "judge": args.judge,
@@ -256,9 +250,7 @@ def main(args: argparse.Namespace) -> None:
     }
     if kind == "reward-model":  # in float32: half precision would round differences to ties
         judge = load_reward_model(judge_name, choose_device(args.device), "float32", **trust(args))
-    judged = prepare_outputs(
-        paths, config, args.overwrite, key=lambda row: (row["model"], row["id"])
-    )
+    judged = begin_run(output, config, args.overwrite, key=lambda row: (row["model"], row["id"]))
     if responses_file.exists():  # also with --overwrite: used where model and settings agree
         drop_torn_line(responses_file)
         known += read_responses(str(responses_file))
@@ -285,7 +277,7 @@ def main(args: argparse.Namespace) -> None:
     unjudged = ({**pair, "win": None} for pair in waiting if pair["model"] in silent)
     asked = [pair for pair in waiting if pair["model"] not in silent]
     with (
-        paths["examples"].open("ab") as file,
+        output.examples.open("ab") as file,
         progress_bar("judged", len(waiting) + len(done), len(done)) as progress,
     ):
         verdicts = chain(unjudged, judged_rows(args, asked, judge))
@@ -323,7 +315,7 @@ def main(args: argparse.Namespace) -> None:
         from ranking.reports.style import draw
         from ranking.reports.win_rate import plot_win_rate
 
-        picture = paths["picture"]
+        picture = output.picture
         for found in correlations(rows):
             value = found["spearmanr"]
             text = "undefined" if value is None else f"{value:.2f} (p = {found['p_value']:.2g})"
@@ -331,9 +323,9 @@ def main(args: argparse.Namespace) -> None:
             rows[-1].setdefault("correlations", []).append(found)
     if picture is not None:
         draw(plot_win_rate, rows, picture)
-    write_json_lines(paths["summary"], rows)  # last: it marks the run as finished
+    write_json_lines(output.summary, rows)  # last: it marks the run as finished
     print_table(rows)
-    print(f"summary   {paths['summary']}\nexamples  {paths['examples']}")
+    print(f"summary   {output.summary}\nexamples  {output.examples}")
     if picture is not None:
         print(f"picture   {picture}")
     if args.wandb_project:

@@ -41,7 +41,8 @@ from ranking.metrics.accuracy import (
 from ranking.metrics.idealized import BETAS, idealized_correctness, preferred_proportion
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import write_json_lines
-from ranking.scoring.examples_file import config_beside, load_examples, scoring_settings
+from ranking.scoring.examples_file import config_beside, load_examples
+from ranking.scoring.run_config import scoring_settings
 from reproduce.tables import conventions_table, print_table
 
 SHARE_OF_VOTE_ROWS = 1000 / 2592

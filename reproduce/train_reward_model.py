@@ -28,7 +28,8 @@ from ranking.data.examples import PreferenceExample
 from ranking.data.splits import load_training_splits, opening
 from ranking.judging.reward_model import load_reward_model, longest_text, reward_ids, reward_scores
 from ranking.plumbing.command_line import announce, make_parser, run_script
-from ranking.plumbing.result_files import lock_outputs, write_json_lines, write_text_atomically
+from ranking.plumbing.outputs import lock_outputs
+from ranking.plumbing.result_files import write_json_lines, write_text_atomically
 from ranking.scoring.models import check_model_path, choose_device, load_tokenizer, resolve_model
 from ranking.scoring.rotary import length_class
 

@@ -21,7 +21,7 @@ from ranking.plumbing.result_files import write_text_atomically
 from reproduce import tables
 
 ROOT = Path(__file__).parents[1]
-READMES = ("README.md", "reproduce/README.md")
+READMES = ("reproduce/README.md",)
 BLOCK = re.compile(r"(<!-- tables\.py (.*?) -->\n).*?(<!-- end -->)", re.S)
 
 

@@ -8,6 +8,8 @@ os.environ["WANDB__SERVICE_WAIT"] = "3600"  # seconds: slow machines do as well
 os.environ["WANDB_INIT_TIMEOUT"] = "3600"
 os.environ["HF_HUB_ETAG_TIMEOUT"] = os.environ["HF_HUB_DOWNLOAD_TIMEOUT"] = "3600"
 
+import random
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -15,6 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from ranking.data.preferences import SAMPLE_FILE
+from ranking.scoring.score import token_logps_of_batches
+from ranking.scoring.tokenization import Texts, TokenizedCompletion, tokenize_examples
 
 settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -110,6 +114,18 @@ def tokenizer_without_bos(sample_text):
     return make_tokenizer(sample_text, bos=False)
 
 
+def tokenize(tokenizer, examples, **how) -> list:
+    """Completions of (prompt, completions[, separators[, ranks]]) examples; none may be dropped."""
+    result = tokenize_examples(tokenizer, [Texts(*example) for example in examples], **how)
+    assert not result.dropped and result.kept == list(range(len(examples)))
+    return result.completions
+
+
+def reasons_to_drop(tokenizer, examples, **how) -> dict[str, int]:
+    """Why such examples are dropped, and how many."""
+    return tokenize_examples(tokenizer, [Texts(*example) for example in examples], **how).dropped
+
+
 @pytest.fixture
 def wandb_offline(tmp_path, monkeypatch):
     """Offline wandb runs land in tmp_path; the process-wide settings are forgotten afterwards."""
@@ -130,3 +146,31 @@ def tiny_model_directory(tmp_path_factory, tokenizer):
     make_model("llama", config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def random_examples(seed: int = 0, n: int = 12) -> list[list[TokenizedCompletion]]:
+    """Examples of 2 to 4 completions; some share a prompt, some completions share a beginning."""
+    rng = random.Random(seed)
+
+    def ids(length):
+        return tuple(rng.randrange(2, 600) for _ in range(length))
+
+    examples, prompt = [], (0,)
+    for number in range(n):
+        if number % 3 != 1:
+            prompt = (0, *ids(rng.randrange(0, 30)))
+        start = ids(2)
+        completions = [
+            prompt + start * (k % 2) + ids(rng.randrange(1, 25)) for k in range(2 + number % 3)
+        ]
+        examples.append([TokenizedCompletion(c, len(prompt), False) for c in completions])
+    return examples
+
+
+def score(model, tokenized, path, tokens=256, batch_size=100, done=frozenset()):
+    scores = {}
+    for batch in token_logps_of_batches(
+        model, tokenized, path=path, tokens_per_batch=tokens, batch_size=batch_size, done=done
+    ):
+        scores.update(batch)
+    return scores

@@ -20,7 +20,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import LONGROPE, SMALL, make_model, make_tokenizer
+from conftest import LONGROPE, SMALL, make_model, make_tokenizer, tokenize
 from paused import ROWS_WRITTEN, start_paused
 from test_calculate_calibration_metrics import read_wandb_keys
 from tokenizers import processors
@@ -38,7 +38,6 @@ from ranking.metrics.win_rate import correlations, length_controlled_win_rate, p
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import hash_config, read_json_lines, write_json_lines
 from ranking.scoring.models import BUNDLED_MODEL, resolve_model
-from ranking.scoring.tokenization import tokenize_examples
 from ranking.training.flags import DataArguments
 from ranking.training.run_directory import find_checkpoints, gamma_of
 from ranking.training.splits import load_parts
@@ -512,7 +511,7 @@ def test_responses_continue_what_scoring_takes_for_the_prompt(sample_text):
     prompts = ["Is it?", "<s>Is it?"]
     plain = [0, *tokenizer("Is it?", add_special_tokens=False)["input_ids"]]
     assert tokenize_prompts(tokenizer, prompts, chat_template=False) == [plain, plain]
-    for scored in tokenize_examples(tokenizer, [(prompt, [" yes"]) for prompt in prompts]):
+    for scored in tokenize(tokenizer, [(prompt, [" yes"]) for prompt in prompts]):
         assert list(scored[0].ids[: scored[0].start]) == plain
     tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}"
     assert tokenize_prompts(tokenizer, prompts[:1], chat_template=True) == [plain]

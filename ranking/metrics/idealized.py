@@ -165,3 +165,44 @@ def curve_row(summary: dict, normalization: str, common: dict[str, Any]) -> dict
         "critical_betas": finite.tolist(),
         "observed_accuracy": summary["accuracy"],
     }
+
+
+def pair_rows(
+    pairs: list[dict[str, Any]],
+    summaries: dict[str, dict[str, Any]],
+    betas: Sequence[float],
+    gamma: float,
+) -> list[dict[str, Any]]:
+    """Per pair: α, log-ratio, c, critical β, correctness per β, and what Theorem 4.1 asks for."""
+    summed = np.array([pair["ref_logratio non-length-normalized"] for pair in pairs])
+    losses = {beta: required_loss(summed, beta, gamma) for beta in betas}
+    margins = {beta: required_margin(summed, beta, gamma) for beta in betas}
+    rows = []
+    for k, pair in enumerate(pairs):
+        row = {
+            "id": pair["record"]["id"],
+            "prompt_id": pair["record"]["prompt_id"],
+            "dataset": pair["record"]["dataset"],
+            "split": pair["record"]["split"],
+            "winner": pair["winner"],
+            "loser": pair["loser"],
+            "alpha": pair["alpha"],
+            "votes": pair["votes"],
+            "tied": pair["tied"],
+            "c": -summed[k],
+            "gamma": gamma,
+            "required_margin": {str(beta): margins[beta][k] for beta in betas},
+            "required_loss": {str(beta): losses[beta][k] for beta in betas},
+        }
+        for normalization, summary in summaries.items():
+            critical = summary["critical"][k]
+            row[normalization] = {
+                "ref_logratio": summary["ref"][k],
+                "critical_beta": None if math.isinf(critical) else critical,  # null: never wrong
+                "observed_correct": bool(summary["observed"][k]),
+                "idealized_correct": {
+                    str(entry["beta"]): bool(entry["correct"][k]) for entry in summary["by_beta"]
+                },
+            }
+        rows.append(row)
+    return rows

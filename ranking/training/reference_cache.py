@@ -126,7 +126,7 @@ def score_missing(model, tokenized, path: Path, autocast, tokens_per_batch: int)
             model, tokenized, path=scoring, tokens_per_batch=tokens_per_batch, batch_size=128
         ):
             entries = {
-                completion_key(c): float(logp.astype(np.float64).sum())
+                completion_key(c): logp
                 for i, logps in batch
                 for c, logp in zip(tokenized[i], logps)
             }

@@ -22,7 +22,8 @@ from transformers import TrainerCallback
 
 from ranking.data.examples import PreferenceData, fingerprint
 from ranking.plumbing.command_line import announce
-from ranking.plumbing.result_files import lock_outputs, write_text_atomically
+from ranking.plumbing.outputs import lock_outputs
+from ranking.plumbing.result_files import write_text_atomically
 from ranking.plumbing.wandb_runs import start_wandb
 from ranking.scoring.models import model_fingerprint
 from ranking.training.flags import DataArguments
