@@ -74,7 +74,7 @@ class Plan:
 SCALES = {
     "paper": Plan(
         train=["gpt2", "EleutherAI/pythia-2.8b", "meta-llama/Llama-2-7b-hf"],
-        sft={  # App. C; learning rate, epochs and batch are ours
+        sft={  # learning rate, epochs, batch and steps between evaluations are ours
             "dataset_name": HH, "dataset_text_field": "chosen", "instruction_template": "Human:",
             "response_template": "Assistant:", "per_device_train_batch_size": 8,
             "learning_rate": 1e-5, "num_train_epochs": 1, "eval_strategy": "steps",
