@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,14 @@ def test_length_difference_against_scipy(tmp_path, capsys):
 
 
 # ---------------------------------------------------------------------------- driver
+def check_it_parses(command: list[str]) -> None:
+    """python SCRIPT.py … or python -m MODULE …, with a `> FILE` at the end or without."""
+    words = command[1 : command.index(">")] if ">" in command else command[1:]
+    module, arguments = words[words[0] == "-m"], words[1 + (words[0] == "-m") :]
+    name = module.removesuffix(".py").replace("/", ".")
+    importlib.import_module(name).parse_args(arguments)
+
+
 def printed_commands(capsys, *arguments) -> list[list[str]]:
     run.main(run.parse_args([*arguments, "--print"]))
     return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
@@ -123,12 +132,11 @@ def test_every_command_of_the_driver_parses(scale, capsys, tmp_path):
         capsys, "--scale", scale, "--output-dir", str(tmp_path), "--data-dir", str(tmp_path)
     )
     assert len(commands) > 10
-    for _, script, *arguments in commands:
-        name = script.removesuffix(".py").replace("/", ".")
-        importlib.import_module(name).parse_args(arguments)
+    for command in commands:
+        check_it_parses(command)
     trained = [c for c in commands if c[1] == "dpo.py"]
     settings = run.SCALES[scale]
-    n_runs = len(settings["train"]) * len(settings["gammas"]) * len(settings["seeds"])
+    n_runs = len(settings.train) * len(settings.gammas) * len(settings.seeds)
     assert len(trained) == len({c[3] for c in trained}) == n_runs
 
 
@@ -139,20 +147,11 @@ def finish(folder: Path) -> None:
 
 def test_report_and_win_rate_commands_parse_and_say_when_they_are_done(capsys, tmp_path):
     """With a result file of each kind there, every command of the report parses."""
-    arguments = [
-        "--scale",
-        "embedded",
-        "--output-dir",
-        str(tmp_path),
-        "--gammas",
-        "0",
-        "1",
-        "--seeds",
-        "0",
-    ]
-    args = run.parse_args(arguments)
-    scale, model = run.SCALES["embedded"], run.BUNDLED_MODEL
-    runs = [run.run_folder(args, model, gamma, 0) for gamma in (0, 1)]
+    arguments = ["--scale", "embedded", "--output-dir", str(tmp_path), "--gammas", "0", "1",
+                 "--seeds", "0"]  # fmt: skip
+    plan = replace(run.SCALES["embedded"], out=tmp_path, gammas=[0, 1], seeds=[0])
+    (model,) = plan.train
+    runs = list(plan.runs(model).values())
     for folder in runs:
         finish(folder)
     for folder, ending in (("ranking", "sample"), ("idealized", "sample"), ("win_rate", "dpo")):
@@ -162,20 +161,18 @@ def test_report_and_win_rate_commands_parse_and_say_when_they_are_done(capsys, t
     (tmp_path / "ranking" / "half_sample.examples.jsonl").write_text("")  # without a summary
     commands = printed_commands(capsys, "report", "win-rate", *arguments)
     assert len(commands) > 15 and not any("half_sample" in word for c in commands for word in c)
-    for _, script, *words in commands:
-        words = words[: words.index(">")] if ">" in words else words
-        importlib.import_module(script.removesuffix(".py").replace("/", ".")).parse_args(words)
+    for command in commands:
+        check_it_parses(command)
     judge = next(c for c in commands if "calculate_win_rate.py" in c)
     assert judge[judge.index("--dataset") + 1].endswith("_reward_model/policy_examples.jsonl")
 
-    (part,) = [p for p in run.win_rate_parts(args, scale) if p.models]
+    (part,) = [p for p in run.win_rate_parts(plan) if p.models]
     assert not run.is_done(part)
     write_json_lines(part.done, [{"model": str(runs[0])}])
     assert not run.is_done(part)  # the other run was missing when it was judged
     write_json_lines(part.done, [{"model": str(folder)} for folder in runs])
     assert run.is_done(part)
-    training = run.training_parts(args, scale)
-    assert [run.is_done(p) for p in training] == [False, True, True]
+    assert [run.is_done(p) for p in run.training_parts(plan)] == [False, True, True]
 
 
 def test_models_whose_names_end_alike_are_refused(tmp_path, capsys):
@@ -194,7 +191,7 @@ def test_driver_on_a_tiny_model(tiny_model_directory, tmp_path):
     out, broken = tmp_path / "out", tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{}")
-    command = [sys.executable, "reproduce/run.py", "training", "ranking", "idealized", "report",
+    command = [sys.executable, "-m", "reproduce.run", "training", "ranking", "idealized", "report",
                "--scale", "embedded", "--output-dir", out, "--train", tiny_model_directory,
                "--models", broken, "--gammas", "0", "1", "--seeds", "0"]  # fmt: skip
     first = subprocess.run([str(x) for x in command], cwd=ROOT, capture_output=True, text=True)
@@ -211,7 +208,7 @@ def test_driver_on_a_tiny_model(tiny_model_directory, tmp_path):
     assert len((out / "report" / f"{name}_sweep.md").read_text().splitlines()) == 2 + 4
     state = json.loads((out / f"{name}_sft" / "trainer_state.json").read_text())
     assert state["global_step"] > 0
-    again = subprocess.run([str(x) for x in command[:3]] + ["ranking"] + [str(x) for x in command[6:]],
+    again = subprocess.run([str(x) for x in command[:4]] + ["ranking"] + [str(x) for x in command[7:]],
                            cwd=ROOT, capture_output=True, text=True)  # fmt: skip
     assert again.stdout.count("done before") == 5 and again.returncode == 2
 
@@ -230,11 +227,11 @@ def test_a_second_stop_of_the_driver_ends_its_part_too(tmp_path):
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + '\\n'); time.sleep(1e6)"
     )
     driver = (
-        "import sys; from pathlib import Path; sys.path.insert(0, '.');"
+        "from pathlib import Path;"
         "from ranking.plumbing.command_line import run_script; from reproduce.run import Part, run_part;"
         f"folder = Path({str(tmp_path)!r});"
-        f"part = Part('part', ['-c', {child!r}], folder / 'done');"
-        "run_script(lambda args: run_part(part, folder / 'log', []), None)"
+        f"part = Part('part', ['python', '-c', {child!r}], folder / 'done');"
+        "run_script(lambda args: run_part(part, folder / 'log'), None)"
     )
     process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, stderr=subprocess.DEVNULL)
     pid_file = tmp_path / "pid"
