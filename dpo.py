@@ -71,14 +71,10 @@ REPLACED = {
     "rpo_alpha": "--loss_type alpha_scaling sft --loss_weights 1 RPO_ALPHA",
     "gamma": "--alpha, as the original command line calls γ",
 }
-
-
 TRL_LOSSES = (
     "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair",
     "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft",
 )  # fmt: skip
-
-
 # flags of TRL that some of its losses ignore
 USED_BY: dict[str, set[str]] = {
     "label_smoothing": {"exo_pair", "robust", "aot", "aot_unpaired"},

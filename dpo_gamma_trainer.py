@@ -41,11 +41,7 @@ from ranking.training.pairs import (
 )
 
 logger = logging.getLogger(__name__)
-
-
 ALPHA_SCALING = "alpha_scaling"
-
-
 # TRL's outputs of the LM head that only feed means over tokens of its own metrics
 TOKEN_METRICS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from ranking.plumbing.command_line import Stopped, announce
 
 FINISH_TIMEOUT = "300"  # seconds that a finished run waits for its upload; wandb's own: for ever
-
-
 MODES = ("online", "offline", "disabled", "dryrun", "shared")
 
 

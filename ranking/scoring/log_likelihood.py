@@ -43,8 +43,6 @@ class ScoringPath(NamedTuple):
 
 PACKED = ScoringPath("segments")
 VOCABULARY_CHUNK = 2048  # words per LM-head call: 1000 positions x 2048 x 4 bytes = 8 MB
-
-
 POSITION_CHUNK = 64  # positions per call of a head that is no plain linear layer
 
 

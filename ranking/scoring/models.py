@@ -18,28 +18,16 @@ from safetensors import SafetensorError
 from ranking.data.files import LFS_POINTER
 
 BUNDLED_MODEL = "SmolLM2-135M-Instruct"
-
-
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
 DEVICE_MAPS = ("auto", "balanced", "sequential")  # accelerate's ways to spread a large model
-
-
 QUANTIZATIONS = ("8bit", "4bit")
-
-
 PICKLE_FLAG, REMOTE_CODE_FLAG = "--allow-pickle", "--trust-remote-code"
-
-
 # what transformers and safetensors raise for files that are not what they should be
 LOADING_ERRORS = (
     OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, EOFError,
     SafetensorError,
     StrictDataclassError, pickle.UnpicklingError,
 )  # fmt: skip
-
-
 MODEL_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".py")
 
 

@@ -56,28 +56,14 @@ RETIRED = {
         "nothing: models and results stay in --output_dir",
     ),
 }  # fmt: skip
-
-
 # retired flags whose neutral value is true, that is, what is done anyway; of the others it is OFF
 DONE_ANYWAY = {"do_train", "save_safetensors", "completion_only_loss", "padding_free",
                "precompute_ref_log_probs"}  # fmt: skip
-
-
 COUNTS_AT_ZERO = re.compile("gamma|ld_alpha|seq_length|max_.*")  # where 0 is no neutral value
-
-
 UNSET = ("none", "null", "")
-
-
 OFF = ("false", "f", "no", "n", "off", *UNSET)
-
-
 ON = ("true", "t", "yes", "y", "on", "1")
-
-
 REPORTS = ("wandb", "none")
-
-
 # what --help shows, where a script has it; None: the text at the flag's definition
 FLAG_GROUPS: dict[str, dict[str, str | None]] = {
     "model": {

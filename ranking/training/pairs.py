@@ -12,8 +12,6 @@ from ranking.scoring.tokenization import Texts, TokenizedCompletion, tokenize_ex
 from ranking.training.reference_cache import reference_logps
 
 COLUMNS = ["pair", "chosen_ids", "chosen_start", "rejected_ids", "rejected_start"]
-
-
 REFERENCE_COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
 
 

@@ -29,11 +29,7 @@ from ranking.scoring.models import model_fingerprint
 from ranking.training.flags import DataArguments
 
 RUN_FILE = "run_config.json"
-
-
 TEST_FILE = "test_results.json"
-
-
 # what a resumed run may change
 HARMLESS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to",

@@ -12,8 +12,6 @@ from ranking.plumbing.command_line import announce
 from ranking.scoring.tokenization import encode_texts, exact_offset_tokenizer, without_endings
 
 TEMPLATES = ("Human:", "Assistant:")  # HH-RLHF's
-
-
 IGNORED = -100  # a label that does not count
 
 
