@@ -19,7 +19,8 @@ from transformers import set_seed
 
 from dpo_gamma_trainer import ALPHA_SCALING, DPOGammaConfig, DPOGammaTrainer
 from ranking.data.examples import joining
-from ranking.plumbing.command_line import announce, finishing_first, run_script
+from ranking.plumbing.command_line import finishing_first, run_script
+from ranking.plumbing.processes import announce
 from ranking.plumbing.wandb_runs import finishing_wandb
 from ranking.reports.dynamics import (
     DYNAMICS_FILE,

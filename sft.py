@@ -19,9 +19,11 @@ from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from ranking.data.examples import joining
-from ranking.plumbing.command_line import announce, finishing_first, run_script
+from ranking.plumbing.command_line import finishing_first, run_script
+from ranking.plumbing.processes import announce
 from ranking.plumbing.wandb_runs import finishing_wandb
-from ranking.scoring.models import check_model_path, context_length
+from ranking.scoring.loading import context_length
+from ranking.scoring.models import check_model_path
 from ranking.scoring.rotary import length_class
 from ranking.scoring.tokenization import check_vocabulary
 from ranking.training.flags import (

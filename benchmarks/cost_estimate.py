@@ -26,7 +26,7 @@ from ranking.data.hub import ALPACA_FARM, DATASETS
 from ranking.data.preferences import load_preferences
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import write_text_atomically
-from ranking.scoring.models import load_tokenizer
+from ranking.scoring.loading import load_tokenizer
 from ranking.scoring.packing import count_new_tokens
 from ranking.scoring.tokenization import tokenize_examples
 

@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from ranking.scoring.models import load_model, load_tokenizer
+    from ranking.scoring.loading import load_model, load_tokenizer
     from ranking.scoring.tokenization import exact_offset_tokenizer
 
     records = read_json_lines(args.examples)

@@ -28,8 +28,8 @@ from benchmarks.scoring_speed import forget_peak, memory_gib
 from ranking.data.preferences import load_preferences
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import write_text_atomically
+from ranking.scoring.loading import load_model, load_tokenizer
 from ranking.scoring.log_likelihood import PACKED
-from ranking.scoring.models import load_model, load_tokenizer
 from ranking.scoring.packing import build_row, pack_rows
 from ranking.scoring.score import score_examples
 from ranking.scoring.start_up_check import check_fast_path

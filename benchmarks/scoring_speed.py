@@ -170,7 +170,7 @@ def select_examples(args: argparse.Namespace) -> list:
 
 def measure(args: argparse.Namespace) -> dict:
     """One side, in this process: seconds, peak memory above the loaded model, and the sums."""
-    from ranking.scoring.models import load_model, load_tokenizer
+    from ranking.scoring.loading import load_model, load_tokenizer
     from ranking.scoring.packing import build_row, pack_rows
     from ranking.scoring.start_up_check import CHECKED
     from ranking.scoring.tokenization import Texts, tokenize_examples

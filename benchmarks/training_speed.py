@@ -36,7 +36,7 @@ def measure(args: argparse.Namespace) -> dict:
     from trl import DPOConfig, DPOTrainer
 
     from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer
-    from ranking.scoring.models import load_model, load_tokenizer
+    from ranking.scoring.loading import load_model, load_tokenizer
 
     parts, _ = load_training_splits(args.dataset, data_dir=args.data_dir)
     pairs = preference_pairs(parts["train"].examples)[: args.n_pairs]

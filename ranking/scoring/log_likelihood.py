@@ -19,7 +19,7 @@ from torch.nn import Linear
 from torch.utils.checkpoint import checkpoint
 
 from ranking.scoring.attention import restore_attention, switch_attention
-from ranking.scoring.models import unwrap
+from ranking.scoring.loading import unwrap
 from ranking.scoring.packing import build_row
 from ranking.scoring.rotary import by_length_class, forget_lengths, length_class
 from ranking.scoring.tokenization import TokenizedCompletion

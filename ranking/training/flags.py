@@ -11,7 +11,8 @@ import torch
 from transformers import HfArgumentParser
 from trl import ModelConfig
 
-from ranking.plumbing.command_line import announce, suggestion
+from ranking.plumbing.command_line import suggestion
+from ranking.plumbing.processes import announce
 from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.models import is_local
 

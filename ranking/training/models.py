@@ -12,7 +12,7 @@ from transformers.integrations.deepspeed import (
 )
 from trl import get_peft_config
 
-from ranking.scoring.models import load_model, load_tokenizer
+from ranking.scoring.loading import load_model, load_tokenizer
 from ranking.training.flags import ModelArguments
 
 

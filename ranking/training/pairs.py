@@ -6,8 +6,8 @@ from datasets import Dataset
 
 from ranking.data.conversions import preference_pairs
 from ranking.data.examples import PreferenceData
-from ranking.plumbing.command_line import announce
-from ranking.scoring.models import context_length
+from ranking.plumbing.processes import announce
+from ranking.scoring.loading import context_length
 from ranking.scoring.tokenization import Texts, TokenizedCompletion, tokenize_examples
 from ranking.training.reference_cache import reference_logps
 

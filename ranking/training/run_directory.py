@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 
 from ranking.data.examples import PreferenceData, fingerprint
-from ranking.plumbing.command_line import announce
 from ranking.plumbing.outputs import lock_outputs
+from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import write_text_atomically
 from ranking.plumbing.wandb_runs import start_wandb
 from ranking.scoring.models import model_fingerprint

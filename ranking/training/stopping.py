@@ -15,7 +15,8 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
-from ranking.plumbing.command_line import Stopped, announce, stop_requested, suggestion
+from ranking.plumbing.command_line import Stopped, stop_requested, suggestion
+from ranking.plumbing.processes import announce
 from ranking.training.run_directory import checkpoints
 
 

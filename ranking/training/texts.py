@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from ranking.data.conversions import sft_texts
 from ranking.data.examples import PreferenceData
-from ranking.plumbing.command_line import announce
+from ranking.plumbing.processes import announce
 from ranking.scoring.tokenization import encode_texts, exact_offset_tokenizer, without_endings
 
 TEMPLATES = ("Human:", "Assistant:")  # HH-RLHF's
