@@ -1,6 +1,6 @@
 """Time and memory of the paper's tables at full size, computed from token counts.
 
-    python benchmarks/cost_estimate.py --data-dir DATA_DIR --output benchmarks/cost_estimate.json
+    python -m benchmarks.cost_estimate --data-dir DATA_DIR --output benchmarks/cost_estimate.json
 
     scoring   seconds = 2 x parameters x unique tokens / (share x peak rate x GPUs)
     training  three times that (the backward pass costs two forward passes), four times with

@@ -1,6 +1,6 @@
 r"""How far log-likelihoods and training losses move when nothing should move them.
 
-    python benchmarks/determinism.py --data-dir DATA_DIR --dataset Anthropic/hh-rlhf \
+    python -m benchmarks.determinism --data-dir DATA_DIR --dataset Anthropic/hh-rlhf \
         --devices cpu --output benchmarks/determinism.json
 
 Scoring: the same completions a second time, one example at a time, in small and large rows, and in

@@ -1,6 +1,6 @@
 r"""Largest difference between an examples file and one-at-a-time float64 scoring of it.
 
-    python benchmarks/scoring_accuracy.py --lm-name-or-path SmolLM2-135M-Instruct \
+    python -m benchmarks.scoring_accuracy --lm-name-or-path SmolLM2-135M-Instruct \
         --examples results/hh.examples.jsonl
 
 Every completion is scored alone, without padding, packing, shared prefixes or slicing, by the

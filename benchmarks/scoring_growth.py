@@ -1,6 +1,6 @@
 """How the scorer's time and memory grow: with examples, prompt length, dataset size; start-up.
 
-  python benchmarks/scoring_growth.py --output benchmarks/scoring_growth.json
+  python -m benchmarks.scoring_growth --output benchmarks/scoring_growth.json
 
 examples   seconds for 50 to 1000 examples of the dataset, cut to 128 tokens; a straight line?
 prompts    seconds per token for 8 examples whose prompts have 128 to 4096 tokens

@@ -1,6 +1,6 @@
 """Completions per second and peak memory of the scorer against what people use today.
 
-    python benchmarks/scoring_speed.py --output benchmarks/scoring_speed.json
+    python -m benchmarks.scoring_speed --output benchmarks/scoring_speed.json
 
 All sides score the same completions with the same weights, each in a process of its own (for its
 peak memory), one after the other, in --dtype but for the last:

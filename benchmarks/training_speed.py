@@ -1,6 +1,6 @@
 """DPO training speed and peak memory against TRL's own DPOTrainer.
 
-    python benchmarks/training_speed.py --output benchmarks/training_speed.json
+    python -m benchmarks.training_speed --output benchmarks/training_speed.json
 
 Same model, pairs, token ids, batches, optimizer and loss (γ = 1, TRL's `sigmoid`), float32 weights,
 each side in a process of its own, one after the other: with the reference computed in every step
