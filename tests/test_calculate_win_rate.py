@@ -39,7 +39,6 @@ from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import hash_config, read_json_lines, write_json_lines
 from ranking.scoring.models import BUNDLED_MODEL, resolve_model
 from ranking.scoring.tokenization import tokenize_examples
-from ranking.training.flags import DataArguments
 from ranking.training.run_directory import find_checkpoints, gamma_of
 from ranking.training.splits import load_parts
 from reproduce import train_reward_model
@@ -251,9 +250,7 @@ def test_the_judge_has_not_seen_the_policys_dialogues(tmp_path):
                  "--unless-trained-on", "20", "--output-dir", str(tmp_path)]  # fmt: skip
     args = train_reward_model.parse_args(arguments)
     policy, unseen = train_reward_model.divided_examples(args)
-    drawn = load_parts(
-        DataArguments(dataset_name=str(tmp_path / "train.jsonl"), max_train_samples=20)
-    )["train"].examples
+    drawn = load_parts(str(tmp_path / "train.jsonl"), n_train=20)["train"].examples
     assert policy == drawn
     openings = [{opening(e) for e in part} for part in (policy, unseen)]
     assert not openings[0] & openings[1] and len(unseen) > 20
