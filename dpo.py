@@ -11,7 +11,7 @@ The same command resumes a killed run.
 """
 
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from transformers import set_seed
@@ -40,7 +40,7 @@ from ranking.training.models import (
 )
 from ranking.training.pairs import prepare_pairs
 from ranking.training.parsing import RETIRED, parse_flags
-from ranking.training.run_directory import claim_run, finish_run
+from ranking.training.run_directory import claim_directory, finish_run, run_description
 from ranking.training.splits import load_parts
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.wandb_run import start_training_wandb
@@ -80,19 +80,10 @@ USED_BY: dict[str, set[str]] = {
 class DPODataArguments(DataArguments):
     """Data flags of dpo.py."""
 
-    ref_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Reference model (default: the model before training)."}
-    )
-    ref_model_revision: str | None = field(
-        default=None,
-        metadata={"help": "Branch, tag or commit of a reference model from the hub."},
-    )
-    dynamics_sample_size: int = field(
-        default=1000, metadata={"help": "Training pairs followed at every evaluation; 0: none."}
-    )
-    chat_template: bool = field(
-        default=False, metadata={"help": "Format prompts with the chat template."}
-    )
+    ref_model_name_or_path: str | None = None
+    ref_model_revision: str | None = None
+    dynamics_sample_size: int = 1000
+    chat_template: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -106,9 +97,7 @@ class DPODataArguments(DataArguments):
 class DPOArguments(TrainingDefaults, DPOGammaConfig):
     """DPOGammaConfig with the original spellings."""
 
-    eval_on_start: bool = field(
-        default=True, metadata={"help": "Evaluate before the first step, where the groups start."}
-    )
+    eval_on_start: bool = True
 
     def __post_init__(self):
         check_number("alpha", self.alpha, self.alpha >= 0, "0 or more")
@@ -168,8 +157,12 @@ def main(argv: list[str]) -> None:
     reference = model_source(ref_name, ref_revision, "--ref_model_revision")
     parts = load_parts(**data_args.of_parts(), chat_template=data_args.chat_template)
     flags = {**vars(data_args), **vars(model_args), **training_args.to_dict()}
-    settings, checkpoint = claim_run(flags, [policy, reference], parts, DPO_RETIRED)
+    settings = run_description(flags, [policy, reference], parts, DPO_RETIRED)
     folder = Path(training_args.output_dir)
+    checkpoint = claim_directory(
+        folder, settings, data_args.overwrite_output_dir, training_args.resume_from_checkpoint,
+        [policy[0], reference[0]],
+    )  # fmt: skip
     set_seed(training_args.seed)
     how = {**model_args.of_loading(), "device": str(training_args.device)}
     with whole_weights(training_args.deepspeed_plugin):
@@ -187,7 +180,11 @@ def main(argv: list[str]) -> None:
     facts = {"joined_by": None if data_args.chat_template else joining(parts["train"].examples),
              "truncation_mode": "prompts from the left",
              "ref_model_name_or_path": reference[0]}  # fmt: skip
-    run, callbacks = start_training_wandb(flags, settings | facts, "dpo")
+    run, callbacks = start_training_wandb(
+        folder, settings | facts, report_to=training_args.report_to,
+        project=data_args.wandb_project, default_project="dpo", entity=data_args.wandb_entity,
+        name=training_args.run_name,
+    )  # fmt: skip
     training_args.precompute_ref_log_probs = True  # the datasets carry the reference
     training_args.eval_on_start &= training_args.eval_strategy != "no"
     trainer = DPOGammaTrainer(

@@ -10,7 +10,7 @@ adapter) and tokenizer into the output directory. The same command resumes a kil
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import set_seed
@@ -23,7 +23,7 @@ from ranking.training.checkpoints import describe_step
 from ranking.training.flags import DataArguments, ModelArguments, TrainingDefaults
 from ranking.training.models import load_for_training, model_source, with_base
 from ranking.training.parsing import RETIRED, parse_flags
-from ranking.training.run_directory import claim_run, finish_run
+from ranking.training.run_directory import claim_directory, finish_run, run_description
 from ranking.training.splits import load_parts
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.texts import prepare_texts
@@ -42,12 +42,8 @@ SFT_RETIRED = {
 class SFTDataArguments(DataArguments):
     """Data flags of sft.py."""
 
-    instruction_template: str | None = field(
-        default=None, metadata={"help": "What opens a user turn (default: Human: where it does)."}
-    )
-    response_template: str | None = field(
-        default=None, metadata={"help": "What opens a response turn (default: Assistant:)."}
-    )
+    instruction_template: str | None = None
+    response_template: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,9 +68,7 @@ class SFTDataArguments(DataArguments):
 class SFTArguments(TrainingDefaults, SFTConfig):
     """SFTConfig with the original spellings."""
 
-    dataset_text_field: str = field(
-        default="chosen", metadata={"help": "The text to train on: chosen, the preferred answer."}
-    )
+    dataset_text_field: str = "chosen"
 
     def __post_init__(self):
         super().__post_init__()
@@ -100,8 +94,12 @@ def main(argv: list[str]) -> None:
     source = model_source(model_args.model_name_or_path, model_args.model_revision)
     parts = load_parts(**data_args.of_parts())
     flags = {**vars(data_args), **vars(model_args), **training_args.to_dict()}
-    settings, checkpoint = claim_run(flags, [source], parts, SFT_RETIRED)
+    settings = run_description(flags, [source], parts, SFT_RETIRED)
     folder = Path(training_args.output_dir)
+    checkpoint = claim_directory(
+        folder, settings, data_args.overwrite_output_dir, training_args.resume_from_checkpoint,
+        [source[0]],
+    )  # fmt: skip
     set_seed(training_args.seed)
     model, tokenizer = load_for_training(
         *source, **model_args.of_loading(), device=str(training_args.device),
@@ -113,7 +111,11 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     lora = with_base(get_peft_config(model_args), model, tokenizer, source, folder)
     facts = {"joined_by": joining(parts["train"].examples), "truncation_mode": "texts at the end"}
-    run, callbacks = start_training_wandb(flags, settings | facts, "sft")
+    run, callbacks = start_training_wandb(
+        folder, settings | facts, report_to=training_args.report_to,
+        project=data_args.wandb_project, default_project="sft", entity=data_args.wandb_entity,
+        name=training_args.run_name,
+    )  # fmt: skip
     trainer = SFTTrainer(
         model=model, args=training_args, train_dataset=texts["train"],
         eval_dataset=texts["validation"], processing_class=tokenizer, peft_config=lora,

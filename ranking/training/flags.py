@@ -1,4 +1,7 @@
-"""Flags of sft.py and dpo.py beyond TRL's: old spellings, defaults, and checks of their values."""
+"""Flags of sft.py and dpo.py beyond TRL's: old spellings, defaults, and checks of their values.
+
+What each of them means stands in `parsing.FLAG_GROUPS`, which --help shows.
+"""
 
 import importlib.util
 import math
@@ -7,56 +10,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers.hf_argparser import HfArg
 from trl import ModelConfig
 
 from ranking.plumbing.command_line import announce
 from ranking.plumbing.wandb_runs import check_wandb
-
-REPORTS = ("wandb", "none")
 
 
 @dataclass
 class DataArguments:
     """Data, output and wandb flags of both scripts."""
 
-    dataset_name: str = field(
-        default="Anthropic/hh-rlhf",
-        metadata={"help": "Hub name, `sample`, or a local file or directory in a known schema."},
-    )
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Look for DATA_DIR/<hub name>/ instead of the hub."}
-    )
-    train_split: str | None = field(
-        default=None, metadata={"help": "Split to train on (default: train, or the only one)."}
-    )
-    eval_split: str | None = field(
-        default=None,
-        metadata={"help": "Split to validate on (default: validation, or half of test)."},
-    )
-    split_seed: int = field(
-        default=0, metadata={"help": "Seed that divides data with one split, and draws subsets."}
-    )
-    sanity_check: bool = field(default=False, metadata={"help": "Train on 1000 examples only."})
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on a random subset of so many examples."}
-    )
-    max_eval_samples: int = field(
-        default=1000, metadata={"help": "Most examples of validation and of test; -1: all."}
-    )
-    separator: str | None = field(
-        default=None, metadata={"help": "Between prompt and completion (default: per dataset)."}
-    )
-    add_eos: bool = field(
-        default=False, metadata={"help": "End completions with the end-of-text token."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Discard a run there that is finished or has other settings."},
-    )
-    wandb_project: str | None = field(
-        default=None, metadata={"help": "wandb project (default: sft or dpo)."}
-    )
-    wandb_entity: str | None = field(default=None, metadata={"help": "wandb user or team."})
+    dataset_name: str = "Anthropic/hh-rlhf"
+    data_dir: str | None = None
+    train_split: str | None = None
+    eval_split: str | None = None
+    split_seed: int = 0
+    sanity_check: bool = False
+    max_train_samples: int | None = None
+    max_eval_samples: int = 1000
+    separator: str | None = None
+    add_eos: bool = False
+    overwrite_output_dir: bool = False
+    wandb_project: str | None = None
+    wandb_entity: str | None = None
 
     def __post_init__(self):
         for name in ("max_train_samples", "max_eval_samples"):
@@ -82,25 +59,13 @@ class DataArguments:
 class ModelArguments(ModelConfig):
     """TRL's model and LoRA flags, with the original spellings."""
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "aliases": ["--model_name"],
-            "help": "Hub name, directory, GGUF file, adapter, or SmolLM2-135M-Instruct.",
-        },
-    )
-    dtype: str | None = field(
+    model_name_or_path: str | None = HfArg(default=None, aliases=["--model_name"])
+    dtype: str | None = HfArg(
         default="float32",
-        metadata={
-            "aliases": ["--torch_dtype"],
-            "help": "Of the weights: float32, bfloat16, float16; --bf16 is of the arithmetic.",
-            "choices": ["float32", "bfloat16", "float16"],
-        },
+        aliases=["--torch_dtype"],
+        metadata={"choices": ["float32", "bfloat16", "float16"]},
     )
-
-    allow_pickle: bool = field(
-        default=False, metadata={"help": "Read weights saved by pickle, which can run code."}
-    )
+    allow_pickle: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -127,45 +92,31 @@ class ModelArguments(ModelConfig):
 class TrainingDefaults:
     """Mixin for TrainingArguments: original spellings, and defaults that hold on any machine."""
 
-    eval_strategy: str = field(
-        default="no",
-        metadata={"aliases": ["--evaluation_strategy"], "help": "no, steps or epoch."},
-    )
-    run_name: str | None = field(
-        default=None, metadata={"aliases": ["--wandb_run_name"], "help": "Name of the wandb run."}
-    )
-    max_length: int = field(
-        default=1024,
-        metadata={"aliases": ["--seq_length", "--max_seq_length"], "help": "Tokens per sequence."},
-    )
-    report_to: list[str] = field(
-        default_factory=lambda: ["wandb"], metadata={"help": "wandb or none."}
-    )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Trade a third of the speed for memory."}
-    )
+    eval_strategy: str = HfArg(default="no", aliases=["--evaluation_strategy"])
+    run_name: str | None = HfArg(default=None, aliases=["--wandb_run_name"])
+    max_length: int = HfArg(default=1024, aliases=["--seq_length", "--max_seq_length"])
+    report_to: list[str] = field(default_factory=lambda: ["wandb"])
+    gradient_checkpointing: bool = False
 
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("--output_dir is required")
         for name in ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
-                     "gradient_accumulation_steps"):  # fmt: skip
-            check_number(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+                     "gradient_accumulation_steps", "save_total_limit"):  # fmt: skip
+            value = getattr(self, name)
+            check_number(name, value, value is None or value >= 1, "at least 1")
         check_number("learning_rate", self.learning_rate, self.learning_rate >= 0, "0 or more")
         steps_fit = self.max_steps > 0 or self.max_steps == -1
         check_number("max_steps", self.max_steps, steps_fit, "1 or more (-1: by epochs)")
         length = max(self.num_train_epochs, self.max_steps)
         check_number("num_train_epochs", self.num_train_epochs, length > 0, "more than 0")
-        if wrong := set(self.report_to) - set(REPORTS):
-            raise ValueError(f"--report_to {wrong.pop()}: give {' or '.join(REPORTS)}")
         for name in ("eval", "save", "logging"):
-            steps = getattr(self, f"{name}_steps")
-            if getattr(self, f"{name}_strategy") == "steps" and steps is not None:
+            if getattr(self, f"{name}_strategy") == "steps":
+                steps = getattr(self, f"{name}_steps")
                 what = f"more than 0 (--{name}_strategy=no for none)"
-                check_number(f"{name}_steps", steps, steps > 0, what)
-        if self.save_total_limit is not None:
-            check_number("save_total_limit", self.save_total_limit, self.save_total_limit >= 1,
-                         "at least 1 (all are kept without it)")  # fmt: skip
+                check_number(f"{name}_steps", steps, steps is None or steps > 0, what)
+        if wrong := set(self.report_to) - {"wandb", "none"}:
+            raise ValueError(f"--report_to {wrong.pop()}: give wandb or none")
         self.check_best()
         ignoring = ("constant", "reduce_lr_on_plateau", "greedy")
         if self.lr_scheduler_type in ignoring and self.warmup_steps:
@@ -220,7 +171,7 @@ class TrainingDefaults:
             announce(f"--{name} has no effect: {unused[name]}")
 
 
-def check_number(name: str, value: float, holds: bool, what: str) -> None:
-    """ValueError unless a flag's value is finite and `holds`."""
-    if not (holds and math.isfinite(value)):
+def check_number(name: str, value: float | None, holds: bool, what: str) -> None:
+    """ValueError unless a flag's value is None, or finite and `holds`."""
+    if value is not None and not (holds and math.isfinite(value)):
         raise ValueError(f"--{name} {value}: give a finite number, {what}")

@@ -35,50 +35,43 @@ RETIRED = {
 }  # fmt: skip
 
 
-# retired flags whose neutral value is true, that is, what is done anyway; of the others it is OFF
+# retired flags whose neutral value is true, that is, what is done anyway; of the others it is false
 DONE_ANYWAY = {"do_train", "save_safetensors", "completion_only_loss", "padding_free",
                "precompute_ref_log_probs"}  # fmt: skip
-
-
 COUNTS_AT_ZERO = re.compile("gamma|ld_alpha|max_.*")  # where 0 is no neutral value
-
-
 UNSET = ("none", "null", "")
-
-
 OFF = ("false", "f", "no", "n", "off", *UNSET)
+ON = ("true", "t", "yes", "y", "on", "1", *UNSET)
 
 
-ON = ("true", "t", "yes", "y", "on", "1")
-
-
-# what --help shows, where a script has it; None: the text at the flag's definition
-FLAG_GROUPS: dict[str, dict[str, str | None]] = {
+# what --help shows of the flags that a script has
+FLAG_GROUPS = {
     "model": {
-        "model_name_or_path": None,
+        "model_name_or_path": "Hub name, directory, GGUF file, adapter, or SmolLM2-135M-Instruct.",
         "model_revision": "Branch, tag or commit of a hub model.",
-        "ref_model_name_or_path": None,
-        "ref_model_revision": None,
-        "dtype": None,
+        "ref_model_name_or_path": "Reference model (default: the model before training).",
+        "ref_model_revision": "Branch, tag or commit of a reference model from the hub.",
+        "dtype": "Of the weights: float32, bfloat16, float16; --bf16 is of the arithmetic.",
         "attn_implementation": "sdpa, eager, flash_attention_2, … (default: the model's).",
-        "allow_pickle": None,
+        "allow_pickle": "Read weights saved by pickle, which can run code.",
         "use_peft": "Train a LoRA adapter; also --lora_r, --lora_alpha, --lora_target_modules, …",
     },
     "data": {
-        "dataset_name": None,
-        "data_dir": None,
-        "train_split": None,
-        "eval_split": None,
-        "split_seed": None,
-        "max_train_samples": None,
-        "max_eval_samples": None,
-        "sanity_check": None,
+        "dataset_name": "Hub name, `sample`, or a local file or directory in a known schema.",
+        "data_dir": "Look for DATA_DIR/<hub name>/ instead of the hub.",
+        "train_split": "Split to train on (default: train, or the only one).",
+        "eval_split": "Split to validate on (default: validation, or half of test).",
+        "split_seed": "Seed that divides data with one split, and draws subsets.",
+        "max_train_samples": "Train on a random subset of so many examples.",
+        "max_eval_samples": "Most examples of validation and of test; -1: all.",
+        "sanity_check": "Train on 1000 examples only.",
         "max_length": "Most tokens of prompt and completion (dpo.py), of a text (sft.py).",
-        "separator": None,
-        "chat_template": None,
-        "add_eos": None,
-        "instruction_template": None,
-        "response_template": None,
+        "dataset_text_field": "The text to train on: chosen, the preferred answer.",
+        "separator": "Between prompt and completion (default: per dataset).",
+        "chat_template": "Format prompts with the chat template.",
+        "add_eos": "End completions with the end-of-text token.",
+        "instruction_template": "What opens a user turn (default: Human: where it does).",
+        "response_template": "What opens a response turn (default: Assistant:).",
         "packing": "Fill rows with several texts, which do not see each other.",
     },
     "training": {
@@ -94,15 +87,15 @@ FLAG_GROUPS: dict[str, dict[str, str | None]] = {
         "optim": "adamw_torch, rmsprop (the paper's for DPO), …",
         "seed": "Of the order of the data and of dropout.",
         "bf16": "bfloat16 arithmetic (default: on a GPU).",
-        "gradient_checkpointing": None,
+        "gradient_checkpointing": "Trade a third of the speed for memory.",
         "use_cpu": "Stay on the CPU where there is a GPU.",
     },
     "evaluation and checkpoints": {
-        "eval_strategy": None,
+        "eval_strategy": "no, steps or epoch.",
         "eval_steps": "Steps between evaluations.",
-        "eval_on_start": None,
+        "eval_on_start": "Evaluate before the first step (dpo.py: where the groups start).",
         "per_device_eval_batch_size": "Pairs or texts per batch and process.",
-        "dynamics_sample_size": None,
+        "dynamics_sample_size": "Training pairs followed at every evaluation; 0: none.",
         "save_strategy": "no, steps, epoch or best.",
         "save_steps": "Steps between checkpoints.",
         "save_total_limit": "Keep so many checkpoints (default: all).",
@@ -113,11 +106,11 @@ FLAG_GROUPS: dict[str, dict[str, str | None]] = {
     },
     "output": {
         "output_dir": "Directory for model, checkpoints and records (required).",
-        "overwrite_output_dir": None,
-        "report_to": None,
-        "run_name": None,
-        "wandb_project": None,
-        "wandb_entity": None,
+        "overwrite_output_dir": "Discard a run there that is finished or has other settings.",
+        "report_to": "wandb or none.",
+        "run_name": "Name of the wandb run.",
+        "wandb_project": "wandb project (default: sft or dpo).",
+        "wandb_entity": "wandb user or team.",
         "logging_steps": "Steps between logged losses.",
     },
 }
@@ -154,14 +147,15 @@ class Parser(HfArgumentParser):
     def format_help(self, everything: bool = False) -> str:
         formatter = self._get_formatter()
         formatter.add_text(self.description)
-        rest = dict.fromkeys(self._actions)
+        rest = {action: action for action in self._actions}
         for title, texts in FLAG_GROUPS.items():
             formatter.start_section(title)
             for name, text in texts.items():
-                if action := self._option_string_actions.get(f"--{name}"):
-                    action.help = text or action.help
-                    formatter.add_arguments([action])
-                    rest.pop(action)
+                actions = [action for action in self._actions if action.dest == name]
+                for action in actions:  # --no_NAME among them
+                    action.help = text
+                for action in actions[:1]:
+                    formatter.add_arguments([rest.pop(action)])
             formatter.end_section()
         if everything:
             formatter.start_section("of transformers and TRL")
@@ -232,6 +226,6 @@ def without_neutral(argv: Sequence[str], retired: Mapping[str, str]) -> list[str
 def is_neutral(name: str, value: str) -> bool:
     """Whether a retired flag of this value asks for what is done without it."""
     if name in DONE_ANYWAY:
-        return value.lower() in (*ON, *UNSET)
+        return value.lower() in ON
     is_zero = re.fullmatch(r"0+\.?0*", value) and not COUNTS_AT_ZERO.fullmatch(name)
     return value.lower() in OFF or bool(is_zero)

@@ -64,24 +64,6 @@ def run_description(
     return json.loads(json.dumps(settings, default=str))
 
 
-def claim_run(
-    flags: Mapping[str, Any],
-    models: Sequence[tuple[str, str | None]],
-    parts: dict[str, PreferenceData],
-    retired: Mapping[str, str],
-) -> tuple[dict[str, Any], str | None]:
-    """Claim --output_dir for a run: its settings, and the checkpoint to resume from."""
-    settings = run_description(flags, models, parts, retired)
-    checkpoint = claim_directory(
-        Path(flags["output_dir"]),
-        settings,
-        flags["overwrite_output_dir"],
-        flags["resume_from_checkpoint"],
-        [name for name, _ in models],
-    )
-    return settings, checkpoint
-
-
 def claim_directory(
     folder: Path,
     settings: dict[str, Any],

@@ -1,7 +1,7 @@
 """The wandb run of a training."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,28 @@ class WandbConfig(TrainerCallback):
 
 
 def start_training_wandb(
-    flags: Mapping[str, Any], facts: dict[str, Any], default_project: str
+    folder: Path,
+    facts: dict[str, Any],
+    *,
+    report_to: Sequence[str],
+    project: str | None,
+    default_project: str,
+    entity: str | None,
+    name: str | None,
 ) -> tuple[Any, list[TrainerCallback]]:
     """The wandb run the Trainer will log to, the same one after a resume, and the callback that
-    writes `facts` as its configuration; None and no callback where --report_to is none.
+    writes `facts` as its configuration; None and no callback where `report_to` is none.
 
-    flags: the values of all. Offline as `wandb_runs.start_wandb` says.
+    Offline as `wandb_runs.start_wandb` says.
     """
-    if "wandb" not in flags["report_to"] or not PartialState().is_main_process:
+    if "wandb" not in report_to or not PartialState().is_main_process:
         return None, []
     run = start_wandb(
-        project=flags["wandb_project"] or os.environ.get("WANDB_PROJECT", default_project),
-        entity=flags["wandb_entity"],
-        name=flags["run_name"],
-        id=read_run(Path(flags["output_dir"]))["wandb_id"],
+        project=project or os.environ.get("WANDB_PROJECT", default_project),
+        entity=entity,
+        name=name,
+        id=read_run(folder)["wandb_id"],
         resume="allow",
-        dir=os.environ.get("WANDB_DIR", flags["output_dir"]),
+        dir=os.environ.get("WANDB_DIR", str(folder)),
     )
     return run, [WandbConfig(run, facts)]
