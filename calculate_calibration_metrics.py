@@ -11,32 +11,39 @@ A killed run resumes from the examples file when the same command is given again
 """
 
 import argparse
-import sys
-from importlib.metadata import version
 
-from ranking.data.examples import dataset_label, joining
 from ranking.data.hub import DATASETS
 from ranking.metrics.accuracy import compare_runs, summarize_dataset
-from ranking.plumbing.command_line import make_parser, process_rank, run_script
-from ranking.plumbing.result_files import (
-    check_inputs,
-    hash_config,
-    output_paths,
-    row_key,
-    write_json_lines,
-)
+from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.outputs import claim_output
+from ranking.plumbing.processes import process_rank
+from ranking.plumbing.result_files import write_json_lines
 from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
-from ranking.reports.accuracy import log_to_wandb, print_comparison, print_table
-from ranking.scoring.comparable import Run, announce_uneven_cuts, check_comparable, shared_examples
-from ranking.scoring.examples_file import (
-    LIBRARIES,
-    config_beside,
-    load_examples,
-    planned_records,
-    scoring_settings,
+from ranking.reports.accuracy import (
+    log_accuracy,
+    plot_ranking_accuracy,
+    show_accuracy,
+    show_comparison,
 )
-from ranking.scoring.flags import add_scoring_arguments, check_scoring_arguments
-from ranking.scoring.models import check_model_path, check_revision
+from ranking.reports.style import draw
+from ranking.scoring.comparable import (
+    announce_uneven_cuts,
+    check_comparable,
+    planned_scoring_run,
+    read_scoring_run,
+    shared_examples,
+)
+from ranking.scoring.datasets import load_datasets
+from ranking.scoring.flags import (
+    CONFIG_FLAGS,
+    DATA_FLAGS,
+    MODEL_FLAGS,
+    add_scoring_arguments,
+    parse_scoring_args,
+    take,
+)
+from ranking.scoring.models import check_model_path, check_revision, find_model
+from ranking.scoring.run_config import dataset_facts, make_run_config
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,82 +56,52 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compare", metavar="EXAMPLES", help="examples file of another run: McNemar's test"
     )
-    return parser.parse_args(argv)
+    return parse_scoring_args(parser, argv, list(DATASETS))
 
 
 def main(args: argparse.Namespace) -> None:
-    check_scoring_arguments(args, list(DATASETS))
-    other = load_examples(args.compare) if args.compare else None
-    other_config = config_beside(args.compare, other) if other is not None else None
+    flags = vars(args)
+    other = read_scoring_run(args.compare) if args.compare else None
     check_model_path(args.lm_name_or_path)
-    paths = output_paths(args.output_dir, args.output_filename)
-    check_inputs(paths, [*args.dataset, args.compare])
-    if paths["summary"].exists() and not args.overwrite:
-        raise ValueError(
-            f"{paths['summary']} exists: choose another --output-filename or pass --overwrite"
-        )
     check_revision("--revision", args.revision, args.lm_name_or_path)
-    from ranking.scoring.score import (
-        load_datasets,
-        prepare_outputs_once,
-        run_config,
-        score_to_file,
+    output = claim_output(
+        args.output_dir, args.output_filename, args.overwrite, [*args.dataset, args.compare]
     )
-
-    datasets = load_datasets(args)
-    config = run_config(args, datasets, args.lm_name_or_path, args.revision)
+    datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS))
+    found = find_model(args.lm_name_or_path, args.revision, args.dtype, args.device)
+    config = make_run_config(found, datasets, **take(flags, CONFIG_FLAGS))
     if other is not None:
-        ours = Run("this run", planned_records(datasets), config, planned=True)
-        check_comparable(ours, Run(args.compare, other, other_config, planned=False))
-        if not {*map(row_key, ours.records)} & {*map(row_key, other)}:
+        planned = planned_scoring_run(found, datasets, config)._replace(name="this run")
+        check_comparable(planned, other)
+        if not shared_examples(planned.records, other.records):
             raise ValueError(f"--compare {args.compare}: it has no example of this run")
-    earlier = prepare_outputs_once(paths, config, args.overwrite)
-    records, facts = score_to_file(args, datasets, config, paths["examples"], earlier)
+
+    from ranking.scoring.score import score_datasets  # PyTorch: only when it is needed
+
+    scored = score_datasets(
+        found, datasets, output, config, args.overwrite, **take(flags, MODEL_FLAGS)
+    )
     if process_rank() > 0:
         return  # the first process has all records and reports
+    rows, records = [], []
+    for data, result in zip(datasets, scored):
+        if result.records:
+            common = {**dataset_facts(data, config), **result.facts}
+            rows += summarize_dataset(result.records, common, args.include_ties, args.seed)
+            records += result.records
 
-    rows = []
-    for data, dropped in zip(datasets, facts.pop("dropped")):
-        common = {
-            "model": args.lm_name_or_path,
-            "dataset_name": data.name,
-            "dataset_config": data.config,
-            "dataset_split": data.split,
-            "dataset_commit": data.commit,
-            "dropped": dropped,
-            "joined_by": None if args.chat_template else joining(data.examples),
-            "include_ties": args.include_ties,
-            "seed": args.seed,
-            "revision": args.revision,
-            "config_hash": hash_config(config),
-            **scoring_settings(config, data.name, data.split),
-            **facts,
-            "versions": {name: version(name) for name in LIBRARIES},
-        }
-        chosen = [r for r in records if (r["dataset"], r["split"]) == (data.name, data.split)]
-        if not chosen:
-            where = dataset_label(data.name, data.split)
-            print(f"{where}: no example left to score ({dropped})", file=sys.stderr)
-            continue
-        rows += summarize_dataset(chosen, common, args.include_ties, args.seed)
-
-    from ranking.reports.accuracy import plot_ranking_accuracy
-    from ranking.reports.style import draw
-
-    draw(plot_ranking_accuracy, rows, paths["picture"])
-    write_json_lines(paths["summary"], rows)  # last: it marks the run as finished
-    print_table(rows)
+    draw(plot_ranking_accuracy, rows, output.picture)
+    write_json_lines(output.summary, rows)  # last: it marks the run as finished
+    show_accuracy(rows)
     if other is not None:
-        shared = shared_examples(records, other)
+        shared = shared_examples(records, other.records)
         announce_uneven_cuts(shared)
-        print_comparison(compare_runs(shared), args.compare)
-    print(
-        f"summary   {paths['summary']}\nexamples  {paths['examples']}\npicture   {paths['picture']}"
-    )
+        show_comparison(compare_runs(shared), args.compare)
+    print(f"summary   {output.summary}\nexamples  {output.examples}\npicture   {output.picture}")
     if args.wandb_project:
         run = start_wandb(project=args.wandb_project, config=config)
         with finishing_wandb(run):
-            log_to_wandb(run, rows, records, paths["picture"])
+            log_accuracy(run, rows, records, output.picture)
 
 
 if __name__ == "__main__":

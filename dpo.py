@@ -19,15 +19,15 @@ from trl import get_peft_config
 
 from dpo_gamma_trainer import ALPHA_SCALING, DPOGammaConfig, DPOGammaTrainer
 from ranking.data.examples import joining
-from ranking.plumbing.command_line import announce, run_script
+from ranking.plumbing.command_line import run_script
+from ranking.plumbing.processes import announce
 from ranking.plumbing.wandb_runs import finishing_wandb
 from ranking.reports.dynamics import (
     DYNAMICS_FILE,
-    GroupedPanels,
-    draw_pictures,
-    log_to_wandb,
-    print_groups,
+    draw_dynamics,
+    log_dynamics,
     read_dynamics,
+    show_dynamics,
 )
 from ranking.training.checkpoints import describe_step
 from ranking.training.flags import DataArguments, ModelArguments, TrainingDefaults, check_number
@@ -43,6 +43,7 @@ from ranking.training.parsing import RETIRED, parse_flags
 from ranking.training.run_directory import claim_directory, finish_run, run_description
 from ranking.training.splits import load_parts
 from ranking.training.stopping import train_and_evaluate
+from ranking.training.wandb_panels import GroupedPanels
 from ranking.training.wandb_run import start_training_wandb
 
 DPO_RETIRED = {
@@ -124,13 +125,13 @@ def parse_args(argv: list[str]) -> tuple[DPODataArguments, ModelArguments, DPOAr
     return parse_flags(types, argv, DPO_RETIRED, __doc__)
 
 
-def show_dynamics(file: Path) -> tuple[list[dict], dict[str, Path]]:
+def report_dynamics(file: Path) -> tuple[list[dict], dict[str, Path]]:
     """Table and pictures of a dynamics file, where there is one; its rows and the pictures."""
     if not file.exists():
         return [], {}
     rows = read_dynamics(file)
-    pictures = draw_pictures(rows, file.parent)
-    print_groups(rows)
+    pictures = draw_dynamics(rows, file.parent)
+    show_dynamics(rows)
     for path in (file, *pictures.values()):
         print(path)
     return rows, pictures
@@ -197,14 +198,14 @@ def main(argv: list[str]) -> None:
     saved, metrics = train_and_evaluate(trainer, checkpoint, {"test": pairs["test"]})
     if not trainer.is_world_process_zero():
         return
-    rows, pictures = show_dynamics(folder / DYNAMICS_FILE)
+    rows, pictures = report_dynamics(folder / DYNAMICS_FILE)
     finish_run(folder, settings, saved, metrics["test"], len(pairs["test"]))
     print_test(metrics["test"], len(pairs["test"]))
     print(f"model     {folder}: {describe_step(saved)}")
     if run is not None:
         with finishing_wandb(run):
             if rows:
-                log_to_wandb(run, rows, texts, pictures)
+                log_dynamics(run, rows, texts, pictures)
 
 
 if __name__ == "__main__":

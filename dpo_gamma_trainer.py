@@ -26,7 +26,7 @@ from trl import DPOConfig, DPOTrainer
 
 from ranking.metrics.dynamics import finite, pair_values, rewards_moved, summarize_pairs
 from ranking.scoring.attention import own_attention, restore_attention
-from ranking.scoring.log_likelihood import compute_token_logps
+from ranking.scoring.log_likelihood import PACKED, ScoringPath, compute_token_logps
 from ranking.scoring.models import context_length
 from ranking.scoring.rotary import by_length_class, length_class
 from ranking.scoring.start_up_check import check_fast_path
@@ -170,10 +170,10 @@ class DPOGammaTrainer(DPOTrainer):
         self.precompute_ref_logps = True  # compute_loss puts the reference into the inputs
         self.path = self.choose_path()
 
-    def choose_path(self) -> str:
-        """Whether shared-prefix rows are exact here ("segments"), or why TRL's path runs."""
+    def choose_path(self) -> ScoringPath:
+        """Packed rows where they are exact here, else TRL's path and why it runs."""
         if self.args.use_weighting or self.aux_loss_enabled:
-            return "plain: the loss needs outputs of TRL's own forward pass"
+            return ScoringPath("plain", "the loss needs outputs of TRL's own forward pass")
         sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
         if length_class(self.model, 1) and sharded:  # processes would gather layers out of step
             raise ValueError(
@@ -189,10 +189,10 @@ class DPOGammaTrainer(DPOTrainer):
             with self.accelerator.autocast():
                 path = check_fast_path(model, pairs)
             model.train(was_training)
-            if path != "segments":
+            if not path.is_packed:
                 logger.warning(f"shared-prefix rows are off for this model ({path})")
                 return path
-        return "segments"
+        return PACKED
 
     def check_width(self, width: int) -> None:
         """ValueError if so many tokens are more than the model has positions for."""
@@ -276,7 +276,7 @@ class DPOGammaTrainer(DPOTrainer):
         """Per-token log-likelihoods (2B, T − 1), nats, as TRL's: zero outside completions."""
         width = inputs["input_ids"].shape[1]
         self.check_width(width)
-        if self.path != "segments":
+        if not self.path.is_packed:
             if len(by_length_class(self.model, completions_of(inputs))) > 1:
                 raise ValueError(
                     "this model's rotary frequencies depend on the length of a text (LongRoPE, "
@@ -321,7 +321,7 @@ class DPOGammaTrainer(DPOTrainer):
         result = super().compute_loss(forward, inputs, return_outputs)
         loss, logits = result if return_outputs else (result, None)
         mode = "train" if self.model.training else "eval"
-        if self.path == "segments":
+        if self.path.is_packed:
             for name in TOKEN_METRICS:
                 self._metrics[mode].pop(name, None)
         chosen, rejected = outputs.log_probs.sum(1).chunk(2)
@@ -354,7 +354,7 @@ class DPOGammaTrainer(DPOTrainer):
 
     def training_step(self, model, *args, **kwargs):
         """TRL's; a backward pass that is interrupted leaves the model its own attention too."""
-        own = own_attention(model) if self.path == "segments" else []
+        own = own_attention(model) if self.path.is_packed else []
         try:
             return super().training_step(model, *args, **kwargs)
         finally:

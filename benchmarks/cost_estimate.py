@@ -41,16 +41,10 @@ def tokens_per_example(
 ) -> float:
     """Mean number of unique tokens of an example, or of its first completions only."""
     data = load_preferences(name, sample_size=args.sample_size, data_dir=args.data_dir)
-    outcomes = tokenize_examples(
-        tokenizer,
-        [(e.prompt, e.completions) for e in data.examples],
-        separators=[e.separators for e in data.examples],
-        max_length=args.max_length,
-    )
+    tokenized = tokenize_examples(tokenizer, data.examples, max_length=args.max_length)
     counts = [
         count_new_tokens(sorted(c.ids for c in completions[:n_completions]))
-        for completions in outcomes
-        if not isinstance(completions, str)
+        for completions in tokenized.completions
     ]
     return sum(counts) / len(counts)
 

@@ -34,13 +34,13 @@ Scores = list[list[np.ndarray]]  # per example and completion: log-likelihoods o
 
 def score(model, tokenized: list, tokens_per_batch: int, batch_size: int = 128) -> Scores:
     """Per-token log-likelihoods of all completions, by the scorer."""
-    from ranking.scoring.score import score_examples
+    from ranking.scoring.score import token_logps_of_batches
     from ranking.scoring.start_up_check import check_fast_path
 
     path = check_fast_path(model, tokenized)
-    if path != "segments":
+    if not path.is_packed:
         raise ValueError(f"shared prefixes are off: {path}")
-    batches = score_examples(
+    batches = token_logps_of_batches(
         model, tokenized, path=path, tokens_per_batch=tokens_per_batch, batch_size=batch_size
     )
     scores = dict(item for batch in batches for item in batch)
@@ -150,13 +150,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     from ranking.scoring.models import load_model, load_tokenizer
-    from ranking.scoring.tokenization import tokenize_examples
+    from ranking.scoring.tokenization import Texts, tokenize_examples
 
     name, sample_size = args.lm_name_or_path, None if args.sample_size == -1 else args.sample_size
     data = load_preferences(args.dataset, sample_size=sample_size, data_dir=args.data_dir)
-    examples = [(e.prompt, e.completions) for e in data.examples]
-    outcomes = tokenize_examples(load_tokenizer(name), examples)
-    tokenized = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+    texts = [Texts(e.prompt, e.completions) for e in data.examples]
+    tokenized = tokenize_examples(load_tokenizer(name), texts).completions
 
     print("| | compared | largest, nats | mean, nats | ranked differently: summed, normalized |")
     print("|---|---|---|---|---|")

@@ -28,11 +28,12 @@ from benchmarks.scoring_speed import forget_peak, memory_gib
 from ranking.data.preferences import load_preferences
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import write_text_atomically
+from ranking.scoring.log_likelihood import PACKED
 from ranking.scoring.models import load_model, load_tokenizer
 from ranking.scoring.packing import build_row, pack_rows
 from ranking.scoring.score import score_examples
 from ranking.scoring.start_up_check import check_fast_path
-from ranking.scoring.tokenization import TokenizedCompletion, tokenize_examples
+from ranking.scoring.tokenization import Texts, TokenizedCompletion, tokenize_examples
 
 SIZES = (50, 100, 200, 400, 1000)
 PROMPT_LENGTHS = (128, 256, 512, 1024, 2048, 4096)
@@ -45,7 +46,7 @@ def seconds_to_score(model, tokenized, tokens_per_batch: int = 1024) -> float:
     """Wall-clock seconds of scoring; the log-likelihoods are thrown away."""
     start = time.perf_counter()
     for _ in score_examples(
-        model, tokenized, path="segments", tokens_per_batch=tokens_per_batch, batch_size=128
+        model, tokenized, path=PACKED, tokens_per_batch=tokens_per_batch, batch_size=128
     ):
         pass
     return time.perf_counter() - start
@@ -60,10 +61,8 @@ def count_computed(tokenized) -> int:
 def growth_with_examples(args: argparse.Namespace, model, tokenizer) -> list[dict]:
     """Seconds and tokens for growing parts of the dataset."""
     data = load_preferences(args.dataset, sample_size=None, data_dir=args.data_dir)
-    outcomes = tokenize_examples(
-        tokenizer, [(e.prompt, e.completions) for e in data.examples], max_length=128
-    )
-    tokenized = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+    texts = [Texts(e.prompt, e.completions) for e in data.examples]
+    tokenized = tokenize_examples(tokenizer, texts, max_length=128).completions
     if len(tokenized) < max(SIZES):
         print(f"{args.dataset}: only {len(tokenized)} examples fit, repeated with other beginnings")
     chosen = list(islice(cycle(tokenized), max(SIZES)))
@@ -119,7 +118,7 @@ def peak_memory(n: int) -> dict:
         prompt = tuple(rng.integers(0, 150_000, 300).tolist())
         endings = [tuple(rng.integers(0, 150_000, 50).tolist()) for _ in range(2)]
         examples.append([TokenizedCompletion(prompt + e, 300, False) for e in endings])
-    assert check_fast_path(model, examples[:4]) == "segments"
+    assert check_fast_path(model, examples[:4]).is_packed
     forget_peak("cpu")
     before = memory_gib("cpu")[0]
     seconds_to_score(model, examples, tokens_per_batch=2048)

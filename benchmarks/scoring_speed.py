@@ -75,7 +75,9 @@ def score_with_lm_eval(model, tokenizer, examples, batch_size) -> list[float]:
         max_batch_size=8 if model.device.type == "cpu" else 64,
         device=str(model.device),
     )
-    pairs = [(prompt, completion) for prompt, completions in examples for completion in completions]
+    pairs = [
+        (prompt, completion) for prompt, completions, *_ in examples for completion in completions
+    ]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     return [logp for logp, _ in harness.loglikelihood(requests)]
 
@@ -141,13 +143,13 @@ def score_ours(model, tokenized) -> list[float]:
     from ranking.scoring.start_up_check import check_fast_path
 
     path = check_fast_path(model, tokenized)
-    if path != "segments":
+    if not path.is_packed:
         raise ValueError(f"shared prefixes are off: {path}")
     batches = score_examples(
         model, tokenized, path=path, tokens_per_batch=row_size(model.device.type), batch_size=128
     )
     scores = dict(item for batch in batches for item in batch)
-    return [float(x.sum()) for i in range(len(tokenized)) for x in scores[i]]
+    return [x for i in range(len(tokenized)) for x in scores[i]]
 
 
 def select_examples(args: argparse.Namespace) -> list:
@@ -171,7 +173,7 @@ def measure(args: argparse.Namespace) -> dict:
     from ranking.scoring.models import load_model, load_tokenizer
     from ranking.scoring.packing import build_row, pack_rows
     from ranking.scoring.start_up_check import CHECKED
-    from ranking.scoring.tokenization import tokenize_examples
+    from ranking.scoring.tokenization import Texts, tokenize_examples
 
     dtype = "bfloat16" if args.side == "bfloat16" else args.dtype
     tokenizer = load_tokenizer(args.lm_name_or_path)
@@ -181,22 +183,21 @@ def measure(args: argparse.Namespace) -> dict:
         model = load_model(args.lm_name_or_path, dtype=dtype, device=args.device)
     device = model.device.type
     before = memory_gib(device)[0]  # on a CPU what the warm-up took is not given back
-    examples = [(e.prompt, e.completions) for e in select_examples(args)]
-    outcomes = tokenize_examples(tokenizer, examples)
-    examples = [e for e, outcome in zip(examples, outcomes) if not isinstance(outcome, str)]
-    tokenized = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+    examples = [Texts(e.prompt, e.completions) for e in select_examples(args)]
+    kept, tokenized, _ = tokenize_examples(tokenizer, examples)
+    examples = [examples[i] for i in kept]
     ours = args.side in ("ours", "bfloat16")
     rates = [matmul_rate(model.dtype, device)] if ours else []
 
     def score(n_examples: int | None) -> list[float]:
         if ours or args.side == "padded":  # lm-evaluation-harness tokenizes by itself
-            inputs = tokenize_examples(tokenizer, examples[:n_examples])
+            inputs = tokenize_examples(tokenizer, examples[:n_examples]).completions
             return (score_ours if ours else score_padded)(model, inputs)
         batch_size = "auto" if "auto" in args.side else 8
         return score_with_lm_eval(model, tokenizer, examples[:n_examples], batch_size)
 
     score(4)  # a GPU loads its kernels at their first use
-    CHECKED.discard(model)  # the start-up check runs again
+    CHECKED.pop(model, None)  # the start-up check runs again
     forget_peak(device)
     start = time.perf_counter()
     sums = score(None)

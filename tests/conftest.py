@@ -1,6 +1,8 @@
 """Tiny random models and tokenizers, made on the spot: no network, no downloaded weights."""
 
 import os
+import re
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -8,6 +10,9 @@ os.environ["WANDB__SERVICE_WAIT"] = "3600"  # seconds: slow machines do as well
 os.environ["WANDB_INIT_TIMEOUT"] = "3600"
 os.environ["HF_HUB_ETAG_TIMEOUT"] = os.environ["HF_HUB_DOWNLOAD_TIMEOUT"] = "3600"
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -15,6 +20,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from ranking.data.preferences import SAMPLE_FILE
+from ranking.plumbing.result_files import write_json_lines
+from ranking.scoring.score import token_logps_of_batches
+from ranking.scoring.tokenization import Texts, TokenizedCompletion, tokenize_examples
 
 settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -110,6 +118,18 @@ def tokenizer_without_bos(sample_text):
     return make_tokenizer(sample_text, bos=False)
 
 
+def tokenize(tokenizer, examples, **how) -> list:
+    """Completions of (prompt, completions[, separators[, ranks]]) examples; none may be dropped."""
+    result = tokenize_examples(tokenizer, [Texts(*example) for example in examples], **how)
+    assert not result.dropped and result.kept == list(range(len(examples)))
+    return result.completions
+
+
+def reasons_to_drop(tokenizer, examples, **how) -> dict[str, int]:
+    """Why such examples are dropped, and how many."""
+    return tokenize_examples(tokenizer, [Texts(*example) for example in examples], **how).dropped
+
+
 @pytest.fixture
 def wandb_offline(tmp_path, monkeypatch):
     """Offline wandb runs land in tmp_path; the process-wide settings are forgotten afterwards."""
@@ -130,3 +150,77 @@ def tiny_model_directory(tmp_path_factory, tokenizer):
     make_model("llama", config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def random_examples(seed: int = 0, n: int = 12) -> list[list[TokenizedCompletion]]:
+    """Examples of 2 to 4 completions; some share a prompt, some completions share a beginning."""
+    rng = random.Random(seed)
+
+    def ids(length):
+        return tuple(rng.randrange(2, 600) for _ in range(length))
+
+    examples, prompt = [], (0,)
+    for number in range(n):
+        if number % 3 != 1:
+            prompt = (0, *ids(rng.randrange(0, 30)))
+        start = ids(2)
+        completions = [
+            prompt + start * (k % 2) + ids(rng.randrange(1, 25)) for k in range(2 + number % 3)
+        ]
+        examples.append([TokenizedCompletion(c, len(prompt), False) for c in completions])
+    return examples
+
+
+def score(model, tokenized, path, tokens=256, batch_size=100, done=frozenset()):
+    scores = {}
+    for batch in token_logps_of_batches(
+        model, tokenized, path=path, tokens_per_batch=tokens, batch_size=batch_size, done=done
+    ):
+        scores.update(batch)
+    return scores
+
+
+# ---------------------------------------------------------------------------- for judges
+@pytest.fixture
+def converted_models(tmp_path_factory, monkeypatch):
+    """One cache of converted models for the session; judges' answers are kept apart by model."""
+    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def preferences(tmp_path_factory) -> Path:
+    """Pairs that differ in one thing: the preferred completion ends with thanks."""
+    words = re.findall(
+        r"\w+", "the cat sat on a mat and the dog ran over hills with some old friends to see"
+    )
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(120):
+        text = " ".join(rng.choice(words, 6))
+        rows.append({"prompt": f"Question {number}: {' '.join(rng.choice(words, 5))}?",
+                     "chosen": f" {text}. thank you", "rejected": f" {text}. go away"})  # fmt: skip
+    path = tmp_path_factory.mktemp("preferences") / "train.jsonl"
+    write_json_lines(path, rows)
+    return path
+
+
+@pytest.fixture(scope="session")
+def reward_model(preferences, tiny_model_directory, tmp_path_factory) -> Path:
+    """A judge that has learnt these `preferences`."""
+    from judges import train_judge
+
+    return train_judge(
+        tiny_model_directory, preferences, tmp_path_factory.mktemp("reward") / "model"
+    )
+
+
+@pytest.fixture(scope="session")
+def two_models(tiny_model_directory, tmp_path_factory, tokenizer) -> tuple[Path, Path]:
+    """Two model directories, good and bad, whose responses come from files."""
+    folders = []
+    for name in ("good", "bad"):
+        folder = tmp_path_factory.mktemp(name)
+        make_model("llama", {**SMALL, "max_position_embeddings": 4096}).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders.append(folder)
+    return tuple(folders)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit
 
-from calculate_upper_bound_rlhf import main, pairs_of_record, parse_args
+from calculate_upper_bound_rlhf import main, parse_args
 from ranking.metrics.idealized import (
     critical_betas,
     idealized_correctness,
@@ -27,6 +27,7 @@ from ranking.metrics.idealized import (
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import hash_config, read_json_lines, write_json_lines
 from ranking.scoring.examples_file import load_examples
+from ranking.scoring.rated_pairs import PairRules, pairs_of_record
 
 ROOT = Path(__file__).parents[1]
 
@@ -200,7 +201,7 @@ def test_relabelling_changes_nothing_and_k_reduces_to_pairs(order, seed):
         for (i, j), (a, b) in counts.items():
             votes[f"{permutation.index(i)},{permutation.index(j)}"] = [a, b]
         found = pairs_of_record(
-            make_record([logps[k] for k in permutation], votes, [1, 2, 3]), None, 0.001
+            make_record([logps[k] for k in permutation], votes, [1, 2, 3]), PairRules()
         )
         return {(permutation[p["winner"]], permutation[p["loser"]]): (p["alpha"],) for p in found}
 

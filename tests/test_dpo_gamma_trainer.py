@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GPT, LONGROPE, SMALL
+from conftest import GPT, LONGROPE, SMALL, tokenize
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -20,7 +20,6 @@ from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer, dpo_gamma_loss
 from ranking.data.preferences import load_preferences
 from ranking.reports.dynamics import read_dynamics
 from ranking.scoring.log_likelihood import compute_token_logps_plain
-from ranking.scoring.tokenization import tokenize_examples
 from ranking.training.pairs import collate_pairs, preference_pairs
 
 TINY = {**SMALL, "max_position_embeddings": 2048}
@@ -81,7 +80,7 @@ def losses_and_weights(run):
 
 def cached_rows(tokenizer, texts, model, shift=0.0) -> Dataset:
     """The columns dpo.py makes; reference log-likelihoods by plain scoring, `shift`ed."""
-    tokenized = tokenize_examples(tokenizer, [(t["prompt"], (t["chosen"], t["rejected"])) for t in texts])  # fmt: skip
+    tokenized = tokenize(tokenizer, [(t["prompt"], (t["chosen"], t["rejected"])) for t in texts])  # fmt: skip
     rows = []
     for k, (chosen, rejected) in enumerate(tokenized):
         with torch.no_grad():
@@ -103,7 +102,7 @@ def test_gamma_one_equals_trl_sigmoid(tmp_path, tokenizer, texts, optimizer):
     more = dict(zip(("optim", "learning_rate"), optimizer), gradient_accumulation_steps=2)
     peer = trainer(tmp_path, tokenizer, texts, DPOTrainer, loss_type="sigmoid", **more)
     ours = trainer(tmp_path, tokenizer, texts, alpha=1.0, **more)
-    assert ours.path == "segments"
+    assert ours.path.is_packed
     peer_losses, peer_weights = losses_and_weights(peer)
     our_losses, our_weights = losses_and_weights(ours)
     assert len(our_losses) == 4 and peer_losses.std() > 1e-4
@@ -233,7 +232,7 @@ def test_tokenizer_from_the_model_and_streamed_training(tmp_path, tokenizer, tex
             )  # fmt: skip
             losses, _ = losses_and_weights(run)
             found.append([*losses, run.evaluate()["eval_loss"]] if streamed else losses)
-    assert run.path == "segments"
+    assert run.path.is_packed
     np.testing.assert_allclose(found[2], found[0], atol=1e-5)
     np.testing.assert_allclose(found[3], found[1], atol=1e-5)
 
@@ -278,7 +277,7 @@ def test_long_pairs_are_cut_as_by_trl(tmp_path, tokenizer, texts, mode):
     more = {"max_length": 100, "truncation_mode": mode, "per_device_train_batch_size": 19}
     peer = trainer(tmp_path, tokenizer, texts + long, DPOTrainer, model=tiny_model(1), loss_type="sigmoid", **more)  # fmt: skip
     ours = trainer(tmp_path, tokenizer, texts + long, model=tiny_model(1), **more)
-    assert ours.path == "segments"
+    assert ours.path.is_packed
     n_pairs = len(peer.train_dataset)
     assert len(ours.train_dataset) == n_pairs and 10 < n_pairs + (mode == "keep_start") <= 19
     batches = [run.data_collator(list(run.train_dataset)) for run in (peer, ours)]
@@ -400,7 +399,7 @@ def test_lora_reference_and_distance(tmp_path, tokenizer, texts):
 
     peer = make(DPOTrainer, loss_type="sigmoid", learning_rate=0.5)
     ours = make(DPOGammaTrainer, learning_rate=0.5, eval_dataset=Dataset.from_list(texts))
-    assert ours.path == "segments"
+    assert ours.path.is_packed
     assert ours.evaluate()["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
     want, _ = losses_and_weights(peer)
     losses, _ = losses_and_weights(ours)
@@ -424,7 +423,7 @@ def test_the_model_stays_the_users_own(tmp_path, tokenizer, texts, checkpointing
     input_ids = torch.arange(2, 20)[None]
     more = {"gradient_checkpointing": checkpointing, "max_steps": 2}
     run = trainer(tmp_path, tokenizer, texts, model=model, **more)
-    assert run.path == "segments"
+    assert run.path.is_packed
     for owner in (model, run.model, run.ref_model):
         assert owner.config._attn_implementation == "sdpa"
     torch.testing.assert_close(model(input_ids).logits, untouched(input_ids).logits, rtol=0, atol=0)
@@ -480,7 +479,7 @@ def test_model_without_fast_path(tmp_path, tokenizer, texts):
     model, reference = (tiny_model(seed, "bloom", config) for seed in (1, 0))
     run = trainer(tmp_path, tokenizer, texts, model=model, ref_model=reference, alpha=1.0,
                   eval_dataset=Dataset.from_list(texts))  # fmt: skip
-    assert run.path.startswith("plain") and model.config._attn_implementation == "eager"
+    assert run.path.kind == "plain" and model.config._attn_implementation == "eager"
     peer = trainer(tmp_path, tokenizer, texts, DPOTrainer, model=copy.deepcopy(model),
                    ref_model=copy.deepcopy(reference), loss_type="sigmoid")  # fmt: skip
     batch = run.data_collator([run.train_dataset[i] for i in range(4)])
@@ -500,7 +499,7 @@ def test_frequencies_that_depend_on_the_length(tmp_path, tokenizer, texts):
     rows = cached_rows(tokenizer, [*short, *texts[:4]], tiny_model(**rope))
     run = trainer(tmp_path, tokenizer, rows, model=tiny_model(**rope), ref_model=tiny_model(**rope),
                   eval_dataset=rows, per_device_eval_batch_size=8, alpha=1.0)  # fmt: skip
-    assert run.path == "segments" and len({len(ids) > 16 for ids in rows["rejected_ids"]}) == 2
+    assert run.path.is_packed and len({len(ids) > 16 for ids in rows["rejected_ids"]}) == 2
     assert run.evaluate()["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
     run.path = "plain: as where the fast path disagrees"
     with pytest.raises(ValueError, match="which TRL's padded batches mix"):
@@ -526,7 +525,7 @@ def test_metrics_do_not_depend_on_the_batch(tmp_path, tokenizer, texts):
     policy = tiny_model(1)
     pairs = []
     for row in rows:
-        completions = tokenize_examples(tokenizer, [(texts[row["pair"]]["prompt"], (texts[row["pair"]]["chosen"], texts[row["pair"]]["rejected"]))])[0]  # fmt: skip
+        completions = tokenize(tokenizer, [(texts[row["pair"]]["prompt"], (texts[row["pair"]]["chosen"], texts[row["pair"]]["rejected"]))])[0]  # fmt: skip
         with torch.no_grad():
             logps = [compute_token_logps_plain(policy, [c])[0].double() for c in completions]
         ref = row["ref_chosen_logps"] - row["ref_rejected_logps"]

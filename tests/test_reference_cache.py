@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, make_model
+from conftest import SMALL, make_model, tokenize
 
 from ranking.scoring.log_likelihood import compute_token_logps_plain
-from ranking.scoring.tokenization import tokenize_examples
+from ranking.scoring.tokenization import Texts, tokenize_examples
 from ranking.training import reference_cache
 from ranking.training.reference_cache import (
     cache_file,
@@ -49,7 +49,7 @@ def counted(monkeypatch):
 
 
 def test_equal_to_plain_scoring_and_paid_once(model, tokenizer, counted, cache):
-    tokenized = tokenize_examples(tokenizer, EXAMPLES)
+    tokenized = tokenize(tokenizer, EXAMPLES)
     double = make_model("llama", SMALL).double()
     with torch.no_grad():
         want = [[compute_token_logps_plain(double, [c])[0].double().sum().item() for c in e] for e in tokenized]  # fmt: skip
@@ -63,14 +63,15 @@ def test_equal_to_plain_scoring_and_paid_once(model, tokenizer, counted, cache):
 
 
 def test_changed_inputs_never_hit(model, tokenizer, counted):
-    reference_logps(model, tokenize_examples(tokenizer, EXAMPLES))
+    reference_logps(model, tokenize(tokenizer, EXAMPLES))
     for change in (
-        {"add_eos": True}, {"separators": [("\n", "\n")] * 3}, {"max_length": 7},
+        {"add_eos": True}, {"separator": "\n"}, {"max_length": 7},
     ):  # fmt: skip
-        changed = tokenize_examples(tokenizer, EXAMPLES, **change)
-        reference_logps(model, [e for e in changed if not isinstance(e, str)])
+        separators = [change.pop("separator", "")] * 2
+        examples = [Texts(*example, separators) for example in EXAMPLES]
+        reference_logps(model, tokenize_examples(tokenizer, examples, **change).completions)
     assert counted[:3] == [3, 3, 3] and len(counted) == 4
-    tokenized = tokenize_examples(tokenizer, EXAMPLES)
+    tokenized = tokenize(tokenizer, EXAMPLES)
     reference_logps(model, tokenized, autocast=torch.bfloat16)
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3
@@ -91,13 +92,13 @@ def test_key_of_the_model(model):
 
 def test_same_text_after_another_boundary_is_another_entry(model, tokenizer, counted):
     moved = [("How are", (" you? Fine, thanks.", " you? No."))]
-    reference_logps(model, tokenize_examples(tokenizer, EXAMPLES[:1]))
-    logps = reference_logps(model, tokenize_examples(tokenizer, moved))
+    reference_logps(model, tokenize(tokenizer, EXAMPLES[:1]))
+    logps = reference_logps(model, tokenize(tokenizer, moved))
     assert counted == [1, 1] and (logps < -20).all()
 
 
 def test_torn_line_is_computed_again(model, tokenizer, counted, cache):
-    tokenized = tokenize_examples(tokenizer, EXAMPLES)
+    tokenized = tokenize(tokenizer, EXAMPLES)
     first = reference_logps(model, tokenized)
     (file,) = cache.iterdir()
     nan = json.dumps([completion_key(tokenized[0][0]), float("nan")]).encode()  # a foreign hand's
@@ -110,6 +111,6 @@ def test_non_finite_reference_is_an_error_and_not_cached(model, tokenizer, cache
     with torch.no_grad():
         model.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="3 pairs a non-finite log-likelihood"):
-        reference_logps(model, tokenize_examples(tokenizer, EXAMPLES))
+        reference_logps(model, tokenize(tokenizer, EXAMPLES))
     (file,) = cache.iterdir()
     assert read_cache(file) == {}

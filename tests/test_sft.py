@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from ranking.data.splits import load_training_splits
-from ranking.plumbing.result_files import release_outputs
+from ranking.plumbing.outputs import release_outputs
 from ranking.scoring.tokenization import exact_offset_tokenizer
 from ranking.training.run_directory import mark_run
 from ranking.training.texts import IGNORED, response_spans, sft_texts, tokenize_texts, trained_spans

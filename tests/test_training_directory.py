@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from ranking.data.preferences import load_preferences
-from ranking.plumbing.result_files import release_outputs, write_json_lines
+from ranking.plumbing.outputs import release_outputs
+from ranking.plumbing.result_files import write_json_lines
 from ranking.training.checkpoints import checkpoint_fault, last_checkpoint
 from ranking.training.run_directory import claim_directory, mark_run, run_description
 

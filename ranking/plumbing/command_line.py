@@ -1,4 +1,4 @@
-"""How a script starts and stops: flags, one-line errors, several processes, Ctrl-C and SIGTERM.
+"""How a script starts and stops: flags, one-line errors, progress, Ctrl-C and SIGTERM.
 
 Exit codes: 0 done, 2 an error that one line explains, 130 interrupted (Ctrl-C), 143 told to end
 (SIGTERM), 129 its terminal closed (SIGHUP). A stop lets the batch at hand finish and be written; a
@@ -9,14 +9,21 @@ import argparse
 import difflib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from ranking.plumbing.result_files import release_outputs
+from ranking.plumbing.outputs import release_outputs
+from ranking.plumbing.processes import (
+    announce,
+    explain_single_process,
+    process_count,
+    process_rank,
+)
 
 Item = TypeVar("Item")
 
@@ -41,6 +48,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         flags = [word.split("=")[0] for word in self.given if word.startswith("--")]
         unknown = [flag for flag in flags if flag not in self._option_string_actions]
+        message = re.sub(r"^argument (?=-)(\S+): ", r"\1 ", message)
         if message.startswith("unrecognized arguments: "):
             unknown += (message.removeprefix("unrecognized arguments: ").split() or ['""'])[:1]
         if unknown:  # said before what is missing, which may be what was meant
@@ -54,6 +62,31 @@ def suggestion(flag: str, known: Iterable[str]) -> str:
     """The nearest known flag as a question that ends the message, or nothing."""
     close = difflib.get_close_matches(flag, list(known), 1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def checked(kind: Callable, holds: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
+    """An argparse type: a number that `holds`; its error says to give `what`."""
+
+    def convert(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not holds(value):
+            raise argparse.ArgumentTypeError(f"{text}: give {what}")
+        return value
+
+    return convert
+
+
+positive_int = checked(int, lambda n: n >= 1, "a positive number")
+count = checked(int, lambda n: n >= 0, "0 or more")
+
+
+def sample_size(text: str) -> int | None:
+    """An argparse type: how many examples; -1 is all, None."""
+    n = checked(int, lambda n: n >= 1 or n == -1, "a positive number, or -1 for all")(text)
+    return None if n == -1 else n
 
 
 def make_parser(description: str | None) -> Parser:
@@ -71,32 +104,6 @@ def print_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-
-
-def process_rank() -> int:
-    """Number of this process among those of torchrun or `accelerate launch`; 0 if alone."""
-    return int(os.environ.get("RANK", 0))
-
-
-def process_count() -> int:
-    """How many processes torchrun or `accelerate launch` started; 1 if alone."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def announce(message: str) -> None:
-    """Print a line on stderr, once for all processes."""
-    if process_rank() == 0:
-        print(message, file=sys.stderr)
-
-
-def explain_single_process() -> None:
-    """`accelerate launch --cpu` starts one process whatever its --num_processes says."""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    if on_cpu and "WORLD_SIZE" not in os.environ:
-        announce(
-            "accelerate launch --cpu runs a single process, whatever --num_processes says; for "
-            "several: torchrun --nproc_per_node N SCRIPT.py"
-        )
 
 
 class Stopped(KeyboardInterrupt):
@@ -149,20 +156,20 @@ def until_stopped(batches: Iterable[Item], saved: Callable[[], str]) -> Iterator
                 raise Stopped(_requested, saved())
 
 
-def run_script(main_function, args) -> None:
+def run_script(main_function, arguments) -> None:
     """Run a script's main; expected failures and stops become one line and an exit code."""
     global _requested
     _requested = None
     print_any_text()
     explain_single_process()
     logging.basicConfig(
-        level=getattr(args, "loglevel", "WARNING"), format="%(levelname)s: %(message)s"
+        level=getattr(arguments, "loglevel", "WARNING"), format="%(levelname)s: %(message)s"
     )
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
     heard = [n for n in STOP_SIGNALS if n != signal.SIGHUP or not ignored]
     before = {n: signal.signal(n, _handle) for n in heard}
     try:
-        main_function(args)
+        main_function(arguments)
     except (OSError, ValueError, ImportError) as error:
         logging.debug("details", exc_info=True)
         where = f" (process {process_rank() + 1})" if process_count() > 1 else ""

@@ -2,31 +2,48 @@
 
 import json
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from ranking.data.examples import dataset_label
+from ranking.data.examples import PreferenceData, dataset_label
 from ranking.metrics.accuracy import is_cut
-from ranking.plumbing.command_line import announce
-from ranking.plumbing.result_files import Record, row_key
-from ranking.scoring.examples_file import separators_of
+from ranking.plumbing.outputs import row_key
+from ranking.plumbing.processes import announce
+from ranking.plumbing.result_files import Record
+from ranking.scoring.examples_file import config_beside, load_examples, planned_records
+from ranking.scoring.models import FoundModel
+from ranking.scoring.run_config import separators_of
 
 
-class Run(NamedTuple):
-    """Rows of a run (planned, or read from a file) and how they are scored (None: not known)."""
+class ScoringRun(NamedTuple):
+    """Rows of a run, read from a file or planned, and how they are scored."""
 
     name: str
     records: list[Record]
-    config: Record | None
-    planned: bool
+    config: Mapping[str, Any] | None  # None: not known
+    found: FoundModel | None = None  # what is to score it; None: it was read from a file
 
 
-def shared_examples(records: list[Record], other: list[Record]) -> list[tuple[Record, Record]]:
+def read_scoring_run(path: str) -> ScoringRun:
+    """The run that wrote an examples file. Raises ValueError as `load_examples`."""
+    records = load_examples(path)
+    return ScoringRun(path, records, config_beside(path, records))
+
+
+def planned_scoring_run(
+    found: FoundModel, datasets: Sequence[PreferenceData], config: Mapping[str, Any]
+) -> ScoringRun:
+    """A run that is yet to score its examples, with what of its records is known by then."""
+    return ScoringRun(found.name, planned_records(datasets), config, found)
+
+
+def shared_examples(records: Sequence[Any], other: Sequence[Any]) -> list[tuple[Record, Record]]:
     """The records of two runs for each example that both scored, in the order of the first."""
     by_key = {row_key(record): record for record in other}
     return [(r, by_key[row_key(r)]) for r in records if row_key(r) in by_key]
 
 
-def check_comparable(first: Run, second: Run) -> None:
+def check_comparable(first: ScoringRun, second: ScoringRun) -> None:
     """Raise ValueError where two runs scored an example, but not as the same text, or not with the
     same ranks and votes. A line says what else differs."""
     pairs = shared_examples(first.records, second.records)
@@ -61,7 +78,7 @@ def check_comparable(first: Run, second: Run) -> None:
     limits = [config.get("max_length") or math.inf for config in (one, two)]
     cut = any(map(is_cut, (record for pair in pairs for record in pair)))
     tighter = first if limits[0] < limits[1] else second
-    if limits[0] != limits[1] and (cut or tighter.planned):
+    if limits[0] != limits[1] and (cut or tighter.found):
         refuse("max_length", (one.get("max_length"), two.get("max_length")))
     harmless = [
         f"{key} {one.get(key)} and {two.get(key)}"

@@ -2,22 +2,44 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TypedDict
 
 from ranking.data.examples import PreferenceData, PreferenceExample
-from ranking.plumbing.command_line import announce
-from ranking.plumbing.result_files import (
-    Record,
-    hash_config,
-    part_files,
-    read_config,
-    read_json_lines,
-)
+from ranking.plumbing.outputs import part_files
+from ranking.plumbing.processes import announce
+from ranking.plumbing.result_files import Record, hash_config, read_config, read_json_lines
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
+
+class ScoredCompletion(TypedDict):
+    """One completion of an `ExampleRecord`."""
+
+    text: str
+    separator: str  # what stands between prompt and text, and counts with its first token
+    logp: float | None  # log π(text|prompt), nats, summed over tokens (Eq. 13); null: not finite
+    n_tokens: int  # |y| of Eq. 15
+    n_chars: int
+    n_bytes: int  # in UTF-8
+    truncated: bool  # the prompt lost its beginning
+
+
+class ExampleRecord(TypedDict):
+    """One line of NAME.examples.jsonl: an example as it was scored. `dataset`, `split` and `id`
+    identify it."""
+
+    id: str  # hash of prompt and completions, and which occurrence of them
+    prompt_id: str  # examples of one prompt (or post) share it: the clusters of the bootstrap
+    dataset: str
+    dataset_config: str | None
+    split: str | None
+    row: int  # in the dataset, from 0
+    model: str
+    config_hash: str  # of NAME.config.json
+    prompt: str
+    ranks: list[int]  # 1: best, equal: tied
+    votes: dict[str, list[float]] | None  # "i,j" → raters who preferred i, and j
+    completions: list[ScoredCompletion]
 
 
 def recorded_votes(example: PreferenceExample) -> dict[str, list[float]] | None:
@@ -27,10 +49,14 @@ def recorded_votes(example: PreferenceExample) -> dict[str, list[float]] | None:
 
 
 def example_record(
-    data: PreferenceData, example, completions, logps, config_hash: str, config: Record
-) -> Record:
-    """One line of the examples file; logp is the float64 sum over tokens (nats) or null."""
-    sums = [float(values.astype(np.float64).sum()) for values in logps]
+    data: PreferenceData,
+    example: PreferenceExample,
+    tokenized: Sequence,  # of TokenizedCompletion
+    logps: Sequence[float],
+    config_hash: str,
+    model: str,
+) -> ExampleRecord:
+    """One line of the examples file. logps: nats, summed (Eq. 13)."""
     return {
         "id": example.id,
         "prompt_id": example.prompt_id,
@@ -38,7 +64,7 @@ def example_record(
         "dataset_config": data.config,
         "split": data.split,
         "row": example.row,
-        "model": config["model"],
+        "model": model,
         "config_hash": config_hash,
         "prompt": example.prompt,
         "ranks": list(example.ranks),
@@ -54,7 +80,7 @@ def example_record(
                 "truncated": completion.truncated,
             }
             for text, separator, completion, logp in zip(
-                example.completions, example.separators, completions, sums
+                example.completions, example.separators, tokenized, logps
             )
         ],
     }
@@ -69,18 +95,7 @@ def load_examples(path: str) -> list[Record]:
     unfinished = Path(f"{own}.config.json").exists() and not any(map(os.path.isfile, summaries))
     if part_files(Path(path)) or unfinished:
         raise ValueError(f"{path} is of an unfinished run: give the command that began it again")
-    needed = {
-        "id",
-        "prompt_id",
-        "dataset",
-        "split",
-        "row",
-        "ranks",
-        "votes",
-        "completions",
-        "prompt",
-        "model",
-    }
+    needed = ExampleRecord.__annotations__.keys() - {"dataset_config", "config_hash"}  # newer
     for number, record in enumerate(records, start=1):
         if not needed <= record.keys():
             raise ValueError(f"{path}: row {number}: not an examples file of the ranking script")
@@ -103,29 +118,7 @@ def config_beside(path: str, records: list[Record]) -> Record | None:
     return None
 
 
-def scoring_settings(config: Record | None, name: str, split: str | None) -> Record:
-    """What a summary row says of how its texts were made; null where nobody knows."""
-    settings: Record = {
-        key: (config or {}).get(key)
-        for key in ("chat_template", "add_eos", "max_length", "sample_size")
-    }
-    return {**settings, "separator": separator_of(config, name, split)}
-
-
-def separator_of(config: Record | None, name: str, split: str | None) -> Any:
-    """What joined prompt and completion of a dataset; null under a chat template."""
-    entries = [] if config is None or config.get("chat_template") else config["datasets"]
-    found = [e["separator"] for e in entries if (e["name"], e["split"]) == (name, split)]
-    return found[0] if found else None
-
-
-def separators_of(record: Record, config: Record) -> list:
-    """What joined each completion of a record to the prompt; older rows: what the config says."""
-    whole = separator_of(config, record["dataset"], record["split"])
-    return [completion.get("separator", whole) for completion in record["completions"]]
-
-
-def planned_records(datasets: list[PreferenceData]) -> list[Record]:
+def planned_records(datasets: Sequence[PreferenceData]) -> list[Record]:
     """The examples of a run that is yet to score them, with what of a record is known by then."""
     return [
         {

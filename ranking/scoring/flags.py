@@ -1,12 +1,25 @@
 """Flags of every script that scores a model on preference data."""
 
 import argparse
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from ranking.data.hub import DATASETS, split_name
-from ranking.plumbing.command_line import announce
+from ranking.plumbing.command_line import count, positive_int, sample_size
 from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.models import DEVICE_MAPS, DTYPES, PICKLE_FLAG, QUANTIZATIONS, REMOTE_CODE_FLAG
+
+DATA_FLAGS = (  # of `load_datasets`
+    "sample_size", "seed", "split", "data_dir", "include_ties", "stream_shuffle_buffer",
+    "separator", "chat_template",
+)  # fmt: skip
+CONFIG_FLAGS = (  # of `make_run_config`
+    "sample_size", "seed", "include_ties", "max_length", "chat_template", "add_eos",
+    "quantization", "trust_remote_code",
+)  # fmt: skip
+MODEL_FLAGS = (  # of `load_scorer`
+    "chat_template", "add_eos", "max_length", "tokens_per_batch", "batch_size", "device_map",
+    "quantization", "attn_implementation", "trust_remote_code", "allow_pickle",
+)  # fmt: skip
 
 
 def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: list[str]) -> None:
@@ -38,18 +51,22 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
         "--split", help="split for datasets that name none (default: as in the paper)"
     )
     data.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
-    data.add_argument("--sample-size", type=int, default=1000, help="examples per dataset, -1: all")
-    data.add_argument("--seed", type=int, default=0, help="seed of the sample and the bootstrap")
+    data.add_argument(
+        "--sample-size", type=sample_size, default=1000, help="examples per dataset, -1: all"
+    )
+    data.add_argument("--seed", type=count, default=0, help="seed of the sample and the bootstrap")
     data.add_argument(
         "--include-ties", action="store_true", help="count tied examples, by Def. C.1"
     )
     data.add_argument(
-        "--stream-shuffle-buffer", type=int, default=0, metavar="ROWS",
+        "--stream-shuffle-buffer", type=count, default=0, metavar="ROWS",
         help="shuffle streamed hub data through a buffer (0: the first rows, as the paper)",
     )  # fmt: skip
     text = parser.add_argument_group("text")
     text.add_argument(
-        "--max-length", type=int, help="tokens of prompt + completion (default: the model's)"
+        "--max-length",
+        type=positive_int,
+        help="tokens of prompt + completion (default: the model's)",
     )
     text.add_argument(
         "--chat-template", action="store_true", help="format prompts with the chat template"
@@ -74,10 +91,10 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
         "--attn-implementation", help="attention of the plain path (sdpa, eager, …)"
     )
     compute.add_argument(
-        "--batch-size", type=int, default=128, help="most examples in one forward pass"
+        "--batch-size", type=positive_int, default=128, help="most examples in one forward pass"
     )
     compute.add_argument(
-        "--tokens-per-batch", type=int,
+        "--tokens-per-batch", type=positive_int,
         help="tokens of one forward pass, for the pairs of one prompt up to four times as many "
         "(default: 1024 on CPU, 16384 on GPU)",
     )  # fmt: skip
@@ -93,53 +110,24 @@ def add_trust_arguments(group) -> None:
     )
 
 
-def check_scoring_arguments(args: argparse.Namespace, default_datasets: list[str]) -> None:
-    """Fill in defaults and raise ValueError for values no run can honour."""
-    if args.sample_size == 0 or args.sample_size < -1:
-        raise ValueError(f"--sample-size {args.sample_size}: give a positive number, or -1 for all")
-    args.sample_size = None if args.sample_size == -1 else args.sample_size
-    if args.seed < 0:
-        raise ValueError(f"--seed {args.seed}: give 0 or more")
-    if args.wandb_project:
-        check_wandb(args.wandb_project)
+def parse_scoring_args(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, default_datasets: Sequence[str]
+) -> argparse.Namespace:
+    """The flags of `add_scoring_arguments`; those that no run can honour together are an error."""
+    args = parser.parse_args(argv)
+    args.dataset = args.dataset or list(default_datasets)
     if args.device_map is not None and args.device != "auto":
-        raise ValueError("--device-map spreads the model over all devices: leave out --device")
-    for flag in ("max_length", "batch_size", "tokens_per_batch"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise ValueError(f"--{flag.replace('_', '-')} {value}: give a positive number")
+        parser.error("--device-map spreads the model over all devices: leave out --device")
     if args.separator is not None and args.chat_template:
-        raise ValueError("--separator: --chat-template joins prompt and completion, give one")
-    if args.stream_shuffle_buffer < 0:
-        raise ValueError(f"--stream-shuffle-buffer {args.stream_shuffle_buffer}: give 0 or more")
-    args.dataset = args.dataset or default_datasets
-    check_data_flags(args)
+        parser.error("--separator: --chat-template joins prompt and completion, give one")
+    if args.wandb_project:
+        try:
+            check_wandb(args.wandb_project)
+        except ValueError as error:
+            parser.error(str(error))
+    return args
 
 
-def check_data_flags(args: argparse.Namespace) -> None:
-    """Raise ValueError for a flag that does nothing on any dataset of the run; a line where it does
-    nothing on some. --data-dir and --seed only get the line: the one says where to look, the other
-    seeds the bootstrap as well."""
-    whole = args.sample_size is None
-    idle: dict[str, list[str]] = {}
-    for spec in args.dataset:
-        name, _, split = split_name(spec)
-        source = DATASETS.get(name)
-        own = name == "sample" or (source is None and Path(name).exists())
-        streamed = source is not None and source.streamed and args.data_dir is None and not whole
-        first_rows = source is not None and source.streamed and not (
-            streamed and args.stream_shuffle_buffer
-        )  # fmt: skip
-        for flag, does_nothing in (
-            ("--split (it names one)", args.split is not None and split is not None),
-            ("--data-dir (a file of its own)", args.data_dir is not None and own),
-            ("--stream-shuffle-buffer (not streamed)", args.stream_shuffle_buffer and not streamed),
-            ("--seed (all, or the first rows, are taken)", args.seed and (whole or first_rows)),
-        ):
-            if does_nothing:
-                idle.setdefault(flag, []).append(spec)
-    for flag, specs in idle.items():
-        message = f"{flag} does nothing for {', '.join(specs)}"
-        if len(specs) == len(args.dataset) and not flag.startswith(("--data-dir", "--seed")):
-            raise ValueError(message)
-        announce(message + ("; it seeds the bootstrap" if flag.startswith("--seed") else ""))
+def take(flags: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Some of the flags by name, as arguments of a function that calls them the same."""
+    return {name: flags[name] for name in names}

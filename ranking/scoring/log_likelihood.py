@@ -9,6 +9,7 @@ itself. The LM head is applied to completion positions only, in chunks. The same
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +19,39 @@ from torch.nn import Linear
 from torch.utils.checkpoint import checkpoint
 
 from ranking.scoring.attention import restore_attention, switch_attention
-from ranking.scoring.models import input_device, unwrap
+from ranking.scoring.models import unwrap
 from ranking.scoring.packing import build_row
 from ranking.scoring.rotary import by_length_class, forget_lengths, length_class
 from ranking.scoring.tokenization import TokenizedCompletion
 
+
+class ScoringPath(NamedTuple):
+    """How a model is scored: in packed rows ("segments"), in padded batches ("plain") or one
+    completion at a time ("alone"); and why not in packed rows."""
+
+    kind: str
+    why: str = ""
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether shared prefixes are computed once."""
+        return self.kind == "segments"
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.why}" if self.why else self.kind
+
+
+PACKED = ScoringPath("segments")
 VOCABULARY_CHUNK = 2048  # words per LM-head call: 1000 positions x 2048 x 4 bytes = 8 MB
 
 
 POSITION_CHUNK = 64  # positions per call of a head that is no plain linear layer
+
+
+def input_device(model) -> torch.device:
+    """Where a model takes its inputs; the CPU, if its embeddings are kept there or on disk."""
+    device = unwrap(model).get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def final_logits(config, logits: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,8 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
@@ -98,6 +97,29 @@ def check_revision(flag: str, revision: str | None, name: str | None) -> None:
         raise ValueError(f"{flag} {revision}: no model that it could be of is given")
     if revision is not None and is_local(name):
         raise ValueError(f"{flag} {revision}: {name} is a local model, without revisions")
+
+
+class FoundModel(NamedTuple):
+    """Which model a name stands for now, and where and how it is to be run."""
+
+    name: str
+    revision: str | None  # asked for
+    commit: str | None  # of a hub model
+    fingerprint: str  # its commit, or a hash over the files of a local one
+    dtype: str
+    device: str
+
+
+def find_model(
+    name: str, revision: str | None = None, dtype: str = "auto", device: str | None = None
+) -> FoundModel:
+    """Find a model by hub name, path or the bundled one's name. dtype "auto": float32 on CPU,
+    bfloat16 on GPU. Raises OSError where there is no such model, ValueError for a device."""
+    fingerprint = model_fingerprint(name, revision)
+    device = choose_device(device)
+    return FoundModel(
+        name, revision, commit_of(fingerprint), fingerprint, resolve_dtype(dtype, device), device
+    )
 
 
 def model_fingerprint(name: str, revision: str | None = None) -> str:
@@ -443,9 +465,3 @@ def unwrap(model):
     """The transformers model inside a data-parallel wrapper and a PEFT adapter."""
     model = getattr(model, "module", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def input_device(model) -> torch.device:
-    """Where a model takes its inputs; the CPU, if its embeddings are kept there or on disk."""
-    device = unwrap(model).get_input_embeddings().weight.device
-    return torch.device("cpu") if device.type == "meta" else device

@@ -3,16 +3,24 @@
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
-from ranking.scoring.log_likelihood import compute_token_logps, compute_token_logps_plain
-from ranking.scoring.models import input_device, unwrap
+from ranking.scoring.log_likelihood import (
+    PACKED,
+    ScoringPath,
+    compute_token_logps,
+    compute_token_logps_plain,
+    input_device,
+)
+from ranking.scoring.models import unwrap
 from ranking.scoring.rotary import length_class
 from ranking.scoring.tokenization import TokenizedCompletion, check_vocabulary
 
-CHECKED: weakref.WeakSet = weakref.WeakSet()  # models that `check_fast_path` has found to agree
+# model → the longest example with which `check_fast_path` has found it to agree, in tokens
+CHECKED: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 def disagreement(plain: list[torch.Tensor], other: list[torch.Tensor], rounded: bool) -> float:
@@ -41,13 +49,14 @@ def jittered_embeddings(model, eps: float, device: torch.device) -> Iterator[Non
         hook.remove()
 
 
-def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -> str:
-    """Try the segment path on a few examples; return "segments", or "plain: <why not>".
+def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -> ScoringPath:
+    """Try packed rows on a few examples; where they are not exact, another path and why.
 
     Two completions of each of the shortest examples are compared with plain scoring, one at a time;
     a model with windowed or chunked attention, with rotary frequencies that depend on the length,
     or with code of its own is also tried on the longest. A model that padding
-    disturbs has the path "alone: <why not>". A model that agreed is not tried again.
+    disturbs has the path "alone". A model that agreed is not tried again, unless its length matters
+    and longer examples have come.
     Call it under the autocast that scoring will have, since other precisions have other attention
     kernels: a float32 model is then tried without it first, where mistakes show best.
     Agreement: 0.02 nats per completion in float32. In half precision and TF32, per token, 0.02 nats
@@ -56,33 +65,36 @@ def check_fast_path(model, tokenized: Sequence[Sequence[TokenizedCompletion]]) -
     """
     check_vocabulary(model, (c.ids for completions in tokenized for c in completions))
     inner = unwrap(model)
-    if inner in CHECKED:
-        return "segments"
-    order = sorted(range(len(tokenized)), key=lambda i: max(len(c.ids) for c in tokenized[i]))
+    lengths = [max(len(c.ids) for c in example) for example in tokenized]
+    order = sorted(range(len(tokenized)), key=lengths.__getitem__)
     config = inner.config.get_text_config()
     length_matters = (
         any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
         or length_class(inner, 1) != ()
         or type(inner).__module__.startswith("transformers_modules")
     )
+    if inner in CHECKED and (not length_matters or lengths[order[-1]] <= CHECKED[inner]):
+        return PACKED
     groups = [[c for i in order[:3] for c in tokenized[i][:2]]]
     if length_matters:
         groups.append(list(tokenized[order[-1]][:2]))
     device, weights = input_device(inner), next(inner.parameters()).dtype
     autocast = torch.is_autocast_enabled(device.type)
-    path = "segments"
+    path = PACKED
     with torch.inference_mode():
         if not autocast or weights == torch.float32:
             with torch.autocast(device.type, enabled=False):
                 path = compare_paths(model, groups, weights)
-        if autocast and path == "segments":
+        if autocast and path.is_packed:
             path = compare_paths(model, groups, torch.get_autocast_dtype(device.type))
-    if path == "segments":
-        CHECKED.add(inner)
+    if path.is_packed:
+        CHECKED[inner] = lengths[order[-1]]
     return path
 
 
-def compare_paths(model, groups: list[list[TokenizedCompletion]], dtype: torch.dtype) -> str:
+def compare_paths(
+    model, groups: list[list[TokenizedCompletion]], dtype: torch.dtype
+) -> ScoringPath:
     """`check_fast_path` in one precision; each group's disagreement is taken by itself."""
     inner = unwrap(model)
     device = input_device(inner)
@@ -108,9 +120,9 @@ def compare_paths(model, groups: list[list[TokenizedCompletion]], dtype: torch.d
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     else:
         if all(difference <= most for difference, most in zip(worst, tolerances)):  # not for NaN
-            return "segments"
+            return PACKED
         reason = f"differs from plain scoring by {max(worst):.3g} nats"
     padded = iter(compute_token_logps_plain(model, [c for group in groups for c in group]))
     worst = [disagreement(group, [next(padded) for _ in group], rounded) for group in plain]
     kind = "plain" if all(d <= most for d, most in zip(worst, tolerances)) else "alone"
-    return f"{kind}: {reason}"
+    return ScoringPath(kind, reason)

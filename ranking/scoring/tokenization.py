@@ -1,13 +1,17 @@
 """Prompt and completions → token ids, with the boundary between them found by character offsets."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
+from ranking.data.examples import PreferenceExample
+from ranking.data.schemas import Dropped
 from ranking.scoring.models import unwrap
 
 EXAMPLES_PER_CALL = 512  # of the tokenizer, whose encodings are 100 times as large as their ids
@@ -112,28 +116,43 @@ def encode_texts(fast: Tokenizer, texts: Sequence[str], add_special_tokens=True)
         yield from fast.encode_batch(part, add_special_tokens=add_special_tokens)
 
 
+class Texts(NamedTuple):
+    """What is tokenized of an example, where there is no `PreferenceExample`.
+
+    separators stand between prompt and completions (default: nothing); completions that differ in
+    ranks (default: all differ) have to differ in tokens.
+    """
+
+    prompt: str
+    completions: Sequence[str]
+    separators: Sequence[str] | None = None
+    ranks: Sequence[int] | None = None
+
+
+class Tokenized(NamedTuple):
+    """Which examples were kept, their completions, and how many were dropped by reason."""
+
+    kept: list[int]
+    completions: list[list[TokenizedCompletion]]
+    dropped: dict[str, int]
+
+
 def tokenize_examples(
     tokenizer,
-    examples: Sequence[tuple[str, Sequence[str]]],
+    examples: Sequence[PreferenceExample | Texts],
     *,
-    separators: Sequence[Sequence[str]] | None = None,
-    ranks: Sequence[Sequence[int]] | None = None,
     chat_template: bool = False,
     add_eos: bool = False,
     max_length: int | None = None,
-) -> list[list[TokenizedCompletion] | str]:
-    """Tokenize (prompt, completions) examples jointly; the boundary comes from offsets.
+) -> Tokenized:
+    """Tokenize prompts and completions jointly; the boundary comes from offsets.
 
     A token belongs to the completion if its span ends after the prompt. Special tokens that the
     tokenizer puts in front are kept (once), those it appends are not; `add_eos` has every
     completion end with one scored EOS (the end-of-turn token under `chat_template`), whether its
-    text ends with one or not. `separators` (one per completion, default "") stand between prompt
-    and completion and count with the completion. `ranks` (default: all differ): completions that
-    differ in rank have to differ in tokens.
+    text ends with one or not. A separator counts with the completion behind it.
     `max_length` in tokens: the prompt is cut from the left after its BOS, never a completion, and
     by the same amount for all completions of an example, so that all are given one prompt.
-
-    Returns one list of TokenizedCompletion per example, or the reason why it cannot be scored.
     """
     fast = exact_offset_tokenizer(tokenizer)
     end = end_of_turn_id(tokenizer) if chat_template else tokenizer.eos_token_id
@@ -141,49 +160,59 @@ def tokenize_examples(
         raise ValueError("--add-eos: this tokenizer has no EOS token")
     closing = end if add_eos else None
     ending = end if end in tokenizer.added_tokens_decoder else None  # not a word of the answer
-    tokenized: list[list[TokenizedCompletion] | str] = []
+    kept: list[int] = []
+    tokenized: list[list[TokenizedCompletion]] = []
+    dropped: Counter[str] = Counter()
     numbers: dict[int, int] = {}  # one object for a number, however often it occurs
     for first in range(0, len(examples), EXAMPLES_PER_CALL):
-        texts, boundaries, refused = [], [], set()
-        chunk = examples[first : first + EXAMPLES_PER_CALL]
-        for number, (prompt, completions) in enumerate(chunk, start=first):
-            between = separators[number] if separators is not None else [""] * len(completions)
+        waiting: list[tuple[int, str, list[str]]] = []
+        for k, example in enumerate(examples[first : first + EXAMPLES_PER_CALL], start=first):
+            prompt, completions = example.prompt, list(example.completions)
+            separators = example.separators or [""] * len(completions)
             if add_eos or chat_template:
-                completions = [without_endings(tokenizer, c, ending) for c in completions]
+                completions = [without_endings(tokenizer, text, ending) for text in completions]
             if chat_template:
-                space = prompt[len(prompt.rstrip()) :] if is_begun(prompt) else None
-                between = [
-                    "" if space is None else space + s + c[: len(c) - len(c.lstrip())]
-                    for s, c in zip(between, completions, strict=True)
-                ]
-                completions = [completion.strip() for completion in completions]
+                separators, completions = in_chat(prompt, separators, completions)
                 try:
                     prompt = chat_prompt(tokenizer, prompt)
                 except ValueError:
-                    refused.add(number)
-            for completion, separator in zip(completions, between, strict=True):
-                texts.append(prompt + separator + completion)
-                boundaries.append(len(prompt))
-        encodings = iter(
-            zip(fast.encode_batch(texts, add_special_tokens=not chat_template), boundaries)
-        )
-        for number, (_, completions) in enumerate(chunk, start=first):
+                    dropped["chat template refuses the dialogue"] += 1
+                    continue
+            texts = [prompt + s + text for s, text in zip(separators, completions, strict=True)]
+            waiting.append((k, prompt, texts))
+        together = [text for _, _, texts in waiting for text in texts]
+        encodings = iter(fast.encode_batch(together, add_special_tokens=not chat_template))
+        for k, prompt, texts in waiting:
             parts = [
-                locate_completion(*next(encodings), closing, tokenizer.bos_token_id)
-                for _ in completions
+                locate_completion(next(encodings), len(prompt), closing, tokenizer.bos_token_id)
+                for _ in texts
             ]
-            order = range(len(parts)) if ranks is None else ranks[number]
-            if number in refused:
-                tokenized.append("chat template refuses the dialogue")
-            elif any(parts[i] == parts[j] and order[i] != order[j]
-                     for i, j in combinations(range(len(parts)), 2)):  # fmt: skip
-                tokenized.append("identical completions")
-            else:
+            ranks = examples[k].ranks or range(len(parts))
+            try:
+                for (one, rank), (other, its_rank) in combinations(zip(parts, ranks), 2):
+                    if one == other and rank != its_rank:
+                        raise Dropped("identical completions")
                 shared = [
                     [[numbers.setdefault(i, i) for i in ids] for ids in part] for part in parts
                 ]
                 tokenized.append(fit_to_length(shared, max_length))
-    return tokenized
+                kept.append(k)
+            except Dropped as drop:
+                dropped[str(drop)] += 1
+    return Tokenized(kept, tokenized, dict(dropped))
+
+
+def in_chat(
+    prompt: str, separators: Sequence[str], completions: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Separators and completions as a chat template takes them: stripped, with nothing between,
+    but for a turn that the prompt has begun: white space that the template strips stays."""
+    space = prompt[len(prompt.rstrip()) :] if is_begun(prompt) else None
+    between = [
+        "" if space is None else space + s + text[: len(text) - len(text.lstrip())]
+        for s, text in zip(separators, completions, strict=True)
+    ]
+    return between, [text.strip() for text in completions]
 
 
 def locate_completion(
@@ -219,18 +248,18 @@ def locate_completion(
 
 def fit_to_length(
     parts: Sequence[Sequence[list[int]]], max_length: int | None
-) -> list[TokenizedCompletion] | str:
+) -> list[TokenizedCompletion]:
     """The completions of one example, all after the same prompt, cut from the left to fit the
-    longest; or why the example cannot be scored."""
+    longest. Raises `Dropped` where they cannot be scored."""
     if not all(completion for _, _, completion in parts):
-        return "no completion token"
+        raise Dropped("no completion token")
     if not all(head or prompt for head, prompt, _ in parts):
-        return "no token of context"
+        raise Dropped("no token of context")
     excess = 0
     if max_length is not None:
         excess = max(0, max(len(h) + len(p) + len(c) for h, p, c in parts) - max_length)
     if excess and any(excess > len(p) or len(h) + len(p) == excess for h, p, _ in parts):
-        return "too long"
+        raise Dropped("too long")
     return [
         TokenizedCompletion((*h, *p[excess:], *c), len(h) + len(p) - excess, excess > 0)
         for h, p, c in parts

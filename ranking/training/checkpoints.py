@@ -9,7 +9,7 @@ from typing import NotRequired, TypedDict
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 
-from ranking.plumbing.command_line import announce
+from ranking.plumbing.processes import announce
 
 
 def checkpoints(folder: Path) -> list[Path]:

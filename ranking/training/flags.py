@@ -13,7 +13,7 @@ import torch
 from transformers.hf_argparser import HfArg
 from trl import ModelConfig
 
-from ranking.plumbing.command_line import announce
+from ranking.plumbing.processes import announce
 from ranking.plumbing.wandb_runs import check_wandb
 
 

@@ -6,9 +6,9 @@ from datasets import Dataset
 
 from ranking.data.conversions import preference_pairs
 from ranking.data.examples import PreferenceData
-from ranking.plumbing.command_line import announce
+from ranking.plumbing.processes import announce
 from ranking.scoring.models import context_length
-from ranking.scoring.tokenization import TokenizedCompletion, tokenize_examples
+from ranking.scoring.tokenization import Texts, TokenizedCompletion, tokenize_examples
 from ranking.training.reference_cache import reference_logps
 
 COLUMNS = ["pair", "chosen_ids", "chosen_start", "rejected_ids", "rejected_start"]
@@ -27,20 +27,14 @@ def tokenize_pairs(
 ) -> tuple[list[dict], list, dict[str, int]]:
     """Pairs that fit, their two TokenizedCompletions each, and how many were dropped by reason."""
     pairs = preference_pairs(data.examples)
-    outcomes = tokenize_examples(
+    kept, tokenized, dropped = tokenize_examples(
         tokenizer,
-        [(pair["prompt"], (pair["chosen"], pair["rejected"])) for pair in pairs],
-        separators=[pair["separators"] for pair in pairs],
+        [Texts(p["prompt"], (p["chosen"], p["rejected"]), p["separators"]) for p in pairs],
         chat_template=chat_template,
         add_eos=add_eos,
         max_length=max_length,
     )
-    dropped: dict[str, int] = {}
-    for outcome in outcomes:
-        if isinstance(outcome, str):
-            dropped[outcome] = dropped.get(outcome, 0) + 1
-    kept = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
-    return [pairs[i] for i in kept], [outcomes[i] for i in kept], dropped
+    return [pairs[i] for i in kept], tokenized, dropped
 
 
 def pairs_dataset(pairs: list[dict], tokenized: list, logps: np.ndarray) -> Dataset:

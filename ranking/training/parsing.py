@@ -136,7 +136,7 @@ class FlagFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} (default: %(default)s)"
 
 
-class Parser(HfArgumentParser):
+class TrainingParser(HfArgumentParser):
     """Errors are one line; --help shows FLAG_GROUPS, --help-all every other flag too."""
 
     retired: Mapping[str, str] = {}
@@ -173,7 +173,7 @@ def parse_flags(
 ) -> tuple:
     """An instance of each dataclass (data, model, training); ValueError for unknown and retired
     flags, with what to use instead."""
-    parser = Parser(
+    parser = TrainingParser(
         types, description=description, allow_abbrev=False, formatter_class=FlagFormatter
     )
     parser.retired = retired

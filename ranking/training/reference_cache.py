@@ -28,7 +28,7 @@ from ranking.scoring.score import score_examples
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import TokenizedCompletion
 
-SCORING = 4  # raise it whenever log_likelihood.py changes a log-likelihood
+SCORING_VERSION = 4  # raise it whenever log_likelihood.py changes a log-likelihood
 
 
 def hash_model(model) -> str:
@@ -45,7 +45,13 @@ def hash_model(model) -> str:
 
 def cache_file(model, autocast: torch.dtype | None) -> Path:
     """The cache of this reference model, precision, and library versions."""
-    facts = [SCORING, hash_model(model), str(autocast), version("torch"), version("transformers")]
+    facts = [
+        SCORING_VERSION,
+        hash_model(model),
+        str(autocast),
+        version("torch"),
+        version("transformers"),
+    ]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     return cache_directory() / "reference" / f"{name}.jsonl"
 
@@ -126,7 +132,7 @@ def score_missing(model, tokenized, path: Path, autocast, tokens_per_batch: int)
             model, tokenized, path=scoring, tokens_per_batch=tokens_per_batch, batch_size=128
         ):
             entries = {
-                completion_key(c): float(logp.astype(np.float64).sum())
+                completion_key(c): logp
                 for i, logps in batch
                 for c, logp in zip(tokenized[i], logps)
             }

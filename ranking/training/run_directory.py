@@ -16,8 +16,9 @@ from typing import Any, NotRequired, TypedDict
 from accelerate import PartialState
 
 from ranking.data.examples import PreferenceData, fingerprint
-from ranking.plumbing.command_line import announce
-from ranking.plumbing.result_files import lock_outputs, write_text_atomically
+from ranking.plumbing.outputs import lock_outputs
+from ranking.plumbing.processes import announce
+from ranking.plumbing.result_files import write_text_atomically
 from ranking.scoring.models import model_fingerprint
 from ranking.training.checkpoints import (
     SavedStep,
@@ -133,7 +134,7 @@ def claim_directory(
     return checkpoint
 
 
-class RunConfig(TypedDict):
+class TrainingRun(TypedDict):
     """run_config.json."""
 
     finished: bool  # trained, evaluated and saved to the end
@@ -150,7 +151,7 @@ class Results(TypedDict):
     model: SavedStep
 
 
-def read_run(folder: Path) -> RunConfig | None:
+def read_run(folder: Path) -> TrainingRun | None:
     """What `mark_run` wrote, or None; ValueError where the file is something else."""
     path = folder / RUN_FILE
     if not path.exists():

@@ -5,7 +5,7 @@ import numpy as np
 from ranking.data.examples import PreferenceData, describe_joining
 from ranking.data.hub import split_name
 from ranking.data.splits import load_training_splits
-from ranking.plumbing.command_line import announce
+from ranking.plumbing.processes import announce
 
 
 def load_parts(

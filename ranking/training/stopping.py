@@ -17,11 +17,11 @@ from transformers.trainer_utils import SaveStrategy
 
 from ranking.plumbing.command_line import (
     Stopped,
-    announce,
     finishing_first,
     stop_requested,
     suggestion,
 )
+from ranking.plumbing.processes import announce
 from ranking.training.checkpoints import SavedStep, best_metric_name, checkpoints, saved_step
 
 

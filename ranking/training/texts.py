@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from ranking.data.conversions import sft_texts
 from ranking.data.examples import PreferenceData
-from ranking.plumbing.command_line import announce
+from ranking.plumbing.processes import announce
 from ranking.scoring.models import context_length
 from ranking.scoring.rotary import length_class
 from ranking.scoring.tokenization import (

@@ -13,7 +13,7 @@ from wandb_server import WandbServer
 from ranking.plumbing.result_files import read_json_lines
 from ranking.plumbing.wandb_runs import has_wandb_key
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_wandb_key_is_wandbs(tmp_path, monkeypatch):

@@ -14,9 +14,10 @@ from paused import ROWS_WRITTEN, start_paused
 
 from ranking.plumbing import command_line
 from ranking.plumbing.command_line import Stopped, run_script, until_stopped
-from ranking.plumbing.result_files import lock_outputs, read_json_lines, release_outputs
+from ranking.plumbing.outputs import lock_outputs, release_outputs
+from ranking.plumbing.result_files import read_json_lines
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EVALUATION = ("calculate_calibration_metrics", "calculate_upper_bound_rlhf", "calculate_win_rate")
 
 
@@ -127,7 +128,7 @@ run_script(main, None)
 def test_a_lock_dies_with_its_owner(tmp_path):
     """Held by another process it refuses; killed with -9, it does not."""
     code = (
-        "import sys; from pathlib import Path; from ranking.plumbing.result_files import lock_outputs;"
+        "import sys; from pathlib import Path; from ranking.plumbing.outputs import lock_outputs;"
         "lock_outputs(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     path = tmp_path / "run.jsonl"

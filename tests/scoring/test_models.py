@@ -27,7 +27,7 @@ from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import read_json_lines, write_json_lines
 from ranking.scoring.models import load_model
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def arguments(model, folder, *more) -> list[str]:

@@ -4,15 +4,14 @@ import json
 
 import pytest
 
-from ranking.plumbing.result_files import (
-    check_inputs,
+from ranking.plumbing.outputs import (
+    begin_run,
+    claim_output,
     merge_parts,
-    output_paths,
     part_file,
     part_files,
-    prepare_outputs,
-    read_json_lines,
 )
+from ranking.plumbing.result_files import read_json_lines
 
 
 def row(number: int, **more) -> dict:
@@ -23,8 +22,13 @@ def write(path, rows, torn: str = "") -> None:
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) + torn)
 
 
+def begin(folder, config, overwrite):
+    """The rows that a run of this configuration resumes from."""
+    return begin_run(claim_output(str(folder), "run.jsonl", overwrite, []), config, overwrite)
+
+
 def test_parts_of_any_number_of_processes_become_one_file(tmp_path):
-    examples = output_paths(str(tmp_path), "run.jsonl")["examples"]
+    examples = tmp_path / "run.examples.jsonl"
     write(examples, [row(0), row(1)])
     write(part_file(examples, 0), [row(2)])
     write(part_file(examples, 11), [row(3), row(1)], torn='{"id": "exam')
@@ -36,7 +40,7 @@ def test_parts_of_any_number_of_processes_become_one_file(tmp_path):
 
 
 def test_an_example_scored_twice_differently_is_an_error_and_nothing_is_lost(tmp_path):
-    examples = output_paths(str(tmp_path), "run.jsonl")["examples"]
+    examples = tmp_path / "run.examples.jsonl"
     write(part_file(examples, 0), [row(1)])
     write(part_file(examples, 1), [row(1, value=2)])
     with pytest.raises(ValueError, match=r"part1\.jsonl: example example-1 was scored twice"):
@@ -45,46 +49,48 @@ def test_an_example_scored_twice_differently_is_an_error_and_nothing_is_lost(tmp
 
 
 def test_parts_resume_with_the_same_configuration_only(tmp_path):
-    paths = output_paths(str(tmp_path), "run.jsonl")
-    assert prepare_outputs(paths, {"seed": 0}, overwrite=False) == []
-    write(part_file(paths["examples"], 2), [row(5)])
+    assert begin(tmp_path, {"seed": 0}, overwrite=False) == []
+    write(part_file((tmp_path / "run.examples.jsonl"), 2), [row(5)])
     with pytest.raises(ValueError, match="seed differ"):
-        prepare_outputs(paths, {"seed": 1}, overwrite=False)
-    assert prepare_outputs(paths, {"seed": 0}, overwrite=False) == [row(5)]
-    write(part_file(paths["examples"], 0), [row(6)])
-    assert prepare_outputs(paths, {"seed": 1}, overwrite=True) == []
-    assert not paths["examples"].exists() and part_files(paths["examples"]) == []
+        begin(tmp_path, {"seed": 1}, overwrite=False)
+    assert begin(tmp_path, {"seed": 0}, overwrite=False) == [row(5)]
+    write(part_file((tmp_path / "run.examples.jsonl"), 0), [row(6)])
+    assert begin(tmp_path, {"seed": 1}, overwrite=True) == []
+    assert (
+        not (tmp_path / "run.examples.jsonl").exists()
+        and part_files(tmp_path / "run.examples.jsonl") == []
+    )
 
 
 def test_overwrite_discards_finished_runs_and_goes_on_with_the_unfinished_one(tmp_path):
-    paths = output_paths(str(tmp_path), "run.jsonl")
-    prepare_outputs(paths, {"seed": 0}, overwrite=True)
-    write(paths["examples"], [row(1)], torn='{"id"')
-    assert prepare_outputs(paths, {"seed": 0}, overwrite=True) == [row(1)]
-    write(paths["summary"], [{"n": 1}])
+    begin(tmp_path, {"seed": 0}, overwrite=True)
+    write((tmp_path / "run.examples.jsonl"), [row(1)], torn='{"id"')
+    assert begin(tmp_path, {"seed": 0}, overwrite=True) == [row(1)]
+    write((tmp_path / "run.jsonl"), [{"n": 1}])
     with pytest.raises(ValueError, match="exists: choose another"):
-        prepare_outputs(paths, {"seed": 0}, overwrite=False)
-    assert prepare_outputs(paths, {"seed": 0}, overwrite=True) == []
-    assert not paths["summary"].exists() and not paths["examples"].exists()
+        begin(tmp_path, {"seed": 0}, overwrite=False)
+    assert begin(tmp_path, {"seed": 0}, overwrite=True) == []
+    assert not (tmp_path / "run.jsonl").exists() and not (tmp_path / "run.examples.jsonl").exists()
 
 
 def test_outputs_are_never_inputs_nor_of_another_summary(tmp_path):
-    paths = output_paths(str(tmp_path), "run.jsonl")
     (tmp_path / "sub").mkdir()
     with pytest.raises(ValueError, match="run.examples.jsonl is read, and would be overwritten"):
-        check_inputs(paths, [None, "sample", str(tmp_path / "sub/../run.examples.jsonl")])
+        claim_output(
+            str(tmp_path), "run.jsonl", False,
+            [None, "sample", str(tmp_path / "sub/../run.examples.jsonl")],
+        )  # fmt: skip
     write(tmp_path / "run.json", [{"n": 1}])
     with pytest.raises(ValueError, match="run.json shares its other files with run.jsonl"):
-        prepare_outputs(paths, {"seed": 0}, overwrite=True)
+        begin(tmp_path, {"seed": 0}, overwrite=True)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{torn"])
 def test_a_damaged_configuration_is_another_one(tmp_path, content):
-    paths = output_paths(str(tmp_path), "run.jsonl")
-    write(paths["examples"], [row(1)])
-    paths["config"].write_text(content)
+    write((tmp_path / "run.examples.jsonl"), [row(1)])
+    (tmp_path / "run.config.json").write_text(content)
     with pytest.raises(ValueError, match="another configuration"):
-        prepare_outputs(paths, {"seed": 0}, overwrite=False)
-    write(paths["examples"], [row(1), 3])
+        begin(tmp_path, {"seed": 0}, overwrite=False)
+    write((tmp_path / "run.examples.jsonl"), [row(1), 3])
     with pytest.raises(ValueError, match="row 2: not a JSON object"):
-        merge_parts(paths["examples"])
+        merge_parts(tmp_path / "run.examples.jsonl")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_log_likelihood import random_examples, score
+from conftest import random_examples, score
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -20,7 +20,7 @@ from ranking.scoring.log_likelihood import compute_token_logps_plain
 from ranking.scoring.start_up_check import check_fast_path
 
 pytestmark = pytest.mark.slow
-README = (Path(__file__).parents[1] / "benchmarks" / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "benchmarks" / "README.md").read_text(encoding="utf-8")
 TINY = {
     "vocab_size": 600, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "n_embd": 32, "n_layer": 2,
@@ -86,8 +86,8 @@ def test_family_is_exact_on_whichever_path(family):
     if not context_matters(model, tokenized[0][0], truth[0][0]):
         pytest.skip("random weights of this family ignore the context: nothing to compare")
     path = check_fast_path(model, tokenized)
-    scores = score(model, tokenized, path.split(":")[0])
+    scores = score(model, tokenized, path)
     for index, example in enumerate(truth):
         for expected, found in zip(example, scores[index], strict=True):
             np.testing.assert_allclose(found, expected, atol=2e-3)
-    assert (path == "segments") == (family in listed_families()), path
+    assert path.is_packed == (family in listed_families()), path

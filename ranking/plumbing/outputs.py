@@ -1,0 +1,206 @@
+"""The files of a run: claimed by one process, resumed by the same command, never mixed.
+
+Several processes append to a part file each, `NAME.examples.part<rank>.jsonl`; the first process
+merges them into `NAME.examples.jsonl`, at the end of a run or at the start of one that resumes it.
+"""
+
+import errno
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from ranking.plumbing.processes import process_count, process_rank, wait_for_all_processes
+from ranking.plumbing.result_files import (
+    Record,
+    drop_torn_line,
+    hash_config,
+    read_config,
+    read_json_lines,
+    write_json_lines,
+    write_text_atomically,
+)
+
+
+class Output(NamedTuple):
+    """Where a run writes: NAME.jsonl, last of all, and beside it what is made on the way."""
+
+    summary: Path
+    examples: Path
+    config: Path
+    picture: Path
+    finished: bool  # a run of this name that has ended is there, for --overwrite to discard
+
+    def beside(self, suffix: str) -> Path:
+        """NAME.<suffix>"""
+        return self.summary.with_name(f"{stem_of(self.summary)}.{suffix}")
+
+
+def stem_of(summary: Path) -> str:
+    """NAME of NAME.jsonl, which all files of a run begin with."""
+    return summary.name.removesuffix(".jsonl").removesuffix(".json")
+
+
+def claim_output(
+    output_dir: str,
+    output_filename: str,
+    overwrite: bool,
+    reads: Iterable[str | None],
+    writes: Iterable[str] = ("examples.jsonl", "config.json", "png"),
+) -> Output:
+    """The output of a run, which no other process and no finished run has.
+
+    reads: files and datasets of this run (None: none). writes: NAME's suffixes, beside the summary.
+    Raises ValueError where the summary exists (unless `overwrite`), where something that is read
+    would be written, or where another process writes it.
+    """
+    summary = Path(output_dir) / output_filename
+    stem = stem_of(summary)
+    output = Output(
+        summary,
+        summary.with_name(f"{stem}.examples.jsonl"),
+        summary.with_name(f"{stem}.config.json"),
+        summary.with_name(f"{stem}.png"),
+        summary.exists(),
+    )
+    written = [summary, *(output.beside(suffix) for suffix in writes)]
+    for name in reads:
+        if name is not None and Path(name).resolve() in {path.resolve() for path in written}:
+            raise ValueError(
+                f"{name} is read, and would be overwritten: choose another --output-filename"
+            )
+    if output.finished and not overwrite:
+        raise ValueError(f"{summary} exists: choose another --output-filename or pass --overwrite")
+    for twin in (summary.with_name(stem + suffix) for suffix in ("", ".json", ".jsonl")):
+        if twin != summary and twin.is_file():
+            raise ValueError(
+                f"{twin} shares its other files with {summary.name}: choose another "
+                "--output-filename"
+            )
+    if process_rank() == 0:
+        summary.parent.mkdir(parents=True, exist_ok=True)
+        lock_outputs(summary)
+    return output
+
+
+def row_key(row: Record) -> tuple[str, str | None, str]:
+    """What identifies an example's row: dataset, split and id."""
+    return row["dataset"], row["split"], row["id"]
+
+
+def begin_run(
+    output: Output,
+    config: Mapping[str, Any],
+    overwrite: bool,
+    key: Callable[[Record], tuple] = row_key,
+) -> list[Record]:
+    """Write the configuration of a run, and return the example rows of the one it resumes.
+
+    The unfinished run of the same command goes on, with `overwrite` too. One of another
+    configuration is discarded by `overwrite`, as a finished one is, and else a ValueError. Of
+    several processes the first prepares the files, whose rows the others then read.
+    """
+    if process_count() == 1:
+        return prepare_files(output, config, overwrite, key)
+    earlier = prepare_files(output, config, overwrite, key) if process_rank() == 0 else []
+    wait_for_all_processes()
+    if process_rank() > 0 and output.examples.exists():
+        earlier = read_json_lines(output.examples)
+    wait_for_all_processes()
+    return earlier
+
+
+def prepare_files(
+    output: Output, config: Mapping[str, Any], overwrite: bool, key: Callable[[Record], tuple]
+) -> list[Record]:
+    """`begin_run` in the first process."""
+    begun = output.examples.exists() or bool(part_files(output.examples))
+    earlier = read_config(output.config) if begun else {}
+    same = begun and hash_config(earlier) == hash_config(config)
+    if overwrite and (output.finished or not same):
+        for path in [*part_files(output.examples), *output[:4]]:
+            path.unlink(missing_ok=True)
+        begun = False
+    if not begun:
+        write_text_atomically(output.config, json.dumps(config, indent=1) + "\n")
+        return []
+    if not same:
+        keys = [key for key in config if config[key] != earlier.get(key)]
+        raise ValueError(
+            f"{output.examples} is from an unfinished run with another configuration "
+            f"({', '.join(keys) or 'unknown'} differ): use the same flags, another "
+            "--output-filename, or --overwrite to discard it"
+        )
+    return merge_parts(output.examples, key)
+
+
+# ---------------------------------------------------------------------------- several processes
+def part_file(examples: Path, rank: int) -> Path:
+    """Where process `rank` of several appends its rows."""
+    return examples.with_name(f"{examples.name.removesuffix('.jsonl')}.part{rank}.jsonl")
+
+
+def part_files(examples: Path) -> list[Path]:
+    """The part files beside an examples file, whatever number of processes left them."""
+    name = re.compile(re.escape(examples.name.removesuffix(".jsonl")) + r"\.part\d+\.jsonl")
+    return sorted(file for file in examples.parent.iterdir() if name.fullmatch(file.name))
+
+
+def merge_parts(examples: Path, key: Callable[[Record], tuple] = row_key) -> list[Record]:
+    """All rows of the examples file and its parts, which are then one file, replaced atomically.
+
+    A row twice over (a kill between writing and deleting) is kept once; ValueError if two rows of
+    one `key` differ.
+    """
+    rows: dict[tuple, Record] = {}
+    parts = part_files(examples)
+    for file in [examples, *parts]:
+        if not file.exists():
+            continue
+        drop_torn_line(file)
+        for row in read_json_lines(file):
+            if rows.setdefault(key(row), row) != row:
+                raise ValueError(f"{file}: example {row['id']} was scored twice, differently")
+    if parts:
+        write_json_lines(examples, rows.values())
+        for file in parts:
+            file.unlink()
+    return list(rows.values())
+
+
+# ---------------------------------------------------------------------------- locks
+_held: dict[Path, FileLock] = {}  # until the script ends, or its process dies
+
+
+def lock_outputs(path: Path) -> None:
+    """Make this process the only one that writes `path` and the files beside it.
+
+    The operating system drops the lock when its owner dies, however it dies. Raises ValueError if
+    another process holds it. Where a file system has no locks, a line on stderr says so.
+    """
+    lock_file = path.with_name(f".{stem_of(path)}.lock").absolute()
+    if lock_file in _held:
+        return
+    lock = FileLock(lock_file, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"another process is writing {path}: wait for it, or choose another output"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        print(f"{lock_file.parent}: no file locks here: start one process only", file=sys.stderr)
+        return
+    _held[lock_file] = lock
+
+
+def release_outputs() -> None:
+    """Drop the locks of this process, at the end of a script."""
+    while _held:
+        _held.popitem()[1].release()

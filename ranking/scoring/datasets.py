@@ -1,0 +1,81 @@
+"""The datasets of a run, with lines that say what was read and dropped."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ranking.data.examples import PreferenceData, dataset_label, describe_joining
+from ranking.data.hub import DATASETS, split_name
+from ranking.data.preferences import load_preferences
+from ranking.plumbing.processes import announce
+
+
+def load_datasets(
+    specs: Sequence[str],
+    *,
+    sample_size: int | None = None,
+    seed: int = 0,
+    split: str | None = None,
+    data_dir: str | None = None,
+    include_ties: bool = False,
+    stream_shuffle_buffer: int = 0,
+    separator: str | None = None,
+    chat_template: bool = False,
+) -> list[PreferenceData]:
+    """The datasets asked for, as `load_preferences` gives them. Raises as it does, and ValueError
+    for a dataset given twice, or a flag of the data that does nothing on any of them."""
+    check_data_flags(specs, sample_size, seed, split, data_dir, stream_shuffle_buffer)
+    loaded: list[PreferenceData] = []
+    for spec in specs:
+        data = load_preferences(
+            spec, sample_size=sample_size, seed=seed, split=split, data_dir=data_dir,
+            include_ties=include_ties, stream_shuffle_buffer=stream_shuffle_buffer,
+            separator=separator,
+        )  # fmt: skip
+        dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
+        messages = [f"{len(data.examples)} examples, dropped: {dropped}", *data.notes]
+        if not chat_template:
+            messages.append(describe_joining(data.examples))
+        for message in messages:
+            announce(f"{dataset_label(data.name, data.split)}: {message}")
+        if any((data.name, data.split) == (other.name, other.split) for other in loaded):
+            raise ValueError(
+                f"--dataset {spec}: {data.name} with this split is given twice (configurations: "
+                "score each in a run of its own)"
+            )
+        loaded.append(data)
+    return loaded
+
+
+def check_data_flags(
+    specs: Sequence[str],
+    sample_size: int | None,
+    seed: int,
+    split: str | None,
+    data_dir: str | None,
+    stream_shuffle_buffer: int,
+) -> None:
+    """Raise ValueError for a flag that does nothing on any dataset of the run; a line where it does
+    nothing on some. --data-dir and --seed only get the line: the one says where to look, the other
+    seeds the bootstrap as well."""
+    whole = sample_size is None
+    idle: dict[str, list[str]] = {}
+    for spec in specs:
+        name, _, named_split = split_name(spec)
+        source = DATASETS.get(name)
+        own = name == "sample" or (source is None and Path(name).exists())
+        large = source is not None and source.streamed
+        streamed = large and data_dir is None and not whole
+        first_rows = large and not (streamed and stream_shuffle_buffer)
+        for flag, does_nothing in (
+            ("--split (it names one)", split is not None and named_split is not None),
+            ("--data-dir (a file of its own)", data_dir is not None and own),
+            ("--stream-shuffle-buffer (not streamed)", stream_shuffle_buffer and not streamed),
+            ("--seed (all, or the first rows, are taken)", seed and (whole or first_rows)),
+        ):
+            if does_nothing:
+                idle.setdefault(flag, []).append(spec)
+    for flag, idle_specs in idle.items():
+        message = f"{flag} does nothing for {', '.join(idle_specs)}"
+        if len(idle_specs) == len(specs) and not flag.startswith(("--data-dir", "--seed")):
+            raise ValueError(message)
+        announce(message + ("; it seeds the bootstrap" if flag.startswith("--seed") else ""))

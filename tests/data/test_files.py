@@ -1,0 +1,108 @@
+"""Files of each kind, shards, clones and saved datasets give the same rows; others, one line."""
+
+import csv
+import gzip
+import json
+
+import pyarrow.parquet
+import pytest
+from preference_rows import PAIR, write
+
+from ranking.data.preferences import load_preferences
+from ranking.data.splits import load_training_splits
+
+
+@pytest.mark.parametrize(
+    "kind", ["json", "jsonl", "jsonl.gz", "csv", "parquet", "parquet.gz", "JSONL.GZ", "data.json"]
+)
+def test_file_kinds(tmp_path, kind):
+    rows = [
+        {"prompt": "p,\n“q”", "chosen": "ja 👍", "rejected": "b"},
+        {"prompt": "", "chosen": "c", "rejected": "d"},
+    ]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "json":
+        path.write_text(json.dumps(rows))
+    elif kind == "data.json":
+        path.write_text(json.dumps({"version": "1", "data": rows}, indent=1))
+    elif kind == "jsonl":
+        write(path, rows)
+    elif kind.lower() == "jsonl.gz":
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    elif kind == "csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["prompt", "chosen", "rejected"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    if kind == "parquet.gz":
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    examples = load_preferences(str(path)).examples
+    assert [(e.prompt, *e.completions) for e in examples] == [tuple(row.values()) for row in rows]
+
+
+def test_shards_hub_clones_and_saved_datasets(tmp_path):
+    """All files of a split are one dataset, rows counted file by file in messages."""
+    rows = [{**PAIR, "prompt": f"p{k}"} for k in range(20)]
+    for folder in (tmp_path / "flat", tmp_path / "clone" / "data"):
+        write(folder / "train-00000-of-00002.jsonl", rows[:3])
+        write(folder / "train-00001-of-00002.jsonl", rows[3:])
+    write(tmp_path / "clone" / "data" / "test-00000-of-00001.jsonl", rows[:1])
+    assert [e.prompt for e in load_preferences(str(tmp_path / "flat")).examples] == [
+        f"p{k}" for k in range(20)
+    ]
+    clone = str(tmp_path / "clone")
+    assert len(load_preferences(clone, split="train").examples) == 20
+    assert load_training_splits(clone, train_split="train", eval_split="train")[0]
+    with pytest.raises(FileNotFoundError, match="expected one data file, found test-00000"):
+        load_preferences(clone)
+    write(tmp_path / "flat" / "train-00001-of-00002.jsonl", [rows[3], {**rows[4], "chosen": 1}])
+    with pytest.raises(ValueError, match="train-00001-of-00002.jsonl: row 2: column 'chosen'"):
+        load_preferences(str(tmp_path / "flat"))
+    (tmp_path / "flat" / "train-00001-of-00002.jsonl").unlink()
+    with pytest.raises(
+        FileNotFoundError, match="of the 2 files of this split, numbers 0 are there"
+    ):
+        load_preferences(str(tmp_path / "flat"))
+
+    (tmp_path / "flat" / "train-00000-of-00002.jsonl.gz").write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(FileNotFoundError, match="numbers 0, 0 are there"):
+        load_preferences(str(tmp_path / "flat"))  # as many as there should be, one of them twice
+    old = tmp_path / "old"  # as push_to_hub named files, with its records in the root
+    for k, part in enumerate((rows[:9], rows[9:])):
+        write(old / "data" / f"train-0000{k}-of-00002-1e5d57b93c448e7{k}.jsonl", part)
+    write(old / "dataset_infos.json", [{}])
+    (old / "data" / "._train.jsonl").write_bytes(b"of a Mac")
+    assert len(load_preferences(str(old)).examples) == 20
+    assert len(load_training_splits(str(old))[0]["train"].examples) == 16
+
+    datasets = pytest.importorskip("datasets")
+    one = datasets.Dataset.from_list(rows)
+    one.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": one, "test": one.select([0])}).save_to_disk(tmp_path / "two")
+    assert len(load_preferences(str(tmp_path / "one")).examples) == 20
+    assert len(load_training_splits(str(tmp_path / "one"))[0]["train"].examples) == 16
+    assert len(load_preferences(str(tmp_path / "two"), split="test").examples) == 1
+    parts, _ = load_training_splits(str(tmp_path / "two"), eval_split="train")
+    assert len(parts["train"].examples) == 16
+    with pytest.raises(FileNotFoundError, match="found test, train"):
+        load_preferences(str(tmp_path / "two"))
+
+
+def test_unreadable_files(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps(PAIR) + "\n{broken\n")
+    with pytest.raises(ValueError, match="bad.jsonl: cannot be read: row 2: not JSON"):
+        load_preferences(str(path))
+    torn = tmp_path / "torn.jsonl.gz"
+    torn.write_bytes(gzip.compress(json.dumps(PAIR).encode() * 100)[:-20])
+    with pytest.raises(ValueError, match="torn.jsonl.gz: cannot be read"):
+        load_preferences(str(torn))
+    (tmp_path / "x.parquet").write_text("not parquet")
+    with pytest.raises(ValueError, match="x.parquet: cannot be read"):
+        load_preferences(str(tmp_path / "x.parquet"))
+    with pytest.raises(
+        FileNotFoundError, match="unknown dataset 'nope'.*sample, Anthropic/hh-rlhf"
+    ):
+        load_preferences("nope")

@@ -1,0 +1,145 @@
+"""Each schema, row by row, worked out by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from preference_rows import FARM, HH, LISTED, PAIR, SHP, write
+
+from ranking.data.preferences import load_preferences
+
+
+def test_hh_prompt_ends_at_the_last_assistant_of_chosen(tmp_path):
+    path = write(tmp_path / "hh.jsonl", [HH, {**HH, "rejected": "\n\nHuman: z\n\nAssistant: Wet"}])
+    data = load_preferences(path)
+    (example,) = data.examples
+    assert example.prompt == "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    assert example.completions == (" Well", " Wet") and example.ranks == (1, 2)
+    assert data.dropped == {"no common prompt": 1}
+
+
+def test_shp_rows_are_pairs_by_label_and_posts_are_clusters(tmp_path):
+    path = write(tmp_path / "shp.jsonl", [SHP, {**SHP, "labels": 1, "human_ref_A": "C"}])
+    first, second = load_preferences(path).examples
+    assert (first.ranks, second.ranks) == ((2, 1), (1, 2))
+    assert first.prompt_id == second.prompt_id and first.id != second.id
+
+
+def test_scores_become_ranks(tmp_path):
+    answers = [{"response": t, "overall_score": s} for t, s in zip("abcd", (7.5, 9, 7.5, 2))]
+    ultra = write(tmp_path / "u.jsonl", [{"instruction": "i", "completions": answers}])
+    assert load_preferences(ultra).examples[0].ranks == (2, 1, 2, 4)
+    answers = [{"text": t, "pm_score": s} for t, s in zip("abc", (0, 3, 1))]
+    stack = write(tmp_path / "s.jsonl", [{"qid": 1, "question": "<p>q</p>", "answers": answers}])
+    assert load_preferences(stack).examples[0].ranks == (3, 1, 2)
+    missing = [{"response": "a", "overall_score": None}, {"response": "b", "overall_score": 1}]
+    both = [
+        {"instruction": "i", "completions": missing},
+        {"instruction": "i", "completions": missing},
+    ]
+    with pytest.raises(ValueError, match=r"no usable example left of 2 \(missing score: 2\)"):
+        load_preferences(write(tmp_path / "m.jsonl", both))
+
+
+def test_rater_rows_are_grouped_before_sampling(tmp_path):
+    rows = [
+        {**FARM, "instruction": f"i{pair}", "preference": p}
+        for p in (1, 1, 2, 0)
+        for pair in range(10)
+    ]
+    path = write(tmp_path / "farm.jsonl", rows)
+    data = load_preferences(path)
+    assert len(data.examples) == 10
+    assert data.examples[0].votes == {(0, 1): (2.5, 1.5)} and data.examples[0].ranks == (1, 2)
+    some = load_preferences(path, sample_size=4, seed=3)
+    drawn = np.random.default_rng(3).choice(10, 4, replace=False)
+    assert [e.prompt for e in some.examples] == [f"i{k}" for k in drawn]
+    assert all(sum(e.votes[0, 1]) == 4 for e in some.examples)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "p", "chosen": "a"}], "missing column rejected .found prompt, chosen"),
+        ([PAIR, {"prompt": "p", "chosen": "a"}], "row 2: missing column rejected"),
+        ([PAIR, {**PAIR, "chosen": 3}], "row 2: column 'chosen' should be text, found int"),
+        ([{**PAIR, "rejected": None}], "row 1: column 'rejected' should be text, found NoneType"),
+        ([{**SHP, "labels": 7}], "row 1: labels should be 0 or 1, found 7"),
+        ([FARM, {**FARM, "preference": 3}], "row 2: preference should be 1, 2 or 0"),
+        ([{"instruction": "i", "completions": [{"response": "a"}]}], "no 'overall_score'"),
+        ([{"question": "q", "answers": "none"}], "should be a list of objects"),
+        ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1]}], "one integer"),
+        ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": [1, 3]}], "contradict"),
+        ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": [2, 2]}], "contradict"),
+        ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": [1, -3]}], "≥ 0"),
+        ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": {"0,2": [1, 0]}}], "2 comp"),
+        ([{**PAIR, "reject": "b"} | {"rejected": None}], "row 1: column 'rejected' should be text"),
+        ([{"prompt": "p", "chosen_response": "a", "rejected_response": "b"}], "is it 'chosen_response'"),
+        ([{"question": "p", "response_chosen": "a", "response_rejected": "b"}], "prompt .is it 'question'.*'response_chosen'"),
+        ([{"request": "p", "answer_a": "a", "answer_b": "b"}], "unknown columns: request, answer_a"),
+        ([{"topic": "p", "chosen": "a", "rejected": "b"}], "without a column `prompt`.*found topic"),
+        ([], "no rows"),
+        ([{**PAIR, "prompt": "\ud83d"}], "lone surrogate: 1"),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_one_line_with_file_and_row(tmp_path, rows, message):
+    path = write(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(ValueError, match=message) as error:
+        load_preferences(path)
+    assert str(error.value).startswith(path) and "\n" not in str(error.value)
+
+
+def test_a_column_of_the_prompt_that_is_not_read_is_refused(tmp_path):
+    rows = [{"system": "", "tools": [], **PAIR}, {"system": "Be brief.", **PAIR}]
+    path = write(tmp_path / "s.jsonl", rows)
+    with pytest.raises(ValueError, match="s.jsonl: row 2: column 'system' is part of the prompt"):
+        load_preferences(path)
+    for column, row in {"input": FARM, "context": PAIR, "history": LISTED, "question": HH,
+                        "systemPrompt": PAIR, "chat_history": PAIR}.items():  # fmt: skip
+        assert load_preferences(write(tmp_path / "s.jsonl", [{**row, column: " "}])).examples
+        with pytest.raises(ValueError, match=f"row 1: column '{column}' is part of the prompt"):
+            load_preferences(write(tmp_path / "s.jsonl", [{**row, column: "x"}]))
+
+
+MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [json.dumps(MESSAGES), json.dumps(MESSAGES, indent=1), str(MESSAGES), str(MESSAGES[1]),
+     str(np.array(MESSAGES)), repr(np.array(MESSAGES)), json.dumps([{"from": "human", "value": "Hi"}]),
+     json.dumps([{"weight": 1.0, **m} for m in MESSAGES]), json.dumps({"messages": MESSAGES})],
+)  # fmt: skip
+def test_messages_written_as_text_are_refused(tmp_path, text):
+    pattern = "row 1: .* holds chat messages written as text"
+    for row in ({**PAIR, "chosen": text}, {**PAIR, "prompt": text}, {**FARM, "output_2": text},
+                {**LISTED, "completions": ["a", text]}):  # fmt: skip
+        with pytest.raises(ValueError, match=pattern):
+            load_preferences(write(tmp_path / "m.jsonl", [row]))
+    fair = ['[{"name": "x"}]', '{"role": "admin", "content": "x"}', "[{role: 'user'}]", f"See {text}",
+            '[{"value": 3, "label": "A"}]', '[{"role": "developer", "salary": 3}]',
+            '[{"from": "2020", "to": "2021"}]', '[{"content": "x"}]']  # fmt: skip
+    rows = [{**PAIR, "chosen": answer} for answer in fair]
+    assert len(load_preferences(write(tmp_path / "m.jsonl", rows)).examples) == len(fair)
+
+
+def test_votes_of_one_pair_in_both_orders_belong_together(tmp_path):
+    flipped = {"instruction": "i", "output_1": "y", "output_2": "x"}
+    rows = [
+        FARM,
+        {**flipped, "preference": 1},
+        {**flipped, "preference": 2},
+        {**FARM, "preference": 0},
+    ]
+    (example,) = load_preferences(write(tmp_path / "f.jsonl", rows), include_ties=True).examples
+    assert example.completions == ("x", "y") and example.votes == {(0, 1): (1.5, 2.5)}
+
+
+def test_graded_and_missing_preferences(tmp_path):
+    other = {**FARM, "instruction": "j"}
+    graded = [{**FARM, "preference": p} for p in (1.25, "2.0", None)]
+    data = load_preferences(write(tmp_path / "g.jsonl", [*graded, {**other, "preference": None}]))
+    (example,) = data.examples
+    assert example.votes == {(0, 1): (0.75, 1.25)} and example.ranks == (2, 1)
+    assert data.dropped == {"no preference": 1}
+    assert data.notes == ["rater rows without a preference: 2"]
