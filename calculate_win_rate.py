@@ -25,7 +25,7 @@ from ranking.judging.responses import (
     read_responses,
     unique_prompts,
 )
-from ranking.judging.verdicts import KINDS, collect_pairs, judge_pairs, make_judge
+from ranking.judging.verdicts import KINDS, collect_responses, judge_pairs, make_judge
 from ranking.metrics.win_rate import correlations, summarize_win_rate
 from ranking.plumbing.command_line import count, make_parser, positive_int, run_script, sample_size
 from ranking.plumbing.outputs import Output, begin_run, claim_output
@@ -220,7 +220,7 @@ def main(args: argparse.Namespace) -> None:
     }  # fmt: skip
     earlier = begin_run(output, config, args.overwrite, key=itemgetter("model", "id"))
 
-    pairs = collect_pairs(
+    pairs = collect_responses(
         prompts, own, other, data, known, output.beside("responses.jsonl"),
         **take(flags, LOADING_FLAGS),
     )  # fmt: skip
