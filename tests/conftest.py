@@ -130,6 +130,16 @@ def reasons_to_drop(tokenizer, examples, **how) -> dict[str, int]:
     return tokenize_examples(tokenizer, [Texts(*example) for example in examples], **how).dropped
 
 
+def assert_documented(rows, kind) -> None:
+    """Every key of the rows is one of the type's, and none that it requires is missing; keys that
+    no class can have (with a hyphen or a dot) stand in its docstring."""
+    for row in rows:
+        keys = {key for key in row if key.isidentifier()}
+        assert kind.__required_keys__ <= keys <= kind.__required_keys__ | kind.__optional_keys__
+        for key in row.keys() - keys:
+            assert key in kind.__doc__ or "normalizations" in kind.__doc__
+
+
 @pytest.fixture
 def wandb_offline(tmp_path, monkeypatch):
     """Offline wandb runs land in tmp_path; the process-wide settings are forgotten afterwards."""

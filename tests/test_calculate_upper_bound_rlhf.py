@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from conftest import assert_documented
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
@@ -18,6 +19,9 @@ from scipy.special import expit, log_softmax, logit
 
 from calculate_upper_bound_rlhf import main, parse_args
 from ranking.metrics.idealized import (
+    CurveRow,
+    IdealizedRow,
+    PairRow,
     critical_betas,
     idealized_correctness,
     preferred_proportion,
@@ -245,6 +249,9 @@ def test_script_against_the_definition(files):
     assert finished.returncode == 0, finished.stderr
     assert all(title in finished.stdout for title in ("Hardest", "Easiest:", "Easiest to flip"))
     rows = read_json_lines(folder / "ideal.jsonl")
+    assert_documented(rows, IdealizedRow)
+    assert_documented(read_json_lines(folder / "ideal.curve.jsonl"), CurveRow)
+    assert_documented(read_json_lines(folder / "ideal.pairs.jsonl"), PairRow)
     assert len(rows) == 2 * 5
     for row in rows:
         summed = row["calib_property"] == "ranks_non-length-normalized"
@@ -539,6 +546,7 @@ def test_what_only_the_reference_can_score_is_dropped_and_counted(
             "--dataset", "sample", "--sample-size", 20]  # fmt: skip
     run_script(main, parse_args(flags(tmp_path, *more)))
     rows = read_json_lines(tmp_path / "ideal.jsonl")
+    assert_documented(rows, IdealizedRow)
     scored = [read_json_lines(tmp_path / f"ideal{x}.examples.jsonl") for x in ("", ".policy")]
     lost = len(scored[0]) - len(scored[1])
     assert lost > 0 and f"example not scored by the policy: {lost}" in capsys.readouterr().err
