@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from ranking.data.examples import PreferenceData, fingerprint, joining
 from ranking.data.preferences import load_preferences
@@ -25,14 +26,14 @@ from ranking.judging.responses import (
     unique_prompts,
 )
 from ranking.judging.verdicts import KINDS, collect_pairs, judge_pairs, make_judge
-from ranking.metrics.win_rate import correlations, summarize
+from ranking.metrics.win_rate import correlations, summarize_win_rate
 from ranking.plumbing.command_line import count, make_parser, positive_int, run_script, sample_size
 from ranking.plumbing.outputs import Output, begin_run, claim_output
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, write_json_lines
 from ranking.plumbing.wandb_runs import check_wandb, finishing_wandb, start_wandb
 from ranking.reports.style import draw
-from ranking.reports.win_rate import log_to_wandb, plot_win_rate, print_table
+from ranking.reports.win_rate import log_win_rates, plot_win_rate, show_win_rates
 from ranking.scoring.flags import add_trust_arguments, take
 from ranking.scoring.models import DTYPES, REMOTE_CODE_FLAG, check_model_path
 from ranking.training.checkpoint_facts import checkpoint_facts
@@ -72,11 +73,11 @@ def summaries(
     against: str,
     judge: str,
     seed: int,
-) -> list[Record]:
-    """The summary line of each policy. ValueError if no verdict is clear."""
+) -> list[Any]:
+    """The summary line of each policy, a WinRateRow. ValueError if no verdict is clear."""
     if all(row["win"] is None for row in judged):
         raise ValueError(f"no pair of responses got a clear verdict from {judge}")
-    rows = []
+    rows: list[Any] = []
     for settings in policies:
         mine = [row for row in judged if row["model"] == settings["model"]]
         common = {
@@ -93,17 +94,13 @@ def summaries(
             "generation": settings,
             "versions": {name: version(name) for name in LIBRARIES},
         }
-        rows.append(summarize(mine, common, seed))
+        rows.append(summarize_win_rate(mine, common, seed))
     return rows
 
 
-def show(rows: list[Record], output: Output, picture: Path | None) -> None:
-    """Print correlations, if there are checkpoints, the table, and where the results are."""
-    for found in rows[-1].get("correlations", ()):
-        value = found["spearmanr"]
-        text = "undefined" if value is None else f"{value:.2f} (p = {found['p_value']:.2g})"
-        print(f"Spearman, accuracy and win rate, {found['part']} ({found['n']}): {text}")
-    print_table(rows)
+def show(rows: Sequence[Any], output: Output, picture: Path | None) -> None:
+    """Print the table, with correlations if there are checkpoints, and where the results are."""
+    show_win_rates(rows)
     print(f"summary   {output.summary}\nexamples  {output.examples}")
     if picture is not None:
         print(f"picture   {picture}")
@@ -242,7 +239,7 @@ def main(args: argparse.Namespace) -> None:
     if args.wandb_project:
         run = start_wandb(project=args.wandb_project, config=config)
         with finishing_wandb(run):
-            log_to_wandb(run, rows, judged, picture)
+            log_win_rates(run, rows, judged, picture)
 
 
 if __name__ == "__main__":

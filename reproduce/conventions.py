@@ -1,6 +1,6 @@
 r"""How much of a published number is convention: the same log-likelihoods under different rules.
 
-    python reproduce/conventions.py --examples results/votes.examples.jsonl \
+    python -m reproduce.conventions --examples results/votes.examples.jsonl \
         --output results/votes.conventions.jsonl
 
 Ranking accuracy (Tables 2-5), where the data has what a rule is about:
@@ -23,13 +23,9 @@ Idealized accuracy (Tables 1, 6), where there are votes:
 """
 
 import argparse
-import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ranking.data.schemas import read_votes
 from ranking.metrics.accuracy import (
@@ -41,9 +37,14 @@ from ranking.metrics.accuracy import (
 from ranking.metrics.idealized import BETAS, idealized_correctness, preferred_proportion
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import write_json_lines
-from ranking.scoring.examples_file import config_beside, load_examples
-from ranking.scoring.run_config import scoring_settings
-from reproduce.tables import conventions_table, print_table
+from ranking.reports.tables import as_markdown
+from reproduce.records import (
+    ScoredDataset,
+    has_tied_examples,
+    records_by_dataset,
+    scored_dataset,
+)
+from reproduce.tables import conventions_table
 
 SHARE_OF_VOTE_ROWS = 1000 / 2592
 PUBLISHED_CONVENTIONS = {  # of ranking accuracy; the definition elsewhere
@@ -51,6 +52,16 @@ PUBLISHED_CONVENTIONS = {  # of ranking accuracy; the definition elsewhere
     "openbmb/UltraFeedback": "tied lists are wrong",
 }
 TIE_BAND = 0.05  # on the quotient of two scores
+
+
+class ConventionRow(ScoredDataset, total=False):
+    """A line of the output, with what `ScoredDataset` says of the data."""
+
+    what: str  # "ranking accuracy" or "idealized"
+    convention: str  # as above, or "both": quotient, of votes sampled first
+    n: int  # examples (ranking accuracy; lists of a prompt where grouped) or untied pairs
+    value: float | list[float]  # accuracy; of idealized: min, median, max over β
+    published: bool  # whether published numbers of the dataset follow this convention
 
 
 def quotient_correctness(
@@ -84,29 +95,25 @@ def idealized_accuracies(
     records: list[dict], normalization: str, quotient: bool
 ) -> tuple[int, list[float]]:
     """(pairs, idealized accuracy min, median, max over β) of untied pairs; (0, []) without any."""
-    preferred, other, alphas = [], [], []
+    pairs = []  # scores of the preferred and the other, α
     for record in records:
         scores = record_scores(record, normalization)
         for (i, j), (first, second) in read_votes(record["votes"], len(scores)).items():
             if first != second:
                 winner, loser = (i, j) if first > second else (j, i)
-                preferred.append(scores[winner])
-                other.append(scores[loser])
-                alphas.append(preferred_proportion(max(first, second), min(first, second)))
-    w, l, a = (np.array(values) for values in (preferred, other, alphas))  # noqa: E741
-    if not len(a):
+                alpha = preferred_proportion(max(first, second), min(first, second))
+                pairs.append((scores[winner], scores[loser], alpha))
+    if not pairs:
         return 0, []
-    values = [
-        float(
-            np.mean(
-                quotient_correctness(w, l, a, beta)
-                if quotient
-                else idealized_correctness(w - l, a, beta)
-            )
-        )
+    w, l, alphas = np.array(pairs).T  # noqa: E741
+    correct = [
+        quotient_correctness(w, l, alphas, beta)
+        if quotient
+        else idealized_correctness(w - l, alphas, beta)
         for beta in BETAS
     ]
-    return len(a), [min(values), float(np.median(values)), max(values)]
+    values = np.mean(correct, axis=1)
+    return len(pairs), [float(f(values)) for f in (np.min, np.median, np.max)]
 
 
 def tied_within_band(scores: list[float], ranks: list[int]) -> bool:
@@ -114,21 +121,6 @@ def tied_within_band(scores: list[float], ranks: list[int]) -> bool:
     if ranks[0] != ranks[1]:
         return bool(ranking_accuracy(scores, ranks))
     return abs(scores[0] / scores[1] - 1) <= TIE_BAND
-
-
-def records_by_dataset(files: Sequence[str]) -> Iterator[tuple[list[dict], dict]]:
-    """The records of each dataset and split of each examples file, and how they were scored."""
-    for file in files:
-        records = load_examples(file)
-        config = config_beside(file, records)
-        for dataset in dict.fromkeys((r["dataset"], r["split"]) for r in records):
-            chosen = [r for r in records if (r["dataset"], r["split"]) == dataset]
-            yield chosen, scoring_settings(config, *dataset) if config is not None else {}
-
-
-def has_tied_examples(records: list[dict]) -> bool:
-    """Whether the records were scored with --include-ties: otherwise such examples drop out."""
-    return any(len(set(record["ranks"])) == 1 for record in records)
 
 
 def ranking_conventions(records: list[dict], normalization: str) -> dict[str, list[float]]:
@@ -144,41 +136,29 @@ def ranking_conventions(records: list[dict], normalization: str) -> dict[str, li
     if grouped or len(records) >= 1.5 * len(by_prompt):  # else a prompt is repeated by chance
         found["answers grouped by prompt"] = [min(values) for values in by_prompt.values()]
     tied = [len(set(r["ranks"])) < len(r["ranks"]) for r in records]
-    if any(t and len(r["ranks"]) > 2 for t, r in zip(tied, records)):
+    is_list = [len(r["ranks"]) > 2 for r in records]
+    if any(t and many for t, many in zip(tied, is_list)):
         found["tied lists are wrong"] = [
-            0.0 if t and len(r["ranks"]) > 2 else value
-            for t, r, value in zip(tied, records, correct)
+            0.0 if t and many else value for t, many, value in zip(tied, is_list, correct)
         ]
-    if any(t and len(r["ranks"]) == 2 for t, r in zip(tied, records)):
+    if any(t and not many for t, many in zip(tied, is_list)):
         found["ties within 5 %"] = [
-            float(tied_within_band(scores, record["ranks"])) if len(scores) == 2 else value
-            for (record, scores), value in zip(scored, correct)
+            value if many else float(tied_within_band(scores, record["ranks"]))
+            for (record, scores), many, value in zip(scored, is_list, correct)
         ]
     return found
 
 
 def convention_rows(records: list[dict], normalization: str, seed: int) -> list[dict]:
-    """All rows of one dataset; `published` marks the conventions of the published numbers."""
-    first = records[0]
-    published = PUBLISHED_CONVENTIONS.get(first["dataset"], "definition")
+    """All rows of one dataset: `ConventionRow`s without how it was scored."""
+    published = PUBLISHED_CONVENTIONS.get(records[0]["dataset"], "definition")
     if has_tied_examples(records):
         published = "ties within 5 %"
-    common = {
-        "model": first["model"],
-        "dataset_name": first["dataset"],
-        "dataset_config": first["dataset_config"],
-        "dataset_split": first["split"],
-        "include_ties": has_tied_examples(records),
-        "normalization": normalization,
-    }
-    rows = []
-    for convention, values in ranking_conventions(records, normalization).items():
-        rows.append(
-            {**common, "what": "ranking accuracy", "convention": convention, "n": len(values),
-             "value": float(np.mean(values)), "published": convention == published}
-        )  # fmt: skip
-    with_votes = [record for record in records if record["votes"]]
-    if with_votes:
+    found: list[tuple] = [
+        ("ranking accuracy", convention, len(values), float(np.mean(values)), published)
+        for convention, values in ranking_conventions(records, normalization).items()
+    ]
+    if with_votes := [record for record in records if record["votes"]]:
         sampled = sample_votes(with_votes, seed)
         for convention, used, quotient in (
             ("definition", with_votes, False),
@@ -187,13 +167,13 @@ def convention_rows(records: list[dict], normalization: str, seed: int) -> list[
             ("both", sampled, True),
         ):
             n, triple = idealized_accuracies(used, normalization, quotient)
-            if not n:
-                continue
-            rows.append(
-                {**common, "what": "idealized", "convention": convention, "n": n,
-                 "value": triple, "published": convention == "both"}
-            )  # fmt: skip
-    return rows
+            found += [("idealized", convention, n, triple, "both")] if n else []
+    about = scored_dataset(records, normalization)
+    return [
+        {**about, "what": what, "convention": convention, "n": n, "value": value,
+         "published": convention == published}
+        for what, convention, n, value, published in found
+    ]  # fmt: skip
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -211,7 +191,7 @@ def main(args: argparse.Namespace) -> None:
         by_kind = [convention_rows(records, kind, args.seed) for kind in NORMALIZATIONS]
         rows += [{**row, **settings} for pair in zip(*by_kind) for row in pair]
     write_json_lines(args.output, rows)
-    print_table(conventions_table(rows, args.beside), "markdown")
+    print(as_markdown(conventions_table(rows, args.beside)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 r"""Is a pair ranked correctly because its preferred completion is the shorter one?
 
-    python reproduce/length_difference.py --examples results/gpt2.examples.jsonl \
+    python -m reproduce.length_difference --examples results/gpt2.examples.jsonl \
         --output results/gpt2.length.jsonl
 
 For every dataset and normalization: the correlation over untied pairs of being ranked correctly
@@ -12,23 +12,43 @@ completion is shorter, where it is longer, and in five bins of equal size. Draw 
 
 import argparse
 import math
-import sys
-from itertools import combinations
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from ranking.metrics.accuracy import NORMALIZATIONS, record_scores
+from ranking.metrics.accuracy import NORMALIZATIONS, record_scores, untied_pairs
 from ranking.metrics.intervals import wilson_interval
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import write_json_lines
-from reproduce.conventions import has_tied_examples, records_by_dataset
-from reproduce.tables import length_table, print_table
+from ranking.reports.length import length_table
+from ranking.reports.tables import as_markdown
+from reproduce.records import ScoredDataset, records_by_dataset, scored_dataset
 
 N_BINS = 5
 N_RESAMPLES = 1000
+
+
+class LengthBin(TypedDict):
+    """A fifth of the pairs, by the difference of lengths."""
+
+    n: int
+    mean_difference: float  # tokens, preferred minus dispreferred
+    accuracy: float
+    wilson_95: list[float]  # of the accuracy
+
+
+class LengthRow(ScoredDataset, total=False):
+    """A line of the output. null: not defined."""
+
+    n: int  # untied pairs
+    correlation: float | None
+    correlation_95: list[float | None]
+    n_shorter: int  # pairs whose preferred completion is the shorter one
+    accuracy_shorter: float | None  # of these
+    n_longer: int
+    accuracy_longer: float | None
+    bins: list[LengthBin]
 
 
 def pairs_of(records: list[dict], normalization: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -37,13 +57,10 @@ def pairs_of(records: list[dict], normalization: str) -> tuple[np.ndarray, np.nd
     correct, differences, prompts = [], [], []
     for record in records:
         scores = record_scores(record, normalization)
-        for i, j in combinations(range(len(scores)), 2):
-            if record["ranks"][i] == record["ranks"][j]:
-                continue
-            w, l = (i, j) if record["ranks"][i] < record["ranks"][j] else (j, i)  # noqa: E741
+        lengths = [completion["n_tokens"] for completion in record["completions"]]
+        for w, l in untied_pairs(record["ranks"]):  # noqa: E741
             if math.isfinite(scores[w]) and math.isfinite(scores[l]):
                 correct.append(float(scores[w] >= scores[l]))
-                lengths = [completion["n_tokens"] for completion in record["completions"]]
                 differences.append(lengths[w] - lengths[l])
                 prompts.append(record["prompt_id"])
     return np.array(correct), np.array(differences), np.unique(prompts, return_inverse=True)[1]
@@ -66,7 +83,7 @@ def bootstrap_correlation(
 
 
 def summarize(records: list[dict], normalization: str) -> dict:
-    """The row of one dataset and normalization; None where a number is not defined."""
+    """The `LengthRow` of one dataset and normalization, without how it was scored."""
     from scipy import stats
 
     correct, differences, prompts = pairs_of(records, normalization)
@@ -84,23 +101,16 @@ def summarize(records: list[dict], normalization: str) -> dict:
                  "accuracy": n_correct / len(members),
                  "wilson_95": list(wilson_interval(n_correct, len(members)))}
             )  # fmt: skip
-    shorter, longer = differences < 0, differences > 0
-    return {
-        "model": records[0]["model"],
-        "dataset_name": records[0]["dataset"],
-        "dataset_config": records[0]["dataset_config"],
-        "dataset_split": records[0]["split"],
-        "include_ties": has_tied_examples(records),
-        "normalization": normalization,
+    row = {
+        **scored_dataset(records, normalization),
         "n": len(correct),
         "correlation": correlation,
         "correlation_95": interval,
-        "n_shorter": int(shorter.sum()),
-        "accuracy_shorter": float(correct[shorter].mean()) if shorter.any() else None,
-        "n_longer": int(longer.sum()),
-        "accuracy_longer": float(correct[longer].mean()) if longer.any() else None,
-        "bins": bins,
     }
+    for name, chosen in (("shorter", differences < 0), ("longer", differences > 0)):
+        row[f"n_{name}"] = int(chosen.sum())
+        row[f"accuracy_{name}"] = float(correct[chosen].mean()) if chosen.any() else None
+    return {**row, "bins": bins}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -118,7 +128,7 @@ def main(args: argparse.Namespace) -> None:
     if not rows:
         raise ValueError(f"{', '.join(args.examples)}: no untied pair")
     write_json_lines(args.output, rows)
-    print_table(length_table(rows), "markdown")
+    print(as_markdown(length_table(rows)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 r"""A reward model for calculate_win_rate.py, trained on pairs that the policies have not seen.
 
-    python reproduce/train_reward_model.py --lm-name-or-path SmolLM2-135M-Instruct \
+    python -m reproduce.train_reward_model --lm-name-or-path SmolLM2-135M-Instruct \
         --dataset Anthropic/hh-rlhf --unless-trained-on 480 --output-dir results/reward_model
 
 --unless-trained-on N leaves out the N training examples that `dpo.py --max_train_samples=N` draws
@@ -18,34 +18,52 @@ import contextlib
 import json
 import sys
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ranking.data.conversions import preference_pairs
 from ranking.data.examples import PreferenceExample
 from ranking.data.splits import load_training_splits, opening
 from ranking.judging.reward_model import load_reward_model, longest_text, reward_ids, reward_scores
-from ranking.plumbing.command_line import announce, make_parser, run_script
+from ranking.plumbing.command_line import count, make_parser, run_script
 from ranking.plumbing.outputs import lock_outputs
+from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import write_json_lines, write_text_atomically
 from ranking.scoring.models import check_model_path, choose_device, load_tokenizer, resolve_model
 from ranking.scoring.rotary import length_class
 
+ACCURACY, POLICY_EXAMPLES = "accuracy.json", "policy_examples.jsonl"
 
-def divided_examples(args: argparse.Namespace) -> tuple[list[PreferenceExample], list]:
-    """The `unless_trained_on` training examples of dpo.py, the training examples that share neither
-    a prompt nor a dialogue's opening with them."""
-    parts, _ = load_training_splits(args.dataset, data_dir=args.data_dir)
+
+class Accuracy(TypedDict):
+    """accuracy.json, written last: it marks the run as finished."""
+
+    n_train: int  # pairs trained on
+    n_test: int  # pairs kept aside
+    accuracy: float | None  # share of these whose preferred completion gets the higher reward
+
+
+def divided_examples(
+    dataset: str, data_dir: str | None, n_policy: int
+) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
+    """The `n_policy` training examples of dpo.py, the training examples that share neither a prompt
+    nor a dialogue's opening with them."""
+    parts, _ = load_training_splits(dataset, data_dir=data_dir)
     examples = parts["train"].examples
-    if args.unless_trained_on >= len(examples):
+    if n_policy >= len(examples):
         raise ValueError(f"--unless-trained-on: the training part has {len(examples)} examples")
-    taken = np.random.default_rng(0).choice(len(examples), args.unless_trained_on, replace=False)
+    taken = np.random.default_rng(0).choice(len(examples), n_policy, replace=False)
     policy = [examples[i] for i in sorted(taken)]
     seen = {example.prompt_id for example in policy} | {opening(example) for example in policy}
     unseen = [e for e in examples if e.prompt_id not in seen and opening(e) not in seen]
     return policy, unseen
+
+
+def policy_example(example: PreferenceExample) -> dict:
+    """A line of policy_examples.jsonl, as calculate_win_rate.py reads it."""
+    completions = [s + c for s, c in zip(example.separators, example.completions)]
+    return {"prompt": example.prompt, "ranks": example.ranks, "completions": completions}
 
 
 def keep_aside(examples: list[PreferenceExample], n_pairs: int, seed: int) -> tuple[list, list]:
@@ -80,119 +98,122 @@ def tokenized_pairs(tokenizer, pairs: list[dict]) -> list[dict[str, list[int]]]:
     return rows
 
 
-def add_pad_token(tokenizer, model) -> None:
-    """A pad token of its own, with an embedding."""
-    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+def new_reward_model(name: str, rows: list[dict[str, list[int]]], tokenizer):
+    """The language model with a new score head, in float32, and with a pad token: one of its own
+    where the score head would take what ends a text for padding."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(
+        resolve_model(name), num_labels=1, dtype="float32", trust_remote_code=False,
+        use_safetensors=True,
+    )  # fmt: skip
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    ends = {ids[-1] for row in rows for ids in row.values()}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer))
+    if len({length_class(model, len(ids)) for row in rows for ids in row.values()}) > 1:
+        announce("training batches give all texts the rotary frequencies of the longest (LongRoPE)")
+    return model
+
+
+def train(model, tokenizer, rows: list[dict], folder: Path, max_length: int, **settings) -> int:
+    """Train the model and save it in `folder`; the number of pairs that were short enough."""
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    trainer = RewardTrainer(
+        model=model,
+        args=RewardConfig(
+            str(folder), report_to="none", save_strategy="no", logging_steps=5, warmup_steps=5,
+            gradient_checkpointing=False, max_length=max_length, **settings,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    n_train = len(trainer.train_dataset)
+    announce(f"dropped, longer than {max_length} tokens: {len(rows) - n_train} pairs")
+    if n_train == 0:
+        raise ValueError(f"no pair fits --max-length {max_length}")
+    trainer.train()
+    trainer.save_model()
+    tokenizer.save_pretrained(folder)
+    return n_train
+
+
+def accuracy_on(pairs: list[dict], folder: Path, device: str) -> tuple[int, float | None]:
+    """(pairs, share that the saved model ranks as annotators did)."""
+    judge, tokenizer = load_reward_model(str(folder), device, "float32")
+    rows = tokenized_pairs(tokenizer, pairs)
+    texts = [ids for row in rows for ids in row.values()]
+    found = dict(reward_scores(judge, tokenizer, texts))
+    rewards = np.array([found[i] for i in range(len(texts))])
+    return len(rows), float(np.mean(rewards[::2] > rewards[1::2])) if texts else None
+
+
+def claim_folder(folder: Path) -> None:
+    """Make it, for this process alone. ValueError where it holds a finished or foreign model; an
+    unfinished run is started over."""
+    foreign = (folder / "config.json").exists() and not (folder / POLICY_EXAMPLES).exists()
+    if (folder / ACCURACY).exists() or foreign:
+        raise ValueError(f"{folder} holds a model: choose another --output-dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock_outputs(folder / "reward_model")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--lm-name-or-path", required=True, help="language model to start from")
-    parser.add_argument("--dataset", default="Anthropic/hh-rlhf", help="as in dpo.py")
-    parser.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
-    parser.add_argument(
-        "--unless-trained-on", type=int, default=0, metavar="N", help="examples left to dpo.py"
-    )
-    parser.add_argument("--n-pairs", type=int, help="train on so many pairs (default: all)")
-    parser.add_argument("--n-test-pairs", type=int, default=100, help="pairs kept aside")
-    parser.add_argument("--max-length", type=int, default=512, help="tokens; longer pairs drop out")
-    parser.add_argument(
-        "--epochs", type=float, default=1.0, help="passes over the pairs (default: 1)"
-    )
-    parser.add_argument("--learning-rate", type=float, default=1e-5, help="peak (default: 1e-5)")
-    parser.add_argument("--batch-size", type=int, default=8, help="pairs per step (default: 8)")
-    parser.add_argument("--bf16", action="store_true", help="autocast on a CPU too")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the pairs and of training (default: 0)"
-    )
-    parser.add_argument(
-        "--output-dir", type=Path, required=True, help="of the model and its records"
-    )
+    add = parser.add_argument
+    add("--lm-name-or-path", required=True, help="language model to start from")
+    add("--dataset", default="Anthropic/hh-rlhf", help="as in dpo.py")
+    add("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
+    add("--unless-trained-on", type=count, default=0, metavar="N", help="examples left to dpo.py")
+    add("--n-pairs", type=count, help="train on so many pairs (default: all)")
+    add("--n-test-pairs", type=count, default=100, help="pairs kept aside")
+    add("--max-length", type=int, default=512, help="tokens; longer pairs drop out")
+    add("--epochs", type=float, default=1.0, help="passes over the pairs (default: 1)")
+    add("--learning-rate", type=float, default=1e-5, help="peak (default: 1e-5)")
+    add("--batch-size", type=int, default=8, help="pairs per step (default: 8)")
+    add("--bf16", action="store_true", help="autocast on a CPU too")
+    add("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
+    add("--seed", type=int, default=0, help="of the pairs and of training (default: 0)")
+    add("--output-dir", type=Path, required=True, help="of the model and its records")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    from datasets import Dataset
-    from transformers import AutoModelForSequenceClassification, set_seed
-    from trl import RewardConfig, RewardTrainer
+    from transformers import set_seed
 
     check_model_path(args.lm_name_or_path)
-    for name in ("n_pairs", "n_test_pairs", "unless_trained_on"):
-        if (getattr(args, name) or 0) < 0:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give 0 or more")
-    done, left_out = (args.output_dir / n for n in ("accuracy.json", "policy_examples.jsonl"))
-    foreign = (args.output_dir / "config.json").exists() and not left_out.exists()
-    if done.exists() or foreign:  # an unfinished run is started over
-        raise ValueError(f"{args.output_dir} holds a model: choose another --output-dir")
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    lock_outputs(args.output_dir / "reward_model")
-    set_seed(args.seed)
-    policy, unseen = divided_examples(args)
-    test, train = keep_aside(unseen, args.n_test_pairs, args.seed)
-    train = train[: args.n_pairs]
-    if not train:
-        raise ValueError(f"{len(unseen)} examples leave no pair to train on after --n-test-pairs")
-    print(f"{len(train)} pairs to train on, {len(test)} kept aside", file=sys.stderr)
-    write_json_lines(
-        left_out,
-        [{"prompt": e.prompt, "ranks": e.ranks,
-          "completions": [s + c for s, c in zip(e.separators, e.completions)]}
-         for e in policy],
-    )  # fmt: skip
-    tokenizer = load_tokenizer(args.lm_name_or_path)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForSequenceClassification.from_pretrained(
-        resolve_model(args.lm_name_or_path),
-        num_labels=1,
-        dtype="float32",
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    claim_folder(args.output_dir)
     device = choose_device(args.device)
-    train_rows = tokenized_pairs(tokenizer, train)
-    if not train_rows:
-        raise ValueError(f"the chat template of {args.lm_name_or_path} refuses every dialogue")
-    ends = {ids[-1] for row in train_rows for ids in row.values()}
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
-        add_pad_token(tokenizer, model)  # the score head takes what ends a text for padding
-    limit = min(args.max_length, longest_text(model, tokenizer))
-    if len({length_class(model, len(ids)) for row in train_rows for ids in row.values()}) > 1:
-        announce("training batches give all texts the rotary frequencies of the longest (LongRoPE)")
-    trainer = RewardTrainer(
-        model=model,
-        args=RewardConfig(
-            str(args.output_dir), num_train_epochs=args.epochs, learning_rate=args.learning_rate,
-            per_device_train_batch_size=args.batch_size, max_length=limit,
-            report_to="none", save_strategy="no", logging_steps=5, use_cpu=device == "cpu",
-            bf16=args.bf16 or device != "cpu", gradient_checkpointing=False, seed=args.seed,
-            warmup_steps=5,
-        ),
-        train_dataset=Dataset.from_list(train_rows),
-        processing_class=tokenizer,
-    )  # fmt: skip
-    n_train = len(trainer.train_dataset)
-    announce(f"dropped, longer than {limit} tokens: {len(train_rows) - n_train} pairs")
-    if n_train == 0:
-        raise ValueError(f"no pair fits --max-length {limit}")
-    trainer.train()
-    trainer.save_model()
-    tokenizer.save_pretrained(args.output_dir)
+    set_seed(args.seed)
+    policy, unseen = divided_examples(args.dataset, args.data_dir, args.unless_trained_on)
+    test_pairs, train_pairs = keep_aside(unseen, args.n_test_pairs, args.seed)
+    train_pairs = train_pairs[: args.n_pairs]
+    if not train_pairs:
+        raise ValueError(f"{len(unseen)} examples leave no pair to train on after --n-test-pairs")
+    print(f"{len(train_pairs)} pairs to train on, {len(test_pairs)} kept aside", file=sys.stderr)
+    write_json_lines(args.output_dir / POLICY_EXAMPLES, map(policy_example, policy))
 
-    judge, tokenizer = load_reward_model(str(args.output_dir), device, "float32")
-    test_rows = tokenized_pairs(tokenizer, test)
-    texts = [ids for row in test_rows for ids in row.values()]
-    rewards = np.zeros(len(texts))
-    for index, reward in reward_scores(judge, tokenizer, texts):
-        rewards[index] = reward
-    accuracy = float(np.mean(rewards[::2] > rewards[1::2])) if texts else None
-    facts = {"n_train": n_train, "n_test": len(test_rows), "accuracy": accuracy}
-    write_text_atomically(done, json.dumps(facts) + "\n")
+    tokenizer = load_tokenizer(args.lm_name_or_path)
+    rows = tokenized_pairs(tokenizer, train_pairs)
+    if not rows:
+        raise ValueError(f"the chat template of {args.lm_name_or_path} refuses every dialogue")
+    model = new_reward_model(args.lm_name_or_path, rows, tokenizer)
+    limit = min(args.max_length, longest_text(model, tokenizer))
+    n_train = train(
+        model, tokenizer, rows, args.output_dir, limit, num_train_epochs=args.epochs,
+        learning_rate=args.learning_rate, per_device_train_batch_size=args.batch_size,
+        use_cpu=device == "cpu", bf16=args.bf16 or device != "cpu", seed=args.seed,
+    )  # fmt: skip
+    n_test, accuracy = accuracy_on(test_pairs, args.output_dir, device)
+    facts: Accuracy = {"n_train": n_train, "n_test": n_test, "accuracy": accuracy}
+    write_text_atomically(args.output_dir / ACCURACY, json.dumps(facts) + "\n")
     print(f"pairs kept aside ranked as annotators did: {facts}\nmodel     {args.output_dir}")
-    print(f"examples it has not seen: {left_out}")
+    print(f"examples it has not seen: {args.output_dir / POLICY_EXAMPLES}")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ def test_the_judge_has_not_seen_the_policys_dialogues(tmp_path):
     rows = [{"prompt": f"\n\nHuman: {k % 40}\n\nAssistant: yes\n\nHuman: and {k}\n\nAssistant:",
              "chosen": f" good {k}", "rejected": f" bad {k}"} for k in range(100)]  # fmt: skip
     write_json_lines(tmp_path / "train.jsonl", rows)
-    arguments = ["--lm-name-or-path", "none", "--dataset", str(tmp_path / "train.jsonl"),
-                 "--unless-trained-on", "20", "--output-dir", str(tmp_path)]  # fmt: skip
-    args = train_reward_model.parse_args(arguments)
-    policy, unseen = train_reward_model.divided_examples(args)
+    file = str(tmp_path / "train.jsonl")
+    policy, unseen = train_reward_model.divided_examples(file, None, n_policy=20)
     drawn = load_parts(
         DataArguments(dataset_name=str(tmp_path / "train.jsonl"), max_train_samples=20)
     )["train"].examples

@@ -1,0 +1,51 @@
+"""What conventions.py and length_difference.py share: examples files by dataset."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
+
+from ranking.scoring.examples_file import config_beside, load_examples
+from ranking.scoring.run_config import scoring_settings
+
+
+class ScoredDataset(TypedDict, total=False):
+    """What a row is about. Without a config beside the examples file, the last five are missing."""
+
+    model: str
+    dataset_name: str
+    dataset_config: str | None
+    dataset_split: str | None
+    include_ties: bool  # whether examples without an untied pair are among them
+    normalization: str  # "length-normalized" (R̃, Eq. 15) or "non-length-normalized" (R, Eq. 13)
+    chat_template: bool
+    add_eos: bool
+    max_length: int | None  # tokens
+    sample_size: int | None  # null: all
+    separator: str | None  # between prompt and completion; null: by the texts or the template
+
+
+def records_by_dataset(files: Sequence[str]) -> Iterator[tuple[list[dict], dict]]:
+    """The records of each dataset and split of each examples file, and how they were scored."""
+    for file in files:
+        records = load_examples(file)
+        config = config_beside(file, records)
+        for dataset in dict.fromkeys((r["dataset"], r["split"]) for r in records):
+            chosen = [r for r in records if (r["dataset"], r["split"]) == dataset]
+            yield chosen, scoring_settings(config, *dataset) if config is not None else {}
+
+
+def has_tied_examples(records: list[dict]) -> bool:
+    """Whether the records were scored with --include-ties: otherwise such examples drop out."""
+    return any(len(set(record["ranks"])) == 1 for record in records)
+
+
+def scored_dataset(records: list[dict], normalization: str) -> dict:
+    """The first six keys of `ScoredDataset`."""
+    first = records[0]
+    return {
+        "model": first["model"],
+        "dataset_name": first["dataset"],
+        "dataset_config": first["dataset_config"],
+        "dataset_split": first["split"],
+        "include_ties": has_tied_examples(records),
+        "normalization": normalization,
+    }
