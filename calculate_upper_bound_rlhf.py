@@ -63,8 +63,8 @@ from ranking.scoring.rated_pairs import (
     PairRules,
     check_all_scored,
     check_assumed_proportion,
-    collect_pairs,
     dataset_key,
+    rated_pairs,
 )
 from ranking.scoring.run_config import LIBRARIES, make_run_config, scoring_settings
 
@@ -255,7 +255,7 @@ def main(args: argparse.Namespace) -> None:
         return  # the first process has all records and reports
     tuned = policy or reference
     announce_uneven_cuts(shared_examples(reference.records, tuned.records))
-    pairs, dropped = collect_pairs(reference.records, tuned.records, rules)
+    pairs, dropped = rated_pairs(reference.records, tuned.records, rules)
     for key, drops in dropped.items():
         if drops:
             counts = ", ".join(f"{reason}: {n}" for reason, n in drops.items())

@@ -25,10 +25,10 @@ from ranking.judging.responses import (
     read_responses,
     unique_prompts,
 )
-from ranking.judging.verdicts import KINDS, judge_pairs, make_judge, respond_in_pairs
+from ranking.judging.verdicts import KINDS, collect_responses, judge_pairs, make_judge
 from ranking.metrics.win_rate import correlations, summarize_win_rate
 from ranking.plumbing.command_line import count, make_parser, positive_int, run_script, sample_size
-from ranking.plumbing.outputs import begin_run, claim_output
+from ranking.plumbing.outputs import Output, begin_run, claim_output
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, write_json_lines
 from ranking.plumbing.wandb_runs import check_wandb, finishing_wandb, start_wandb
@@ -40,7 +40,7 @@ from ranking.training.checkpoint_facts import checkpoint_facts
 from ranking.training.run_directory import find_checkpoints
 
 # flags by the functions they go to, which call them the same
-SAMPLE_FLAGS = ("sample_size", "seed", "data_dir")
+PROMPT_FLAGS = ("sample_size", "seed", "data_dir")
 GENERATION_FLAGS = (
     "temperature", "top_p", "max_new_tokens", "chat_template", "seed", "dtype", "device",
     "trust_remote_code",
@@ -51,6 +51,7 @@ JUDGE_FLAGS = (
 )  # fmt: skip
 LOADING_FLAGS = ("batch_size", "device", "allow_pickle")
 SCORING_FLAGS = ("chat_template", "dtype", "device", "trust_remote_code", "allow_pickle")
+VERSIONS_OF = ("torch", "transformers", "tokenizers", "numpy", "statsmodels", "openai")
 
 
 def find_policies(model: str | None, checkpoints: str | None) -> list[str]:
@@ -76,7 +77,6 @@ def summaries(
     """The summary line of each policy, a WinRateRow. ValueError if no verdict is clear."""
     if all(row["win"] is None for row in judged):
         raise ValueError(f"no pair of responses got a clear verdict from {judge}")
-    libraries = ("torch", "transformers", "tokenizers", "numpy", "statsmodels", "openai")
     rows: list[Any] = []
     for settings in policies:
         mine = [row for row in judged if row["model"] == settings["model"]]
@@ -92,10 +92,18 @@ def summaries(
             "joined_by": None if settings["chat_template"] else joining(data.examples),
             "seed": seed,
             "generation": settings,
-            "versions": {name: version(name) for name in libraries},
+            "versions": {name: version(name) for name in VERSIONS_OF},
         }
         rows.append(summarize_win_rate(mine, common, seed))
     return rows
+
+
+def show_results(rows: Sequence[Any], output: Output, picture: Path | None) -> None:
+    """Print the table, with correlations if there are checkpoints, and where the results are."""
+    show_win_rates(rows)
+    print(f"summary   {output.summary}\nexamples  {output.examples}")
+    if picture is not None:
+        print(f"picture   {picture}")
 
 
 def judge_name(text: str) -> str:
@@ -199,7 +207,7 @@ def main(args: argparse.Namespace) -> None:
     )  # fmt: skip
     judge, judge_facts = make_judge(args.judge, **take(flags, JUDGE_FLAGS))
 
-    data = load_preferences(args.dataset, **take(flags, SAMPLE_FLAGS))
+    data = load_preferences(args.dataset, **take(flags, PROMPT_FLAGS))
     prompts = unique_prompts(data)
     how = take(flags, GENERATION_FLAGS)
     own, other = [generation_settings(policy, **how) for policy in policies], None
@@ -212,7 +220,7 @@ def main(args: argparse.Namespace) -> None:
     }  # fmt: skip
     earlier = begin_run(output, config, args.overwrite, key=itemgetter("model", "id"))
 
-    pairs = respond_in_pairs(
+    pairs = collect_responses(
         prompts, own, other, data, known, output.beside("responses.jsonl"),
         **take(flags, LOADING_FLAGS),
     )  # fmt: skip
@@ -227,10 +235,7 @@ def main(args: argparse.Namespace) -> None:
         rows[-1]["correlations"] = correlations(rows)
         draw(plot_win_rate, rows, picture := output.picture)
     write_json_lines(output.summary, rows)  # last: it marks the run as finished
-    show_win_rates(rows)
-    print(f"summary   {output.summary}\nexamples  {output.examples}")
-    if picture is not None:
-        print(f"picture   {picture}")
+    show_results(rows, output, picture)
     if args.wandb_project:
         run = start_wandb(project=args.wandb_project, config=config)
         with finishing_wandb(run):

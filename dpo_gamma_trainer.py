@@ -26,8 +26,8 @@ from trl import DPOConfig, DPOTrainer
 
 from ranking.metrics.dynamics import finite, pair_values, rewards_moved, summarize_pairs
 from ranking.scoring.attention import own_attention, restore_attention
+from ranking.scoring.loading import context_length
 from ranking.scoring.log_likelihood import PACKED, ScoringPath, compute_token_logps
-from ranking.scoring.models import context_length
 from ranking.scoring.rotary import by_length_class, length_class
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.training.distance import initial_weights, squared_distance
@@ -41,11 +41,7 @@ from ranking.training.pairs import (
 )
 
 logger = logging.getLogger(__name__)
-
-
 ALPHA_SCALING = "alpha_scaling"
-
-
 # TRL's outputs of the LM head that only feed means over tokens of its own metrics
 TOKEN_METRICS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")
 

@@ -1,6 +1,6 @@
 """Time and memory of the paper's tables at full size, computed from token counts.
 
-    python benchmarks/cost_estimate.py --data-dir DATA_DIR --output benchmarks/cost_estimate.json
+    python -m benchmarks.cost_estimate --data-dir DATA_DIR --output benchmarks/cost_estimate.json
 
     scoring   seconds = 2 x parameters x unique tokens / (share x peak rate x GPUs)
     training  three times that (the backward pass costs two forward passes), four times with
@@ -26,7 +26,7 @@ from ranking.data.hub import ALPACA_FARM, DATASETS
 from ranking.data.preferences import load_preferences
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import write_text_atomically
-from ranking.scoring.models import load_tokenizer
+from ranking.scoring.loading import load_tokenizer
 from ranking.scoring.packing import count_new_tokens
 from ranking.scoring.tokenization import tokenize_examples
 

@@ -1,6 +1,6 @@
 r"""How far log-likelihoods and training losses move when nothing should move them.
 
-    python benchmarks/determinism.py --data-dir DATA_DIR --dataset Anthropic/hh-rlhf \
+    python -m benchmarks.determinism --data-dir DATA_DIR --dataset Anthropic/hh-rlhf \
         --devices cpu --output benchmarks/determinism.json
 
 Scoring: the same completions a second time, one example at a time, in small and large rows, and in
@@ -95,7 +95,7 @@ def train(args: argparse.Namespace, device: str, bf16: bool) -> list[float]:
     from transformers import PrinterCallback
 
     from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer
-    from ranking.scoring.models import load_model, load_tokenizer
+    from ranking.scoring.loading import load_model, load_tokenizer
 
     parts, _ = load_training_splits(args.dataset, data_dir=args.data_dir)
     pairs = preference_pairs(parts["train"].examples)[: args.training_pairs]
@@ -149,7 +149,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ranking.scoring.models import load_model, load_tokenizer
+    from ranking.scoring.loading import load_model, load_tokenizer
     from ranking.scoring.tokenization import Texts, tokenize_examples
 
     name, sample_size = args.lm_name_or_path, None if args.sample_size == -1 else args.sample_size

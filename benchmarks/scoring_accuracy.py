@@ -1,6 +1,6 @@
 r"""Largest difference between an examples file and one-at-a-time float64 scoring of it.
 
-    python benchmarks/scoring_accuracy.py --lm-name-or-path SmolLM2-135M-Instruct \
+    python -m benchmarks.scoring_accuracy --lm-name-or-path SmolLM2-135M-Instruct \
         --examples results/hh.examples.jsonl
 
 Every completion is scored alone, without padding, packing, shared prefixes or slicing, by the
@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from ranking.scoring.models import load_model, load_tokenizer
+    from ranking.scoring.loading import load_model, load_tokenizer
     from ranking.scoring.tokenization import exact_offset_tokenizer
 
     records = read_json_lines(args.examples)

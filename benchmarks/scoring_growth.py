@@ -1,6 +1,6 @@
 """How the scorer's time and memory grow: with examples, prompt length, dataset size; start-up.
 
-  python benchmarks/scoring_growth.py --output benchmarks/scoring_growth.json
+  python -m benchmarks.scoring_growth --output benchmarks/scoring_growth.json
 
 examples   seconds for 50 to 1000 examples of the dataset, cut to 128 tokens; a straight line?
 prompts    seconds per token for 8 examples whose prompts have 128 to 4096 tokens
@@ -28,8 +28,8 @@ from benchmarks.scoring_speed import forget_peak, memory_gib
 from ranking.data.preferences import load_preferences
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import write_text_atomically
+from ranking.scoring.loading import load_model, load_tokenizer
 from ranking.scoring.log_likelihood import PACKED
-from ranking.scoring.models import load_model, load_tokenizer
 from ranking.scoring.packing import build_row, pack_rows
 from ranking.scoring.score import score_examples
 from ranking.scoring.start_up_check import check_fast_path

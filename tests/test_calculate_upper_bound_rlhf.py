@@ -467,6 +467,7 @@ def test_splits_are_named_and_drawn_apart(tmp_path, capsys, monkeypatch):
     records = [{**make_record([-9.0, -5.0 - 6 * k], {"0,1": [3, 1]}, [1, 2], k), "split": split}
                for k, split in enumerate(("test", "train"))]  # fmt: skip
     write_json_lines(tmp_path / "e.jsonl", records)
+    plt.close("all")  # of other tests
     monkeypatch.setattr(plt, "close", lambda figure: None)
     run_script(main, parse_args(flags(tmp_path, "--reference-examples", tmp_path / "e.jsonl")))
     printed = capsys.readouterr().out

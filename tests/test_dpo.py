@@ -24,7 +24,8 @@ from ranking.data.conversions import preference_pairs
 from ranking.data.splits import load_training_splits
 from ranking.plumbing.result_files import read_json_lines
 from ranking.reports.dynamics import read_dynamics
-from ranking.scoring.models import load_model, model_fingerprint
+from ranking.scoring.loading import load_model
+from ranking.scoring.models import model_fingerprint
 
 ROOT = Path(__file__).parents[1]
 

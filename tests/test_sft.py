@@ -236,7 +236,7 @@ def test_lora_packing_and_sanity_check(tiny_model_directory, tmp_path, capsys):
     main(command(tiny_model_directory, output, *more))
     assert "train limited to 12 examples" in capsys.readouterr().err
     assert (output / "adapter_config.json").is_file()
-    from ranking.scoring.models import load_model
+    from ranking.scoring.loading import load_model
 
     assert load_model(str(output)).peft_config["default"].r == 4
     assert not (output / "wandb").exists()

@@ -11,13 +11,8 @@ from safetensors.torch import save_file
 from ranking.data.preferences import load_preferences
 from ranking.plumbing.outputs import release_outputs
 from ranking.plumbing.result_files import write_json_lines
-from ranking.training.run_directory import (
-    checkpoint_fault,
-    claim_directory,
-    last_checkpoint,
-    mark_run,
-    run_description,
-)
+from ranking.training.checkpoints import checkpoint_fault, last_checkpoint
+from ranking.training.run_directory import claim_directory, mark_run, run_description
 
 SETTINGS = {"beta": 0.1, "n_processes": 1}
 
@@ -58,7 +53,7 @@ def test_changed_labels_are_other_settings(tmp_path):
     for ranks in ([1, 2], [2, 1]):
         write_json_lines(tmp_path / "data.jsonl", [{**row, "ranks": ranks}])
         parts = {"train": load_preferences(str(tmp_path / "data.jsonl"))}
-        described.append(run_description(models=[], parts=parts, refused=[]))
+        described.append(run_description({}, models=[], parts=parts))
     claim(tmp_path / "run", described[0])
     with pytest.raises(ValueError, match=r"other settings \(data_fingerprints differ\)"):
         claim(tmp_path / "run", described[1])

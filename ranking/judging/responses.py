@@ -17,17 +17,8 @@ from ranking.plumbing.result_files import (
     hash_config,
     read_json_lines,
 )
-from ranking.scoring.models import (
-    adapter_base,
-    context_length,
-    load_config,
-    load_model,
-    load_tokenizer,
-    model_fingerprint,
-    resolve_dtype,
-    resolve_model,
-    unwrap,
-)
+from ranking.scoring.loading import context_length, load_config, load_model, load_tokenizer, unwrap
+from ranking.scoring.models import adapter_base, model_fingerprint, resolve_dtype, resolve_model
 from ranking.scoring.rotary import length_class
 from ranking.scoring.tokenization import (
     chat_prompt,

@@ -6,8 +6,8 @@ from datasets import Dataset
 
 from ranking.data.conversions import preference_pairs
 from ranking.data.examples import PreferenceData
-from ranking.plumbing.command_line import announce
-from ranking.scoring.models import context_length
+from ranking.plumbing.processes import announce
+from ranking.scoring.loading import context_length
 from ranking.scoring.tokenization import Texts, TokenizedCompletion, tokenize_examples
 from ranking.training.reference_cache import reference_logps
 
@@ -51,7 +51,7 @@ def pairs_dataset(pairs: list[dict], tokenized: list, logps: np.ndarray) -> Data
     return Dataset.from_list(rows)
 
 
-def prepare_datasets(
+def prepare_pairs(
     examples: dict[str, PreferenceData],
     reference,
     tokenizer,
@@ -60,10 +60,10 @@ def prepare_datasets(
     add_eos: bool,
     max_length: int | None,
     n_followed: int,
-    autocast: torch.dtype | None,
-    tokens_per_batch: int,
+    mixed_precision: str,
 ) -> tuple[dict[str, Dataset], dict[str, dict]]:
-    """Tokenized parts with reference log-likelihoods, "dynamics" among them; texts by id."""
+    """Tokenized parts with reference log-likelihoods, `n_followed` training pairs among them as
+    "dynamics"; texts by id. mixed_precision: no, bf16 or fp16, of the reference's forward pass."""
     limits = [x for x in (max_length, context_length(reference)) if x is not None]
     parts: dict[str, tuple[list, list]] = {}
     texts: dict[str, dict] = {}
@@ -80,7 +80,10 @@ def prepare_datasets(
         texts |= {pair["id"]: pair for pair in pairs}
     everything = [pair for _, tokenized in parts.values() for pair in tokenized]
     logps = reference_logps(
-        reference, everything, autocast=autocast, tokens_per_batch=tokens_per_batch
+        reference,
+        everything,
+        autocast={"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision),
+        tokens_per_batch=1024 if reference.device.type == "cpu" else 16384,
     )
     datasets, first = {}, 0
     for part, (pairs, tokenized) in parts.items():

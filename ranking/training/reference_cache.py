@@ -28,7 +28,7 @@ from ranking.scoring.score import score_examples
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import TokenizedCompletion
 
-SCORING = 4  # raise it whenever log_likelihood.py changes a log-likelihood
+SCORING_VERSION = 4  # raise it whenever log_likelihood.py changes a log-likelihood
 
 
 def hash_model(model) -> str:
@@ -45,7 +45,13 @@ def hash_model(model) -> str:
 
 def cache_file(model, autocast: torch.dtype | None) -> Path:
     """The cache of this reference model, precision, and library versions."""
-    facts = [SCORING, hash_model(model), str(autocast), version("torch"), version("transformers")]
+    facts = [
+        SCORING_VERSION,
+        hash_model(model),
+        str(autocast),
+        version("torch"),
+        version("transformers"),
+    ]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     return cache_directory() / "reference" / f"{name}.jsonl"
 
