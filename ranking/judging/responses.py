@@ -165,9 +165,9 @@ def respond(
     `path`. None where the prompt and max_new_tokens exceed the context, or the prompt has no token
     (empty, or refused by the chat template).
     """
-    if path.exists():
-        drop_torn_line(path)
-        known = [*known, *read_responses(path)]
+    path.touch()
+    drop_torn_line(path)
+    known = [*known, *read_responses(path)]
     name, key = settings["model"], hash_config(settings)
     responses = {row["id"]: row["response"] for row in known if row["generation"] == key}
     missing = [prompt["id"] for prompt in prompts if prompt["id"] not in responses]
