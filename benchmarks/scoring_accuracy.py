@@ -9,15 +9,12 @@ Covers runs without chat template, EOS and truncation.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from ranking.metrics.accuracy import NORMALIZATIONS, ranking_accuracy, record_scores
-from ranking.plumbing.command_line import make_parser
+from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import read_json_lines
 
 
@@ -67,4 +64,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run_script(main, parse_args())
