@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -77,6 +78,14 @@ def make_model(model_type: str, config: dict):
             if parameter.dim() > 1:
                 parameter.mul_(6.0)
     return model.float().eval()
+
+
+@pytest.fixture(autouse=True)
+def figures_end_with_their_test():
+    """Those that a test keeps open to look into them."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(scope="session")
