@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import assert_documented
 from hub_server import HubServer
 from paused import CHECKPOINT_SAVED, start_paused
 from safetensors.numpy import load_file
@@ -26,6 +27,8 @@ from ranking.plumbing.result_files import read_json_lines
 from ranking.reports.dynamics import read_dynamics
 from ranking.scoring.loading import load_model
 from ranking.scoring.models import model_fingerprint
+from ranking.training.dynamics_file import DynamicsRow
+from ranking.training.run_directory import TrainingRun
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +60,8 @@ def test_original_command(tiny_model_directory, tmp_path):
     rows = read_dynamics(output / "ranking_dynamics.jsonl")
     steps = sorted({row["step"] for row in rows})
     assert steps[:2] == [0, 4] and {row["part"] for row in rows} == {"train", "validation"}
+    assert_documented(rows, DynamicsRow)
+    assert_documented([json.loads((output / "run_config.json").read_text())], TrainingRun)
     keys = [(row["step"], row["part"], row["id"]) for row in rows]
     assert len(set(keys)) == len(keys)
     for row in rows:  # Eq. 4 in bfloat16, γ = 0.5: the loss is that of the recorded log-likelihoods
