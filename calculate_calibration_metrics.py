@@ -15,7 +15,7 @@ import argparse
 from ranking.data.hub import DATASETS
 from ranking.metrics.accuracy import compare_runs, summarize_dataset
 from ranking.plumbing.command_line import make_parser, run_script
-from ranking.plumbing.outputs import claim_output
+from ranking.plumbing.outputs import plan_output
 from ranking.plumbing.processes import process_rank
 from ranking.plumbing.result_files import write_json_lines
 from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
     other = read_scoring_run(args.compare) if args.compare else None
     check_model_path(args.lm_name_or_path)
     check_revision("--revision", args.revision, args.lm_name_or_path)
-    output = claim_output(
+    output = plan_output(
         args.output_dir, args.output_filename, args.overwrite, [*args.dataset, args.compare]
     )
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS))

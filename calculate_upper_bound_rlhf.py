@@ -29,7 +29,7 @@ from ranking.metrics.idealized import (
     summary_rows,
 )
 from ranking.plumbing.command_line import checked, count, make_parser, run_script
-from ranking.plumbing.outputs import Output, claim_output
+from ranking.plumbing.outputs import Output, plan_output, take_output
 from ranking.plumbing.processes import process_rank
 from ranking.plumbing.result_files import Record, write_json_lines
 from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
@@ -86,27 +86,18 @@ def files_of_scoring(reference: str | None, policy: str | None) -> list[str]:
     return [f"{side}{file}" for side in sides for file in ("examples.jsonl", "config.json")]
 
 
-def plan_run(
-    name: str | None,
-    revision: str | None,
-    examples: str | None,
-    datasets: Sequence[PreferenceData],
-    flags: dict[str, Any],
-) -> ScoringRun:
-    """A model that is to be scored on `datasets`, or, without a name, the run of a file."""
-    if name is None:
-        run = read_scoring_run(examples)
-    else:
-        found = find_model(name, revision, flags["dtype"], flags["device"])
-        config = make_run_config(found, datasets, **take(flags, CONFIG_FLAGS))
-        run = planned_scoring_run(found, datasets, config)
-    if flags["include_ties"] and run.config is not None and not run.config.get("include_ties"):
+def check_ties(run: ScoringRun, include_ties: bool) -> None:
+    """Raise ValueError where tied examples are to count, but were left out of the scoring."""
+    if include_ties and run.config is not None and not run.config.get("include_ties"):
         raise ValueError(f"--include-ties: {run.name} was scored without: its ties are missing")
-    return run
 
 
 def scored_run(
-    run: ScoringRun, datasets: Sequence[PreferenceData], output: Output, flags: dict[str, Any]
+    run: ScoringRun,
+    datasets: Sequence[PreferenceData],
+    output: Output,
+    overwrite: bool,
+    model_flags: dict[str, Any],
 ) -> tuple[ScoringRun, dict[tuple, Record]]:
     """A run with its records, scored now where they are planned, and the facts of each dataset
     that was scored now."""
@@ -114,10 +105,7 @@ def scored_run(
         return run, {}
     from ranking.scoring.score import score_datasets  # PyTorch: only where a model is scored
 
-    scored = score_datasets(
-        run.found, datasets, output, run.config, flags["overwrite"],
-        **take(flags, MODEL_FLAGS),
-    )  # fmt: skip
+    scored = score_datasets(run.found, datasets, output, run.config, overwrite, **model_flags)
     records: list[Record] = [record for result in scored for record in result.records]
     facts = {(data.name, data.split): result.facts for data, result in zip(datasets, scored)}
     return run._replace(records=records), facts
@@ -168,7 +156,7 @@ def common_columns(
     return columns
 
 
-def summaries(
+def idealized_rows(
     reference: ScoringRun,
     policy: ScoringRun,
     rules: PairRules,
@@ -202,6 +190,7 @@ def summaries(
 def write_results(output: Output, rows: list, curves: list, per_pair: list) -> dict[str, Path]:
     """Write lines and pictures, the summary last: it marks the run as finished. Where each is."""
     files = {name: output.beside(suffix) for name, suffix in WRITES.items()}
+    take_output(output)
     write_json_lines(files["pairs"], per_pair)
     write_json_lines(files["curve"], curves)
     draw(plot_idealized_curves, curves, files["picture"])
@@ -269,34 +258,46 @@ def main(args: argparse.Namespace) -> None:
         check_model_path(name)
     check_revision("--revision", args.revision, args.lm_name_or_path)
     check_revision("--policy-revision", args.policy_revision, args.policy_name_or_path)
-    output = claim_output(
+    output = plan_output(
         args.output_dir, args.output_filename, args.overwrite,
         reads=[*args.dataset, args.reference_examples, args.policy_examples],
         writes=[*WRITES.values(), *files_of_scoring(*models)],
     )  # fmt: skip
+    output = output._replace(picture=output.beside(WRITES["picture"]))
     policy_output = output._replace(
         examples=output.beside("policy.examples.jsonl"), config=output.beside("policy.config.json")
     )
+    given = [
+        read_scoring_run(file) if file is not None else None
+        for file in (args.reference_examples, args.policy_examples)
+    ]
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS)) if any(models) else []
-    reference = plan_run(models[0], args.revision, args.reference_examples, datasets, flags)
-    policy = None
-    if args.policy_name_or_path or args.policy_examples:
-        policy = plan_run(models[1], args.policy_revision, args.policy_examples, datasets, flags)
+
+    def plan(name: str | None, revision: str | None) -> ScoringRun:
+        found = find_model(name, revision, args.dtype, args.device)
+        config = make_run_config(found, datasets, **take(flags, CONFIG_FLAGS))
+        return planned_scoring_run(found, datasets, config)
+
+    reference = given[0] or plan(models[0], args.revision)
+    policy = given[1] or (plan(models[1], args.policy_revision) if models[1] else None)
+    for run in filter(None, (reference, policy)):
+        check_ties(run, args.include_ties)
+    if policy is not None:
         check_comparable(reference, policy)
-        if policy.found is not None:
+        if models[1]:
             check_all_scored(reference.records, policy.records, rules)
     check_assumed_proportion(reference.records, args.assumed_proportion)
 
-    reference, of_reference = scored_run(reference, datasets, output, flags)
+    how = (args.overwrite, take(flags, MODEL_FLAGS))
+    reference, of_reference = scored_run(reference, datasets, output, *how)
     of_policy: dict[tuple, Record] = {}
     if policy is not None:
-        planned = policy.found is not None
-        policy, of_policy = scored_run(policy, datasets, policy_output, flags)
-        if not planned and process_rank() == 0:
+        policy, of_policy = scored_run(policy, datasets, policy_output, *how)
+        if given[1] and process_rank() == 0:
             check_all_scored(reference.records, policy.records, rules)
     if process_rank() > 0:
         return  # the first process has all records and reports
-    pairs, rows, curves, per_pair = summaries(
+    pairs, rows, curves, per_pair = idealized_rows(
         reference, policy or reference, rules, datasets, (of_reference, of_policy),
         betas=args.betas, gamma=args.gamma, seed=args.seed,
     )  # fmt: skip

@@ -28,16 +28,14 @@ from ranking.judging.responses import (
 from ranking.judging.verdicts import KINDS, collect_responses, judge_pairs, make_judge
 from ranking.metrics.win_rate import correlations, summarize_win_rate
 from ranking.plumbing.command_line import count, make_parser, positive_int, run_script, sample_size
-from ranking.plumbing.outputs import Output, begin_run, claim_output
-from ranking.plumbing.processes import announce
+from ranking.plumbing.outputs import Output, begin_run, plan_output
+from ranking.plumbing.processes import announce, process_count
 from ranking.plumbing.result_files import Record, write_json_lines
 from ranking.plumbing.wandb_runs import check_wandb, finishing_wandb, start_wandb
 from ranking.reports.style import draw
 from ranking.reports.win_rate import log_win_rates, plot_win_rate, show_win_rates
 from ranking.scoring.flags import add_trust_arguments, take
 from ranking.scoring.models import DTYPES, REMOTE_CODE_FLAG, check_model_path
-from ranking.training.checkpoint_facts import checkpoint_facts
-from ranking.training.run_directory import find_checkpoints
 
 # flags by the functions they go to, which call them the same
 PROMPT_FLAGS = ("sample_size", "seed", "data_dir")
@@ -61,6 +59,8 @@ def find_policies(model: str | None, checkpoints: str | None) -> list[str]:
         return [model]
     if not Path(checkpoints).is_dir():
         raise ValueError(f"--checkpoints {checkpoints}: no such directory")
+    from ranking.training.run_directory import find_checkpoints  # PyTorch
+
     return [str(path) for path in find_checkpoints(Path(checkpoints))]
 
 
@@ -192,6 +192,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     flags, reference = vars(args), args.reference_name_or_path
+    if process_count() > 1:
+        raise ValueError("win rates are computed by one process: start it without torchrun")
     if args.trust_remote_code:
         announce(
             f"{REMOTE_CODE_FLAG}: Python files that come with policy, reference or judge are run"
@@ -200,13 +202,11 @@ def main(args: argparse.Namespace) -> None:
     if reference is not None:
         check_model_path(reference)
     known = [row for file in args.responses for row in read_responses(file)]
-    output = claim_output(
+    output = plan_output(
         args.output_dir, args.output_filename, args.overwrite,
         reads=[args.dataset, *args.responses],
         writes=("examples.jsonl", "responses.jsonl", "config.json", "png"),
     )  # fmt: skip
-    judge, judge_facts = make_judge(args.judge, **take(flags, JUDGE_FLAGS))
-
     data = load_preferences(args.dataset, **take(flags, PROMPT_FLAGS))
     prompts = unique_prompts(data)
     how = take(flags, GENERATION_FLAGS)
@@ -214,6 +214,7 @@ def main(args: argparse.Namespace) -> None:
     if args.against == "reference":  # a model against itself: two draws
         other = generation_settings(reference, draw=int(reference in policies), **how)
     against = reference if other else "chosen"
+    judge, judge_facts = make_judge(args.judge, **take(flags, JUDGE_FLAGS))
     config = {
         "against": against, **judge_facts, "dataset": data.name, "split": data.split,
         "examples": fingerprint(data.examples), "policies": own, "other": other,
@@ -230,6 +231,8 @@ def main(args: argparse.Namespace) -> None:
     )
     picture = None
     if args.checkpoints:
+        from ranking.training.checkpoint_facts import checkpoint_facts  # PyTorch
+
         facts = checkpoint_facts(policies, reference, data, **take(flags, SCORING_FLAGS))
         rows = [row | more for row, more in zip(rows, facts)]
         rows[-1]["correlations"] = correlations(rows)

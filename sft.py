@@ -33,6 +33,7 @@ SFT_RETIRED = {
     **RETIRED,
     "chat_template_path": "nothing: texts are dialogues as they stand",
     "eos_token": "--add_eos",
+    "formatting_func": "--dataset_name with a file in a known schema",
     "padding_free": "--packing",
     "(completion|assistant)_only_loss": "nothing: only response turns are trained",
 }

@@ -5,9 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-import torch
-from transformers import GenerationConfig
-
 from ranking.data.examples import PreferenceData
 from ranking.plumbing.command_line import progress_bar, until_stopped
 from ranking.plumbing.processes import announce
@@ -126,6 +123,8 @@ def generation_settings(
 def ends_of_turn(name: str, chat_template: bool, trust_remote_code: bool) -> list[int]:
     """Ids that end a response: EOS in the model's generation_config.json (chat models have several)
     and of its tokenizer, and what closes a turn in the chat template that is used."""
+    from transformers import GenerationConfig
+
     path = resolve_model(name)
     if (Path(path) / "adapter_config.json").is_file():
         path = adapter_base(path)
@@ -222,6 +221,8 @@ def generate_batches(
     the length (LongRoPE) has one prompt in a batch, so that none depends on its neighbours. Seeds
     follow from all settings: of one seed, like models would give the same responses.
     """
+    import torch
+
     ids = tokenize_prompts(tokenizer, [p["prompt"] for p in prompts], settings["chat_template"])
     check_vocabulary(model, [*ids, [tokenizer.pad_token_id]])
     longest = (context_length(model) or math.inf) - settings["max_new_tokens"]
@@ -271,6 +272,8 @@ def tokenize_prompts(tokenizer, prompts: Sequence[str], chat_template: bool) -> 
 def set_sampling(model, tokenizer, settings: Generation) -> None:
     """Have the `settings` alone shape responses: the model's generation_config.json may ask for
     penalties, bans and forced tokens, which are left aside."""
+    from transformers import GenerationConfig
+
     sampled = settings["temperature"] > 0
     how = {"temperature": settings["temperature"], "top_p": settings["top_p"], "top_k": 0}
     model.generation_config = unwrap(model).generation_config = GenerationConfig(
@@ -285,6 +288,8 @@ def set_sampling(model, tokenizer, settings: Generation) -> None:
 
 def generate(model, tokenizer, ids: list[list[int]]) -> list[list[int]]:
     """The ids that continue each of `ids`, with what pads them on the right."""
+    import torch
+
     inputs = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
     try:
         with torch.inference_mode():

@@ -2,10 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from jinja2 import TemplateError
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification
 
 from ranking.plumbing.processes import announce
 from ranking.scoring.loading import (
@@ -36,6 +33,9 @@ def load_reward_model(
 
     Raises OSError if nothing loads, ValueError if what loads has no trained score head.
     """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
     try:
         path = resolve_model(name)
         check_adapter_weights(path, None, allow_pickle)
@@ -100,6 +100,9 @@ def reward_scores(
     without one is given one text at a time, of which it reads the last token. Texts whose rotary
     frequencies differ by their length (LongRoPE) are in batches of their own.
     """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
     limit = longest_text(model, tokenizer)
     long = [i for i, ids in enumerate(texts) if len(ids) > limit]
     texts = list(texts)

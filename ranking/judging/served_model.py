@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
-import openai
-
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import append_json_lines, drop_torn_line
 
@@ -57,6 +55,8 @@ def make_client(base_url: str | None, timeout: float, max_retries: int):
     Raises ValueError without a key, unless the endpoint is one's own, and for an address that holds
     credentials: it is recorded.
     """
+    import openai
+
     key = os.environ.get("OPENAI_API_KEY")
     base_url = base_url or os.environ.get("OPENAI_BASE_URL")
     if any(sign in (base_url or "") for sign in "@?"):
@@ -141,6 +141,8 @@ def ask(client, model: str, messages: Messages, parameters: dict) -> str:
     Raises openai.APIStatusError where the judge does not take this request, ValueError with one
     line, which never holds the key, if it cannot be asked at all.
     """
+    import openai
+
     where = f"judge {model} at {client.base_url}"
     try:
         response = client.chat.completions.create(model=model, messages=messages, **parameters)
@@ -169,6 +171,8 @@ def find_parameters(client, model: str) -> dict[str, float | int]:
     also limits their reasoning, and no temperature. Raises ValueError as `ask` does, and with what
     the judge says against the request otherwise.
     """
+    import openai
+
     parameters: dict[str, float | int] = {"temperature": 0.0, "max_tokens": ANSWER_TOKENS}
     while True:
         try:
@@ -233,6 +237,8 @@ def ask_missing(
     concurrency: int,
 ) -> Iterator[tuple[str, str]]:
     """(key, answer) as the judge answers, each appended to `cache` before."""
+    import openai
+
     cache.parent.mkdir(parents=True, exist_ok=True)
     if cache.exists():
         drop_torn_line(cache)

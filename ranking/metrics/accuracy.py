@@ -189,7 +189,7 @@ class ScoringColumns(TypedDict, total=False):
     device_map: str | None
     quantization: str | None
     trust_remote_code: bool
-    path: str  # "segments", or "plain: " and why
+    path: str  # "segments", or "plain: " or "alone: " and why
     n_processes: int
     model_commit: str | None  # of a hub model
 

@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         flags = [word.split("=")[0] for word in self.given if word.startswith("--")]
         unknown = [flag for flag in flags if flag not in self._option_string_actions]
-        message = re.sub(r"^argument (?=-)(\S+): ", r"\1 ", message)
+        message = re.sub(r"^argument (-\S+): (?=[^:]*: give )", r"\1 ", message)
         if message.startswith("unrecognized arguments: "):
             unknown += (message.removeprefix("unrecognized arguments: ").split() or ['""'])[:1]
         if unknown:  # said before what is missing, which may be what was meant

@@ -1,4 +1,4 @@
-"""The files of a run: claimed by one process, resumed by the same command, never mixed.
+"""The files of a run: one process writes them, the same command resumes them, none are mixed.
 
 Several processes append to a part file each, `NAME.examples.part<rank>.jsonl`; the first process
 merges them into `NAME.examples.jsonl`, at the end of a run or at the start of one that resumes it.
@@ -45,18 +45,18 @@ def stem_of(summary: Path) -> str:
     return summary.name.removesuffix(".jsonl").removesuffix(".json")
 
 
-def claim_output(
+def plan_output(
     output_dir: str,
     output_filename: str,
     overwrite: bool,
     reads: Iterable[str | None],
     writes: Iterable[str] = ("examples.jsonl", "config.json", "png"),
 ) -> Output:
-    """The output of a run, which no other process and no finished run has.
+    """Where a run will write, checked before anything is loaded; `begin_run` takes it.
 
     reads: files and datasets of this run (None: none). writes: NAME's suffixes, beside the summary.
-    Raises ValueError where the summary exists (unless `overwrite`), where something that is read
-    would be written, or where another process writes it.
+    Raises ValueError where the summary exists (unless `overwrite`), or where something that is read
+    would be written.
     """
     summary = Path(output_dir) / output_filename
     stem = stem_of(summary)
@@ -81,15 +81,18 @@ def claim_output(
                 f"{twin} shares its other files with {summary.name}: choose another "
                 "--output-filename"
             )
-    if process_rank() == 0:
-        summary.parent.mkdir(parents=True, exist_ok=True)
-        lock_outputs(summary)
     return output
 
 
 def row_key(row: Record) -> tuple[str, str | None, str]:
     """What identifies an example's row: dataset, split and id."""
     return row["dataset"], row["split"], row["id"]
+
+
+def take_output(output: Output) -> None:
+    """Make the directory, and this process the only one that writes there under this name."""
+    output.summary.parent.mkdir(parents=True, exist_ok=True)
+    lock_outputs(output.summary)
 
 
 def begin_run(
@@ -118,11 +121,13 @@ def prepare_files(
     output: Output, config: Mapping[str, Any], overwrite: bool, key: Callable[[Record], tuple]
 ) -> list[Record]:
     """`begin_run` in the first process."""
+    take_output(output)
     begun = output.examples.exists() or bool(part_files(output.examples))
     earlier = read_config(output.config) if begun else {}
     same = begun and hash_config(earlier) == hash_config(config)
     if overwrite and (output.finished or not same):
-        for path in [*part_files(output.examples), *output[:4]]:
+        own = (output.summary, output.examples, output.config, output.picture)
+        for path in (*part_files(output.examples), *own):
             path.unlink(missing_ok=True)
         begun = False
     if not begun:

@@ -122,6 +122,7 @@ class Scorer(NamedTuple):
     tokens_per_batch: int
     batch_size: int  # examples
     attn_implementation: str | None
+    paths: list[ScoringPath]  # taken so far
 
 
 def load_scorer(
@@ -165,7 +166,7 @@ def load_scorer(
     return Scorer(
         found.name, model, tokenizer, facts, chat_template, add_eos, min(limits, default=None),
         tokens_per_batch or (1024 if found.device == "cpu" else 16384), batch_size,
-        attn_implementation,
+        attn_implementation, [],
     )  # fmt: skip
 
 
@@ -186,6 +187,7 @@ def score_datasets(
 ) -> list[Scored]:
     """Begin or resume a run, load the model and score each dataset; `how`: as `load_scorer`.
 
+    Whether packed rows are exact is tried on each dataset, whose facts have the path it took.
     Raises ValueError where nothing is left of any dataset."""
     earlier = begin_run(output, config, overwrite)
     scorer = load_scorer(found, **how)
@@ -232,20 +234,24 @@ def score_dataset(
         return Scored([], {**scorer.facts, "dropped": counts})
     n_truncated = sum(any(c.truncated for c in completions) for completions in tokenized)
     if n_truncated:
-        announce(f"{n_truncated} prompts cut from the left to fit {scorer.max_length} tokens")
+        announce(
+            f"{where}: {n_truncated} prompts cut from the left to fit {scorer.max_length} tokens"
+        )
     examples = [data.examples[k] for k in kept]
     keys = [(data.name, data.split, example.id) for example in examples]
     records = {row_key(record): record for record in earlier}
     done = frozenset(i for i, key in enumerate(keys) if key in records)
     if done:
-        announce(f"resuming: {len(done)} of {len(keys)} examples were scored before")
+        announce(f"{where}: resuming: {len(done)} of {len(keys)} examples were scored before")
     path = check_fast_path(scorer.model, tokenized)
-    if not path.is_packed:
-        logging.warning(
-            "shared-prefix scoring is off for this model (%s); plain batches instead", path
-        )
-    elif scorer.attn_implementation is not None:
-        announce("--attn-implementation does nothing: this model takes the segments path")
+    if path not in scorer.paths:  # said once
+        scorer.paths.append(path)
+        if not path.is_packed:
+            logging.warning(
+                "shared-prefix scoring is off for this model (%s); plain batches instead", path
+            )
+        elif scorer.attn_implementation is not None:
+            announce("--attn-implementation does nothing: this model takes the segments path")
 
     rank, n_processes = process_rank(), process_count()
     own_file = output.examples if n_processes == 1 else part_file(output.examples, rank)

@@ -153,6 +153,8 @@ def tokenize_examples(
     text ends with one or not. A separator counts with the completion behind it.
     `max_length` in tokens: the prompt is cut from the left after its BOS, never a completion, and
     by the same amount for all completions of an example, so that all are given one prompt.
+    Dropped: no completion token, no token of context, too long, completions that differ in rank but
+    not in tokens, and dialogues that the chat template refuses.
     """
     fast = exact_offset_tokenizer(tokenizer)
     end = end_of_turn_id(tokenizer) if chat_template else tokenizer.eos_token_id

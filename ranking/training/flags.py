@@ -102,9 +102,12 @@ class TrainingDefaults:
         if not self.output_dir:
             raise ValueError("--output_dir is required")
         for name in ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
-                     "gradient_accumulation_steps", "save_total_limit"):  # fmt: skip
+                     "gradient_accumulation_steps"):  # fmt: skip
             value = getattr(self, name)
             check_number(name, value, value is None or value >= 1, "at least 1")
+        kept = self.save_total_limit
+        check_number("save_total_limit", kept, kept is None or kept >= 1,
+                     "at least 1 (all are kept without it)")  # fmt: skip
         check_number("learning_rate", self.learning_rate, self.learning_rate >= 0, "0 or more")
         steps_fit = self.max_steps > 0 or self.max_steps == -1
         check_number("max_steps", self.max_steps, steps_fit, "1 or more (-1: by epochs)")

@@ -30,6 +30,9 @@ RETIRED = {
     "do_eval": "--eval_strategy",
     "hub_token|use_auth_token": "the environment variable HF_TOKEN: all users see flags",
     "push_to_hub|hub_.*|trackio_.*": "nothing: models and results stay in --output_dir",
+    "evaluate_during_training": "--eval_strategy=steps",
+    "per_gpu_(train|eval)_batch_size": "--per_device_train_batch_size or --per_device_eval_...",
+    "overwrite_cache": "nothing: caches are keyed by content",
     "dataset_num_proc|dataset_kwargs|pad_token|length_column_name|logging_nan_inf_filter":
         "nothing: the scripts set it themselves",
 }  # fmt: skip

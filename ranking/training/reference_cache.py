@@ -31,7 +31,7 @@ from ranking.scoring.score import score_examples
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import TokenizedCompletion
 
-SCORING_VERSION = 4  # raise it whenever log_likelihood.py changes a log-likelihood
+SCORING_VERSION = 4  # raise it whenever ranking/scoring changes a log-likelihood
 
 
 def hash_model(model) -> str:

@@ -224,5 +224,5 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 def gamma_of(folder: Path) -> float | None:
     """γ of a run of dpo.py, from its run_config.json."""
-    file = folder / "run_config.json"
+    file = folder / RUN_FILE
     return json.loads(file.read_text())["settings"].get("alpha") if file.is_file() else None

@@ -6,10 +6,10 @@ import pytest
 
 from ranking.plumbing.outputs import (
     begin_run,
-    claim_output,
     merge_parts,
     part_file,
     part_files,
+    plan_output,
 )
 from ranking.plumbing.result_files import read_json_lines
 
@@ -24,7 +24,7 @@ def write(path, rows, torn: str = "") -> None:
 
 def begin(folder, config, overwrite):
     """The rows that a run of this configuration resumes from."""
-    return begin_run(claim_output(str(folder), "run.jsonl", overwrite, []), config, overwrite)
+    return begin_run(plan_output(str(folder), "run.jsonl", overwrite, []), config, overwrite)
 
 
 def test_parts_of_any_number_of_processes_become_one_file(tmp_path):
@@ -76,7 +76,7 @@ def test_overwrite_discards_finished_runs_and_goes_on_with_the_unfinished_one(tm
 def test_outputs_are_never_inputs_nor_of_another_summary(tmp_path):
     (tmp_path / "sub").mkdir()
     with pytest.raises(ValueError, match="run.examples.jsonl is read, and would be overwritten"):
-        claim_output(
+        plan_output(
             str(tmp_path), "run.jsonl", False,
             [None, "sample", str(tmp_path / "sub/../run.examples.jsonl")],
         )  # fmt: skip
