@@ -20,10 +20,10 @@ from ranking.plumbing.processes import process_rank
 from ranking.plumbing.result_files import write_json_lines
 from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
 from ranking.reports.accuracy import (
-    log_to_wandb,
+    log_accuracy,
     plot_ranking_accuracy,
-    print_comparison,
-    print_table,
+    show_accuracy,
+    show_comparison,
 )
 from ranking.reports.style import draw
 from ranking.scoring.comparable import (
@@ -92,16 +92,16 @@ def main(args: argparse.Namespace) -> None:
 
     draw(plot_ranking_accuracy, rows, output.picture)
     write_json_lines(output.summary, rows)  # last: it marks the run as finished
-    print_table(rows)
+    show_accuracy(rows)
     if other is not None:
         shared = shared_examples(records, other.records)
         announce_uneven_cuts(shared)
-        print_comparison(compare_runs(shared), args.compare)
+        show_comparison(compare_runs(shared), args.compare)
     print(f"summary   {output.summary}\nexamples  {output.examples}\npicture   {output.picture}")
     if args.wandb_project:
         run = start_wandb(project=args.wandb_project, config=config)
         with finishing_wandb(run):
-            log_to_wandb(run, rows, records, output.picture)
+            log_accuracy(run, rows, records, output.picture)
 
 
 if __name__ == "__main__":

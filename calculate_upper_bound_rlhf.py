@@ -30,15 +30,15 @@ from ranking.metrics.idealized import (
 from ranking.plumbing.command_line import checked, count, make_parser, run_script
 from ranking.plumbing.outputs import Output, claim_output
 from ranking.plumbing.processes import process_rank
-from ranking.plumbing.result_files import Record, scoring_label, write_json_lines
+from ranking.plumbing.result_files import Record, write_json_lines
 from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
 from ranking.reports.idealized import (
-    log_to_wandb,
+    log_idealized,
     plot_idealized_curves,
     plot_required_loss,
-    print_selected_pairs,
-    print_table,
-    report_exact_ties,
+    report_idealized_ties,
+    show_idealized,
+    show_selected_pairs,
 )
 from ranking.reports.style import draw
 from ranking.scoring.comparable import (
@@ -261,7 +261,7 @@ def main(args: argparse.Namespace) -> None:
             counts = ", ".join(f"{reason}: {n}" for reason, n in drops.items())
             print(f"{dataset_label(*key)}: dropped {counts}", file=sys.stderr)
 
-    rows, curves, per_pair, table = [], [], [], []
+    rows, curves, per_pair = [], [], []
     for key in dict.fromkeys(dataset_key(pair["record"]) for pair in pairs):
         chosen = [pair for pair in pairs if dataset_key(pair["record"]) == key]
         common = {
@@ -279,7 +279,6 @@ def main(args: argparse.Namespace) -> None:
             rows += summary_rows(summary, kind, common)
             curves.append(curve_row(summary, kind, common))
         per_pair += pair_rows(chosen, summaries, args.betas, args.gamma)
-        table.append((dataset_label(*key), len(chosen), summaries))
 
     files = {name: output.beside(suffix) for name, suffix in WRITES.items()}
     write_json_lines(files["pairs"], per_pair)
@@ -287,16 +286,16 @@ def main(args: argparse.Namespace) -> None:
     draw(plot_idealized_curves, curves, files["picture"])
     draw(plot_required_loss, per_pair, files["losses"])
     write_json_lines(output.summary, rows)  # last: it marks the run as finished
-    print_table(table, ", ".join(filter(None, (rows[0]["model"], scoring_label(rows[0])))))
-    report_exact_ties(table, alone=policy is None)
-    print_selected_pairs(pairs, args)
+    show_idealized(rows)
+    report_idealized_ties(rows, same_model=policy is None)
+    show_selected_pairs(pairs, args.hardest, args.easiest, args.easiest_to_flip)
     for name, path in (("summary", output.summary), *files.items()):
         print(f"{name:9} {path}")
     if args.wandb_project:
         settings = {key: str(value) for key, value in flags.items()}
         run = start_wandb(project=args.wandb_project, config=settings)
         with finishing_wandb(run):
-            log_to_wandb(run, rows, files)
+            log_idealized(run, rows, files["picture"], files["losses"])
 
 
 if __name__ == "__main__":

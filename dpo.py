@@ -23,11 +23,10 @@ from ranking.plumbing.command_line import announce, finishing_first, run_script
 from ranking.plumbing.wandb_runs import finishing_wandb
 from ranking.reports.dynamics import (
     DYNAMICS_FILE,
-    GroupedPanels,
-    draw_pictures,
-    log_to_wandb,
-    print_groups,
+    draw_dynamics,
+    log_dynamics,
     read_dynamics,
+    show_dynamics,
 )
 from ranking.scoring.models import check_model_path
 from ranking.training.flags import (
@@ -51,6 +50,7 @@ from ranking.training.run_directory import (
 )
 from ranking.training.splits import load_parts
 from ranking.training.stopping import describe_step, train_until_stopped
+from ranking.training.wandb_panels import GroupedPanels
 
 REPLACED = {
     **RETIRED,
@@ -228,8 +228,8 @@ def main(argv: list[str]) -> None:
     rows, pictures = [], {}
     if (folder / DYNAMICS_FILE).exists():
         rows = read_dynamics(folder / DYNAMICS_FILE)
-        pictures = draw_pictures(rows, folder)
-        print_groups(rows)
+        pictures = draw_dynamics(rows, folder)
+        show_dynamics(rows)
         for path in (folder / DYNAMICS_FILE, *pictures.values()):
             print(path)
     n_test = len(datasets["test"])
@@ -248,7 +248,7 @@ def main(argv: list[str]) -> None:
     if run is not None:
         with finishing_wandb(run):
             if rows:
-                log_to_wandb(run, rows, texts, pictures)
+                log_dynamics(run, rows, texts, pictures)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ python plot_results.py win-rate results/win_rate.jsonl --output fig4.png
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import read_json_lines
-from ranking.reports.accuracy import plot_ranking_accuracy
+from ranking.reports.accuracy import accuracies_of, plot_ranking_accuracy
 from ranking.reports.dynamics import (
     plot_accuracy_against_distance,
     plot_dynamics,
@@ -22,7 +24,8 @@ from ranking.reports.idealized import plot_idealized_curves, plot_required_loss
 from ranking.reports.length import plot_length_difference
 from ranking.reports.win_rate import plot_win_rate
 
-SUMMARIES = {  # figure → function, columns its files have, where they come from
+# figure → function, columns its files have, where they come from
+SUMMARIES: dict[str, tuple[Callable, set[str], str]] = {
     "ranking-accuracy": (
         plot_ranking_accuracy, {"wilson_95"}, "calculate_calibration_metrics.py"
     ),
@@ -37,8 +40,6 @@ SUMMARIES = {  # figure → function, columns its files have, where they come fr
     ),
     "length-difference": (plot_length_difference, {"bins"}, "reproduce/length_difference.py"),
 }  # fmt: skip
-
-
 DYNAMICS = {
     "dynamics": plot_dynamics,
     "loss-against-reference": plot_loss_against_reference,
@@ -70,22 +71,19 @@ def main(args: argparse.Namespace) -> None:
         if len(args.files) > 1:
             raise ValueError(f"{args.figure} takes one dynamics file, found {len(args.files)}")
         DYNAMICS[args.figure](read_dynamics(args.files[0]), args.output)
-        print(args.output)
-        return
-    if args.figure == "sweep":
+    elif args.figure == "sweep":
         plot_sweep([read_dynamics(file) for file in args.files], args.output, args.at)
-        print(args.output)
-        return
-    rows = [row for file in args.files for row in read_json_lines(file)]
-    plot, columns, script = SUMMARIES[args.figure]
-    if args.figure == "ranking-accuracy":  # its file has other metrics' rows too
-        rows = [row for row in rows if row.get("distance_metric") == "acc"]
-    if not rows or not all(columns <= row.keys() for row in rows):
-        raise ValueError(f"{args.files[0]}: not a file of {script}")
-    try:
-        plot(rows, args.output)
-    except KeyError as error:
-        raise ValueError(f"{args.files[0]}: not a file of {script}: no {error}") from None
+    else:
+        plot, columns, script = SUMMARIES[args.figure]
+        rows: list[Any] = [row for file in args.files for row in read_json_lines(file)]
+        if args.figure == "ranking-accuracy":  # its file has other metrics' rows too
+            rows = accuracies_of(rows)
+        if not rows or not all(columns <= row.keys() for row in rows):
+            raise ValueError(f"{args.files[0]}: not a file of {script}")
+        try:
+            plot(rows, args.output)
+        except KeyError as error:
+            raise ValueError(f"{args.files[0]}: not a file of {script}: no {error}") from None
     print(args.output)
 
 

@@ -37,13 +37,14 @@ from ranking.metrics.accuracy import (
 from ranking.metrics.idealized import BETAS, idealized_correctness, preferred_proportion
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import write_json_lines
+from ranking.reports.tables import as_markdown
 from reproduce.records import (
     ScoredDataset,
     has_tied_examples,
     records_by_dataset,
     scored_dataset,
 )
-from reproduce.tables import conventions_table, print_table
+from reproduce.tables import conventions_table
 
 SHARE_OF_VOTE_ROWS = 1000 / 2592
 PUBLISHED_CONVENTIONS = {  # of ranking accuracy; the definition elsewhere
@@ -190,7 +191,7 @@ def main(args: argparse.Namespace) -> None:
         by_kind = [convention_rows(records, kind, args.seed) for kind in NORMALIZATIONS]
         rows += [{**row, **settings} for pair in zip(*by_kind) for row in pair]
     write_json_lines(args.output, rows)
-    print_table(conventions_table(rows, args.beside), "markdown")
+    print(as_markdown(conventions_table(rows, args.beside)))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from ranking.metrics.accuracy import NORMALIZATIONS, record_scores, untied_pairs
 from ranking.metrics.intervals import wilson_interval
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import write_json_lines
+from ranking.reports.length import length_table
+from ranking.reports.tables import as_markdown
 from reproduce.records import ScoredDataset, records_by_dataset, scored_dataset
-from reproduce.tables import length_table, print_table
 
 N_BINS = 5
 N_RESAMPLES = 1000
@@ -127,7 +128,7 @@ def main(args: argparse.Namespace) -> None:
     if not rows:
         raise ValueError(f"{', '.join(args.examples)}: no untied pair")
     write_json_lines(args.output, rows)
-    print_table(length_table(rows), "markdown")
+    print(as_markdown(length_table(rows)))
 
 
 if __name__ == "__main__":

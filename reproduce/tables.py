@@ -14,23 +14,27 @@ Models that the paper does not have are shown beside --beside MODEL, one that it
 import argparse
 import json
 import sys
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ranking.data.hub import DATASETS
-from ranking.metrics.dynamics import PARTS, lowest_loss_step, mean_of, means_by_step, sweep_points
 from ranking.plumbing.command_line import make_parser, run_script
-from ranking.plumbing.result_files import (
-    DATASET,
-    SCORING,
-    read_json_lines,
-    scoring_label,
-    values_of,
+from ranking.plumbing.result_files import Record, read_json_lines
+from ranking.reports.accuracy import accuracy_table
+from ranking.reports.dynamics import dynamics_table, read_dynamics, sweep_table
+from ranking.reports.idealized import idealized_table
+from ranking.reports.labels import (
+    SYMBOLS,
+    by_normalization,
+    refuse_two_runs,
+    setting_label,
+    short,
 )
-from ranking.reports.dynamics import read_dynamics
+from ranking.reports.length import length_table
+from ranking.reports.tables import BETWEEN, Table, as_latex, as_markdown, percent
+from ranking.reports.win_rate import win_rate_table
 
 PUBLISHED = json.loads((Path(__file__).parent / "paper_tables.json").read_text())
 HUB_NAMES = {  # of models that the tables call otherwise
@@ -38,65 +42,10 @@ HUB_NAMES = {  # of models that the tables call otherwise
     "alignment-handbook/zephyr-7b-dpo-full": "zephyr-7b-dpo",
     "allenai/OLMo-7B-hf": "allenai/OLMo-7B",
 }
-NORMALIZATIONS = {"length-normalized": "R̃", "non-length-normalized": "R"}
-BETWEEN = " / "  # min / median / max over β
-Row = dict[str, Any]
-Table = tuple[list[str], list[list[str]]]  # columns, cells
 
 
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def with_interval(value: float, interval: list[float | None]) -> str:
-    low, high = interval
-    return (
-        percent(value)
-        if low is None or high is None
-        else f"{percent(value)} [{100 * low:.0f}, {100 * high:.0f}]"
-    )
-
-
-def short(name: str) -> str:
-    """The last part of a model's path, and its parent where that says the training step."""
-    parts = Path(name).parts
-    return "/".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
-
-
-SETTING = (*DATASET, "include_ties", *SCORING, "model")
-
-
-def setting_of(row: Row) -> tuple:
-    """What a row is about: dataset, its part, whether ties count, how it was scored (not given: the
-    default), and the model."""
-    return values_of(row, SETTING)
-
-
-def dataset_label(row: Row, beside: list[Row]) -> str:
-    """Dataset with its split and, unless the hub's default, its configuration; ties; how it was
-    scored, where that is not the default or not as the rows `beside` it."""
-    name, config, split, ties = setting_of(row)[:4]
-    default = DATASETS[name].config if name in DATASETS else None
-    parts = [name, *(x for x in (config, split) if x not in (None, default))]
-    how = scoring_label(row, beside)
-    return ":".join(parts) + (", ties included" if ties else "") + (f", {how}" if how else "")
-
-
-def by_setting(rows: list[Row], column: str, prefix: str = "") -> dict[tuple, dict[str, Row]]:
-    """setting → value of `column` → row. ValueError where two rows would fall together."""
-    found: dict[tuple, dict[str, Row]] = {}
-    for row in rows:
-        group = found.setdefault(setting_of(row), {})
-        kind = row[column].removeprefix(prefix)
-        if kind in group:
-            raise ValueError(f"two runs of {row['model']} on {dataset_label(row, [])}: give one")
-        group[kind] = row
-    return found
-
-
-# ---------------------------------------------------------------------------- evaluation
-def published_pair(row: Row, beside: str | None) -> tuple[str, list[float]] | None:
-    """(model, [R̃, R] in percent) that the paper has for a summary row, or for `beside`."""
+def published_accuracy(row: Any, beside: str | None) -> tuple[str, list[float]] | None:
+    """(model, [R̃, R] in percent) that the paper has for a row's model and data, or for `beside`."""
     name = row["dataset_name"]
     if name in DATASETS and row.get("dataset_config") != DATASETS[name].config:
         return None  # a part of it only
@@ -109,69 +58,22 @@ def published_pair(row: Row, beside: str | None) -> tuple[str, list[float]] | No
     return None
 
 
-def ranking_table(rows: list[Row], beside: str | None = None) -> Table:
-    """Tables 2-5: one line per dataset and model."""
-    columns = ["dataset", "model", "n", "chance"]
-    for symbol in NORMALIZATIONS.values():
-        columns += [f"{symbol} paper", f"{symbol} ours [95 %]", "difference"]
-    accuracies = [row for row in rows if row.get("distance_metric") == "acc"]
-    if not all("wilson_95" in row for row in accuracies) or not accuracies:
-        raise ValueError("not a summary of calculate_calibration_metrics.py")
-    lines = []
-    grouped = by_setting(accuracies, "calib_property", "ranking_")
-    order = list(dict.fromkeys(key[:-1] for key in grouped))
-    for key, pair in sorted(grouped.items(), key=lambda item: order.index(item[0][:-1])):
-        model = key[-1]
-        first = next(iter(pair.values()))
-        cells = [dataset_label(first, accuracies), short(model), str(first["n"])]
-        cells.append(percent(first["chance"]))
-        published = published_pair(first, beside)
-        for k, normalization in enumerate(NORMALIZATIONS):
-            row = pair[normalization]
-            value, interval = row["distance_metric_value_mean"], row["wilson_95"]
-            ours = with_interval(value, interval)
-            if published is None:
-                cells += ["–", ours, "–"]
-                continue
-            paper = published[1][k]
-            outside = not 100 * interval[0] <= paper <= 100 * interval[1]
-            own = published[0] == HUB_NAMES.get(model, model)
-            whose = "" if own else f" ({short(published[0])})"
-            cells += [
-                f"{paper:.1f}{whose}",
-                ours,
-                f"{100 * value - paper:+.1f}{' *' if outside else ''}",
-            ]
-        lines.append(cells)
-    return columns, lines
+def accuracy_beside_paper(rows: list[Any], beside: str | None = None) -> Table:
+    """Tables 2-5: ours beside the paper's."""
+
+    def published(row) -> tuple[str, list[float]] | None:
+        found = published_accuracy(row, beside)
+        if found is None:
+            return None
+        own = found[0] == HUB_NAMES.get(row["model"], row["model"])
+        return "" if own else f" ({short(found[0])})", found[1]
+
+    return accuracy_table(rows, published)
 
 
-def idealized_table(rows: list[Row], beside: str | None = None) -> Table:
-    """Tables 1 and 6: observed and idealized accuracy, and the gap to the median over β."""
-    if not all("min_median_max" in row for row in rows):
-        raise ValueError("not a summary of calculate_upper_bound_rlhf.py")
-    columns = ["dataset", "reference → model", "pairs"]
-    for symbol in NORMALIZATIONS.values():
-        columns += [symbol, f"{symbol}* min / med / max", "gap [95 %]"]
-    lines = []
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(values_of(row, ("reference_model", *SETTING)), []).append(row)
-    for (reference, *_, model), of_group in groups.items():
-        by_kind = {row["calib_property"].removeprefix("ranks_"): row for row in of_group}
-        if len({(row["calib_property"], row["beta"]) for row in of_group}) < len(of_group):
-            raise ValueError(f"two runs of {model} on {dataset_label(of_group[0], [])}: give one")
-        any_row = next(iter(by_kind.values()))
-        models = short(model) if model == reference else f"{short(reference)} → {short(model)}"
-        cells = [dataset_label(any_row, rows), models, str(any_row["n"])]
-        for normalization in NORMALIZATIONS:
-            row = by_kind[normalization]
-            cells += [
-                percent(row["observed_accuracy"]),
-                BETWEEN.join(percent(x) for x in row["min_median_max"]),
-                with_interval(row["gap_to_median"], row["gap_to_median_95"]),
-            ]
-        lines.append(cells)
+def idealized_beside_paper(rows: list[Any]) -> Table:
+    """Tables 1 and 6: ours, then the paper's."""
+    columns, lines = idealized_table(rows)
     for ties, table in ((False, "idealized_table1"), (True, "idealized_table6_ties_included")):
         published = PUBLISHED[table] if any(row["include_ties"] == ties for row in rows) else {}
         for model, row in published.items():
@@ -185,152 +87,38 @@ def idealized_table(rows: list[Row], beside: str | None = None) -> Table:
     return columns, lines
 
 
-def conventions_table(rows: list[Row], beside: str | None = None) -> Table:
+def conventions_table(rows: list[Record], beside: str | None = None) -> Table:
     """The same log-likelihoods under the definition and under a published convention."""
     if not all("convention" in row for row in rows):
         raise ValueError("not a file of conventions.py")
+    refuse_two_runs(rows, "what", "convention", "normalization")
     columns = ["what", "dataset", "model", "convention", "n", "R̃", "R", "paper R̃, R"]
     lines = []
-    grouped: dict[tuple, dict[str, Row]] = {}
-    for row in rows:
-        key = (*setting_of(row), row["what"], row["convention"])
-        if row["normalization"] in grouped.setdefault(key, {}):
-            raise ValueError(f"two runs of {row['model']} on {dataset_label(row, [])}: give one")
-        grouped[key][row["normalization"]] = row
-    for (*_, model, what, convention), by_kind in grouped.items():
-        any_row = next(iter(by_kind.values()))
-        cells = [what, dataset_label(any_row, rows), short(model), convention, str(any_row["n"])]
-        for normalization in NORMALIZATIONS:
-            value = by_kind[normalization]["value"]
-            triple = isinstance(value, list)
-            cells.append(BETWEEN.join(map(percent, value)) if triple else percent(value))
+    for pair in by_normalization(rows, "what", "convention"):
+        row = pair["non-length-normalized"]
+        line = [row["what"], setting_label(row, rows), short(row["model"]), row["convention"]]
+        line.append(str(row["n"]))
+        for value in (pair[normalization]["value"] for normalization in SYMBOLS):
+            values = value if isinstance(value, list) else [value]
+            line.append(BETWEEN.join(map(percent, values)))
         published = None
-        if what == "ranking accuracy" and any_row["published"]:
-            published = published_pair(any_row, beside)
+        if row["what"] == "ranking accuracy" and row["published"]:
+            published = published_accuracy(row, beside)
         paper = "–"
         if published:
             paper = ", ".join(f"{x:.1f}" for x in published[1]) + f" ({short(published[0])})"
-        lines.append([*cells, paper])
+        lines.append([*line, paper])
     return columns, lines
 
 
-def length_table(rows: list[Row], beside: str | None = None) -> Table:
-    """Correlation of being ranked correctly with the difference of lengths."""
-    if not all("correlation" in row for row in rows):
-        raise ValueError("not a file of length_difference.py")
-    columns = ["dataset", "model", "score", "pairs", "correlation [95 %]"]
-    columns += ["preferred is shorter", "longer"]
-    lines = []
-    for row in rows:
-        low, high = row["correlation_95"]
-        correlation = "–"
-        if row["correlation"] is not None:
-            correlation = f"{row['correlation']:+.2f} [{low:+.2f}, {high:+.2f}]"
-        lines.append(
-            [dataset_label(row, rows), short(row["model"]), NORMALIZATIONS[row["normalization"]],
-             str(row["n"]), correlation,
-             f"{percent(row['accuracy_shorter'])} (n = {row['n_shorter']})",
-             f"{percent(row['accuracy_longer'])} (n = {row['n_longer']})"]
-        )  # fmt: skip
-    return columns, lines
-
-
-# ---------------------------------------------------------------------------- training
-def dynamics_table(rows: list[Row]) -> Table:
-    """Section 4: the four groups at the start, at the lowest validation loss, and at the end."""
-    best = lowest_loss_step(rows)
-    columns = ["pairs", "step", "loss", "accuracy", "flipped to correct", "→ incorrect"]
-    columns.append("reward margin")
-    lines = []
-    for part in PARTS:
-        summary = means_by_step(rows, part)
-        for step in sorted({min(summary), best, max(summary)} & summary.keys() if summary else ()):
-            chosen = [row for row in rows if (row["part"], row["step"]) == (part, step)]
-            counts = {group: 0 for group in summary[step]["share"]}
-            for row in chosen:
-                counts[row["group"]] += 1
-            wrong = counts["incorrect_to_correct"] + counts["incorrect_to_incorrect"]
-            margin = mean_of(chosen, "reward_margin")
-            flipped = counts["incorrect_to_correct"]
-            lines.append(
-                [f"{part} ({len(chosen)})", f"{step}{' (lowest)' if step == best else ''}",
-                 f"{summary[step]['loss']:.3f}", f"{percent(summary[step]['accuracy'])} %",
-                 f"{flipped} of {wrong} ({percent(flipped / wrong if wrong else None)} %)",
-                 f"{counts['correct_to_incorrect']} of {len(chosen) - wrong}", f"{margin:.2f}"]
-            )  # fmt: skip
-    return columns, lines
-
-
-def sweep_table(files: list[list[Row]], at: str) -> Table:
-    """Fig. 5-7 in numbers: mean over seeds (smallest to largest) of each γ."""
-    points = sweep_points(files, at)
-    columns = ["γ", "seeds", "pairs", "accuracy, %", "flipped to correct, %", "loss"]
-    columns.append("‖θ − θ_ref‖²")
-
-    def spread(values: list[float | None], digits: int, scale: float = 1.0) -> str:
-        known = [scale * value for value in values if value is not None]
-        if not known:
-            return "–"
-        text = f"{sum(known) / len(known):.{digits}f}"
-        different = len(known) > 1 and min(known) != max(known)
-        return text + f" ({min(known):.{digits}f} to {max(known):.{digits}f})" * different
-
-    lines = []
-    for (gamma, part), group in groupby(points, key=lambda point: (point["gamma"], point["part"])):
-        seeds = list(group)
-        lines.append(
-            [f"{gamma:g}", str(len(seeds)), f"{part} ({seeds[0]['n']})",
-             spread([s["accuracy"] for s in seeds], 1, 100),
-             spread([s["flipped"] for s in seeds], 1, 100), spread([s["loss"] for s in seeds], 3),
-             spread([s["squared_distance"] for s in seeds], 2)]
-        )  # fmt: skip
-    return columns, lines
-
-
-def win_rate_table(rows: list[Row], beside: str | None = None) -> Table:
-    """Fig. 4, 9-12 in numbers: nearest to the reference first."""
-    if not all({"win_rate", "squared_distance"} <= row.keys() for row in rows):
-        raise ValueError("not a summary of calculate_win_rate.py --checkpoints")
-    columns = ["model", "‖θ − θ_ref‖²", "ranking accuracy", "win rate [95 %]"]
-    columns += ["at equal lengths", "characters"]
-    lines = []
-    for row in sorted(rows, key=lambda row: row["squared_distance"]):
-        wins = "–"
-        if row["win_rate"] is not None:
-            wins = with_interval(row["win_rate"], row["bootstrap_95"])
-        lines.append(
-            [Path(row["model"]).name, f"{row['squared_distance']:.3g}",
-             percent(row["ranking_accuracy"]), wins, percent(row["length_controlled_win_rate"]),
-             f"{row['mean_characters_policy']:.0f}"]
-        )  # fmt: skip
-    for found in [c for row in rows for c in row.get("correlations", [])]:
-        value = "–"
-        if found["spearmanr"] is not None:
-            value = f"{found['spearmanr']:+.2f} (p = {found['p_value']:.2g})"
-        part = f"Spearman, accuracy and win rate, {found['part']} ({found['n']})"
-        lines.append([part, "", "", value, "", ""])
-    return columns, lines
-
-
-SUMMARIES = {
-    "ranking": ranking_table,
-    "idealized": idealized_table,
+SUMMARIES = {  # table → its builder, from the rows of all files and --beside
+    "ranking": accuracy_beside_paper,
+    "idealized": lambda rows, beside: idealized_beside_paper(rows),
     "conventions": conventions_table,
-    "length": length_table,
-    "win-rate": win_rate_table,
+    "length": lambda rows, beside: length_table(rows),
+    "win-rate": lambda rows, beside: win_rate_table(rows),
 }
-
-
-def print_table(table: Table, style: str) -> None:
-    """Markdown or LaTeX (booktabs) on stdout."""
-    from tabulate import tabulate
-
-    columns, lines = table
-    if style == "latex":
-        print(tabulate(lines, columns, tablefmt="latex_booktabs", disable_numparse=True))
-        return
-    for cells in (columns, ["---"] * len(columns), *lines):
-        print(f"| {' | '.join(cells)} |")
+FORMATS = {"markdown": as_markdown, "latex": as_latex}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -345,11 +133,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="step of a sweep's runs: of the lowest validation loss (the paper's), or the last",
     )  # fmt: skip
     parser.add_argument(
-        "--format",
-        choices=("markdown", "latex"),
-        default="markdown",
+        "--format", choices=FORMATS, default="markdown",
         help="of what is printed (default: markdown)",
-    )
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -369,7 +155,7 @@ def main(args: argparse.Namespace) -> None:
             table = SUMMARIES[args.table](rows, args.beside)
         except ValueError as error:
             raise ValueError(f"{', '.join(map(str, args.files))}: {error}") from None
-    print_table(table, args.format)
+    print(FORMATS[args.format](table))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Tiny random models and tokenizers, made on the spot: no network, no downloaded weights."""
 
 import os
+import re
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -10,6 +12,7 @@ os.environ["HF_HUB_ETAG_TIMEOUT"] = os.environ["HF_HUB_DOWNLOAD_TIMEOUT"] = "360
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -17,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from ranking.data.preferences import SAMPLE_FILE
+from ranking.plumbing.result_files import write_json_lines
 from ranking.scoring.score import token_logps_of_batches
 from ranking.scoring.tokenization import Texts, TokenizedCompletion, tokenize_examples
 
@@ -174,3 +178,49 @@ def score(model, tokenized, path, tokens=256, batch_size=100, done=frozenset()):
     ):
         scores.update(batch)
     return scores
+
+
+# ---------------------------------------------------------------------------- for judges
+@pytest.fixture
+def converted_models(tmp_path_factory, monkeypatch):
+    """One cache of converted models for the session; judges' answers are kept apart by model."""
+    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def preferences(tmp_path_factory) -> Path:
+    """Pairs that differ in one thing: the preferred completion ends with thanks."""
+    words = re.findall(
+        r"\w+", "the cat sat on a mat and the dog ran over hills with some old friends to see"
+    )
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(120):
+        text = " ".join(rng.choice(words, 6))
+        rows.append({"prompt": f"Question {number}: {' '.join(rng.choice(words, 5))}?",
+                     "chosen": f" {text}. thank you", "rejected": f" {text}. go away"})  # fmt: skip
+    path = tmp_path_factory.mktemp("preferences") / "train.jsonl"
+    write_json_lines(path, rows)
+    return path
+
+
+@pytest.fixture(scope="session")
+def reward_model(preferences, tiny_model_directory, tmp_path_factory) -> Path:
+    """A judge that has learnt these `preferences`."""
+    from judges import train_judge
+
+    return train_judge(
+        tiny_model_directory, preferences, tmp_path_factory.mktemp("reward") / "model"
+    )
+
+
+@pytest.fixture(scope="session")
+def two_models(tiny_model_directory, tmp_path_factory, tokenizer) -> tuple[Path, Path]:
+    """Two model directories, good and bad, whose responses come from files."""
+    folders = []
+    for name in ("good", "bad"):
+        folder = tmp_path_factory.mktemp(name)
+        make_model("llama", {**SMALL, "max_position_embeddings": 4096}).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders.append(folder)
+    return tuple(folders)

@@ -23,7 +23,7 @@ from ranking.data.preferences import load_preferences
 from ranking.metrics.accuracy import summarize_dataset
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import read_json_lines, write_json_lines
-from ranking.reports.accuracy import plot_ranking_accuracy, print_table
+from ranking.reports.accuracy import plot_ranking_accuracy, show_accuracy
 from ranking.scoring.models import model_fingerprint
 
 ROOT = Path(__file__).parents[1]
@@ -463,7 +463,7 @@ def summary_growth(n: int, path: Path) -> float:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows = summarize_dataset(records, common, False, 0)
     plot_ranking_accuracy(rows, path)
-    print_table(rows)
+    show_accuracy(rows)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 

@@ -8,9 +8,6 @@ import torch
 from conftest import tokenize
 
 from ranking.data.preferences import load_preferences
-from ranking.metrics.accuracy import compare_runs
-from ranking.metrics.intervals import wilson_interval
-from ranking.scoring.comparable import shared_examples
 from ranking.scoring.models import BUNDLED_MODEL, load_model, load_tokenizer
 from ranking.scoring.score import score_examples
 from ranking.scoring.start_up_check import check_fast_path
@@ -89,32 +86,3 @@ def test_margins_and_loss_are_those_of_trl(real, tmp_path):
     logged = trainer.state.log_history[0]
     assert logged["rewards/margins"] == pytest.approx(margins.mean(), abs=1e-3)
     assert logged["loss"] == pytest.approx(np.logaddexp(0, -margins).mean(), abs=1e-3)
-
-
-def test_intervals_and_tests_are_those_of_statsmodels():
-    from statsmodels.stats.contingency_tables import mcnemar
-    from statsmodels.stats.proportion import proportion_confint
-
-    for k, n in ((0, 5), (3, 7), (96, 199), (1000, 1000)):
-        assert wilson_interval(k, n) == pytest.approx(
-            proportion_confint(k, n, method="wilson"), abs=1e-9
-        )
-    rng = np.random.default_rng(0)
-    records = []
-    for _ in range(2):
-        rows = [
-            {"id": str(k), "dataset": "d", "split": None, "ranks": [1, 2], "prompt_id": str(k),
-             "completions": [{"logp": float(-x), "n_tokens": 1} for x in rng.random(2)]}
-            for k in range(40)
-        ]  # fmt: skip
-        records.append(rows)
-    correct = [
-        np.array([r["completions"][0]["logp"] >= r["completions"][1]["logp"] for r in rows])
-        for rows in records
-    ]
-    table = [[np.sum(correct[0] & correct[1]), np.sum(correct[0] & ~correct[1])],
-             [np.sum(~correct[0] & correct[1]), np.sum(~correct[0] & ~correct[1])]]  # fmt: skip
-    found = compare_runs(shared_examples(*records))
-    assert found and all(
-        r["p_value"] == pytest.approx(mcnemar(table, exact=True).pvalue) for r in found
-    )

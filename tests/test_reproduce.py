@@ -1,4 +1,4 @@
-"""reproduce/: the tables and figures equal their result files; conventions by hand; the driver."""
+"""reproduce/: conventions and lengths by hand; the driver."""
 
 import importlib
 import json
@@ -11,128 +11,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from result_rows import HH, ranking_rows
 from scipy import stats
-from test_plot_results import dynamics
 
-from ranking.metrics.dynamics import sweep_points
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import read_json_lines, write_json_lines
-from ranking.reports.accuracy import plot_ranking_accuracy
-from ranking.reports.dynamics import BLUE, plot_sweep
-from ranking.reports.length import plot_length_difference
-from ranking.reports.win_rate import plot_win_rate
 from reproduce import conventions, length_difference, run, tables
 
 ROOT = Path(__file__).parents[1]
-HH = "Anthropic/hh-rlhf"
-
-
-def ranking_rows(model="gpt2", values=(0.5, 0.6), dataset=HH, split="test", n=100):
-    kinds = ("length-normalized", "non-length-normalized")
-    return [
-        {"model": model, "dataset_name": dataset, "dataset_split": split, "include_ties": False,
-         "distance_metric": "acc", "calib_property": f"ranking_{kind}", "n": n, "chance": 0.5,
-         "distance_metric_value_mean": value, "wilson_95": [value - 0.05, value + 0.05]}
-        for kind, value in zip(kinds, values)
-    ]  # fmt: skip
-
-
-# ---------------------------------------------------------------------------- tables
-def test_ranking_table_marks_what_is_outside_the_interval():
-    """gpt2 on HH test: published 49.9 and 46.0."""
-    columns, (line,) = tables.ranking_table(ranking_rows())
-    assert dict(zip(columns, line)) | {"difference": None} == {
-        "dataset": f"{HH}:test", "model": "gpt2", "n": "100", "chance": "50.0", "R̃ paper": "49.9",
-        "R̃ ours [95 %]": "50.0 [45, 55]", "difference": None, "R paper": "46.0",
-        "R ours [95 %]": "60.0 [55, 65]"}  # fmt: skip
-    differences = [cell for column, cell in zip(columns, line) if column == "difference"]
-    assert differences == ["+0.1", "+14.0 *"]
-
-
-def test_tables_label_runs_that_were_scored_differently():
-    how = {"chat_template": False, "add_eos": False, "max_length": None, "separator": "",
-           "sample_size": 200}  # fmt: skip
-    changes = ({}, {"chat_template": True, "separator": None}, {"max_length": 64, "add_eos": True})
-    rows = [{**row, **how, **change} for change in changes for row in ranking_rows()]
-    _, lines = tables.ranking_table(rows)
-    assert [line[0] for line in lines] == [
-        f"{HH}:test", f"{HH}:test, chat template", f"{HH}:test, EOS scored, at most 64 tokens"]  # fmt: skip
-    with_sizes = [*ranking_rows("a"), *({**r, **how} for r in ranking_rows("b"))]
-    _, lines = tables.ranking_table(with_sizes)
-    assert [line[0] for line in lines] == [f"{HH}:test", f"{HH}:test, sample of 200"]
-
-
-def test_ranking_table_beside_another_model():
-    rows = ranking_rows("some/where/mine") + ranking_rows("gpt2", dataset="sample", split=None)
-    _, (mine, sample) = tables.ranking_table(rows, "gpt2")
-    assert mine[1] == "mine" and mine[4] == "49.9 (gpt2)"
-    assert sample[4] == "–" and sample[6] == "–"  # the paper has no such data
-    _, (without, _) = tables.ranking_table(rows)
-    assert without[4] == "–"
-    zephyr = ranking_rows("alignment-handbook/zephyr-7b-dpo-full")
-    _, (line,) = tables.ranking_table(zephyr)
-    published = tables.PUBLISHED["ranking_accuracy"]["zephyr-7b-dpo"][f"{HH}:test"]
-    assert line[4] == f"{published[0]:.1f}"
-
-
-def test_idealized_table():
-    rows = [
-        {"dataset_name": "d", "reference_model": "a/sft", "model": "a/dpo", "include_ties": False,
-         "calib_property": f"ranks_{kind}", "n": 7, "observed_accuracy": 0.4,
-         "min_median_max": [0.5, 0.75, 1.0], "gap_to_median": 0.35, "gap_to_median_95": [0.2, 0.4],
-         "beta": beta}
-        for beta in (0.1, 1)
-        for kind in ("length-normalized", "non-length-normalized")
-    ]  # fmt: skip
-    _, lines = tables.idealized_table(rows)
-    assert lines[0] == [
-        "d",
-        "sft → dpo",
-        "7",
-        *["40.0", "50.0 / 75.0 / 100.0", "35.0 [20, 40]"] * 2,
-    ]
-    assert lines[1][1:] == ["paper: zephyr-7b-dpo", "–", "54", "86 / 98 / 100", "44", "42",
-                            "90 / 99 / 100", "57"]  # fmt: skip
-    _, both = tables.idealized_table([*rows, *({**row, "add_eos": True} for row in rows)])
-    assert [line[0] for line in both[:2]] == ["d", "d, EOS scored"]
-    with pytest.raises(ValueError, match="two runs of a/dpo on d: give one"):
-        tables.idealized_table(rows + rows)
-    _, with_ties = tables.idealized_table([{**row, "include_ties": True} for row in rows])
-    assert with_ties[0][0] == "d, ties included" and with_ties[1][3] == "42"
-
-
-def test_dynamics_and_sweep_tables():
-    """Of the two correct and two wrong pairs at step 5, one each changes; the loss is lowest there."""
-    _, lines = tables.dynamics_table(dynamics())
-    assert lines[1] == ["train (4)", "5 (lowest)", "0.550", "50.0 %", "1 of 2 (50.0 %)", "1 of 2",
-                        "0.50"]  # fmt: skip
-    other = [{**row, "gamma": 0.0} for row in dynamics()]
-    _, sweep = tables.sweep_table([dynamics(), other, other], "last")
-    assert [line[:3] for line in sweep] == [
-        ["0", "2", "train (4)"], ["0", "2", "validation (4)"],
-        ["1", "1", "train (4)"], ["1", "1", "validation (4)"]]  # fmt: skip
-    assert sweep[0][3:] == ["100.0", "100.0", "0.725", "100.00"]
-    points = sweep_points([dynamics()], "lowest-loss")
-    assert [(p["step"], p["accuracy"], p["flipped"]) for p in points] == [(5, 0.5, 0.5)] * 2
-
-
-def test_formats_and_errors(tmp_path, capsys):
-    write_json_lines(tmp_path / "r.jsonl", ranking_rows())
-    for style, expected in (("markdown", f"| {HH}:test | gpt2 | 100 |"), ("latex", "\\toprule")):
-        arguments = ["ranking", str(tmp_path / "r.jsonl"), "--format", style]
-        tables.main(tables.parse_args(arguments))
-        assert expected in capsys.readouterr().out
-    wrong = [["idealized", str(tmp_path / "r.jsonl")], ["win-rate", str(tmp_path / "r.jsonl")],
-             ["ranking", str(tmp_path / "r.jsonl"), "--beside", "me"],
-             ["ranking", str(tmp_path / "none.jsonl")]]  # fmt: skip
-    for arguments in wrong:
-        with pytest.raises(SystemExit) as stop:
-            run_script(tables.main, tables.parse_args(arguments))
-        error = capsys.readouterr().err
-        assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
 
 
 # ---------------------------------------------------------------------------- conventions, lengths
@@ -186,9 +74,9 @@ def test_conventions_of_several_models_and_splits_stay_apart():
     with pytest.raises(ValueError, match="two runs of gpt2"):
         tables.conventions_table(rows + rows)
     with pytest.raises(ValueError, match=f"two runs of gpt2 on {HH}:test"):
-        tables.ranking_table(ranking_rows() + ranking_rows())
+        tables.accuracy_beside_paper(ranking_rows() + ranking_rows())
     harmless = [{**row, "dataset_config": "harmless-base"} for row in ranking_rows()]
-    _, (line,) = tables.ranking_table(harmless)
+    _, (line,) = tables.accuracy_beside_paper(harmless)
     assert line[0] == f"{HH}:harmless-base:test" and line[4] == "–"  # a part has no published value
 
 
@@ -222,71 +110,6 @@ def test_length_difference_against_scipy(tmp_path, capsys):
     shares = [b["n"] * b["accuracy"] for b in summed["bins"]]
     assert sum(shares) == pytest.approx(np.sum(correct))
     assert f"{summed['correlation']:+.2f}" in capsys.readouterr().out
-
-
-# ---------------------------------------------------------------------------- figures
-def test_sweep_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(plt, "close", lambda figure: None)
-    other = [{**row, "gamma": 0.0} for row in dynamics()]
-    worse = [{**row, "group": row["group"].split("_to_")[0] + "_to_incorrect"} for row in other]
-    plot_sweep([dynamics(), other, worse], tmp_path / "s.png", "last")
-    accuracy, flipped, distance = plt.gcf().axes
-    train = {line.get_label(): line for line in accuracy.lines}["train (n = 4)"]
-    assert list(train.get_xdata()) == [0, 1] and list(train.get_ydata()) == [50, 100]
-    band = accuracy.collections[0].get_paths()[0].vertices  # 0 to 100 % at γ = 0
-    assert {y for x, y in band if x == 0} == {0, 100} and {y for x, y in band if x == 1} == {100}
-    assert list(distance.lines[0].get_ydata()) == [100, 100] and len(distance.lines) == 1
-    assert list(flipped.lines[0].get_ydata()) == [50, 100]
-
-
-def test_figures_of_several_models_and_lengths(tmp_path, monkeypatch):
-    monkeypatch.setattr(plt, "close", lambda figure: None)
-    rows = (
-        ranking_rows("a") + ranking_rows("b", (0.7, 0.4)) + ranking_rows("b", (0.2, 0.3), "other")
-    )
-    plot_ranking_accuracy(rows, tmp_path / "r.png")
-    left, right = plt.gcf().axes
-    marks = {c.get_label(): list(c.lines[0].get_xdata()) for c in left.containers}
-    assert marks == {"a": pytest.approx([50]), "b": pytest.approx([70, 20])}
-    marks = {c.get_label(): list(c.lines[0].get_xdata()) for c in right.containers}
-    assert marks == {"a": pytest.approx([60]), "b": pytest.approx([40, 30])}
-
-    bins = [{"mean_difference": x, "accuracy": y, "wilson_95": [y - 0.1, y + 0.1]}
-            for x, y in ((-5, 0.9), (5, 0.2))]  # fmt: skip
-    row = {"model": "m", "dataset_name": "d", "dataset_split": "test", "include_ties": False, "n": 9,
-           "normalization": "non-length-normalized", "bins": bins}  # fmt: skip
-    ties = {**row, "include_ties": True, "bins": bins[::-1]}  # its untied pairs are not drawn twice
-    plot_length_difference([row, ties], tmp_path / "l.png")
-    normalized, summed = plt.gcf().axes
-    assert not normalized.containers and len(summed.containers) == 1
-    assert list(summed.containers[0].lines[0].get_ydata()) == pytest.approx([90, 20])
-    assert list(summed.containers[0].lines[0].get_xdata()) == [-5, 5]
-
-    splits = ranking_rows("a") + ranking_rows("a", (0.7, 0.4), split="train")
-    splits += [
-        {**row, "include_ties": True, "chance": None} for row in ranking_rows("a", (0.2, 0.3))
-    ]
-    plot_ranking_accuracy(splits, tmp_path / "s.png")
-    (axes,) = plt.gcf().axes
-    assert [text.get_text().split("\n")[0] for text in axes.get_yticklabels()] == [
-        f"{HH}, test", f"{HH}, train", f"{HH}, test, ties"]  # fmt: skip
-    (chance,) = [c for c in axes.collections if c.get_label() == "chance"]
-    assert len(chance.get_segments()) == 2
-
-
-def test_win_rates_of_several_seeds_are_joined_by_their_means(tmp_path, monkeypatch):
-    monkeypatch.setattr(plt, "close", lambda figure: None)
-    rows = [
-        {"step": None, "gamma": gamma, "win_rate": win, "bootstrap_95": [win - 0.1, win + 0.1], "n": 9,
-         "ranking_accuracy": win / 2, "n_ranked": 9, "squared_distance": 1.0}
-        for gamma, win in ((0.0, 0.4), (0.0, 0.6), (1.0, 0.7), (1.0, 0.7))
-    ]  # fmt: skip
-    plot_win_rate(rows, tmp_path / "w.png")
-    left, right = plt.gcf().axes
-    (means,) = [line for line in left.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2
-                and list(line.get_xdata()) == [0, 1] and line.get_color() == BLUE]  # fmt: skip
-    assert list(means.get_ydata()) == pytest.approx([50, 70])
-    assert list(right.lines[-1].get_ydata()) == pytest.approx([25, 35])
 
 
 # ---------------------------------------------------------------------------- driver

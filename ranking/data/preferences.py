@@ -114,30 +114,17 @@ def sample_and_convert(
         raise ValueError(f"{file}: {error}") from None
     joint = source.separator if source is not None else joint
     joint = joint if separator is None else separator
-    for number, row in enumerate(rows):
-        if not set(needed) <= row.keys():
-            missing = ", ".join(column for column in needed if column not in row)
-            raise ValueError(
-                f"{place(origins, number)}: missing column {missing} (found {', '.join(row)})"
-            )
-        if (column := unread_prompt_column(row, needed)) is not None:
-            raise ValueError(
-                f"{place(origins, number)}: column {column!r} is part of the prompt, but with the "
-                f"columns {', '.join(needed)} it is not read: put its text into the prompt "
-                "(`prompt`), or take the column out"
-            )
+    check_columns(rows, needed, origins)
     notes = []
     if reader is read_rated_pair:
         rows, n_missing = group_votes(rows, partial(place, origins))
         if n_missing:
             notes.append(f"rater rows without a preference: {n_missing}")
-    picked = range(len(rows))
-    if sample_size is not None and sample_size > len(rows):
+    whole = sample_size is None or sample_size > len(rows)
+    if whole and sample_size is not None:
         notes.append(f"{len(rows)} examples, fewer than the {sample_size} asked for: all taken")
-    elif sample_size is not None and source is not None and source.streamed:
-        picked = range(sample_size)
-    elif sample_size is not None:
-        picked = np.random.default_rng(seed).choice(len(rows), sample_size, replace=False).tolist()
+    streamed = source is not None and source.streamed
+    picked = range(len(rows)) if whole else sampled_rows(len(rows), sample_size, seed, streamed)
     joined_texts = reader in (read_pair, read_list)
     whole_texts = joined_texts and are_whole_texts(rows)
     examples: list[PreferenceExample] = []
@@ -188,15 +175,44 @@ def sample_and_convert(
     if n_kept:
         notes.append(f"completions begin with the prompt, and stay as they are: {n_kept} examples")
     if not examples:
-        counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
-        hint = ""
-        if reader is read_hh and set(dropped) == {"no common prompt"}:
-            hint = (
-                "; without a column `prompt`, chosen and rejected are whole dialogues that share "
-                f"all up to the last '\\n\\nAssistant:' (found {', '.join(rows[0])})"
-            )
-        raise ValueError(f"{file}: no usable example left of {len(picked)} ({counts}){hint}")
+        why = explain_drops(dropped, rows[0] if reader is read_hh else None)
+        raise ValueError(f"{file}: no usable example left of {len(picked)} {why}")
     return PreferenceData(*names, joint, examples, dict(dropped), notes)
+
+
+def check_columns(rows: Sequence[Row], needed: Sequence[str], origins: Origins) -> None:
+    """Raise ValueError for the first row without a column that is needed, or with a part of its
+    prompt in one that is not read."""
+    for number, row in enumerate(rows):
+        if not set(needed) <= row.keys():
+            missing = ", ".join(column for column in needed if column not in row)
+            raise ValueError(
+                f"{place(origins, number)}: missing column {missing} (found {', '.join(row)})"
+            )
+        if (column := unread_prompt_column(row, needed)) is not None:
+            raise ValueError(
+                f"{place(origins, number)}: column {column!r} is part of the prompt, but with the "
+                f"columns {', '.join(needed)} it is not read: put its text into the prompt "
+                "(`prompt`), or take the column out"
+            )
+
+
+def sampled_rows(n_rows: int, sample_size: int, seed: int, streamed: bool) -> Sequence[int]:
+    """Row numbers of a sample without replacement; the first rows, where they were streamed."""
+    if streamed:
+        return range(sample_size)
+    return np.random.default_rng(seed).choice(n_rows, sample_size, replace=False).tolist()
+
+
+def explain_drops(dropped: Counter[str], whole_dialogue: Row | None) -> str:
+    """The reasons with their counts, and, for whole dialogues, what they have to be."""
+    counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
+    if whole_dialogue is None or set(dropped) != {"no common prompt"}:
+        return f"({counts})"
+    return (
+        f"({counts}); without a column `prompt`, chosen and rejected are whole dialogues that "
+        f"share all up to the last '\\n\\nAssistant:' (found {', '.join(whole_dialogue)})"
+    )
 
 
 def is_unicode(texts: Sequence[str]) -> bool:

@@ -1,7 +1,29 @@
 """A local judge: a reward model, a sequence classifier with one output."""
 
-import sys
 from collections.abc import Iterator, Sequence
+
+import torch
+from jinja2 import TemplateError
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForSequenceClassification
+
+from ranking.plumbing.processes import announce
+from ranking.scoring.models import (
+    LOADING_ERRORS,
+    check_adapter_weights,
+    context_length,
+    explain,
+    load_config,
+    load_tokenizer,
+    resolve_model,
+)
+from ranking.scoring.rotary import forget_lengths, length_class
+from ranking.scoring.tokenization import (
+    check_vocabulary,
+    is_begun,
+    parse_dialogue,
+    without_endings,
+)
 
 
 def load_reward_model(
@@ -16,36 +38,22 @@ def load_reward_model(
 
     Raises OSError if nothing loads, ValueError if what loads has no trained score head.
     """
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    from ranking.scoring.models import (
-        LOADING_ERRORS,
-        check_adapter_weights,
-        explain,
-        load_config,
-        load_tokenizer,
-        resolve_model,
-    )
-
     try:
-        check_adapter_weights(resolve_model(name), None, allow_pickle)
-        load_config(resolve_model(name), None, trust_remote_code)
+        path = resolve_model(name)
+        check_adapter_weights(path, None, allow_pickle)
+        load_config(path, None, trust_remote_code)
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            resolve_model(name), dtype=getattr(torch, dtype), output_loading_info=True,
+            path, dtype=getattr(torch, dtype), output_loading_info=True,
             trust_remote_code=trust_remote_code, use_safetensors=None if allow_pickle else True,
         )  # fmt: skip
     except LOADING_ERRORS as error:
         raise OSError(f"cannot load the judge {name}: {explain(error)}") from error
-    if info["missing_keys"] or model.config.num_labels != 1:
-        raise ValueError(
-            f"{name} is no reward model: "
-            + (
-                f"it has no weights for {', '.join(sorted(info['missing_keys'])[:3])}"
-                if info["missing_keys"]
-                else f"it has {model.config.num_labels} outputs instead of one"
-            )
-        )
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(f"{name} is no reward model: it has no weights for {missing}")
+    if model.config.num_labels != 1:
+        n = model.config.num_labels
+        raise ValueError(f"{name} is no reward model: it has {n} outputs instead of one")
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     return model.to(device).eval(), tokenizer
 
@@ -58,10 +66,6 @@ def reward_ids(tokenizer, prompt: str, response: str) -> list[int]:
     once, and EOS at the end unless the tokenizer ends texts itself.
     Raises ValueError where the template refuses the dialogue.
     """
-    from jinja2 import TemplateError
-
-    from ranking.scoring.tokenization import is_begun, parse_dialogue, without_endings
-
     response = without_endings(tokenizer, response, None).strip()
     if tokenizer.chat_template is not None:
         messages = parse_dialogue(prompt)
@@ -84,8 +88,6 @@ def reward_ids(tokenizer, prompt: str, response: str) -> list[int]:
 
 def longest_text(model, tokenizer) -> int:
     """How many tokens the model and its tokenizer allow."""
-    from ranking.scoring.models import context_length
-
     return min(context_length(model) or 10**9, tokenizer.model_max_length)
 
 
@@ -100,12 +102,6 @@ def reward_scores(
     without one is given one text at a time, of which it reads the last token. Texts whose rotary
     frequencies differ by their length (LongRoPE) are in batches of their own.
     """
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    from ranking.scoring.rotary import forget_lengths, length_class
-    from ranking.scoring.tokenization import check_vocabulary
-
     limit = longest_text(model, tokenizer)
     long = [i for i, ids in enumerate(texts) if len(ids) > limit]
     texts = list(texts)
@@ -113,7 +109,7 @@ def reward_scores(
         kept = int(texts[i][0] in (tokenizer.bos_token_id, tokenizer.cls_token_id))
         texts[i] = [*texts[i][:kept], *texts[i][len(texts[i]) - limit + kept :]]
     if long:
-        print(f"judge: {len(long)} texts cut from the left to {limit} tokens", file=sys.stderr)
+        announce(f"judge: {len(long)} texts cut from the left to {limit} tokens")
     pad = model.config.get_text_config().pad_token_id
     can_pad = pad is not None and pad >= 0
     check_vocabulary(model, [*texts, [pad] * can_pad])

@@ -4,12 +4,15 @@ import hashlib
 import json
 import os
 import re
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import NamedTuple
 
+import openai
+
+from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import append_json_lines, drop_torn_line
 
 QUESTION = """You compare two replies to the last message of a conversation with an AI assistant.
@@ -28,27 +31,21 @@ QUESTION = """You compare two replies to the last message of a conversation with
 
 Which reply serves the user better? Prefer what is correct, to the point and harmless; length and
 order are no merit. Answer with one letter and nothing else: A, B, or C if neither is better."""
-
-
-ANSWER_TOKENS = 16
-
-
-REASONING_TOKENS = 4096  # of an answer, where the reasoning before it counts
-
-
 TRIAL = [{"role": "user", "content": "Answer with the letter A and nothing else."}]
-
-
+ANSWER_TOKENS = 16
+REASONING_TOKENS = 4096  # of an answer, where the reasoning before it counts
 CHARACTERS_PER_TOKEN = 4  # only for the estimate of the costs
-
-
 REFUSED = (400, 413, 422)  # of a question after the trial: it counts as unclear
-
-
 VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}  # share of the win that goes to the first reply
 
+Messages = list[dict[str, str]]
 
-FIRST_ORDER, SECOND_ORDER = "policy first", "policy second"
+
+class CachedAnswer(NamedTuple):
+    """A line of ~/.cache/ranking_acc/judge/MODEL.jsonl: a list of two. The last of a key counts."""
+
+    key: str  # `cache_key` of the question
+    answer: str  # as it came, never empty
 
 
 def make_client(base_url: str | None, timeout: float, max_retries: int):
@@ -60,15 +57,13 @@ def make_client(base_url: str | None, timeout: float, max_retries: int):
     Raises ValueError without a key, unless the endpoint is one's own, and for an address that holds
     credentials: it is recorded.
     """
-    from openai import OpenAI
-
     key = os.environ.get("OPENAI_API_KEY")
     base_url = base_url or os.environ.get("OPENAI_BASE_URL")
     if any(sign in (base_url or "") for sign in "@?"):
         raise ValueError("the judge's address: no credentials in it; use OPENAI_API_KEY")
     if not key and base_url is None:
         raise ValueError("--judge openai: set OPENAI_API_KEY, or give --judge-base-url")
-    return OpenAI(
+    return openai.OpenAI(
         api_key=key or "none", base_url=base_url, timeout=timeout, max_retries=max_retries
     )
 
@@ -83,18 +78,10 @@ def parse_verdict(answer: str) -> float | None:
     return VERDICTS[found[1].upper()] if found else None
 
 
-def question(prompt: str, first: str, second: str) -> list[dict[str, str]]:
+def question(prompt: str, first: str, second: str) -> Messages:
     """The messages that ask for a comparison."""
     content = QUESTION.format(prompt=prompt.strip(), first=first.strip(), second=second.strip())
     return [{"role": "user", "content": content}]
-
-
-def both_orders(prompt: str, policy: str, other: str) -> dict[str, list[dict[str, str]]]:
-    """The two questions about a pair of responses."""
-    return {
-        FIRST_ORDER: question(prompt, policy, other),
-        SECOND_ORDER: question(prompt, other, policy),
-    }
 
 
 def combine_orders(first: float | None, second: float | None) -> float | None:
@@ -105,7 +92,7 @@ def combine_orders(first: float | None, second: float | None) -> float | None:
     return first if first == 1.0 - second else 0.5
 
 
-def cache_key(address: str, model: str, messages: list[dict[str, str]]) -> str:
+def cache_key(address: str, model: str, messages: Messages) -> str:
     """What identifies a paid answer: the endpoint, the model and everything it is asked (how it
     wants to be asked follows from the first two)."""
     content = json.dumps([address, model, ANSWER_TOKENS, messages], sort_keys=True)
@@ -125,7 +112,7 @@ def read_answers(path: Path) -> dict[str, str]:
 
 
 def estimate(
-    questions: Sequence[list[dict[str, str]]],
+    questions: Sequence[Messages],
     n_cached: int,
     answer_tokens: int,
     price: Sequence[float] | None,
@@ -133,13 +120,12 @@ def estimate(
     """One line: calls, tokens and, with prices in dollars per million tokens, the cost."""
     characters = sum(len(message["content"]) for messages in questions for message in messages)
     tokens = characters / CHARACTERS_PER_TOKEN, answer_tokens * len(questions)
-    text = (
+    cost = price and (tokens[0] * price[0] + tokens[1] * price[1]) / 1e6
+    return (
         f"judge: {len(questions)} calls ({n_cached} more are answered from the cache), about "
         f"{tokens[0] / 1e6:.3g} M tokens asked, at most {tokens[1] / 1e6:.3g} M answered"
+        + (f", about {cost:.2f} USD" if price else "")
     )
-    if price:
-        text += f", about {(tokens[0] * price[0] + tokens[1] * price[1]) / 1e6:.2f} USD"
-    return text
 
 
 def complaint(client, error) -> str:
@@ -149,14 +135,12 @@ def complaint(client, error) -> str:
     return text.replace(client.api_key, "…") if os.environ.get("OPENAI_API_KEY") else text
 
 
-def ask(client, model: str, messages: list[dict[str, str]], parameters: dict) -> str:
+def ask(client, model: str, messages: Messages, parameters: dict) -> str:
     """The answer's text.
 
     Raises openai.APIStatusError where the judge does not take this request, ValueError with one
     line, which never holds the key, if it cannot be asked at all.
     """
-    import openai
-
     where = f"judge {model} at {client.base_url}"
     try:
         response = client.chat.completions.create(model=model, messages=messages, **parameters)
@@ -185,8 +169,6 @@ def find_parameters(client, model: str) -> dict[str, float | int]:
     also limits their reasoning, and no temperature. Raises ValueError as `ask` does, and with what
     the judge says against the request otherwise.
     """
-    import openai
-
     parameters: dict[str, float | int] = {"temperature": 0.0, "max_tokens": ANSWER_TOKENS}
     while True:
         try:
@@ -209,12 +191,11 @@ def find_parameters(client, model: str) -> dict[str, float | int]:
 def ask_all(
     client,
     model: str,
-    questions: dict[tuple, list[dict[str, str]]],
+    questions: dict[tuple, Messages],
     cache: Path,
     *,
     concurrency: int,
     price: Sequence[float] | None = None,
-    announce: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> Iterator[tuple[tuple, str]]:
     """(key of the question, answer), from the cache first, the rest as the judge answers.
 
@@ -222,27 +203,36 @@ def ask_all(
     judge refuses (too long, filtered) has an empty one. Raises ValueError if the judge fails for
     good; the answers until then are kept.
     """
-    import openai
-
     answers = read_answers(cache)
-    keys = {
-        name: cache_key(str(client.base_url), model, messages)
-        for name, messages in questions.items()
-    }
-    missing = {keys[name]: questions[name] for name in questions if keys[name] not in answers}
-    waiting: dict[str, list[tuple]] = {}
-    for name, key in keys.items():
+    waiting: dict[str, list[tuple]] = {}  # like questions are asked once
+    for name, messages in questions.items():
+        key = cache_key(str(client.base_url), model, messages)
         if key in answers:
             yield name, answers[key]
         else:
             waiting.setdefault(key, []).append(name)
-    if not missing:
+    if not waiting:
         return
+    missing = {key: questions[names[0]] for key, names in waiting.items()}
     parameters = find_parameters(client, model)
     if len(parameters.keys() & {"max_tokens", "temperature"}) < 2:
         announce(f"judge {model} takes no max_tokens or temperature: asked with {parameters}")
     limit = int(parameters.get("max_tokens", REASONING_TOKENS))
     announce(estimate(list(missing.values()), len(questions) - len(missing), limit, price))
+    for key, answer in ask_missing(client, model, missing, parameters, cache, concurrency):
+        for name in waiting[key]:
+            yield name, answer
+
+
+def ask_missing(
+    client,
+    model: str,
+    missing: dict[str, Messages],
+    parameters: dict,
+    cache: Path,
+    concurrency: int,
+) -> Iterator[tuple[str, str]]:
+    """(key, answer) as the judge answers, each appended to `cache` before."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     if cache.exists():
         drop_torn_line(cache)
@@ -257,15 +247,14 @@ def ask_all(
             return ""
         if answer:
             with lock, cache.open("ab") as file:
-                append_json_lines(file, [[key, answer]])
+                append_json_lines(file, [CachedAnswer(key, answer)])
         return answer
 
     pool = ThreadPoolExecutor(concurrency)
     futures = {pool.submit(answered, key): key for key in missing}
     try:
         for future in as_completed(futures):
-            for name in waiting[futures[future]]:
-                yield name, future.result()
+            yield futures[future], future.result()
         if refusals:
             announce(f"judge: {len(refusals)} questions refused, unclear: {refusals[0][:300]}")
     finally:  # after an error or a stop no further call is made; those on their way are kept

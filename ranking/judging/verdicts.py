@@ -1,87 +1,233 @@
-"""Pairs of responses → verdicts, by whichever judge."""
+"""Pairs of responses → verdicts, by whichever judge, kept in NAME.examples.jsonl."""
 
-import argparse
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from ranking.judging.reward_model import reward_ids, reward_scores
+from ranking.data.examples import PreferenceData
+from ranking.judging.responses import Generation, Prompt, Response, respond
+from ranking.judging.reward_model import load_reward_model, reward_ids, reward_scores
 from ranking.judging.served_model import (
-    FIRST_ORDER,
-    SECOND_ORDER,
     ask_all,
-    both_orders,
     combine_orders,
+    make_client,
     parse_verdict,
+    question,
 )
-from ranking.plumbing.command_line import announce
-from ranking.plumbing.result_files import Record
-from ranking.scoring.models import cache_directory
+from ranking.plumbing.command_line import progress_bar, until_stopped
+from ranking.plumbing.processes import announce
+from ranking.plumbing.result_files import Record, append_json_lines
+from ranking.scoring.models import (
+    cache_directory,
+    check_model_path,
+    choose_device,
+    model_fingerprint,
+)
+
+KINDS = ("reward-model", "openai")
 
 
-def judged_rows(args: argparse.Namespace, pairs: list[Record], judge) -> Iterator[Record]:
-    """The pairs with the judge's verdict: `win` is the policy's share, None if unclear.
+class Pair(TypedDict):
+    """Two responses to a prompt."""
 
-    Identical responses are a tie without asking.
+    model: str  # the policy
+    id: str  # of the `Prompt`
+    prompt_id: str
+    dataset: str
+    split: str | None
+    prompt: str
+    policy_response: str
+    other_response: str  # the reference's, or the dataset's preferred completion
+
+
+class Judged(Pair):
+    """A line of NAME.examples.jsonl of calculate_win_rate.py."""
+
+    win: float | None  # the policy's share: 1, 0.5 (a tie) or 0; None: no clear verdict
+    identical: NotRequired[bool]  # True: a tie without asking
+    # by a reward model
+    rewards: NotRequired[list[float] | None]  # of policy and other; None: refused, not finite
+    # by a served judge, in both orders: the policy's response first, then second
+    verdicts: NotRequired[list[float | None]]  # share that goes to the first response
+    answers: NotRequired[list[str]]  # as they came; empty: the question was refused
+
+
+Judge = Callable[[Sequence[Pair]], Iterator[Judged]]
+
+
+def make_judge(
+    name: str,
+    *,
+    judge_base_url: str | None,
+    judge_timeout: float,
+    judge_retries: int,
+    judge_concurrency: int,
+    judge_price: Sequence[float] | None,
+    device: str,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> tuple[Judge, dict[str, str | None]]:
+    """What judges pairs, and what identifies it in a run's configuration.
+
+    name: "reward-model:NAME_OR_PATH" or "openai:MODEL".
     """
-    differing = []
+    kind, _, model = name.partition(":")
+    facts: dict[str, str | None] = {
+        "judge": name, "judge_fingerprint": None, "judge_base_url": None
+    }  # fmt: skip
+    if kind == "openai":
+        client = make_client(judge_base_url, judge_timeout, judge_retries)
+        facts["judge_base_url"] = str(client.base_url)
+        return partial(ask_judge, client, model, judge_concurrency, judge_price), facts
+    check_model_path(model)
+    facts["judge_fingerprint"] = model_fingerprint(model)
+    loaded = load_reward_model(
+        model, choose_device(device), "float32",  # half precision would round differences to ties
+        trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
+    )  # fmt: skip
+    return partial(compare_rewards, *loaded), facts
+
+
+def compare_rewards(model, tokenizer, pairs: Sequence[Pair]) -> Iterator[Judged]:
+    """The higher reward wins. Like texts (a reference's in every checkpoint) are scored once."""
+    sides: dict[tuple[int, ...], list[tuple[int, str]]] = {}
+    for k, pair in enumerate(pairs):
+        try:
+            policy = reward_ids(tokenizer, pair["prompt"], pair["policy_response"])
+            other = reward_ids(tokenizer, pair["prompt"], pair["other_response"])
+        except ValueError as error:
+            announce(str(error))
+            yield {**pair, "win": None, "rewards": None}
+            continue
+        sides.setdefault(tuple(policy), []).append((k, "policy"))
+        sides.setdefault(tuple(other), []).append((k, "other"))
+    texts = list(sides)
+    found: list[dict[str, float]] = [{} for _ in pairs]
+    for index, reward in reward_scores(model, tokenizer, texts):
+        for k, side in sides[texts[index]]:
+            found[k][side] = reward
+            if len(found[k]) == 2:
+                rewards = [found[k]["policy"], found[k]["other"]]
+                win = win_by_rewards(*rewards)
+                yield {**pairs[k], "win": win, "rewards": None if win is None else rewards}
+
+
+def win_by_rewards(policy: float, other: float) -> float | None:
+    """The policy's share of the win; None if a reward is not finite."""
+    finite = np.isfinite([policy, other]).all()
+    return float(np.sign(policy - other) / 2 + 0.5) if finite else None
+
+
+def ask_judge(
+    client, model: str, concurrency: int, price: Sequence[float] | None, pairs: Sequence[Pair]
+) -> Iterator[Judged]:
+    """The judge sees each pair in both orders; answers are cached under the judge's name."""
+    questions = {}
+    for k, pair in enumerate(pairs):
+        both = pair["policy_response"], pair["other_response"]
+        questions[k, 0] = question(pair["prompt"], *both)
+        questions[k, 1] = question(pair["prompt"], *both[::-1])
+    cache = cache_directory() / "judge" / f"{model.replace('/', '--')}.jsonl"
+    found: list[dict[int, str]] = [{} for _ in pairs]
+    for (k, order), answer in ask_all(
+        client, model, questions, cache, concurrency=concurrency, price=price
+    ):
+        found[k][order] = answer
+        if len(found[k]) == 2:
+            answers = [found[k][0], found[k][1]]
+            verdicts = [parse_verdict(answer) for answer in answers]
+            pair, win = pairs[int(k)], combine_orders(*verdicts)
+            yield {**pair, "win": win, "verdicts": verdicts, "answers": answers}
+
+
+def collect_pairs(
+    prompts: Sequence[Prompt],
+    policies: Sequence[Generation],
+    other: Generation | None,
+    data: PreferenceData,
+    known: Sequence[Response],
+    path: Path,
+    **how,
+) -> list[Pair]:
+    """Every policy's responses to the prompts beside the `other`'s (None: the preferred ones).
+
+    known, path, how: as `respond` takes them.
+    """
+    theirs: dict[str, str | None] = {prompt["id"]: prompt["chosen"] for prompt in prompts}
+    if other is not None:
+        theirs = respond(other, prompts, known, path, **how)
+    return [
+        pair
+        for policy in policies
+        for pair in pair_responses(
+            policy, prompts, respond(policy, prompts, known, path, **how), theirs, data
+        )
+    ]
+
+
+def pair_responses(
+    policy: Generation,
+    prompts: Sequence[Prompt],
+    own: Mapping[str, str | None],
+    other: Mapping[str, str | None],
+    data: PreferenceData,
+) -> list[Pair]:
+    """A pair for each prompt that both could answer. ValueError if there is none."""
+    pairs: list[Pair] = []
+    for prompt in prompts:
+        mine, its = own[prompt["id"]], other[prompt["id"]]
+        if mine is not None and its is not None:
+            pairs.append(
+                {"model": policy["model"], "id": prompt["id"], "prompt_id": prompt["prompt_id"],
+                 "dataset": data.name, "split": data.split, "prompt": prompt["prompt"],
+                 "policy_response": mine, "other_response": its}
+            )  # fmt: skip
+    if not pairs:
+        raise ValueError("no prompt has tokens and leaves room for --max-new-tokens in the context")
+    return pairs
+
+
+def judge_pairs(
+    judge: Judge, pairs: Sequence[Pair], earlier: Sequence[Record], path: Path
+) -> list[Record]:
+    """The pairs with their verdicts: `earlier` ones, and those that are appended to `path`.
+
+    A policy whose responses are all empty is not judged; ValueError if that is every policy.
+    """
+    speaking = {pair["model"] for pair in pairs if pair["policy_response"]}
+    silent = [model for model in dict.fromkeys(p["model"] for p in pairs) if model not in speaking]
+    if not speaking:
+        raise ValueError(f"every response of {', '.join(silent)} is empty: nothing to judge")
+    for model in silent:
+        announce(f"every response of {model} is empty: it gets no win rate")
+    judged: list[Any] = list(earlier)
+    done = {(row["model"], row["id"]) for row in earlier}
+    waiting = [pair for pair in pairs if (pair["model"], pair["id"]) not in done]
+    with (
+        path.open("ab") as file,
+        progress_bar("judged", len(done) + len(waiting), len(done)) as progress,
+    ):
+        rows = judged_rows(judge, waiting, silent)
+        for row in until_stopped(rows, lambda: f"{progress.n} verdicts are saved in {path}"):
+            append_json_lines(file, [row])
+            judged.append(row)
+            progress.update()
+    return judged
+
+
+def judged_rows(judge: Judge, pairs: Sequence[Pair], silent: Sequence[str]) -> Iterator[Judged]:
+    """A row for each pair; without asking, like responses are a tie and the silent policies get
+    no verdict."""
+    asked = []
     for pair in pairs:
-        if pair["policy_response"] == pair["other_response"]:
+        if pair["model"] in silent:
+            yield {**pair, "win": None}
+        elif pair["policy_response"] == pair["other_response"]:
             yield {**pair, "win": 0.5, "identical": True}
         else:
-            differing.append(pair)
-    if not differing:
-        return
-    kind, _, judge_name = args.judge.partition(":")
-    waiting: dict[int, dict[str, Any]] = {k: {} for k in range(len(differing))}
-
-    def finish(k: int) -> Record:
-        return {**differing[k], **verdict_of(kind, waiting.pop(k))}
-
-    if kind == "reward-model":
-        model, tokenizer = judge
-        asking: dict[tuple, list[tuple[int, str]]] = {}  # a reference's response is scored once
-        for k, pair in enumerate(differing):
-            for side in ("policy", "other"):
-                try:
-                    ids = reward_ids(tokenizer, pair["prompt"], pair[f"{side}_response"])
-                except ValueError as error:
-                    announce(str(error))
-                    yield {**pair, "win": None, "rewards": None}
-                    break
-                asking.setdefault(tuple(ids), []).append((k, side))
-        texts = list(asking)
-        for index, reward in reward_scores(model, tokenizer, texts):
-            for k, side in asking[texts[index]]:
-                waiting[k][side] = reward
-                if len(waiting[k]) == 2:
-                    yield finish(k)
-        return
-    questions = {
-        (k, order): messages
-        for k, pair in enumerate(differing)
-        for order, messages in both_orders(
-            pair["prompt"], pair["policy_response"], pair["other_response"]
-        ).items()
-    }
-    cache = cache_directory() / "judge" / f"{judge_name.replace('/', '--')}.jsonl"
-    for (k, order), answer in ask_all(
-        judge, judge_name, questions, cache, concurrency=args.judge_concurrency,
-        price=args.judge_price, announce=announce,
-    ):  # fmt: skip
-        waiting[k][order] = answer
-        if len(waiting[k]) == 2:
-            yield finish(k)
-
-
-def verdict_of(kind: str, found: dict[str, Any]) -> Record:
-    """`win` and what it came from: two rewards, or two answers."""
-    if kind == "reward-model":
-        policy, other = found["policy"], found["other"]
-        if not np.isfinite([policy, other]).all():
-            return {"win": None, "rewards": None}
-        return {"win": float(np.sign(policy - other) / 2 + 0.5), "rewards": [policy, other]}
-    answers = [found[FIRST_ORDER], found[SECOND_ORDER]]
-    verdicts = [parse_verdict(answer) for answer in answers]
-    return {"win": combine_orders(*verdicts), "verdicts": verdicts, "answers": answers}
+            asked.append(pair)
+    if asked:
+        yield from judge(asked)

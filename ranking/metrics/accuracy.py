@@ -6,20 +6,21 @@ completion; `ranks` the human order, 1 = best, equal = tied.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from ranking.metrics.intervals import (
-    clustered_bootstrap_interval,
+    bootstrap_95,
     exact_mcnemar,
     rank_correlation,
     wilson_interval,
 )
 
 TIE_EPSILON = 0.01  # Def. C.1
+NORMALIZATIONS = ("length-normalized", "non-length-normalized")
 
 
 def ranking_accuracy(scores: Sequence[float], ranks: Sequence[int]) -> bool:
@@ -99,9 +100,6 @@ def top1_accuracy(scores: Sequence[float], ranks: Sequence[int]) -> bool:
     return len(best) == 1 and ranks[best[0]] == min(ranks)
 
 
-NORMALIZATIONS = ("length-normalized", "non-length-normalized")
-
-
 def record_scores(record: dict[str, Any], normalization: str) -> list[float]:
     """Log-likelihoods (Eq. 13), or divided by the number of tokens (Eq. 15); null becomes NaN."""
     scores = []
@@ -113,46 +111,45 @@ def record_scores(record: dict[str, Any], normalization: str) -> list[float]:
     return scores
 
 
-def example_metrics(
-    records: list[dict[str, Any]], normalization: str, include_ties: bool
-) -> dict[str, dict]:
-    """metric → lists over examples: numerators, denominators (defined examples only), p-values, and
-    what of the numerators is owed to exact ties."""
-    accuracy = ranking_accuracy_with_ties if include_ties else ranking_accuracy
-    metrics: dict[str, dict] = {}
+class Outcome(NamedTuple):
+    """What one example adds to a metric, which is Σ top / Σ bottom over examples."""
 
-    def add(
-        name: str, record: dict[str, Any], numerator: float, denominator: float = 1,
-        p: float | None = None, by_ties: float = 0,
-    ):  # fmt: skip
-        entry = metrics.setdefault(
-            name, {"top": [], "bottom": [], "clusters": [], "p": [], "by_ties": 0}
-        )
-        entry["by_ties"] += by_ties
-        entry["top"].append(float(numerator))
-        entry["bottom"].append(float(denominator))
-        entry["clusters"].append(record["prompt_id"])
-        if p is not None:
-            entry["p"].append(p)
+    metric: str
+    cluster: str  # the prompt
+    top: float
+    bottom: float = 1
+    by_ties: float = 0  # of top: owed to exactly equal scores
+    p_value: float | None = None  # of a correlation
 
-    for record in records:
-        scores, ranks = record_scores(record, normalization), record["ranks"]
-        n_equal = exact_ties(scores, ranks)
-        correct = accuracy(scores, ranks)
-        add("acc", record, correct, by_ties=correct and n_equal > 0)
-        if include_ties:
-            literal = ranking_accuracy_with_literal_ties(scores, ranks)
-            add("acc_literal_ties", record, literal, by_ties=literal and n_equal > 0)
-        n_correct, n_pairs = pairwise_accuracy(scores, ranks)
-        if n_pairs:
-            add("pairwise_acc", record, n_correct, n_pairs, by_ties=n_equal)
-            add("top1", record, top1_accuracy(scores, ranks))
-        if len(ranks) > 2:
-            for kind in ("spearmanr", "kendalltau"):
-                value, p_value = rank_correlation(scores, ranks, kind)
-                if math.isfinite(value):
-                    add(kind, record, value, 1, p_value)
-    return metrics
+
+def example_outcomes(
+    record: dict[str, Any], normalization: str, include_ties: bool
+) -> Iterator[Outcome]:
+    """Every metric that is defined for a record."""
+    scores, ranks, cluster = (
+        record_scores(record, normalization),
+        record["ranks"],
+        record["prompt_id"],
+    )
+    n_equal = exact_ties(scores, ranks)
+    rules = {"acc": ranking_accuracy}
+    if include_ties:
+        rules = {
+            "acc": ranking_accuracy_with_ties,
+            "acc_literal_ties": ranking_accuracy_with_literal_ties,
+        }
+    for metric, rule in rules.items():
+        correct = rule(scores, ranks)
+        yield Outcome(metric, cluster, correct, by_ties=correct and n_equal > 0)
+    n_correct, n_pairs = pairwise_accuracy(scores, ranks)
+    if n_pairs:
+        yield Outcome("pairwise_acc", cluster, n_correct, n_pairs, by_ties=n_equal)
+        yield Outcome("top1", cluster, top1_accuracy(scores, ranks))
+    if len(ranks) > 2:
+        for kind in ("spearmanr", "kendalltau"):
+            value, p_value = rank_correlation(scores, ranks, kind)
+            if math.isfinite(value):
+                yield Outcome(kind, cluster, value, p_value=p_value)
 
 
 def is_cut(record: dict[str, Any]) -> bool:
@@ -160,28 +157,100 @@ def is_cut(record: dict[str, Any]) -> bool:
     return any(completion.get("truncated") for completion in record["completions"])
 
 
+class SettingColumns(TypedDict):
+    """What every summary line says of its model, its dataset and how their texts were made."""
+
+    model: str
+    revision: str | None  # of the model, as asked for
+    dataset_name: str
+    dataset_config: str | None
+    dataset_split: str | None
+    dataset_commit: str | None  # of a hub dataset
+    chat_template: bool
+    add_eos: bool  # the end of the text is scored too
+    max_length: int | None  # tokens of prompt and completion; null: what the model takes
+    sample_size: int | None  # examples asked for; null: all
+    separator: str | None  # between prompt and completion; null: decided for each, or a template
+    include_ties: bool
+    seed: int  # of the sample and the bootstrap
+    versions: dict[str, str]  # library → version
+
+
+class ScoringColumns(TypedDict, total=False):
+    """How the model was run; not there where log-likelihoods came from a file."""
+
+    dtype: str
+    device: str
+    device_map: str | None
+    quantization: str | None
+    trust_remote_code: bool
+    path: str  # "segments", or "plain: " and why
+    n_processes: int
+    model_commit: str | None  # of a hub model
+
+
+class AccuracyRow(SettingColumns, ScoringColumns):
+    """One line of NAME.jsonl of the ranking script: a metric of one dataset and normalization.
+
+    `share_p_below_0.05` is the share of `example_p_values` below 0.05, null without them.
+    """
+
+    dropped: dict[str, int]  # reason → examples that were not scored
+    joined_by: dict[str, int] | None  # separator → completions; null: a chat template joins them
+    config_hash: str  # of NAME.config.json
+    calib_property: (
+        str  # ranking_length-normalized (Eq. 15), ranking_non-length-normalized (Eq. 13)
+    )
+    distance_metric: str  # acc, acc_literal_ties, pairwise_acc, top1, spearmanr, kendalltau
+    distance_metric_value_mean: float  # share in [0, 1], or mean coefficient
+    n_exact_ties: int  # untied pairs whose scores are exactly equal
+    mean_if_exact_ties_are_wrong: float  # the value with > in place of ≥ in Def. 2.3
+    n: int  # examples for which the metric is defined
+    chance: float | None  # share right in random order; null: another metric than acc, or ties
+    wilson_95: tuple[float, float] | tuple[None, None]  # of shares of examples
+    bootstrap_95: list[float | None]  # over prompts; [null, null]: there is but one
+    n_clusters: int  # prompts
+    k_min: int  # completions of an example
+    k_max: int
+    n_examples_with_ties: int  # examples in which two human ranks are equal
+    n_non_finite: int  # examples with a log-likelihood that is not finite: wrong
+    n_truncated_prompts: int  # examples whose prompt lost its beginning
+    example_distance_metric_values: list[float]  # in the order of NAME.examples.jsonl
+    example_p_values: list[float] | None  # of correlations
+
+
 def summarize_dataset(
     records: list[dict[str, Any]], common: dict[str, Any], include_ties: bool, seed: int
-) -> list[dict[str, Any]]:
+) -> list[AccuracyRow]:
     """Summary rows of one dataset: normalization × metric, with chance and 95 % intervals."""
-    n_non_finite = sum(any(c["logp"] is None for c in record["completions"]) for record in records)
-    n_ties = sum(len(set(record["ranks"])) < len(record["ranks"]) for record in records)
-    n_truncated = sum(is_cut(record) for record in records)
     sizes = [len(record["ranks"]) for record in records]
     chance = float(np.mean([chance_level(record["ranks"]) for record in records]))
-    rows = []
+    of_dataset = {
+        "k_min": min(sizes),
+        "k_max": max(sizes),
+        "n_examples_with_ties": sum(len(set(r["ranks"])) < len(r["ranks"]) for r in records),
+        "n_non_finite": sum(any(c["logp"] is None for c in r["completions"]) for r in records),
+        "n_truncated_prompts": sum(is_cut(record) for record in records),
+    }
+    rows: list[Any] = []
     for normalization in NORMALIZATIONS:
-        n_equal = sum(
-            exact_ties(record_scores(record, normalization), record["ranks"]) for record in records
-        )
-        for metric, entry in example_metrics(records, normalization, include_ties).items():
-            top, bottom = np.array(entry["top"]), np.array(entry["bottom"])
-            values = (top / bottom).tolist()
-            bootstrap = clustered_bootstrap_interval(
-                entry["top"], entry["bottom"], entry["clusters"], seed
-            )
-            proportion = metric in ("acc", "acc_literal_ties", "top1")
-            wilson = wilson_interval(int(top.sum()), len(top)) if proportion else (None, None)
+        n_equal = sum(exact_ties(record_scores(r, normalization), r["ranks"]) for r in records)
+        by_metric: dict[str, list[Outcome]] = {}
+        for record in records:
+            for outcome in example_outcomes(record, normalization, include_ties):
+                by_metric.setdefault(outcome.metric, []).append(outcome)
+        for metric, outcomes in by_metric.items():
+            clusters = [outcome.cluster for outcome in outcomes]
+            top = np.array([outcome.top for outcome in outcomes], dtype=float)
+            bottom = np.array([outcome.bottom for outcome in outcomes], dtype=float)
+            by_ties = sum(outcome.by_ties for outcome in outcomes)
+            p_values = [o.p_value for o in outcomes if o.p_value is not None]
+            wilson: tuple = (None, None)
+            below = None
+            if metric in ("acc", "acc_literal_ties", "top1"):
+                wilson = wilson_interval(int(top.sum()), len(top))
+            if p_values:
+                below = float(np.mean(np.array(p_values) < 0.05))
             rows.append(
                 {
                     **common,
@@ -189,24 +258,16 @@ def summarize_dataset(
                     "distance_metric": metric,
                     "distance_metric_value_mean": float(top.sum() / bottom.sum()),
                     "n_exact_ties": n_equal,
-                    "mean_if_exact_ties_are_wrong": float(
-                        (top.sum() - entry["by_ties"]) / bottom.sum()
-                    ),
-                    "n": len(values),
+                    "mean_if_exact_ties_are_wrong": float((top.sum() - by_ties) / bottom.sum()),
+                    "n": len(outcomes),
                     "chance": chance if metric == "acc" and not include_ties else None,
                     "wilson_95": wilson,
-                    "bootstrap_95": [None if math.isnan(x) else x for x in bootstrap],
-                    "n_clusters": len(set(entry["clusters"])),
-                    "k_min": min(sizes),
-                    "k_max": max(sizes),
-                    "n_examples_with_ties": n_ties,
-                    "n_non_finite": n_non_finite,
-                    "n_truncated_prompts": n_truncated,
-                    "example_distance_metric_values": values,
-                    "example_p_values": entry["p"] or None,
-                    "share_p_below_0.05": float(np.mean(np.array(entry["p"]) < 0.05))
-                    if entry["p"]
-                    else None,
+                    "bootstrap_95": bootstrap_95(top, clusters, seed, bottom),
+                    "n_clusters": len(set(clusters)),
+                    **of_dataset,
+                    "example_distance_metric_values": (top / bottom).tolist(),
+                    "example_p_values": p_values or None,
+                    "share_p_below_0.05": below,
                 }
             )
     return rows

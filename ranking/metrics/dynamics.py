@@ -1,12 +1,17 @@
 """How rankings move while a model is tuned (§4, Fig. 2-7): the four groups, means over pairs."""
 
 import math
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from ranking.metrics.idealized import required_margin
 
+PARTS = ("train", "validation")
+SWEPT = ("accuracy", "flipped", "loss", "squared_distance")  # quantities of a sweep over γ
 # (ranked correctly by the reference, ranked correctly by the policy) → name
 GROUPS = {
     (True, True): "correct_to_correct",
@@ -106,29 +111,39 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-PARTS = ("train", "validation")
+def summarize_evaluation(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is shown of the pairs of one part at one step (rows of ranking_dynamics.jsonl).
+
+    n, accuracy, mean loss (nats) and reward margin; n_wrong: pairs that the reference ranks
+    wrongly; flipped: the share of them that is ranked correctly now, None without any; and by
+    group: counts, share, mean group_loss and group_margin.
+    """
+    groups = {name: [row for row in rows if row["group"] == name] for name in GROUPS.values()}
+    counts = {name: len(group) for name, group in groups.items()}
+    n_flipped = counts["incorrect_to_correct"]
+    n_wrong = n_flipped + counts["incorrect_to_incorrect"]
+    return {
+        "n": len(rows),
+        "gamma": rows[0]["gamma"],
+        "accuracy": (counts["correct_to_correct"] + n_flipped) / len(rows),
+        "loss": mean_of(rows, "loss"),
+        "reward_margin": mean_of(rows, "reward_margin"),
+        "n_wrong": n_wrong,
+        "flipped": n_flipped / n_wrong if n_wrong else None,
+        "counts": counts,
+        "share": {name: count / len(rows) for name, count in counts.items()},
+        "group_loss": {name: mean_of(group, "loss") for name, group in groups.items()},
+        "group_margin": {name: mean_of(group, "reward_margin") for name, group in groups.items()},
+    }
 
 
-def means_by_step(rows: list[dict[str, Any]], part: str) -> dict[int, dict[str, Any]]:
-    """step → n, accuracy, loss, squared distance, and per group share, loss and reward margin."""
-    by_step: dict[int, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["part"] == part:
-            by_step.setdefault(row["step"], []).append(row)
-    summary = {}
-    for step, chosen in sorted(by_step.items()):
-        members = {name: [r for r in chosen if r["group"] == name] for name in GROUPS.values()}
-        correct = len(members["correct_to_correct"]) + len(members["incorrect_to_correct"])
-        summary[step] = {
-            "n": len(chosen),
-            "accuracy": correct / len(chosen),
-            "loss": mean_of(chosen, "loss"),
-            "squared_distance": chosen[0].get("squared_distance"),
-            "share": {name: len(group) / len(chosen) for name, group in members.items()},
-            "group_loss": {name: mean_of(group, "loss") for name, group in members.items()},
-            "reward_margin": {n: mean_of(group, "reward_margin") for n, group in members.items()},
-        }
-    return summary
+def means_by_step(rows: Sequence[dict[str, Any]], part: str) -> dict[int, dict[str, Any]]:
+    """step → `summarize_evaluation` of a part, in the order of the steps."""
+    ordered = sorted((row for row in rows if row["part"] == part), key=itemgetter("step"))
+    return {
+        step: summarize_evaluation(list(evaluated))
+        for step, evaluated in groupby(ordered, itemgetter("step"))
+    }
 
 
 def mean_of(rows: list[dict[str, Any]], column: str) -> float:
@@ -137,35 +152,46 @@ def mean_of(rows: list[dict[str, Any]], column: str) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def lowest_loss_step(rows: list[dict[str, Any]]) -> int:
+def distances_by_step(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """step → ‖θ_t − θ_0‖², where it is known; one part's rows have it."""
+    return {r["step"]: r["squared_distance"] for r in rows if r["squared_distance"] is not None}
+
+
+def lowest_loss_step(rows: Sequence[dict[str, Any]]) -> int:
     """The step with the lowest mean validation loss (training loss if nothing was validated)."""
     summary = means_by_step(rows, "validation") or means_by_step(rows, "train")
     return min(summary, key=lambda step: (summary[step]["loss"], step))
 
 
 def sweep_points(
-    files: list[list[dict[str, Any]]], at: str = "lowest-loss"
+    files: Sequence[Sequence[dict[str, Any]]], at: str = "lowest-loss"
 ) -> list[dict[str, Any]]:
-    """Of each run (the rows of one ranking_dynamics.jsonl) and part: γ, accuracy, share of wrongly
-    ranked pairs that are flipped, loss and squared distance, at the step of the lowest validation
-    loss or at the last; ordered by γ and part."""
+    """`summarize_evaluation` of each run (the rows of one ranking_dynamics.jsonl) and part, with
+    part, step and squared_distance, at the step of the lowest validation loss or at the last;
+    ordered by γ and part."""
     points = []
     for rows in files:
-        steps = {row["step"] for row in rows}
-        step = lowest_loss_step(rows) if at == "lowest-loss" else max(steps)
+        step = lowest_loss_step(rows) if at == "lowest-loss" else max(row["step"] for row in rows)
+        distance = distances_by_step(rows).get(step)
         for part in PARTS:
             chosen = [row for row in rows if (row["part"], row["step"]) == (part, step)]
-            wrong = [row for row in chosen if row["group"].startswith("incorrect")]
-            if not chosen:
-                continue
-            flipped = [row for row in wrong if row["group"] == "incorrect_to_correct"]
-            points.append(
-                {"gamma": chosen[0]["gamma"], "part": part, "n": len(chosen), "step": step,
-                 "accuracy": np.mean([r["group"].endswith("to_correct") for r in chosen]).item(),
-                 "flipped": len(flipped) / len(wrong) if wrong else None,
-                 "loss": mean_of(chosen, "loss"),
-                 "squared_distance": next(
-                     (r["squared_distance"] for r in rows
-                      if r["step"] == step and r["squared_distance"] is not None), None)}
-            )  # fmt: skip
+            if chosen:
+                points.append(
+                    {**summarize_evaluation(chosen), "part": part, "step": step,
+                     "squared_distance": distance}
+                )  # fmt: skip
     return sorted(points, key=lambda point: (point["gamma"], PARTS.index(point["part"])))
+
+
+def means_over_seeds(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the `sweep_points` of each γ and part: gamma, part, n, n_seeds, and of SWEPT quantities
+    the (mean, smallest, largest) over seeds, None where no seed has one."""
+    rows = []
+    for (gamma, part), group in groupby(points, itemgetter("gamma", "part")):
+        seeds = list(group)
+        row = {"gamma": gamma, "part": part, "n": seeds[0]["n"], "n_seeds": len(seeds)}
+        for quantity in SWEPT:
+            known = [seed[quantity] for seed in seeds if seed[quantity] is not None]
+            row[quantity] = (float(np.mean(known)), min(known), max(known)) if known else None
+        rows.append(row)
+    return rows

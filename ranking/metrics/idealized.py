@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from ranking.metrics.accuracy import TIE_EPSILON
-from ranking.metrics.intervals import clustered_bootstrap_interval
+from ranking.metrics.accuracy import TIE_EPSILON, ScoringColumns, SettingColumns
+from ranking.metrics.intervals import bootstrap_95
 
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)
 
@@ -79,12 +79,6 @@ def tie_aware_critical_betas(ref_logratios, alphas, tied) -> np.ndarray:
     return np.where(tied, with_ties, critical_betas(ref_logratios, alphas))
 
 
-def paired_interval(values: np.ndarray, clusters: list[str], seed: int) -> list[float | None]:
-    """95 % bootstrap interval of a mean over pairs by prompt; null for a single prompt."""
-    interval = clustered_bootstrap_interval(values, np.ones(len(values)), clusters, seed)
-    return [None if math.isnan(x) else x for x in interval]
-
-
 def summarize_idealized(
     pairs: list[dict[str, Any]], normalization: str, betas: Sequence[float], seed: int
 ) -> dict[str, Any]:
@@ -99,12 +93,11 @@ def summarize_idealized(
     for beta in sorted(betas):
         correct = critical > beta
         difference = correct.astype(float) - observed
-        interval = paired_interval(difference, clusters, seed)
         by_beta.append(
             {"beta": beta, "correct": correct, "accuracy": float(correct.mean()),
+             "accuracy_95": bootstrap_95(correct, clusters, seed),
              "gap": float(difference.mean()),
-             "gap_95": interval,
-             "accuracy_95": paired_interval(correct, clusters, seed)}
+             "gap_95": bootstrap_95(difference, clusters, seed)}
         )  # fmt: skip
     accuracies = [entry["accuracy"] for entry in by_beta]
     # R* falls with β: the median over β is the mean of the outcomes at the middle one or two
@@ -122,13 +115,90 @@ def summarize_idealized(
         "reference_exact_ties": int((~tied & (ref == 0)).sum()),
         "min_median_max": [min(accuracies), float(np.median(accuracies)), max(accuracies)],
         "gap_to_median": float(np.median(accuracies) - observed.mean()),
-        "gap_to_median_95": paired_interval(middle - observed, clusters, seed),
+        "gap_to_median_95": bootstrap_95(middle - observed, clusters, seed),
     }
 
 
-def summary_rows(summary: dict, normalization: str, common: dict[str, Any]) -> list[dict[str, Any]]:
+class IdealizedColumns(SettingColumns, ScoringColumns):
+    """What the lines of NAME.jsonl and NAME.curve.jsonl say of the two models and their data.
+
+    `revision`, `model_commit` and `n_truncated_prompts` are the policy's; `ScoringColumns`,
+    `dropped_examples` and `reference_model_commit` are there where a model was scored.
+    """
+
+    reference_model: str
+    reference_revision: str | None
+    reference_config_hash: str | None  # of the config beside its examples
+    reference_model_commit: NotRequired[str | None]
+    simulate_proportion: float | None  # α of pairs without votes; null: they are left out
+    epsilon: float  # unanimous votes: α = 1 − ε
+    dropped_examples: NotRequired[dict[str, int] | None]  # reason → examples
+    dropped_pairs: dict[str, int]  # reason → pairs
+    n_truncated_prompts: int  # examples whose prompt lost its beginning
+    reference_n_truncated_prompts: int
+    calib_property: str  # ranks_length-normalized or ranks_non-length-normalized
+    n: int  # pairs
+    observed_accuracy: float  # of the policy, share in [0, 1]
+
+
+class IdealizedRow(IdealizedColumns):
+    """One line of NAME.jsonl of the idealized script: R* of a dataset and normalization at one β.
+
+    Intervals are 95 % bootstrap intervals over prompts, [null, null] where there is but one.
+    """
+
+    beta: float
+    distance_metric: str  # acc
+    distance_metric_value_mean: float  # R*(β), share in [0, 1]
+    bootstrap_95: list[float | None]  # of R*(β)
+    reference_accuracy: float
+    n_exact_ties: int  # untied pairs whose scores by the policy are exactly equal
+    reference_n_exact_ties: int
+    gap: float  # R*(β) − observed accuracy, the alignment gap
+    gap_95: list[float | None]
+    min_median_max: list[float]  # of R* over the run's β
+    gap_to_median: float  # of R* over β
+    gap_to_median_95: list[float | None]
+    example_distance_metric_values: list[float]  # 1.0 or 0.0 per pair, as in NAME.pairs.jsonl
+
+
+class CurveRow(IdealizedColumns):
+    """One line of NAME.curve.jsonl: R*(β) for every β, of a dataset and normalization.
+
+    R* falls from `limit_beta_to_0` by 1/n at each of `critical_betas`.
+    """
+
+    limit_beta_to_0: float
+    limit_beta_to_infinity: float
+    critical_betas: list[float]  # ascending, without 0 and ∞
+
+
+class PairRow(TypedDict):
+    """One line of NAME.pairs.jsonl: a pair of completions of an example.
+
+    Under the names of the two normalizations stand dicts of `ref_logratio` (nats, or nats per
+    token), `critical_beta` (null: right at every β), `observed_correct`, and `idealized_correct`
+    (β as text → bool).
+    """
+
+    id: str  # of the example, as in the examples file
+    prompt_id: str
+    dataset: str
+    split: str | None
+    winner: int  # index of the completion that most raters prefer
+    loser: int
+    alpha: float  # their share, within [ε, 1 − ε]
+    votes: list[float] | None  # of the two completions, in the example's order; null: none
+    tied: bool  # α = 1/2
+    c: float  # log π_ref(y_l|x) − log π_ref(y_w|x), summed, nats
+    gamma: float
+    required_margin: dict[str, float]  # β as text → γβc (Theorem 4.1)
+    required_loss: dict[str, float]  # β as text → −log σ(γβc), nats
+
+
+def summary_rows(summary: dict, normalization: str, common: dict[str, Any]) -> list[IdealizedRow]:
     """One result line per β."""
-    return [
+    rows: list[Any] = [
         {
             **common,
             "beta": entry["beta"],
@@ -150,13 +220,14 @@ def summary_rows(summary: dict, normalization: str, common: dict[str, Any]) -> l
         }
         for entry in summary["by_beta"]
     ]
+    return rows
 
 
-def curve_row(summary: dict, normalization: str, common: dict[str, Any]) -> dict[str, Any]:
+def curve_row(summary: dict, normalization: str, common: dict[str, Any]) -> CurveRow:
     """R*(β) = share of critical β above β: all finite breakpoints, and both limits."""
     critical = summary["critical"]
     finite = np.sort(critical[np.isfinite(critical) & (critical > 0)])
-    return {
+    row: Any = {
         **common,
         "calib_property": f"ranks_{normalization}",
         "n": len(critical),
@@ -165,6 +236,13 @@ def curve_row(summary: dict, normalization: str, common: dict[str, Any]) -> dict
         "critical_betas": finite.tolist(),
         "observed_accuracy": summary["accuracy"],
     }
+    return row
+
+
+def curve_steps(curve: CurveRow) -> np.ndarray:
+    """R*(β) of each stretch between breakpoints, from β → 0 on: (len(critical_betas) + 1,)."""
+    n_lost = np.arange(len(curve["critical_betas"]) + 1)
+    return curve["limit_beta_to_0"] - n_lost / curve["n"]
 
 
 def pair_rows(
@@ -172,23 +250,16 @@ def pair_rows(
     summaries: dict[str, dict[str, Any]],
     betas: Sequence[float],
     gamma: float,
-) -> list[dict[str, Any]]:
+) -> list[PairRow]:
     """Per pair: α, log-ratio, c, critical β, correctness per β, and what Theorem 4.1 asks for."""
     summed = np.array([pair["ref_logratio non-length-normalized"] for pair in pairs])
     losses = {beta: required_loss(summed, beta, gamma) for beta in betas}
     margins = {beta: required_margin(summed, beta, gamma) for beta in betas}
     rows = []
     for k, pair in enumerate(pairs):
-        row = {
-            "id": pair["record"]["id"],
-            "prompt_id": pair["record"]["prompt_id"],
-            "dataset": pair["record"]["dataset"],
-            "split": pair["record"]["split"],
-            "winner": pair["winner"],
-            "loser": pair["loser"],
-            "alpha": pair["alpha"],
-            "votes": pair["votes"],
-            "tied": pair["tied"],
+        row: Any = {
+            **{key: pair["record"][key] for key in ("id", "prompt_id", "dataset", "split")},
+            **{key: pair[key] for key in ("winner", "loser", "alpha", "votes", "tied")},
             "c": -summed[k],
             "gamma": gamma,
             "required_margin": {str(beta): margins[beta][k] for beta in betas},

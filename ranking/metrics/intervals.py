@@ -10,11 +10,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 DRAWS_AT_ONCE = 2**20  # of a bootstrap: 24 MiB in all, whatever the number of clusters (up to it)
-
-
 EXACT_UP_TO = 9  # values of a correlation: 9! orders take 0.1 s
-
-
 EXACT_LISTS_UP_TO = 7  # completions: 7! orders take a millisecond, and there are many lists
 
 
@@ -54,6 +50,19 @@ def clustered_bootstrap_interval(
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def bootstrap_95(
+    numerators: ArrayLike, clusters: Sequence[str], seed: int, denominators: ArrayLike | None = None
+) -> list[float | None]:
+    """`clustered_bootstrap_interval` as result files have it: [null, null] for a single cluster.
+
+    Without denominators, the interval of the mean of the numerators.
+    """
+    if denominators is None:
+        denominators = np.ones(len(clusters))
+    interval = clustered_bootstrap_interval(numerators, denominators, clusters, seed)
+    return [None if math.isnan(bound) else bound for bound in interval]
 
 
 def exact_mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:

@@ -1,21 +1,12 @@
 """Win rates (§5): ties as half, at equal lengths, by order of asking, beside ranking accuracy."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from ranking.metrics.intervals import clustered_bootstrap_interval, correlation_test
-
-
-def win_rate(wins: list[float], prompt_ids: list[str], seed: int) -> tuple[float | None, list]:
-    """Mean share of the win (ties half) and its 95 % bootstrap interval over prompts.
-
-    None and [None, None] without wins."""
-    if not wins:
-        return None, [None, None]
-    low, high = clustered_bootstrap_interval(wins, [1.0] * len(wins), prompt_ids, seed)
-    return float(np.mean(wins)), [None if np.isnan(x) else x for x in (low, high)]
+from ranking.metrics.intervals import bootstrap_95, correlation_test
 
 
 def length_controlled_win_rate(wins: list[float], length_differences: list[int]) -> float | None:
@@ -47,36 +38,81 @@ def length_controlled_win_rate(wins: list[float], length_differences: list[int])
     return float(1.0 / (1.0 + np.exp(-fit.params[0])))
 
 
-def summarize(rows: list[dict[str, Any]], common: dict[str, Any], seed: int) -> dict[str, Any]:
+class WinRateRow(TypedDict):
+    """One line of NAME.jsonl of the win-rate script: a policy against the reference.
+
+    Over checkpoints, every line has `step` to `squared_distance`, the last one `correlations`.
+    """
+
+    model: str
+    against: str  # the reference model, or "chosen": the dataset's preferred completions
+    judge: str  # reward-model:NAME or openai:NAME
+    dataset_name: str
+    dataset_split: str | None
+    dataset_commit: str | None  # of a hub dataset
+    n_unanswered: int  # prompts without a pair of responses
+    dropped: dict[str, int]  # reason → examples
+    joined_by: dict[str, int] | None  # separator → completions; null: a chat template joins them
+    seed: int  # of the sample, the responses and the bootstrap
+    step: NotRequired[int | None]  # of the checkpoint; null: a run's final model
+    gamma: NotRequired[float | None]  # of DPO^γ; null: unknown
+    ranking_accuracy: NotRequired[float]  # on the same examples, share in [0, 1]
+    n_ranked: NotRequired[int]
+    n_exact_ties: NotRequired[int]  # untied pairs whose log-likelihoods are exactly equal
+    squared_distance: NotRequired[float]  # ‖θ − θ_ref‖²
+    generation: dict[str, Any]  # how the policy's responses were drawn
+    versions: dict[str, str]  # library → version
+    win_rate: float | None  # share in [0, 1], ties half; null: no clear verdict
+    bootstrap_95: list[float | None]  # over prompts
+    length_controlled_win_rate: float | None  # at equal lengths; null: no finite optimum
+    n: int  # pairs with a clear verdict
+    n_wins: int
+    n_ties: int
+    n_losses: int
+    n_unclear: int
+    n_empty_responses: int  # of both sides
+    mean_characters_policy: float
+    mean_characters_other: float
+    order_disagreement: NotRequired[float | None]  # where a judge saw both orders
+    first_reply_share: NotRequired[float | None]
+    correlations: NotRequired[list[dict[str, Any]]]  # `correlations` of all lines
+
+
+def summarize_win_rate(rows: list[dict[str, Any]], common: dict[str, Any], seed: int) -> WinRateRow:
     """The summary line of one policy from its judged pairs; unclear verdicts are left out."""
     judged = [row for row in rows if row["win"] is not None]
     wins = [row["win"] for row in judged]
-    rate, interval = win_rate(wins, [row["prompt_id"] for row in judged], seed)
-    own_lengths, other_lengths = (
-        [len(row[f"{side}_response"]) for row in rows] for side in ("policy", "other")
-    )
+    lengths = {side: [len(row[f"{side}_response"]) for row in rows] for side in ("policy", "other")}
     differences = [len(r["policy_response"]) - len(r["other_response"]) for r in judged]
     verdicts = [row["verdicts"] for row in rows if row.get("verdicts")]
-    return {
+    row: Any = {
         **common,
-        "win_rate": rate,
-        "bootstrap_95": interval,
+        "win_rate": float(np.mean(wins)) if wins else None,
+        "bootstrap_95": bootstrap_95(wins, [r["prompt_id"] for r in judged], seed),
         "length_controlled_win_rate": length_controlled_win_rate(wins, differences),
         "n": len(judged),
         "n_wins": wins.count(1.0),
         "n_ties": wins.count(0.5),
         "n_losses": wins.count(0.0),
         "n_unclear": len(rows) - len(judged),
-        "n_empty_responses": sum(
-            not row[f"{side}_response"] for row in rows for side in ("policy", "other")
-        ),
-        "mean_characters_policy": float(np.mean(own_lengths)),
-        "mean_characters_other": float(np.mean(other_lengths)),
+        "n_empty_responses": [*lengths["policy"], *lengths["other"]].count(0),
+        "mean_characters_policy": float(np.mean(lengths["policy"])),
+        "mean_characters_other": float(np.mean(lengths["other"])),
         **(position_bias(verdicts) if verdicts else {}),
+    }
+    return row
+
+
+def means_by_gamma(rows: Iterable[WinRateRow]) -> dict[float, tuple[float, float]]:
+    """γ → mean win rate and mean ranking accuracy of its runs (seeds), ordered by γ."""
+    ordered = sorted(rows, key=lambda row: row["gamma"])
+    return {
+        gamma: tuple(np.mean([[r["win_rate"], r["ranking_accuracy"]] for r in runs], axis=0))
+        for gamma, runs in groupby(ordered, key=lambda row: row["gamma"])
     }
 
 
-def correlations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def correlations(rows: Sequence[WinRateRow]) -> list[dict[str, Any]]:
     """Spearman's correlation of ranking accuracy and win rate: all, nearer and farther half.
 
     Halves are by the distance from the reference (the paper's "on-policy" and "off-policy" parts);

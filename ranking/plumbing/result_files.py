@@ -65,36 +65,6 @@ def drop_torn_line(path: Path) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
-SCORING = ("chat_template", "add_eos", "max_length", "separator", "sample_size")
-
-
-DATASET = ("dataset_name", "dataset_config", "dataset_split")
-
-
-def values_of(row: Record, keys: Iterable[str]) -> tuple:
-    """A row's values, None where one is not given or off (an empty separator is given)."""
-    values = (row.get(key) for key in keys)
-    return tuple(None if value is False else value for value in values)
-
-
-def scoring_label(row: Record, beside: Iterable[Record] = ()) -> str:
-    """How a summary row was scored where that is not the default (template, EOS, length), or not
-    as the rows `beside` it of the same dataset (separator, sample size)."""
-    parts = [
-        "chat template" if row.get("chat_template") else "",
-        "EOS scored" if row.get("add_eos") else "",
-        f"at most {row['max_length']} tokens" if row.get("max_length") else "",
-    ]
-    others = [r for r in beside if all(r.get(key) == row.get(key) for key in DATASET)]
-    size, separator = row.get("sample_size", "unknown"), row.get("separator")
-    raw = [r for r in others if "separator" in r and not r.get("chat_template")]
-    if separator is not None and any(r.get("separator") != separator for r in raw):
-        parts.append(f"separator {json.dumps(separator)}")
-    if size != "unknown" and any(r.get("sample_size", "unknown") != size for r in others):
-        parts.append("all examples" if size is None else f"sample of {size}")
-    return ", ".join(filter(None, parts))
-
-
 def read_config(path: Path) -> Record:
     """What an earlier run wrote of its configuration; {} where there is nothing of the kind."""
     try:

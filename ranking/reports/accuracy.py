@@ -2,68 +2,106 @@
 
 import json
 import logging
-import sys
-from itertools import groupby
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from ranking.data.examples import dataset_label
-from ranking.plumbing.result_files import Record, scoring_label
-from ranking.reports.style import (
-    BLUE,
-    GREY,
-    MODEL_COLOURS,
-    MODEL_MARKERS,
-    ORANGE,
+from ranking.metrics.accuracy import AccuracyRow
+from ranking.plumbing.result_files import Record
+from ranking.reports.labels import (
+    SYMBOLS,
+    by_normalization,
     model_labels,
     plain,
     refuse_two_runs,
-    save_figure,
+    scoring_label,
+    setting_label,
     setting_labels,
     setting_of,
+    short,
 )
+from ranking.reports.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    legend_below,
+    model_style,
+    percents,
+    save_figure,
+    subplots,
+)
+from ranking.reports.tables import Table, percent, show, wandb_table, with_interval
+
+# row → what the paper has of it: whose (" (gpt2)", "": the same model's) and R̃, R in percent
+Published = Callable[[AccuracyRow], tuple[str, list[float]] | None]
 
 
-def print_table(rows: list[Record]) -> None:
-    """dataset, K, n, R̃ and R with their 95 % Wilson intervals, chance, dropped, ties."""
-    from rich.console import Console
-    from rich.table import Table
+def accuracies_of(rows: Sequence[AccuracyRow]) -> list[AccuracyRow]:
+    """The rows of ranking accuracy itself, among those of other metrics."""
+    return [row for row in rows if row.get("distance_metric") == "acc"]
 
+
+def accuracy_table(rows: Sequence[AccuracyRow], published: Published | None = None) -> Table:
+    """Tables 2-5: a line per dataset and model, R̃ and R with their 95 % Wilson intervals.
+
+    With published numbers: those and the differences, with a * where the published number lies
+    outside the interval. Without: as one run shows it, with K, what was dropped, and ties.
+    """
+    accuracies = accuracies_of(rows)
+    if not accuracies or not all("wilson_95" in row for row in accuracies):
+        raise ValueError("not a summary of calculate_calibration_metrics.py")
+    refuse_two_runs(accuracies, "calib_property")
+    alone = published is None
+    columns = ["dataset", "K", "n", "chance", "R̃ (per token)", "R (summed)", "dropped", "ties"]
+    if not alone:
+        columns = ["dataset", "model", "n", "chance"]
+        for symbol in SYMBOLS.values():
+            columns += [f"{symbol} paper", f"{symbol} ours [95 %]", "difference"]
+    settings = list(dict.fromkeys(map(setting_of, accuracies)))
+    pairs = [(pair["non-length-normalized"], pair) for pair in by_normalization(accuracies)]
+    lines = []
+    for row, pair in sorted(pairs, key=lambda both: settings.index(setting_of(both[0]))):
+        if alone:
+            name = dataset_label(row["dataset_name"], row["dataset_split"])
+            sizes = dict.fromkeys((row["k_min"], row["k_max"]))
+            line = [name, "–".join(map(str, sizes))]
+        else:
+            line = [setting_label(row, accuracies), short(row["model"])]
+        line += [str(row["n"]), percent(row["chance"])]
+        found = None if alone else published(row)
+        for k, normalization in enumerate(SYMBOLS):
+            value = pair[normalization]["distance_metric_value_mean"]
+            low, high = pair[normalization]["wilson_95"]
+            ours = with_interval(value, (low, high), digits=int(alone))
+            if alone:
+                line.append(ours)
+            elif found is None:
+                line += ["–", ours, "–"]
+            else:
+                whose, paper = found[0], found[1][k]
+                outside = " *" * (not 100 * low <= paper <= 100 * high)
+                line += [f"{paper:.1f}{whose}", ours, f"{100 * value - paper:+.1f}{outside}"]
+        if alone:
+            line += [str(sum(row["dropped"].values())), str(row["n_examples_with_ties"])]
+        lines.append(line)
+    return columns, lines
+
+
+def show_accuracy(rows: Sequence[AccuracyRow]) -> None:
+    """The table of one run, and lines for scores that are not finite or exactly equal."""
     how = scoring_label(rows[0])
-    table = Table(title="Ranking accuracy, % [95 % interval]" + (f"; {how}" if how else ""))
-    for column in ("dataset", "K", "n", "R̃ (per token)", "R (summed)", "chance", "dropped", "ties"):
-        table.add_column(column, justify="left" if column == "dataset" else "right")
-    accuracies = [row for row in rows if row["distance_metric"] == "acc"]
-    for _, pair in groupby(accuracies, key=lambda r: (r["dataset_name"], r["dataset_split"])):
-        normalized, summed = pair
-        low, high = summed["k_min"], summed["k_max"]
-        table.add_row(
-            dataset_label(summed["dataset_name"], summed["dataset_split"]),
-            str(low) if low == high else f"{low}–{high}",
-            str(summed["n"]),
-            *(
-                f"{100 * r['distance_metric_value_mean']:.1f} "
-                f"[{100 * r['wilson_95'][0]:.1f}, {100 * r['wilson_95'][1]:.1f}]"
-                for r in (normalized, summed)
-            ),
-            "–" if summed["chance"] is None else f"{100 * summed['chance']:.1f}",
-            str(sum(summed["dropped"].values())),
-            str(summed["n_examples_with_ties"]),
-        )
-    console = Console(width=None if sys.stdout.isatty() else 132, markup=False)
-    console.print(table)
-    for row in accuracies[::2]:
+    title = "Ranking accuracy, % [95 % interval]" + (f"; {how}" if how else "")
+    show(accuracy_table(rows), title)
+    for row in accuracies_of(rows)[::2]:
         where, n = dataset_label(row["dataset_name"], row["dataset_split"]), row["n_non_finite"]
         if n:
-            console.print(
-                f"{where}: {n} examples with a non-finite log-likelihood, counted as wrong"
-            )
-    report_exact_ties(rows)
+            print(f"{where}: {n} examples with a non-finite log-likelihood, counted as wrong")
+    report_accuracy_ties(rows)
 
 
-def report_exact_ties(rows: list[Record]) -> None:
+def report_accuracy_ties(rows: Sequence[AccuracyRow]) -> None:
     """A line where untied pairs have exactly equal scores, and a warning where they decide."""
     for row in rows:
         metric, kind = row["distance_metric"], row["calib_property"].removeprefix("ranking_")
@@ -78,7 +116,7 @@ def report_exact_ties(rows: list[Record]) -> None:
             )  # fmt: skip
 
 
-def print_comparison(comparisons: list[Record], name: str) -> None:
+def show_comparison(comparisons: list[Record], name: str) -> None:
     """McNemar's test against another run, and without exact ties where there are any."""
     if not comparisons:
         print(f"McNemar: no example of this run is in {name}")
@@ -95,19 +133,12 @@ def print_comparison(comparisons: list[Record], name: str) -> None:
             )
 
 
-def log_to_wandb(run, rows: list[Record], records: list[Record], picture: Path) -> None:
-    """Accuracies as summary values, the table, the picture and a per-example table."""
+def log_accuracy(
+    run, rows: Sequence[AccuracyRow], records: Sequence[Record], picture: Path
+) -> None:
+    """Accuracies as summary values of a wandb run, the table, the picture and every example."""
     import wandb
 
-    columns = [
-        "dataset_name",
-        "dataset_split",
-        "calib_property",
-        "distance_metric",
-        "distance_metric_value_mean",
-        "n",
-        "chance",
-    ]
     splits = {(row["dataset_name"], row["dataset_split"]) for row in rows}
     names = [name for name, _ in splits]
     for row in rows:
@@ -117,73 +148,60 @@ def log_to_wandb(run, rows: list[Record], records: list[Record], picture: Path) 
         key = f"{name}/{row['calib_property']}/{row['distance_metric']}"
         run.summary[key] = row["distance_metric_value_mean"]
     examples = [
-        [r["dataset"], r["id"], r["prompt"], json.dumps(r["ranks"]),
-         json.dumps([c["text"] for c in r["completions"]]),
-         json.dumps([c["logp"] for c in r["completions"]]),
-         json.dumps([c["n_tokens"] for c in r["completions"]])]
-        for r in records
-    ]  # fmt: skip
-    titles = [
-        "dataset",
-        "id",
-        "prompt",
-        "ranks",
-        "completions",
-        "log-likelihoods (nats)",
-        "n_tokens",
+        {
+            **record,
+            "ranks": json.dumps(record["ranks"]),
+            "completions": json.dumps([c["text"] for c in record["completions"]]),
+            "log-likelihoods (nats)": json.dumps([c["logp"] for c in record["completions"]]),
+            "n_tokens": json.dumps([c["n_tokens"] for c in record["completions"]]),
+        }
+        for record in records
     ]
+    values = ("dataset_name", "dataset_split", "calib_property", "distance_metric",
+              "distance_metric_value_mean", "n", "chance")  # fmt: skip
+    texts = ("dataset", "id", "prompt", "ranks", "completions", "log-likelihoods (nats)",
+             "n_tokens")  # fmt: skip
     run.log(
         {
-            "ranking_accuracy": wandb.Table(
-                columns=columns, data=[[row[c] for c in columns] for row in rows]
-            ),
-            "examples": wandb.Table(columns=titles, data=examples),
+            "ranking_accuracy": wandb_table(rows, values),
+            "examples": wandb_table(examples, texts),
             "figure": wandb.Image(str(picture)),
         }
     )
 
 
-def plot_ranking_accuracy(rows: list[Record], path: Path) -> None:
+def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
     """Fig. 1: ranking accuracy per dataset, per token and summed, 95 % intervals, chance marked."""
-    accuracies = [row for row in rows if row["distance_metric"] == "acc"]
+    accuracies = accuracies_of(rows)
     refuse_two_runs(accuracies, "calib_property")
     if len({row["model"] for row in accuracies}) > 1:
         plot_ranking_accuracy_of_models(accuracies, path)
         return
-    names = list(dict.fromkeys(setting_of(row) for row in accuracies))
-    figure, axes = plt.subplots(figsize=(7, 1.3 + 0.55 * len(names)))
+    labels = setting_labels(accuracies)
+    places = list(labels)
+    figure, axes = subplots(figsize=(7, 1.3 + 0.55 * len(places)))
     styles = {
         "ranking_length-normalized": (BLUE, "o", -0.14, "length-normalized"),
         "ranking_non-length-normalized": (ORANGE, "s", 0.14, "summed"),
     }
-    for property_name, (colour, marker, shift, label) in styles.items():
-        chosen = [row for row in accuracies if row["calib_property"] == property_name]
-        positions = [names.index(setting_of(row)) + shift for row in chosen]
-        values = [100 * row["distance_metric_value_mean"] for row in chosen]
-        errors = [
-            [value - 100 * row["wilson_95"][0] for value, row in zip(values, chosen)],
-            [100 * row["wilson_95"][1] - value for value, row in zip(values, chosen)],
-        ]
-        errors = [[max(0.0, e) for e in side] for side in errors]
-        axes.errorbar(
-            values, positions, xerr=errors, fmt=marker, color=colour, capsize=2, label=label
-        )
-    chance = {setting_of(row): row["chance"] for row in accuracies}
-    marked = [(i, 100 * chance[name]) for i, name in enumerate(names) if chance[name] is not None]
+    for kind, (colour, marker, shift, label) in styles.items():
+        chosen = [row for row in accuracies if row["calib_property"] == kind]
+        x, bars = accuracy_bars(chosen)
+        y = [places.index(setting_of(row)) + shift for row in chosen]
+        axes.errorbar(x, y, xerr=bars, fmt=marker, color=colour, capsize=2, label=label)
+    last = {setting_of(row): row for row in accuracies}
+    marked = [(i, 100 * last[s]["chance"]) for i, s in enumerate(places)
+              if last[s]["chance"] is not None]  # fmt: skip
     if marked:
         axes.vlines(
             [x for _, x in marked], [i - 0.36 for i, _ in marked], [i + 0.36 for i, _ in marked],
             colors=GREY, linestyles="dashed", label="chance",
         )  # fmt: skip
-    sizes = {setting_of(row): row["n"] for row in accuracies}
-    settings = setting_labels(accuracies)
-    labels = [f"{settings[name]}\n(n = {sizes[name]})" for name in names]
-    axes.set_yticks(range(len(names)), labels, fontsize=8)
+    names = [f"{labels[setting]}\n(n = {last[setting]['n']})" for setting in places]
+    axes.set_yticks(range(len(places)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("ranking accuracy (%), 95 % Wilson interval")
     axes.set_title(plain(accuracies[0]["model"]), fontsize=10)
-    axes.grid(axis="x", alpha=0.3)
+    finish_accuracy_axes(axes)
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.35 / figure.get_figheight() - 0.12),
@@ -193,55 +211,54 @@ def plot_ranking_accuracy(rows: list[Record], path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_ranking_accuracy_of_models(accuracies: list[Record], path: Path) -> None:
+def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Path) -> None:
     """Fig. 1 for several models: a line per dataset, a mark per model; length-normalized (as in the
     paper) and summed side by side."""
-    names = list(dict.fromkeys(setting_of(row) for row in accuracies))
-    models = list(dict.fromkeys(row["model"] for row in accuracies))
-    settings, short = setting_labels(accuracies), model_labels(models)
-    figure, grid = plt.subplots(
-        1, 2, figsize=(10, 1.6 + len(names) * max(0.75, 0.14 * len(models))), sharey=True
-    )
-    for axes, (kind, title) in zip(
-        grid,
-        (("length-normalized", "R̃, length-normalized"), ("non-length-normalized", "R, summed")),
-    ):
-        for k, model in enumerate(models):
+    labels = setting_labels(accuracies)
+    places = list(labels)
+    models = model_labels(dict.fromkeys(row["model"] for row in accuracies))
+    height = 1.6 + len(places) * max(0.75, 0.14 * len(models))
+    figure, grid = subplots(1, 2, figsize=(10, height), sharey=True)
+    titles = {"length-normalized": "R̃, length-normalized", "non-length-normalized": "R, summed"}
+    of_setting = {s: [row for row in accuracies if setting_of(row) == s] for s in places}
+    for axes, (kind, title) in zip(grid, titles.items()):
+        for k, (model, name) in enumerate(models.items()):
             chosen = [
                 row
                 for row in accuracies
                 if row["model"] == model and row["calib_property"] == f"ranking_{kind}"
             ]
+            x, bars = accuracy_bars(chosen)
             shift = 0.6 * ((k + 0.5) / len(models) - 0.5)
-            y = [names.index(setting_of(row)) + shift for row in chosen]
-            x = np.array([100 * row["distance_metric_value_mean"] for row in chosen])
-            low, high = 100 * np.array([row["wilson_95"] for row in chosen]).T
+            y = [places.index(setting_of(row)) + shift for row in chosen]
             axes.errorbar(
-                x, y, xerr=[np.maximum(0, x - low), np.maximum(0, high - x)], capsize=2,
-                fmt=MODEL_MARKERS[(k + k // 7) % 7], color=MODEL_COLOURS[k % 7], markersize=5,
-                label=short[model],
+                x, y, xerr=bars, capsize=2, linestyle="none", markersize=5, label=name,
+                **model_style(k),
             )  # fmt: skip
-        for i, name in enumerate(names):
-            row = next(r for r in accuracies if setting_of(r) == name)
-            if row["chance"] is not None:
+        for i, (first, *_) in enumerate(of_setting.values()):
+            if first["chance"] is not None:
                 axes.vlines(
-                    100 * row["chance"], i - 0.4, i + 0.4, colors=GREY, linestyles="dashed",
+                    100 * first["chance"], i - 0.4, i + 0.4, colors=GREY, linestyles="dashed",
                     label="chance" if i == 0 else None,
                 )  # fmt: skip
         axes.set_title(title, fontsize=10)
-        axes.set_xlim(0, 100)
-        axes.set_xlabel("ranking accuracy (%), 95 % Wilson interval")
-        axes.grid(axis="x", alpha=0.3)
-    sizes = [max(r["n"] for r in accuracies if setting_of(r) == name) for name in names]
-    grid[0].set_yticks(
-        range(len(names)),
-        [f"{settings[name]}\n(n = {n})" for name, n in zip(names, sizes)],
-        fontsize=8,
-    )
+        finish_accuracy_axes(axes)
+    names = [f"{labels[s]}\n(n = {max(row['n'] for row in of_setting[s])})" for s in places]
+    grid[0].set_yticks(range(len(places)), names, fontsize=8)
     grid[0].invert_yaxis()
-    handles, labels = grid[0].get_legend_handles_labels()
     figure.tight_layout()
-    figure.legend(
-        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.01), ncols=5, fontsize=8
-    )
+    legend_below(figure, grid[0], ncols=5)
     save_figure(figure, path)
+
+
+def accuracy_bars(rows: Sequence[AccuracyRow]) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracies in percent, and the lengths of their error bars."""
+    values = [row["distance_metric_value_mean"] for row in rows]
+    return percents(values, [row["wilson_95"] for row in rows])
+
+
+def finish_accuracy_axes(axes) -> None:
+    """From 0 to 100 %, named, with a grid."""
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("ranking accuracy (%), 95 % Wilson interval")
+    axes.grid(axis="x", alpha=0.3)

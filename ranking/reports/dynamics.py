@@ -1,31 +1,44 @@
-"""Ranking dynamics as a table, pictures and wandb panels (Fig. 2-8)."""
+"""Ranking dynamics as tables, pictures and wandb panels (Fig. 2-8)."""
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from rich.console import Console
-from rich.table import Table
-from transformers import TrainerCallback
 
 from ranking.metrics.dynamics import (
-    GROUPS,
     PARTS,
+    distances_by_step,
     lowest_loss_step,
-    mean_of,
     means_by_step,
+    means_over_seeds,
     sweep_points,
 )
 from ranking.metrics.idealized import required_loss
 from ranking.plumbing.result_files import Record, read_json_lines
-from ranking.reports.style import BLUE, GREEN, GREY, ORANGE, PINK, save_figure
+from ranking.reports.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PART_STYLES,
+    PINK,
+    legend_below,
+    save_figure,
+    subplots,
+)
+from ranking.reports.tables import Table, percent, show, wandb_table
 
 DYNAMICS_FILE = "ranking_dynamics.jsonl"
+GROUP_STYLES = {  # group → colour, marker
+    "correct_to_correct": (BLUE, "o"),
+    "correct_to_incorrect": (PINK, "v"),
+    "incorrect_to_correct": (GREEN, "^"),
+    "incorrect_to_incorrect": (ORANGE, "s"),
+}
 
 
-def read_dynamics(path: Path) -> list[dict[str, Any]]:
+def read_dynamics(path: Path) -> list[Record]:
     """Rows of a dynamics file; ValueError if it is something else."""
     rows = read_json_lines(path)
     needed = {"step", "part", "id", "group", "loss", "reward_margin", "beta", "gamma"}
@@ -34,72 +47,70 @@ def read_dynamics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def print_groups(rows: list[dict]) -> None:
-    """Share, loss and reward margin of the four groups at the first, best and last evaluation."""
+# ---------------------------------------------------------------------------- tables
+def dynamics_table(rows: Sequence[Record]) -> Table:
+    """Section 4: what became of the pairs that the reference ranks wrongly, and rightly, at the
+    start, at the lowest validation loss, and at the end."""
     best = lowest_loss_step(rows)
-    table = Table(title="Ranking dynamics (reference → policy)")
-    for column in (
-        "part",
-        "step",
-        "n",
-        "accuracy %",
-        "flipped to correct",
-        "loss",
-        *GROUPS.values(),
-    ):
-        table.add_column(column.replace("_", " "), justify="left" if column == "part" else "right")
-    steps = sorted({row["step"] for row in rows})
-    for part in ("train", "validation"):
-        for step in dict.fromkeys((steps[0], best, steps[-1])):
-            chosen = [row for row in rows if (row["part"], row["step"]) == (part, step)]
-            if not chosen:
-                continue
-            sizes = {g: sum(row["group"] == g for row in chosen) for g in GROUPS.values()}
-            wrong = sizes["incorrect_to_correct"] + sizes["incorrect_to_incorrect"]
-            correct = sizes["correct_to_correct"] + sizes["incorrect_to_correct"]
-            table.add_row(
-                part,
-                f"{step}{' (lowest)' * (step == best)}",
-                str(len(chosen)),
-                f"{100 * correct / len(chosen):.1f}",
-                f"{sizes['incorrect_to_correct']} of {wrong}",
-                f"{mean_of(chosen, 'loss'):.4f}",
-                *(f"{100 * n / len(chosen):.1f} %" for n in sizes.values()),
-            )
-    Console(width=None if sys.stdout.isatty() else 150, markup=False).print(table)
+    columns = ["pairs", "step", "loss", "accuracy", "flipped to correct", "→ incorrect"]
+    columns.append("reward margin")
+    lines = []
+    for part in PARTS:
+        summary = means_by_step(rows, part)
+        for step in sorted({min(summary), best, max(summary)} & summary.keys() if summary else ()):
+            found = summary[step]
+            n, n_wrong, counts = found["n"], found["n_wrong"], found["counts"]
+            flipped = f"{counts['incorrect_to_correct']} of {n_wrong}"
+            lines.append(
+                [f"{part} ({n})", f"{step}{' (lowest)' if step == best else ''}",
+                 f"{found['loss']:.3f}", f"{percent(found['accuracy'])} %",
+                 f"{flipped} ({percent(found['flipped'])} %)",
+                 f"{counts['correct_to_incorrect']} of {n - n_wrong}",
+                 f"{found['reward_margin']:.2f}"]
+            )  # fmt: skip
+    return columns, lines
 
 
-def draw_pictures(rows: list[dict], folder: Path) -> dict[str, Path]:
-    """Fig. 2, Fig. 3 and accuracy against distance, from the dynamics file."""
-    pictures = {
-        "dynamics": folder / "ranking_dynamics.png",
-        "loss_against_reference": folder / "loss_against_reference.png",
-        "accuracy_against_distance": folder / "accuracy_against_distance.png",
-    }
-    plot_dynamics(rows, pictures["dynamics"])
-    plot_loss_against_reference(rows, pictures["loss_against_reference"])
-    plot_accuracy_against_distance(rows, pictures["accuracy_against_distance"])
-    return pictures
+def sweep_table(files: Sequence[Sequence[Record]], at: str) -> Table:
+    """Fig. 5-7 in numbers: mean over seeds (smallest to largest) of each γ."""
+    columns = ["γ", "seeds", "pairs", "accuracy, %", "flipped to correct, %", "loss"]
+    columns.append("‖θ − θ_ref‖²")
+
+    def spread(found: tuple[float, float, float] | None, digits: int, scale: float = 1.0) -> str:
+        if found is None:
+            return "–"
+        mean, low, high = (f"{scale * value:.{digits}f}" for value in found)
+        return mean + f" ({low} to {high})" * (found[1] != found[2])
+
+    lines = [
+        [f"{row['gamma']:g}", str(row["n_seeds"]), f"{row['part']} ({row['n']})",
+         spread(row["accuracy"], 1, 100), spread(row["flipped"], 1, 100), spread(row["loss"], 3),
+         spread(row["squared_distance"], 2)]
+        for row in means_over_seeds(sweep_points(files, at))
+    ]  # fmt: skip
+    return columns, lines
 
 
-class GroupedPanels(TrainerCallback):
-    """Logs the metrics of an evaluation once more under names that wandb shows in sections of
-    their own, e.g. `validation groups/…` and `train ranking/…`; Trainer puts all into `eval/`."""
-
-    def __init__(self, run):
-        self.run = run
-
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
-        names = {"eval_train_": "train ", "eval_": "validation ", "test_": "test "}
-        grouped = {}
-        for name, value in metrics.items():
-            prefix = next((p for p in names if name.startswith(p)), None)
-            if prefix and "/" in name:
-                grouped[names[prefix] + name.removeprefix(prefix)] = value
-        self.run.log({**grouped, "train/global_step": state.global_step})
+def show_dynamics(rows: Sequence[Record]) -> None:
+    show(dynamics_table(rows), "Ranking dynamics (reference → policy)")
 
 
-def log_to_wandb(run, rows: list[dict], texts: dict[str, dict], pictures: dict[str, Path]) -> None:
+# ---------------------------------------------------------------------------- wandb panels
+def grouped_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of an evaluation under names that wandb shows in sections of their own, e.g.
+    `validation groups/…` and `train ranking/…`; Trainer puts all into `eval/`."""
+    names = {"eval_train_": "train ", "eval_": "validation ", "test_": "test "}
+    grouped = {}
+    for name, value in metrics.items():
+        prefix = next((p for p in names if name.startswith(p)), None)
+        if prefix and "/" in name:
+            grouped[names[prefix] + name.removeprefix(prefix)] = value
+    return grouped
+
+
+def log_dynamics(
+    run, rows: Sequence[Record], texts: dict[str, dict], pictures: dict[str, Path]
+) -> None:
     """Pictures, and a table of hardest, easiest and flipped pairs at the best step."""
     import wandb
 
@@ -120,27 +131,34 @@ def log_to_wandb(run, rows: list[dict], texts: dict[str, dict], pictures: dict[s
         "flipped to correct": [r for r in ranked if r["group"] == "incorrect_to_correct"][:50],
         "flipped to incorrect": [r for r in ranked if r["group"] == "correct_to_incorrect"][:50],
     }
-    columns = ["kind", "part", "id", "prompt", "chosen", "rejected", "log-ratio (policy)",
-               "log-ratio (reference)", "loss"]  # fmt: skip
-    table = [
-        [kind, row["part"], row["id"],
-         *(texts[row["id"]][side] for side in ("prompt", "chosen", "rejected")),
-         row["chosen"] - row["rejected"], row["ref_chosen"] - row["ref_rejected"], row["loss"]]
+    pairs = [
+        {"kind": kind, "part": row["part"], "id": row["id"], **texts[row["id"]],
+         "log-ratio (policy)": row["chosen"] - row["rejected"],
+         "log-ratio (reference)": row["ref_chosen"] - row["ref_rejected"], "loss": row["loss"]}
         for kind, chosen in kinds.items()
         for row in chosen
     ]  # fmt: skip
-    run.log({"examples/pairs": wandb.Table(columns=columns, data=table)})
+    columns = ("kind", "part", "id", "prompt", "chosen", "rejected", "log-ratio (policy)",
+               "log-ratio (reference)", "loss")  # fmt: skip
+    run.log({"examples/pairs": wandb_table(pairs, columns)})
 
 
-GROUP_STYLES = {  # group → colour, marker
-    "correct_to_correct": (BLUE, "o"),
-    "correct_to_incorrect": (PINK, "v"),
-    "incorrect_to_correct": (GREEN, "^"),
-    "incorrect_to_incorrect": (ORANGE, "s"),
-}
+# ---------------------------------------------------------------------------- pictures
+def draw_dynamics(rows: Sequence[Record], folder: Path) -> dict[str, Path]:
+    """Fig. 2, Fig. 3 and accuracy against distance, from the dynamics file."""
+    plots = {
+        "dynamics": (plot_dynamics, "ranking_dynamics.png"),
+        "loss_against_reference": (plot_loss_against_reference, "loss_against_reference.png"),
+        "accuracy_against_distance": (
+            plot_accuracy_against_distance, "accuracy_against_distance.png"
+        ),
+    }  # fmt: skip
+    for plot, file in plots.values():
+        plot(rows, folder / file)
+    return {name: folder / file for name, (_, file) in plots.items()}
 
 
-def plot_dynamics(rows: list[Record], path: Path) -> None:
+def plot_dynamics(rows: Sequence[Record], path: Path) -> None:
     """Fig. 2, 5-7: share, mean loss and mean reward margin of the four groups against the step.
 
     One line of panels for the followed training pairs, one for validation; dashed: the step with
@@ -148,11 +166,11 @@ def plot_dynamics(rows: list[Record], path: Path) -> None:
     """
     parts = [part for part in PARTS if any(row["part"] == part for row in rows)]
     best = lowest_loss_step(rows)
-    figure, grid = plt.subplots(
+    figure, grid = subplots(
         len(parts), 3, figsize=(11, 0.6 + 2.7 * len(parts)), sharex=True, squeeze=False
     )
     panels = {"share": "share of pairs (%)", "group_loss": "mean loss (nats)",
-              "reward_margin": "mean reward margin"}  # fmt: skip
+              "group_margin": "mean reward margin"}  # fmt: skip
     for line, part in zip(grid, parts):
         summary = means_by_step(rows, part)
         steps = list(summary)
@@ -170,23 +188,20 @@ def plot_dynamics(rows: list[Record], path: Path) -> None:
         line[1].set_title(f"{part} pairs (n = {summary[steps[0]]['n']})", fontsize=10)
     for axes in grid[-1]:
         axes.set_xlabel("training step")
-    handles, labels = grid[0][0].get_legend_handles_labels()
     figure.tight_layout()
-    figure.legend(
-        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.01), ncols=5, fontsize=8,
-        title="ranked by the reference → by the policy", title_fontsize=8,
-    )  # fmt: skip
+    title = "ranked by the reference → by the policy"
+    legend_below(figure, grid[0][0], ncols=5, title=title, title_fontsize=8)
     save_figure(figure, path)
 
 
-def plot_loss_against_reference(rows: list[Record], path: Path) -> None:
+def plot_loss_against_reference(rows: Sequence[Record], path: Path) -> None:
     """Fig. 3, 8: each pair's loss against the reference's log-ratio, at the lowest validation loss.
 
     The dashed line is the loss below which a pair is ranked correctly, −log σ(γβc) (Theorem 4.1).
     """
     best = lowest_loss_step(rows)
     parts = [part for part in PARTS if any(r["part"] == part and r["step"] == best for r in rows)]
-    figure, grid = plt.subplots(
+    figure, grid = subplots(
         1, len(parts), figsize=(5.2 * len(parts), 4), sharey=True, squeeze=False
     )
     for axes, part in zip(grid[0], parts):
@@ -224,13 +239,11 @@ def plot_loss_against_reference(rows: list[Record], path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_accuracy_against_distance(rows: list[Record], path: Path) -> None:
+def plot_accuracy_against_distance(rows: Sequence[Record], path: Path) -> None:
     """Ranking accuracy against the squared distance from the initial weights (cf. Fig. 4)."""
-    distances = {
-        r["step"]: r["squared_distance"] for r in rows if r["squared_distance"] is not None
-    }
-    figure, axes = plt.subplots(figsize=(6, 3.8))
-    for part, colour, marker in (("train", BLUE, "o"), ("validation", ORANGE, "s")):
+    distances = distances_by_step(rows)
+    figure, axes = subplots(figsize=(6, 3.8))
+    for part, colour, marker in PART_STYLES:
         summary = means_by_step(rows, part)
         steps = [step for step in summary if step in distances]
         if not steps:
@@ -253,39 +266,34 @@ def plot_accuracy_against_distance(rows: list[Record], path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_sweep(files: list[list[Record]], path: Path, at: str = "lowest-loss") -> None:
+def plot_sweep(files: Sequence[Sequence[Record]], path: Path, at: str = "lowest-loss") -> None:
     """Fig. 5-7 across γ: accuracy, share flipped and squared distance; line: mean over seeds, band:
     smallest to largest."""
-    points = sweep_points(files, at)
+    swept = means_over_seeds(sweep_points(files, at))
     panels = {
         "accuracy": ("ranking accuracy (%)", 100),
         "flipped": ("wrongly ranked pairs flipped (%)", 100),
         "squared_distance": ("‖θ − θ_ref‖²", 1),
     }
-    figure, grid = plt.subplots(1, 3, figsize=(11, 3.4))
+    figure, grid = subplots(1, 3, figsize=(11, 3.4))
     for axes, (quantity, (label, scale)) in zip(grid, panels.items()):
-        for part, colour, marker in (("train", BLUE, "o"), ("validation", ORANGE, "s")):
+        for part, colour, marker in PART_STYLES:
             if quantity == "squared_distance" and part == "validation":
                 continue  # a property of the model
-            by_gamma: dict[float, list[float]] = {}
-            for point in points:
-                if point["part"] == part and point[quantity] is not None:
-                    by_gamma.setdefault(point["gamma"], []).append(scale * point[quantity])
-            if not by_gamma:
+            rows = [row for row in swept if row["part"] == part and row[quantity] is not None]
+            if not rows:
                 continue
-            gammas = list(by_gamma)
-            n = next(point["n"] for point in points if point["part"] == part)
+            gammas = [row["gamma"] for row in rows]
+            mean, low, high = scale * np.array([row[quantity] for row in rows]).T
             axes.plot(
-                gammas, [np.mean(values) for values in by_gamma.values()], color=colour,
-                marker=marker, label=f"{part} (n = {n})",
-            )  # fmt: skip
-            low, high = ([bound(v) for v in by_gamma.values()] for bound in (min, max))
+                gammas, mean, color=colour, marker=marker, label=f"{part} (n = {rows[0]['n']})"
+            )
             axes.fill_between(gammas, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set_xlabel("γ")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     grid[0].legend(fontsize=8)
-    n_seeds = len(files) / len({point["gamma"] for point in points})
+    n_seeds = len(files) / len({row["gamma"] for row in swept})
     when = "at the lowest validation loss" if at == "lowest-loss" else "after the last step"
     grid[1].set_title(f"{when}; mean and range of {n_seeds:g} seeds", fontsize=9)
     figure.tight_layout()

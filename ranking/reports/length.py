@@ -1,58 +1,83 @@
-"""Ranking accuracy against the difference of lengths (Fig. 11 of the paper's appendix)."""
+"""Being ranked correctly against the difference of lengths, as a table and a picture."""
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-
-from ranking.plumbing.result_files import Record
-from ranking.reports.style import (
-    GREY,
-    MODEL_COLOURS,
-    MODEL_MARKERS,
+from ranking.reports.labels import (
+    SYMBOLS,
+    Row,
     model_labels,
     refuse_two_runs,
-    save_figure,
+    setting_label,
     setting_labels,
     setting_of,
+    short,
 )
+from ranking.reports.style import (
+    GREY,
+    legend_below,
+    model_style,
+    percents,
+    save_figure,
+    subplots,
+)
+from ranking.reports.tables import Table, percent
 
 
-def plot_length_difference(rows: list[Record], path: Path) -> None:
+def length_table(rows: Sequence[Row]) -> Table:
+    """Correlation of being ranked correctly with the difference of lengths."""
+    if not all("correlation" in row for row in rows):
+        raise ValueError("not a file of length_difference.py")
+    columns = ["dataset", "model", "score", "pairs", "correlation [95 %]"]
+    columns += ["preferred is shorter", "longer"]
+    lines = []
+    for row in rows:
+        low, high = row["correlation_95"]
+        correlation = "–"
+        if row["correlation"] is not None:
+            correlation = f"{row['correlation']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        lines.append(
+            [setting_label(row, rows), short(row["model"]), SYMBOLS[row["normalization"]],
+             str(row["n"]), correlation,
+             f"{percent(row['accuracy_shorter'])} (n = {row['n_shorter']})",
+             f"{percent(row['accuracy_longer'])} (n = {row['n_longer']})"]
+        )  # fmt: skip
+    return columns, lines
+
+
+def plot_length_difference(rows: Sequence[Row], path: Path) -> None:
     """Ranking accuracy against how much longer the preferred completion is, in bins of equal size,
     with 95 % Wilson intervals; a column per dataset, R̃ above R (rows of length_difference.py)."""
     without = [row for row in rows if not row.get("include_ties")]
     rows = without or rows  # with ties, the untied pairs would be drawn twice
     refuse_two_runs(rows, "normalization")
-    datasets = list(dict.fromkeys(setting_of(row) for row in rows))
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    settings, short = setting_labels(rows), model_labels(models)
-    scores = {"length-normalized": "R̃", "non-length-normalized": "R"}
-    figure, grid = plt.subplots(
-        2, len(datasets), figsize=(1 + 3.2 * len(datasets), 6), sharey=True, sharex="col",
+    settings = setting_labels(rows)
+    models = model_labels(dict.fromkeys(row["model"] for row in rows))
+    numbers = {model: k for k, model in enumerate(models)}
+    figure, grid = subplots(
+        2, len(settings), figsize=(1 + 3.2 * len(settings), 6), sharey=True, sharex="col",
         squeeze=False,
     )  # fmt: skip
-    for (line, (score, symbol)), (column, dataset) in product(
-        zip(grid, scores.items()), enumerate(datasets)
+    for (line, (score, symbol)), (column, setting) in product(
+        zip(grid, SYMBOLS.items()), enumerate(settings)
     ):
         axes = line[column]
         chosen = [
-            row for row in rows if (setting_of(row), row["normalization"]) == (dataset, score)
+            row for row in rows if (setting_of(row), row["normalization"]) == (setting, score)
         ]
         for row in chosen:
-            k = models.index(row["model"])
             x = [b["mean_difference"] for b in row["bins"]]
-            y = np.array([100 * b["accuracy"] for b in row["bins"]])
-            low, high = 100 * np.array([b["wilson_95"] for b in row["bins"]]).T
+            y, bars = percents(
+                [b["accuracy"] for b in row["bins"]], [b["wilson_95"] for b in row["bins"]]
+            )
             axes.errorbar(
-                x, y, yerr=[np.maximum(0, y - low), np.maximum(0, high - y)], capsize=2,
-                color=MODEL_COLOURS[k % 7], marker=MODEL_MARKERS[(k + k // 7) % 7], markersize=4,
-                label=short[row["model"]],
+                x, y, yerr=bars, capsize=2, markersize=4, label=models[row["model"]],
+                **model_style(numbers[row["model"]]),
             )  # fmt: skip
         if score == "length-normalized":
             n = max((row["n"] for row in chosen), default=0)
-            axes.set_title(f"{settings[dataset]} (n = {n})", fontsize=8)
+            axes.set_title(f"{settings[setting]} (n = {n})", fontsize=8)
         else:
             axes.set_xlabel("tokens: preferred − dispreferred")
         if column == 0:
@@ -60,9 +85,6 @@ def plot_length_difference(rows: list[Record], path: Path) -> None:
         axes.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_ylim(0, 102)
         axes.grid(alpha=0.3)
-    handles, labels = grid[0][0].get_legend_handles_labels()
     figure.tight_layout()
-    figure.legend(
-        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.01), ncols=4, fontsize=8
-    )
+    legend_below(figure, grid[0][0], ncols=4)
     save_figure(figure, path)

@@ -1,38 +1,60 @@
-"""How pictures look: colours that colour-blind readers tell apart, labels, saving."""
+"""How pictures look: colours that colour-blind readers tell apart, error bars, saving."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
+import numpy as np
 
 from ranking.plumbing.command_line import announce
-from ranking.plumbing.result_files import DATASET, SCORING, Record, scoring_label, values_of
-
-matplotlib.use("Agg")
-
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"  # Okabe-Ito: distinct for colour-blind readers
-
-
 GREEN, PINK = "#009E73", "#CC79A7"
-
-
 MODEL_COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56B4E9", "#E69F00", "#000000")
-
-
 MODEL_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-
+PART_STYLES = (("train", BLUE, "o"), ("validation", ORANGE, "s"))
 SAVE = {"dpi": 160, "bbox_inches": "tight", "metadata": {"Software": None}}
 
 
-def plain(name: str) -> str:
-    """A name that matplotlib prints as it stands: `$` opens no formula."""
-    return name.replace("$", r"\$")
+def subplots(*shape: int, **settings) -> tuple[Any, Any]:
+    """matplotlib's figure and axes, without a screen. Imported here: it takes a second."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(*shape, **settings)
 
 
-def draw(plot, rows: list[Record], path: Path) -> None:
+def model_style(number: int) -> dict[str, str]:
+    """Colour and marker of one of several models: 49 are told apart."""
+    return {
+        "color": MODEL_COLOURS[number % 7],
+        "marker": MODEL_MARKERS[(number + number // 7) % 7],
+    }
+
+
+def percents(values: Sequence[float], intervals: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    """Shares in percent, and the lengths of their error bars: (n,) and (2, n).
+
+    intervals: (n, 2), None where there is none: no bar.
+    """
+    x = 100 * np.array(values, dtype=float)
+    bounds = 100 * np.array(intervals, dtype=float).reshape(-1, 2).T
+    bars = np.array([x - bounds[0], bounds[1] - x])
+    return x, np.maximum(0, np.nan_to_num(bars))
+
+
+def legend_below(figure, axes, ncols: int, y: float = 0.01, **settings) -> None:
+    """One legend for all panels, of the labels of one of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="upper center", bbox_to_anchor=(0.5, y), ncols=ncols, fontsize=8,
+        **settings,
+    )  # fmt: skip
+
+
+def draw(plot, rows: Sequence, path: Path) -> None:
     """Draw a picture beside results; where it cannot be drawn, a line says so, and they stay."""
     try:
         plot(rows, path)
@@ -40,46 +62,10 @@ def draw(plot, rows: list[Record], path: Path) -> None:
         announce(f"no picture {path}: {str(error).splitlines()[0]}")
 
 
-def setting_of(row: Record) -> tuple:
-    """Dataset, its part, whether ties count, and how it was scored (not given: the default)."""
-    return values_of(row, (*DATASET, "include_ties", *SCORING))
-
-
-def setting_labels(rows: list[Record]) -> dict[tuple, str]:
-    """setting → the dataset, with its split (a long one only beside another), its configuration
-    where there are two, "ties", and how it was scored."""
-    labels = {}
-    for row in rows:
-        name, config, split, ties = setting_of(row)[:4]
-        parts = {key: {r.get(key) for r in rows if r["dataset_name"] == name} for key in DATASET}
-        label = name if config is None or len(parts["dataset_config"]) < 2 else f"{name}:{config}"
-        if split is not None and (len(split) <= 12 or len(parts["dataset_split"]) > 1):
-            label += f", {split}"
-        how = scoring_label(row, rows)
-        labels[setting_of(row)] = plain(label) + (", ties" if ties else "") + (
-            f",\n{plain(how)}" if how else ""
-        )  # fmt: skip
-    return labels
-
-
-def model_labels(models: Iterable[str]) -> dict[str, str]:
-    """The last part of each model's path, or all of it where two end alike."""
-    ends = [Path(model).name for model in models]
-    return {m: plain(e if ends.count(e) == 1 else m) for m, e in zip(models, ends)}
-
-
-def refuse_two_runs(rows: list[Record], column: str) -> None:
-    """Raise ValueError where two rows would be drawn over each other."""
-    seen = set()
-    for row in rows:
-        key = (row["model"], row.get("reference_model"), setting_of(row), row[column])
-        if key in seen:
-            raise ValueError(f"two runs of {row['model']} on {row['dataset_name']}: give one")
-        seen.add(key)
-
-
 def save_figure(figure, path: Path) -> None:
     """Write a figure whole or not at all, and close it."""
+    import matplotlib.pyplot as plt
+
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     figure.savefig(partial, **(SAVE if path.suffix == ".png" else {"bbox_inches": "tight"}))
     plt.close(figure)

@@ -1,103 +1,122 @@
 """Win rates as a table, a picture and wandb panels (Fig. 4, 9-12)."""
 
-import sys
+from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
-
+from ranking.metrics.win_rate import WinRateRow, means_by_gamma
 from ranking.plumbing.result_files import Record
-from ranking.reports.style import BLUE, GREY, ORANGE, save_figure
+from ranking.reports.style import BLUE, GREY, ORANGE, percents, save_figure, subplots
+from ranking.reports.tables import Table, percent, show, wandb_table, with_interval
 
 
-def print_table(rows: list[Record]) -> None:
-    """Win rate with its interval, length-controlled win rate, ties, lengths, and what checkpoints
-    add."""
-    from rich.console import Console
-    from rich.table import Table
+def win_rate_table(rows: Sequence[WinRateRow], alone: bool = False) -> Table:
+    """Win rates, and for checkpoints ranking accuracy and distance (Fig. 4, 9-12 in numbers), the
+    nearest to the reference first, then the correlations.
 
-    checkpoints = "ranking_accuracy" in rows[0]
-    table = Table(title=f"Win rate against {rows[0]['against']}, % [95 % interval]")
-    columns = ["policy", "n", "win rate", "length-controlled", "ties", "unclear", "characters"]
-    judged_twice = any("order_disagreement" in row for row in rows)
-    columns += ["order disagrees"] * judged_twice
-    columns += ["ranking accuracy", "distance²"] * checkpoints
-    for column in columns:
-        table.add_column(column, justify="left" if column == "policy" else "right")
-    for row in rows:
-        low, high = row["bootstrap_95"]
-        interval = "" if low is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
-        controlled = row["length_controlled_win_rate"]
-        cells = [
-            Path(row["model"]).name,
-            str(row["n"]),
-            "–" if row["win_rate"] is None else f"{100 * row['win_rate']:.1f}{interval}",
-            "–" if controlled is None else f"{100 * controlled:.1f}",
-            str(row["n_ties"]),
-            str(row["n_unclear"]),
-            f"{row['mean_characters_policy']:.0f} / {row['mean_characters_other']:.0f}",
-        ]
-        if judged_twice:
-            share = row.get("order_disagreement")
-            cells.append("–" if share is None else f"{100 * share:.1f}")
+    alone: the rows of one run, in its order, with all counts; intervals to a tenth.
+    """
+    checkpoints = all({"win_rate", "squared_distance"} <= row.keys() for row in rows)
+    if not checkpoints and not alone:
+        raise ValueError("not a summary of calculate_win_rate.py --checkpoints")
+    twice = alone and any("order_disagreement" in row for row in rows)
+    columns = ["model", *["‖θ − θ_ref‖²", "ranking accuracy"] * checkpoints, "win rate [95 %]"]
+    columns += ["at equal lengths", "characters"]
+    columns += ["n", "ties", "unclear"] * alone + ["orders disagree"] * twice
+    lines = []
+    ordered = rows if alone else sorted(rows, key=lambda row: row["squared_distance"])
+    for row in ordered:
+        line = [Path(row["model"]).name]
         if checkpoints:
-            cells += [f"{100 * row['ranking_accuracy']:.1f}", f"{row['squared_distance']:.3g}"]
-        table.add_row(*cells)
-    Console(width=None if sys.stdout.isatty() else 132, markup=False).print(table)
+            line += [f"{row['squared_distance']:.3g}", percent(row["ranking_accuracy"])]
+        characters = f"{row['mean_characters_policy']:.0f}"
+        if alone:
+            characters += f" / {row['mean_characters_other']:.0f}"
+        line += [
+            with_interval(row["win_rate"], row["bootstrap_95"], digits=int(alone)),
+            percent(row["length_controlled_win_rate"]),
+            characters,
+        ]
+        if alone:
+            line += [str(row["n"]), str(row["n_ties"]), str(row["n_unclear"])]
+        if twice:
+            line.append(percent(row.get("order_disagreement")))
+        lines.append(line)
+    if not alone:
+        blank = [""] * (len(columns) - 4)
+        lines += [[text, "", "", value, *blank] for text, value in correlation_cells(rows)]
+    return columns, lines
 
 
-def log_to_wandb(run, rows: list[Record], judged: list[Record], picture: Path | None) -> None:
-    """Win rates as summary values, the table and the pairs."""
+def correlation_cells(rows: Sequence[WinRateRow]) -> list[tuple[str, str]]:
+    """What is correlated over how many checkpoints, and Spearman's coefficient with its p-value."""
+    return [
+        (
+            f"Spearman, accuracy and win rate, {found['part']} ({found['n']})",
+            "–"
+            if found["spearmanr"] is None
+            else f"{found['spearmanr']:+.2f} (p = {found['p_value']:.2g})",
+        )
+        for row in rows
+        for found in row.get("correlations", [])
+    ]
+
+
+def show_win_rates(rows: Sequence[WinRateRow]) -> None:
+    """The table of one run, and over checkpoints the correlations."""
+    title = f"Win rate against {rows[0]['against']}, % [95 % interval]"
+    show(win_rate_table(rows, alone=True), title)
+    for text, value in correlation_cells(rows):
+        print(f"{text}: {value}")
+
+
+def log_win_rates(
+    run, rows: Sequence[WinRateRow], judged: Sequence[Record], picture: Path | None
+) -> None:
+    """Win rates as summary values of a wandb run, the table and the pairs."""
     import wandb
 
     for row in rows:
         run.summary[f"{Path(row['model']).name}/win_rate"] = row["win_rate"]
-    columns = ["model", "n", "win_rate", "length_controlled_win_rate", "n_ties", "n_unclear"]
-    names = ["model", "prompt", "policy_response", "other_response", "win"]
-    run.log(
-        {
-            "win_rate": wandb.Table(columns=columns, data=[[r[c] for c in columns] for r in rows]),
-            "pairs": wandb.Table(columns=names, data=[[r[c] for c in names] for r in judged]),
-        }
-    )
+    rates = ("model", "n", "win_rate", "length_controlled_win_rate", "n_ties", "n_unclear")
+    texts = ("model", "prompt", "policy_response", "other_response", "win")
+    run.log({"win_rate": wandb_table(rows, rates), "pairs": wandb_table(judged, texts)})
     if picture is not None:
         run.log({"figure": wandb.Image(str(picture))})
 
 
-def plot_win_rate(rows: list[Record], path: Path) -> None:
+def plot_win_rate(rows: Sequence[WinRateRow], path: Path) -> None:
     """Win rate (left axis) and ranking accuracy (right) of checkpoints against the squared distance
-    from the reference, or of runs against γ (cf. Fig. 4, 9-12). Rows without a win rate are left
-    out."""
+    from the reference, or of runs against γ, with a line through the means over seeds (cf. Fig. 4,
+    9-12). Rows without a win rate are left out."""
     rows = [row for row in rows if row["win_rate"] is not None]
     by_step = all(row["step"] is not None for row in rows)
     by_gamma = not by_step and all(row["gamma"] is not None for row in rows)
-    ordered = sorted(rows, key=lambda row: row["gamma"] if by_gamma else row["squared_distance"])
-    x = [row["gamma" if by_gamma else "squared_distance"] for row in ordered]
-    figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    across = "gamma" if by_gamma else "squared_distance"
+    ordered: list[Any] = sorted(rows, key=itemgetter(across))
+    x = [row[across] for row in ordered]
+    figure, axes = subplots(figsize=(6.4, 3.8))
     right = axes.twinx()
-    line = "none" if by_gamma else "solid"  # several seeds of one γ: a line through their means
-    wins = np.array([100 * row["win_rate"] for row in ordered])
-    bounds = [
-        [100 * bound if bound is not None else win for bound in row["bootstrap_95"]]
-        for row, win in zip(ordered, wins)
-    ]
-    low, high = np.array(bounds).T
+    wins, bars = percents(
+        [row["win_rate"] for row in ordered], [row["bootstrap_95"] for row in ordered]
+    )
     axes.errorbar(
-        x, wins, yerr=[wins - low, high - wins], color=BLUE, marker="o", capsize=2, linestyle=line,
+        x, wins, yerr=bars, color=BLUE, marker="o", capsize=2,
+        linestyle="none" if by_gamma else "solid",
         label=f"win rate (n = {ordered[0]['n']}, 95 % interval)",
     )  # fmt: skip
-    accuracy = np.array([100 * row["ranking_accuracy"] for row in ordered])
     right.plot(
-        x, accuracy, color=ORANGE, marker="s", linestyle="none" if by_gamma else "dashed",
+        x, [100 * row["ranking_accuracy"] for row in ordered], color=ORANGE, marker="s",
+        linestyle="none" if by_gamma else "dashed",
         label=f"ranking accuracy (n = {ordered[0]['n_ranked']})",
     )  # fmt: skip
     if by_gamma:
-        places = sorted(set(x))
-        for side, values, colour, style in (
-            (axes, wins, BLUE, "solid"), (right, accuracy, ORANGE, "dashed")
-        ):  # fmt: skip
-            means = [values[np.array(x) == place].mean() for place in places]
-            side.plot(places, means, color=colour, linestyle=style)
+        means = means_by_gamma(ordered)
+        for side, colour, style, values in zip(
+            (axes, right), (BLUE, ORANGE), ("solid", "dashed"), zip(*means.values())
+        ):
+            side.plot(list(means), [100 * v for v in values], color=colour, linestyle=style)
     axes.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
     axes.set_xlabel("γ" if by_gamma else "squared distance from the reference, ‖θ_t − θ_ref‖²")
     axes.set_ylabel("win rate (%)", color=BLUE)

@@ -1,4 +1,4 @@
-"""ranking_metrics.py against hand-worked values, brute force and scipy."""
+"""Intervals, tests and correlations against hand-worked values, brute force, scipy, statsmodels."""
 
 import itertools
 import math
@@ -7,93 +7,19 @@ import tracemalloc
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
 
-from ranking.metrics.accuracy import (
-    chance_level,
-    exact_ties,
-    pairwise_accuracy,
-    ranking_accuracy,
-    ranking_accuracy_with_literal_ties,
-    ranking_accuracy_with_ties,
-    top1_accuracy,
-)
+from ranking.metrics.accuracy import compare_runs
 from ranking.metrics.intervals import (
     DRAWS_AT_ONCE,
+    bootstrap_95,
     clustered_bootstrap_interval,
     correlation_test,
     exact_mcnemar,
     rank_correlation,
     wilson_interval,
 )
-
-
-@pytest.mark.parametrize(
-    ("scores", "ranks", "correct"),
-    [
-        ([-1.0, -2.0], [1, 2], True),
-        ([-1.0, -2.0], [2, 1], False),
-        ([-1.0, -1.0], [1, 2], True),  # Def. 2.3: ≥
-        ([-1.0, -2.0, -3.0], [1, 2, 3], True),
-        ([-1.0, -3.0, -2.0], [1, 2, 3], False),
-        ([-1.0, -1.0, -2.0], [1, 2, 3], False),  # K > 2: equal likelihoods are wrong
-        ([-1.0, -2.0, -3.0], [1, 1, 3], True),  # partly tied: untied pairs only
-        ([-2.0, -1.0, -3.0], [1, 1, 3], True),
-        ([-1.0, -3.0, -2.0], [1, 1, 3], False),
-        ([math.nan, -2.0], [1, 2], False),
-        ([-1.0, -math.inf], [1, 2], False),
-        ([-1.0, -2.0, math.nan], [1, 2, 3], False),
-    ],
-)
-def test_ranking_accuracy(scores, ranks, correct):
-    assert ranking_accuracy(scores, ranks) is correct
-
-
-def test_all_tied_has_no_ranking_accuracy():
-    with pytest.raises(ValueError, match="untied"):
-        ranking_accuracy([-1.0, -2.0], [1, 1])
-
-
-@pytest.mark.parametrize(
-    ("scores", "ranks", "log_rule", "literal"),
-    [
-        ([-1.0, -1.005], [1, 1], True, True),  # |Δlog| = 0.005; |Δp| = 0.0018
-        ([-1.0, -1.02], [1, 1], False, True),  # |Δlog| = 0.02; |Δp| = 0.0073
-        ([-1.0, -1.5], [1, 1], False, False),
-        ([-100.0, -200.0], [1, 1], False, True),  # all long texts tie in probability
-        ([-100.0, -200.0], [1, 2], True, True),
-        ([-1.0, -1.005, -3.0], [1, 1, 3], True, True),
-        ([-1.0, -1.005, -0.5], [1, 1, 3], False, False),
-        ([-1.0, -1.01], [1, 1], False, True),  # strictly below 0.01
-        ([math.nan, math.nan], [1, 1], False, False),
-    ],
-)
-def test_ties_included(scores, ranks, log_rule, literal):
-    assert ranking_accuracy_with_ties(scores, ranks) is log_rule
-    assert ranking_accuracy_with_literal_ties(scores, ranks) is literal
-
-
-@pytest.mark.parametrize(
-    "ranks", [[1, 2], [1, 2, 3], [1, 1, 3], [1, 2, 2, 4], [1, 1, 3, 3], [1, 2, 3, 4]]
-)
-def test_chance_is_the_share_of_all_orders(ranks):
-    orders = list(itertools.permutations(range(len(ranks))))
-    share = np.mean([ranking_accuracy([float(x) for x in order], ranks) for order in orders])
-    assert chance_level(ranks) == pytest.approx(share)
-
-
-def test_pairwise_and_top1():
-    assert pairwise_accuracy([-1.0, -3.0, -2.0], [1, 2, 3]) == (2, 3)
-    assert pairwise_accuracy([-1.0, -1.0, -2.0], [1, 1, 2]) == (2, 2)
-    assert pairwise_accuracy([math.nan, -1.0, -2.0], [1, 2, 3]) == (1, 3)
-    assert top1_accuracy([-1.0, -3.0, -2.0], [1, 2, 3])
-    assert top1_accuracy([-2.0, -1.0, -3.0], [1, 1, 3])  # either of the best will do
-    assert not top1_accuracy([-1.0, -1.0], [1, 2])
-
-
-def test_exact_ties_are_untied_pairs_of_equal_finite_scores():
-    assert exact_ties([-1.0, -1.0], [1, 2]) == 1 and exact_ties([-1.0, -1.0], [1, 1]) == 0
-    assert exact_ties([-1.0, -1.0, -1.0, -2.0], [1, 2, 2, 3]) == 2  # (0,1), (0,2); (1,2) is tied
-    assert exact_ties([-math.inf, -math.inf], [1, 2]) == exact_ties([math.nan] * 2, [1, 2]) == 0
 
 
 def test_correlations_are_scipys_with_the_better_rank_higher():
@@ -184,3 +110,36 @@ def test_exact_mcnemar_is_a_sign_test_on_discordant_pairs():
     assert exact_mcnemar([True], [True]) == (0, 0, 1.0)
     with pytest.raises(ValueError, match="length"):
         exact_mcnemar([True], [True, False])
+
+
+def test_bootstrap_of_result_files_is_null_without_two_clusters():
+    assert bootstrap_95([], [], 0) == bootstrap_95([1.0, 0.0], ["a", "a"], 0) == [None, None]
+    values, clusters = [1.0, 0.0, 1.0], ["a", "b", "c"]
+    expected = clustered_bootstrap_interval(values, [1, 1, 1], clusters, 5)
+    assert bootstrap_95(values, clusters, 5) == list(expected)
+
+
+def test_intervals_and_tests_are_those_of_statsmodels():
+    for k, n in ((0, 5), (3, 7), (96, 199), (1000, 1000)):
+        assert wilson_interval(k, n) == pytest.approx(
+            proportion_confint(k, n, method="wilson"), abs=1e-9
+        )
+    rng = np.random.default_rng(0)
+    records = []
+    for _ in range(2):
+        rows = [
+            {"id": str(k), "dataset": "d", "split": None, "ranks": [1, 2], "prompt_id": str(k),
+             "completions": [{"logp": float(-x), "n_tokens": 1} for x in rng.random(2)]}
+            for k in range(40)
+        ]  # fmt: skip
+        records.append(rows)
+    correct = [
+        np.array([r["completions"][0]["logp"] >= r["completions"][1]["logp"] for r in rows])
+        for rows in records
+    ]
+    table = [[np.sum(correct[0] & correct[1]), np.sum(correct[0] & ~correct[1])],
+             [np.sum(~correct[0] & correct[1]), np.sum(~correct[0] & ~correct[1])]]  # fmt: skip
+    found = compare_runs(list(zip(*records)))
+    assert found and all(
+        r["p_value"] == pytest.approx(mcnemar(table, exact=True).pvalue) for r in found
+    )

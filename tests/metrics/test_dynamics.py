@@ -1,17 +1,22 @@
-"""The four groups and Theorem 4.1 on hand-worked and extreme values; the per-pair file."""
+"""The four groups and Theorem 4.1 on hand-worked and extreme values; means over pairs and seeds."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from result_rows import evaluated_pairs
 from scipy.special import log_expit
 
-from ranking.metrics.dynamics import pair_values, rewards_moved, summarize_pairs
-from ranking.reports.dynamics import read_dynamics
-from ranking.training.dynamics_file import append_dynamics, dynamics_rows, forget_later_steps
+from ranking.metrics.dynamics import (
+    means_by_step,
+    means_over_seeds,
+    pair_values,
+    rewards_moved,
+    summarize_pairs,
+    sweep_points,
+)
 
 NAMES = ("chosen", "rejected", "ref_chosen", "ref_rejected", "n_chosen", "n_rejected")
 
@@ -99,44 +104,24 @@ def test_theorem_4_1_is_ranking_accuracy(logps, beta, gamma):
         assert values["loss"] == pytest.approx(direct, rel=1e-9, abs=1e-9)
 
 
-def test_non_finite_log_likelihoods_are_wrong():
-    with np.errstate(invalid="ignore"):
-        values = values_of([(math.nan, -1, -2, -3, 1, 1)])
-    assert not values["correct"][0] and values["ref_correct"][0]
-    (row,) = dynamics_rows(values, ["a"], {"step": 0})
-    assert row["chosen"] is None and row["loss"] is None and row["group"] == "correct_to_incorrect"
-    json.dumps(row, allow_nan=False)
+def test_means_by_step():
+    """Of the two correct and two wrong pairs at step 5, one each changes."""
+    found = means_by_step(evaluated_pairs(), "train")
+    assert list(found) == [0, 5, 10] and means_by_step(evaluated_pairs(), "test") == {}
+    assert found[5]["n_wrong"] == 2 and found[5]["flipped"] == found[5]["accuracy"] == 0.5
+    assert found[5]["share"] == {group: 0.25 for group in found[5]["counts"]}
+    assert found[5]["loss"] == pytest.approx(0.55) and found[5]["reward_margin"] == 0.5
+    assert found[5]["group_loss"]["incorrect_to_correct"] == 0.4
+    assert math.isnan(found[10]["group_loss"]["correct_to_incorrect"])
 
 
-def facts(step, part):
-    return {
-        "step": step,
-        "epoch": 0.1,
-        "part": part,
-        "beta": 0.1,
-        "gamma": 1.0,
-        "squared_distance": None,
-    }
-
-
-def test_resume_forgets_later_steps_and_a_torn_line(tmp_path):
-    path = tmp_path / "ranking_dynamics.jsonl"
-    assert forget_later_steps(path, 5) == set()
-    for step in (0, 5, 10):
-        for part in ("validation", "train"):
-            append_dynamics(path, dynamics_rows(values_of(HAND), "abcd", facts(step, part)))
-    whole = path.read_bytes()
-    with path.open("ab") as file:
-        file.write(b'{"step": 10, "par')
-    kept = forget_later_steps(path, 5)
-    assert kept == {(0, "train"), (0, "validation"), (5, "train"), (5, "validation")}
-    assert whole.startswith(path.read_bytes())
-    assert [row["step"] for row in read_dynamics(path)] == [0] * 8 + [5] * 8
-    assert forget_later_steps(path, 99) == kept
-
-
-def test_other_files_are_refused(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"a": 1}\n')
-    with pytest.raises(ValueError, match="x.jsonl: not a ranking_dynamics.jsonl of dpo.py"):
-        read_dynamics(path)
+def test_sweep_points_and_their_means_over_seeds():
+    points = sweep_points([evaluated_pairs()], "lowest-loss")
+    assert [(p["step"], p["accuracy"], p["flipped"]) for p in points] == [(5, 0.5, 0.5)] * 2
+    other = [{**row, "squared_distance": None} for row in evaluated_pairs()]
+    worse = [{**row, "group": row["group"].split("_to_")[0] + "_to_incorrect"} for row in other]
+    train, validation = means_over_seeds(sweep_points([evaluated_pairs(), worse], "last"))
+    assert (train["part"], train["n"], train["n_seeds"]) == ("train", 4, 2)
+    assert train["accuracy"] == train["flipped"] == (0.5, 0.0, 1.0)
+    assert train["squared_distance"] == (100.0, 100, 100) and validation["part"] == "validation"
+    assert means_over_seeds(sweep_points([other]))[0]["squared_distance"] is None

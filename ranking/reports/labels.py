@@ -1,0 +1,101 @@
+"""What runs are called in tables and pictures, and what keeps two of them apart."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ranking.data.hub import DATASETS
+
+Row = Mapping[str, Any]  # a line of a result file
+SYMBOLS = {"length-normalized": "R̃", "non-length-normalized": "R"}
+DATASET = ("dataset_name", "dataset_config", "dataset_split")
+SCORING = ("chat_template", "add_eos", "max_length", "separator", "sample_size")
+
+
+def setting_of(row: Row) -> tuple:
+    """Dataset, its part, whether ties count, and how it was scored (None: not given, or off)."""
+    values = (row.get(key) for key in (*DATASET, "include_ties", *SCORING))
+    return tuple(None if value is False else value for value in values)
+
+
+def scoring_label(row: Row, beside: Iterable[Row] = ()) -> str:
+    """How a summary row was scored where that is not the default (template, EOS, length), or not
+    as the rows `beside` it of the same dataset (separator, sample size)."""
+    parts = [
+        "chat template" if row.get("chat_template") else "",
+        "EOS scored" if row.get("add_eos") else "",
+        f"at most {row['max_length']} tokens" if row.get("max_length") else "",
+    ]
+    others = [r for r in beside if all(r.get(key) == row.get(key) for key in DATASET)]
+    size, separator = row.get("sample_size", "unknown"), row.get("separator")
+    raw = [r for r in others if "separator" in r and not r.get("chat_template")]
+    if separator is not None and any(r.get("separator") != separator for r in raw):
+        parts.append(f"separator {json.dumps(separator)}")
+    if size != "unknown" and any(r.get("sample_size", "unknown") != size for r in others):
+        parts.append("all examples" if size is None else f"sample of {size}")
+    return ", ".join(filter(None, parts))
+
+
+def setting_label(row: Row, beside: Iterable[Row] = ()) -> str:
+    """The dataset with its split and, unless the hub's default, its configuration; ties; how it was
+    scored, where that is not the default or not as the rows `beside` it. For tables."""
+    name, config, split, ties = setting_of(row)[:4]
+    default = DATASETS[name].config if name in DATASETS else None
+    parts = [name, *(x for x in (config, split) if x not in (None, default))]
+    how = scoring_label(row, beside)
+    return ":".join(parts) + (", ties included" if ties else "") + (f", {how}" if how else "")
+
+
+def setting_labels(rows: Sequence[Row]) -> dict[tuple, str]:
+    """setting → the dataset, with its split (a long one only beside another), its configuration
+    where there are two, "ties", and how it was scored. For pictures."""
+    labels = {}
+    for row in rows:
+        name, config, split, ties = setting_of(row)[:4]
+        parts = {key: {r.get(key) for r in rows if r["dataset_name"] == name} for key in DATASET}
+        label = name if config is None or len(parts["dataset_config"]) < 2 else f"{name}:{config}"
+        if split is not None and (len(split) <= 12 or len(parts["dataset_split"]) > 1):
+            label += f", {split}"
+        how = scoring_label(row, rows)
+        labels[setting_of(row)] = plain(label) + (", ties" if ties else "") + (
+            f",\n{plain(how)}" if how else ""
+        )  # fmt: skip
+    return labels
+
+
+def short(name: str) -> str:
+    """The last part of a model's path, and its parent where that says the training step."""
+    parts = Path(name).parts
+    return "/".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
+
+
+def model_labels(models: Iterable[str]) -> dict[str, str]:
+    """The last part of each model's path, or all of it where two end alike. For pictures."""
+    ends = [Path(model).name for model in models]
+    return {m: plain(e if ends.count(e) == 1 else m) for m, e in zip(models, ends)}
+
+
+def plain(name: str) -> str:
+    """A name that matplotlib prints as it stands: `$` opens no formula."""
+    return name.replace("$", r"\$")
+
+
+def refuse_two_runs(rows: Iterable[Row], *columns: str) -> None:
+    """Raise ValueError where two rows of a model and setting have the same values of `columns`."""
+    seen = set()
+    for row in rows:
+        key = (row["model"], row.get("reference_model"), setting_of(row), *map(row.get, columns))
+        if key in seen:
+            raise ValueError(f"two runs of {row['model']} on {setting_label(row)}: give one")
+        seen.add(key)
+
+
+def by_normalization(rows: Iterable[Row], *columns: str) -> list[dict[str, Any]]:
+    """Normalization → row, of each model, setting and values of `columns`, as they come."""
+    groups: dict[tuple, dict[str, Any]] = {}
+    for row in rows:
+        key = (row.get("reference_model"), setting_of(row), row["model"], *map(row.get, columns))
+        normalization = row.get("normalization") or row["calib_property"].partition("_")[2]
+        groups.setdefault(key, {})[normalization] = row
+    return list(groups.values())

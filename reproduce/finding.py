@@ -1,0 +1,100 @@
+r"""The paper's finding in one picture: what rankings are, could be, and stay under DPO.
+
+    python -m reproduce.finding --idealized reproduce/results/smollm2_idealized_accuracy.jsonl \
+        --dataset tatsu-lab/alpaca_eval --dynamics reproduce/results/smollm2_dpo_dynamics.jsonl \
+        --output reproduce/results/finding.png
+
+Left: observed ranking accuracy of one dataset and, between the smallest and the largest β, the
+idealized one (Corollary 3.3). Right: DPO's training loss and the share of followed pairs that are
+ranked wrongly, as percentages of where they began (§4).
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from ranking.metrics.dynamics import means_by_step
+from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.result_files import read_json_lines
+from ranking.reports.dynamics import read_dynamics
+from ranking.reports.style import BLUE, GREY, ORANGE, save_figure
+
+SCORES = {  # calib_property → label, colour
+    "ranks_length-normalized": ("per token, R̃", BLUE),
+    "ranks_non-length-normalized": ("summed, R", ORANGE),
+}
+
+
+def draw_accuracies(axes, rows: list[dict]) -> None:
+    """Observed accuracy as a mark, idealized accuracy as a bar with its median."""
+    for y, (kind, (_, colour)) in enumerate(SCORES.items()):
+        row = next(row for row in rows if row["calib_property"] == kind)
+        low, median, high = (100 * x for x in row["min_median_max"])
+        axes.barh(y, high - low, left=low, height=0.3, color=colour, alpha=0.3)
+        axes.plot([median] * 2, [y - 0.15, y + 0.15], color=colour, linewidth=2)
+        axes.plot(100 * row["observed_accuracy"], y, "o", color=colour, markersize=9)
+    axes.axvline(50, color=GREY, linestyle="dashed", linewidth=1)
+    legend = [
+        Line2D([], [], marker="o", color=GREY, linestyle="none", label="observed"),
+        Patch(color=GREY, alpha=0.3, label="ideal tuning, all β"),
+        Line2D([], [], marker="|", color=GREY, linestyle="none", markersize=10, markeredgewidth=2,
+               label="its median"),
+        Line2D([], [], color=GREY, linestyle="dashed", label="a coin"),
+    ]  # fmt: skip
+    axes.legend(handles=legend, ncols=4, fontsize=7, loc="lower center", columnspacing=1.2)
+    axes.set_yticks(range(2), [label for label, _ in SCORES.values()])
+    axes.set_ylim(1.75, -0.4)
+    axes.set_xlim(30, 102)
+    axes.set_xlabel(f"pairs ranked as people did (%), n = {rows[0]['n']}")
+    axes.set_title("what rankings are, and what they could be", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def draw_training(axes, rows: list[dict]) -> None:
+    """Loss and share of wrongly ranked pairs against the step, both as a share of the first."""
+    means = means_by_step(rows, "train")
+    steps = list(means)
+    curves = {
+        "training loss": [mean["loss"] for mean in means.values()],
+        "pairs ranked wrongly": [1 - mean["accuracy"] for mean in means.values()],
+    }
+    for (label, values), colour, marker in zip(curves.items(), (GREY, ORANGE), ("s", "o")):
+        relative = [100 * value / values[0] for value in values]
+        axes.plot(steps, relative, color=colour, marker=marker)
+        axes.annotate(label, (steps[-2], relative[-2]), xytext=(0, 7), textcoords="offset points",
+                      color=colour, ha="center", fontsize=9)  # fmt: skip
+    axes.set_ylim(50, 110)
+    axes.set_xlabel(f"step of DPO (n = {means[steps[0]]['n']} training pairs)")
+    axes.set_ylabel("% of where it began")
+    axes.set_title("what DPO lowers, and what it leaves", fontsize=10)
+    axes.grid(alpha=0.3)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--idealized", required=True, type=Path,
+                        help="summary of calculate_upper_bound_rlhf.py")  # fmt: skip
+    parser.add_argument("--dataset", required=True, help="one of its datasets")
+    parser.add_argument("--dynamics", required=True, type=Path,
+                        help="ranking_dynamics.jsonl of dpo.py")  # fmt: skip
+    parser.add_argument("--output", required=True, type=Path, help=".png or .pdf")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    rows = [row for row in read_json_lines(args.idealized) if row["dataset_name"] == args.dataset]
+    if not rows:
+        raise ValueError(f"{args.idealized}: no row of {args.dataset}")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.9))
+    draw_accuracies(left, rows)
+    draw_training(right, read_dynamics(args.dynamics))
+    figure.tight_layout()
+    save_figure(figure, args.output)
+    print(args.output)
+
+
+if __name__ == "__main__":
+    run_script(main, parse_args())

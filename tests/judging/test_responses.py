@@ -1,0 +1,48 @@
+"""What responses continue, and what shapes them."""
+
+from conftest import LONGROPE, make_model, make_tokenizer, tokenize
+from tokenizers import processors
+
+from ranking.judging.responses import generate_batches, tokenize_prompts
+
+
+def test_responses_continue_what_scoring_takes_for_the_prompt(sample_text):
+    """A tokenizer's EOS behind the prompt is left out, BOS stands there once."""
+    tokenizer = make_tokenizer(sample_text, bos=True, split_words=True)
+    steps = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokenizer.backend_tokenizer.post_processor = steps
+    prompts = ["Is it?", "<s>Is it?"]
+    plain = [0, *tokenizer("Is it?", add_special_tokens=False)["input_ids"]]
+    assert tokenize_prompts(tokenizer, prompts, chat_template=False) == [plain, plain]
+    for scored in tokenize(tokenizer, [(prompt, [" yes"]) for prompt in prompts]):
+        assert list(scored[0].ids[: scored[0].start]) == plain
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}"
+    assert tokenize_prompts(tokenizer, prompts[:1], chat_template=True) == [plain]
+
+
+def test_responses_do_not_depend_on_what_shares_their_batch(tokenizer):
+    """LongRoPE: a short prompt beside a long one is answered as by itself."""
+    model = make_model("phi3", {**LONGROPE, "max_position_embeddings": 512})
+    settings = {"chat_template": False, "temperature": 0.0, "top_p": None, "max_new_tokens": 4,
+                "eos_token_id": [1], "stop_strings": ["\n\nHuman:"]}  # fmt: skip
+    prompts = [{"id": str(k), "prompt": text} for k, text in enumerate(["Hi", "word " * 40])]
+
+    def responses(chosen):
+        batches = generate_batches(model, tokenizer, chosen, set(), settings, 8)
+        return {row["id"]: row["response"] for batch in batches for row in batch}
+
+    assert responses(prompts) == responses(prompts[:1]) | responses(prompts[1:])
+
+
+def test_a_chat_template_opens_the_turn_or_goes_on_with_a_begun_one(tokenizer):
+    tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    prompt = "\n\nHuman: number 0?\n\nAssistant:"
+    ids = tokenize_prompts(tokenizer, [prompt, f"{prompt} It is"], chat_template=True)
+    texts = ["[user] number 0? [assistant]", "[user] number 0? [assistant] It is"]
+    assert ids == tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -1,0 +1,54 @@
+"""Win rates at equal lengths, by order of asking, beside ranking accuracy."""
+
+import numpy as np
+import pytest
+
+from ranking.metrics.win_rate import correlations, length_controlled_win_rate, position_bias
+
+
+def test_length_controlled_win_rate_is_the_intercept():
+    """Wins drawn with a known preference at equal lengths, and a known taste for length."""
+    rng = np.random.default_rng(0)
+    differences = rng.normal(80, 100, 20_000)
+    squashed = np.tanh(differences / differences.std())
+    for intercept, slope in ((0.0, 2.0), (0.7, -1.0)):
+        chance = 1 / (1 + np.exp(-(intercept + slope * squashed)))
+        wins = (rng.random(len(chance)) < chance).astype(float).tolist()
+        found = length_controlled_win_rate(wins, differences.tolist())
+        assert found == pytest.approx(1 / (1 + np.exp(-intercept)), abs=0.02)
+    assert abs(np.mean(wins) - found) > 0.05  # the raw rate is another
+    assert length_controlled_win_rate([1.0, 1.0, 0.0, 0.0], [9, 8, -9, -8]) is None  # separated
+    assert length_controlled_win_rate([1.0, 0.0, 0.5], [3, 3, 3]) is None
+    assert length_controlled_win_rate([1.0, 0.0, 0.5], [0, 0, 0]) == 0.5
+    assert length_controlled_win_rate([1.0, 1.0], [0, 1]) is None
+
+
+def test_correlations_of_near_and_far_half():
+    rows = [
+        {"squared_distance": d, "ranking_accuracy": a, "win_rate": w}
+        for d, a, w in [
+            (0, 0.1, 0.5),
+            (1, 0.2, 0.6),
+            (2, 0.3, 0.7),
+            (5, 0.2, 0.9),
+            (7, 0.3, 0.8),
+            (9, 0.4, 0.7),
+        ]
+    ]
+    everything, near, far = correlations(rows[::-1])
+    assert (near["n"], near["spearmanr"]) == (3, pytest.approx(1.0))
+    assert (far["n"], far["spearmanr"]) == (3, pytest.approx(-1.0))
+    assert everything["n"] == 6 and -1 < everything["spearmanr"] < 1
+    assert near["p_value"] == far["p_value"] == pytest.approx(2 / 6)  # two of the 3! orders
+    wins = (0.1, 0.2, 0.3, 0.5, 0.4)  # of the 5! orders, 1 + 4 are as high and as many as low
+    rows = [
+        {"squared_distance": k, "ranking_accuracy": k / 9, "win_rate": w}
+        for k, w in enumerate(wins)
+    ]
+    assert correlations(rows)[0]["spearmanr"] == pytest.approx(0.9)
+    assert correlations(rows)[0]["p_value"] == pytest.approx(10 / 120)
+
+
+def test_position_bias_is_of_clear_verdicts():
+    bias = position_bias([(1.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5), (None, 1.0)])
+    assert bias == {"order_disagreement": 0.5, "first_reply_share": 6 / 8}

@@ -1,0 +1,101 @@
+"""What is shown of ranking accuracy equals the result rows."""
+
+import matplotlib.pyplot as plt
+import pytest
+from result_rows import HH, ranking_rows
+
+from ranking.reports.accuracy import accuracy_table, plot_ranking_accuracy
+
+ROWS = [
+    {"dataset_name": name, "dataset_split": None, "model": "m", "calib_property": f"ranking_{kind}",
+     "distance_metric": "acc", "distance_metric_value_mean": value, "wilson_95": [value - 0.1, value + 0.2],
+     "chance": chance, "n": 100}
+    for name, chance, values in (("a", 0.5, (0.55, 0.45)), ("b", 1 / 24, (0.10, 0.30)))
+    for kind, value in zip(("length-normalized", "non-length-normalized"), values)
+]  # fmt: skip
+HOW = {"chat_template": False, "add_eos": False, "max_length": None, "separator": " ",
+       "sample_size": 100}  # fmt: skip
+
+
+def test_table_of_one_run():
+    """K, what was dropped and ties beside R̃ and R with their intervals; two splits apart."""
+    more = {"k_min": 2, "k_max": 4, "dropped": {"too long": 2, "all ranks tied": 1},
+            "n_examples_with_ties": 7}  # fmt: skip
+    rows = [{**row, **more} for row in ranking_rows()]
+    train = [{**row, "dataset_split": "train", "k_max": 2, "chance": None} for row in rows]
+    other = [{**row, "distance_metric": "top1"} for row in rows]
+    columns, lines = accuracy_table([*rows, *other, *train])
+    assert columns == [
+        "dataset", "K", "n", "chance", "R̃ (per token)", "R (summed)", "dropped", "ties"]  # fmt: skip
+    assert lines == [
+        [f"{HH} (test)", "2–4", "100", "50.0", "50.0 [45.0, 55.0]", "60.0 [55.0, 65.0]", "3", "7"],
+        [f"{HH} (train)", "2", "100", "–", "50.0 [45.0, 55.0]", "60.0 [55.0, 65.0]", "3", "7"],
+    ]
+
+
+def test_ranking_accuracy_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    plot_ranking_accuracy(ROWS, tmp_path / "f.png")
+    axes = plt.gcf().axes[0]
+    drawn = {c.get_label(): c for c in axes.containers}
+    assert list(drawn["length-normalized"].lines[0].get_xdata()) == pytest.approx([55, 10])
+    assert list(drawn["summed"].lines[0].get_xdata()) == pytest.approx([45, 30])
+    (bars,) = drawn["summed"].lines[2]
+    assert [s[:, 0].tolist() for s in bars.get_segments()] == [
+        pytest.approx([35, 65]),
+        pytest.approx([20, 50]),
+    ]
+    (chance,) = [c for c in axes.collections if c.get_label() == "chance"]
+    assert [s[0, 0] for s in chance.get_segments()] == pytest.approx([50, 100 / 24])
+    assert (tmp_path / "f.png").stat().st_size > 5000
+
+
+def labels_of(rows, path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    plot_ranking_accuracy(rows, path)
+    return [t.get_text().split("\n(n =")[0] for t in plt.gcf().axes[0].get_yticklabels()]
+
+
+def test_runs_scored_differently_are_labelled(tmp_path, monkeypatch):
+    """And rows that say nothing of it look as they did."""
+    changes = ({}, {"chat_template": True, "separator": None}, {"add_eos": True}, {"max_length": 64},
+               {"separator": "\n"}, {"sample_size": None})  # fmt: skip
+    rows = [{**row, **HOW, **change} for change in changes for row in ROWS[:2]]
+    assert labels_of(rows, tmp_path / "f.png", monkeypatch) == [
+        'a,\nseparator " ", sample of 100', "a,\nchat template, sample of 100",
+        'a,\nEOS scored, separator " ", sample of 100',
+        'a,\nat most 64 tokens, separator " ", sample of 100',
+        'a,\nseparator "\\n", sample of 100', 'a,\nseparator " ", all examples']  # fmt: skip
+    alone = [{**row, **HOW} for row in ROWS]
+    assert labels_of(alone, tmp_path / "f.png", monkeypatch) == ["a", "b"]
+    assert labels_of(ROWS, tmp_path / "f.png", monkeypatch) == ["a", "b"]
+    parts = [{**row, "dataset_config": c, "dataset_split": s} for c, s in
+             (("x", "long-name-of-split-1"), ("y", "long-name-of-split-2")) for row in ROWS[:2]]  # fmt: skip
+    assert labels_of(parts, tmp_path / "f.png", monkeypatch) == [
+        "a:x, long-name-of-split-1", "a:y, long-name-of-split-2"]  # fmt: skip
+    with pytest.raises(ValueError, match="two runs of m on a: give one"):
+        plot_ranking_accuracy([*alone, *alone], tmp_path / "f.png")
+
+
+def test_figures_of_several_models_and_splits(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    rows = (
+        ranking_rows("a") + ranking_rows("b", (0.7, 0.4)) + ranking_rows("b", (0.2, 0.3), "other")
+    )
+    plot_ranking_accuracy(rows, tmp_path / "r.png")
+    left, right = plt.gcf().axes
+    marks = {c.get_label(): list(c.lines[0].get_xdata()) for c in left.containers}
+    assert marks == {"a": pytest.approx([50]), "b": pytest.approx([70, 20])}
+    marks = {c.get_label(): list(c.lines[0].get_xdata()) for c in right.containers}
+    assert marks == {"a": pytest.approx([60]), "b": pytest.approx([40, 30])}
+
+    splits = ranking_rows("a") + ranking_rows("a", (0.7, 0.4), split="train")
+    splits += [
+        {**row, "include_ties": True, "chance": None} for row in ranking_rows("a", (0.2, 0.3))
+    ]
+    plot_ranking_accuracy(splits, tmp_path / "s.png")
+    (axes,) = plt.gcf().axes
+    assert [text.get_text().split("\n")[0] for text in axes.get_yticklabels()] == [
+        f"{HH}, test", f"{HH}, train", f"{HH}, test, ties"]  # fmt: skip
+    (chance,) = [c for c in axes.collections if c.get_label() == "chance"]
+    assert len(chance.get_segments()) == 2

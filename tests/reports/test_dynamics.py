@@ -1,0 +1,91 @@
+"""What is shown of ranking dynamics equals the rows of the dynamics file."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from result_rows import evaluated_pairs
+
+from ranking.reports.dynamics import (
+    dynamics_table,
+    grouped_metrics,
+    plot_accuracy_against_distance,
+    plot_dynamics,
+    plot_loss_against_reference,
+    plot_sweep,
+    read_dynamics,
+    sweep_table,
+)
+
+
+def test_dynamics_and_sweep_tables():
+    """Of the two correct and two wrong pairs at step 5, one each changes; the loss is lowest there."""
+    _, lines = dynamics_table(evaluated_pairs())
+    assert lines[1] == ["train (4)", "5 (lowest)", "0.550", "50.0 %", "1 of 2 (50.0 %)", "1 of 2",
+                        "0.50"]  # fmt: skip
+    other = [{**row, "gamma": 0.0} for row in evaluated_pairs()]
+    _, sweep = sweep_table([evaluated_pairs(), other, other], "last")
+    assert [line[:3] for line in sweep] == [
+        ["0", "2", "train (4)"], ["0", "2", "validation (4)"],
+        ["1", "1", "train (4)"], ["1", "1", "validation (4)"]]  # fmt: skip
+    assert sweep[0][3:] == ["100.0", "100.0", "0.725", "100.00"]
+
+
+def drawn(monkeypatch, plot, path):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    plot(evaluated_pairs(), path)
+    assert path.stat().st_size > 0
+    return plt.gcf().axes
+
+
+def test_dynamics_figure(tmp_path, monkeypatch):
+    axes = drawn(monkeypatch, plot_dynamics, tmp_path / "f.png")
+    assert len(axes) == 6
+    share = {line.get_label(): line for line in axes[0].lines}
+    assert list(share["correct → correct"].get_ydata()) == [50, 25, 50]
+    assert list(share["correct → incorrect"].get_ydata()) == [0, 25, 0]
+    assert list(share["incorrect → correct"].get_ydata()) == [0, 25, 50]
+    assert list(share["lowest validation loss"].get_xdata()) == [5, 5]
+    loss = {line.get_label(): line for line in axes[1].lines}
+    assert loss["incorrect → correct"].get_ydata()[1] == pytest.approx(0.4)
+
+
+def test_loss_against_reference_figure(tmp_path, monkeypatch):
+    axes = drawn(monkeypatch, plot_loss_against_reference, tmp_path / "f.png")
+    correct, wrong = axes[0].collections
+    assert correct.get_offsets().tolist() == [[2.0, 0.5], [-4.0, 0.4]]
+    assert wrong.get_offsets().tolist() == [[-1.0, 0.6], [-7.0, 0.7]]
+    (needed,) = axes[0].lines  # −log σ(γβc), c = −(log-ratio): 7 at the left end, −2 at the right
+    ends = needed.get_ydata()[[0, -1]]
+    assert ends == pytest.approx(np.log1p(np.exp([-0.7, 0.2])))
+
+
+def test_accuracy_against_distance_figure(tmp_path, monkeypatch):
+    (axes,) = drawn(monkeypatch, plot_accuracy_against_distance, tmp_path / "f.png")
+    for line in axes.lines:
+        assert list(line.get_xdata()) == [0, 25, 100] and list(line.get_ydata()) == [50, 50, 100]
+
+
+def test_sweep_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    other = [{**row, "gamma": 0.0} for row in evaluated_pairs()]
+    worse = [{**row, "group": row["group"].split("_to_")[0] + "_to_incorrect"} for row in other]
+    plot_sweep([evaluated_pairs(), other, worse], tmp_path / "s.png", "last")
+    accuracy, flipped, distance = plt.gcf().axes
+    train = {line.get_label(): line for line in accuracy.lines}["train (n = 4)"]
+    assert list(train.get_xdata()) == [0, 1] and list(train.get_ydata()) == [50, 100]
+    band = accuracy.collections[0].get_paths()[0].vertices  # 0 to 100 % at γ = 0
+    assert {y for x, y in band if x == 0} == {0, 100} and {y for x, y in band if x == 1} == {100}
+    assert list(distance.lines[0].get_ydata()) == [100, 100] and len(distance.lines) == 1
+    assert list(flipped.lines[0].get_ydata()) == [50, 100]
+
+
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1}\n')
+    with pytest.raises(ValueError, match="x.jsonl: not a ranking_dynamics.jsonl of dpo.py"):
+        read_dynamics(path)
+
+
+def test_metrics_of_evaluations_have_sections_of_their_own():
+    metrics = {"eval_train_groups/a": 1, "eval_ranking/b": 2, "test_loss": 3, "epoch": 4}
+    assert grouped_metrics(metrics) == {"train groups/a": 1, "validation ranking/b": 2}

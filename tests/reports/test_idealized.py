@@ -1,0 +1,48 @@
+"""What is shown of idealized accuracy equals the result rows."""
+
+import matplotlib.pyplot as plt
+import pytest
+from result_rows import idealized_rows
+
+from ranking.reports.idealized import (
+    idealized_table,
+    plot_idealized_curves,
+    plot_required_loss,
+)
+
+
+def test_tables_of_one_run_and_of_several():
+    rows = idealized_rows()
+    cells = ["40.0", "50.0 / 75.0 / 100.0", "35.0 [20, 40]"] * 2
+    assert idealized_table(rows)[1] == [["d", "sft → dpo", "7", *cells]]
+    same = [{**row, "model": "a/sft", "gap_to_median_95": [None, None]} for row in rows]
+    cells = ["40.0", "50.0 / 75.0 / 100.0", "35.0"] * 2
+    assert idealized_table(same)[1] == [["d", "sft", "7", *cells]]
+    split = [{**row, "dataset_split": "test"} for row in rows]
+    columns, (line,) = idealized_table(split, alone=True)
+    assert columns[:2] == ["dataset", "pairs"] and line[:2] == ["d (test)", "7"]
+    assert line[4] == "35.0 [20.0, 40.0]"
+    _, both = idealized_table([*rows, *({**row, "add_eos": True} for row in rows)])
+    assert [line[0] for line in both] == ["d", "d, EOS scored"]
+    with pytest.raises(ValueError, match="two runs of a/dpo on d: give one"):
+        idealized_table(rows + rows)
+
+
+def test_idealized_curves_of_two_runs_have_a_panel_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    curves = [
+        {"dataset_name": "d", "dataset_split": None, "model": model, "add_eos": eos, "n": 4,
+         "calib_property": "ranks_length-normalized", "critical_betas": [0.5], "limit_beta_to_0": 1.0,
+         "observed_accuracy": 0.25}
+        for model, eos in (("m/one", False), ("m/one", True), ("m/two", False))
+    ]  # fmt: skip
+    plot_idealized_curves(curves, tmp_path / "c.png")
+    assert [axes.get_title() for axes in plt.gcf().axes] == [
+        "one, d (n = 4 pairs)", "one, d,\nEOS scored (n = 4 pairs)", "two, d (n = 4 pairs)"]  # fmt: skip
+    with pytest.raises(ValueError, match="two runs of m/one on d"):
+        plot_idealized_curves([*curves, curves[0]], tmp_path / "c.png")
+    pairs = [
+        {"c": 1.0, "tied": False, "gamma": g, "required_loss": {"1.0": 0.3}} for g in (0.0, 1.0)
+    ]
+    with pytest.raises(ValueError, match="several γ or β"):
+        plot_required_loss(pairs, tmp_path / "l.png")

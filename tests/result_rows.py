@@ -1,0 +1,42 @@
+"""Rows of result files, as small as tables and pictures of them need."""
+
+HH = "Anthropic/hh-rlhf"
+
+
+def ranking_rows(model="gpt2", values=(0.5, 0.6), dataset=HH, split="test", n=100):
+    kinds = ("length-normalized", "non-length-normalized")
+    return [
+        {"model": model, "dataset_name": dataset, "dataset_split": split, "include_ties": False,
+         "distance_metric": "acc", "calib_property": f"ranking_{kind}", "n": n, "chance": 0.5,
+         "distance_metric_value_mean": value, "wilson_95": [value - 0.05, value + 0.05]}
+        for kind, value in zip(kinds, values)
+    ]  # fmt: skip
+
+
+def evaluated_pairs():
+    """Rows of a dynamics file: three steps, four pairs; the validation loss is lowest at step 5."""
+    rows = []
+    losses = {0: (0.7, 0.7, 0.7, 0.7), 5: (0.5, 0.6, 0.4, 0.7), 10: (0.9, 0.9, 0.2, 0.9)}
+    after = {0: (1, 1, 0, 0), 5: (1, 0, 1, 0), 10: (1, 1, 1, 1)}
+    for part in ("train", "validation"):
+        for step, values in losses.items():
+            for k, (loss, correct) in enumerate(zip(values, after[step])):
+                before = "correct" if k < 2 else "incorrect"
+                rows.append(
+                    {"step": step, "part": part, "id": str(k), "loss": loss, "beta": 0.1, "gamma": 1.0,
+                     "group": f"{before}_to_{'correct' if correct else 'incorrect'}",
+                     "reward_margin": step * 0.1, "ref_chosen": -10.0, "ref_rejected": -12.0 + 3 * k,
+                     "squared_distance": step**2 if part == "validation" else None}
+                )  # fmt: skip
+    return rows
+
+
+def idealized_rows():
+    return [
+        {"dataset_name": "d", "reference_model": "a/sft", "model": "a/dpo", "include_ties": False,
+         "calib_property": f"ranks_{kind}", "n": 7, "observed_accuracy": 0.4,
+         "min_median_max": [0.5, 0.75, 1.0], "gap_to_median": 0.35, "gap_to_median_95": [0.2, 0.4],
+         "beta": beta}
+        for beta in (0.1, 1)
+        for kind in ("length-normalized", "non-length-normalized")
+    ]  # fmt: skip

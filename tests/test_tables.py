@@ -1,0 +1,76 @@
+"""reproduce/tables.py: the paper's numbers beside ours, its formats and errors."""
+
+import pytest
+from result_rows import HH, idealized_rows, ranking_rows
+
+from ranking.plumbing.command_line import run_script
+from ranking.plumbing.result_files import write_json_lines
+from reproduce import tables
+
+
+def test_ranking_table_marks_what_is_outside_the_interval():
+    """gpt2 on HH test: published 49.9 and 46.0."""
+    columns, (line,) = tables.accuracy_beside_paper(ranking_rows())
+    assert dict(zip(columns, line)) | {"difference": None} == {
+        "dataset": f"{HH}:test", "model": "gpt2", "n": "100", "chance": "50.0", "R̃ paper": "49.9",
+        "R̃ ours [95 %]": "50.0 [45, 55]", "difference": None, "R paper": "46.0",
+        "R ours [95 %]": "60.0 [55, 65]"}  # fmt: skip
+    differences = [cell for column, cell in zip(columns, line) if column == "difference"]
+    assert differences == ["+0.1", "+14.0 *"]
+
+
+def test_tables_label_runs_that_were_scored_differently():
+    how = {"chat_template": False, "add_eos": False, "max_length": None, "separator": "",
+           "sample_size": 200}  # fmt: skip
+    changes = ({}, {"chat_template": True, "separator": None}, {"max_length": 64, "add_eos": True})
+    rows = [{**row, **how, **change} for change in changes for row in ranking_rows()]
+    _, lines = tables.accuracy_beside_paper(rows)
+    assert [line[0] for line in lines] == [
+        f"{HH}:test", f"{HH}:test, chat template", f"{HH}:test, EOS scored, at most 64 tokens"]  # fmt: skip
+    with_sizes = [*ranking_rows("a"), *({**r, **how} for r in ranking_rows("b"))]
+    _, lines = tables.accuracy_beside_paper(with_sizes)
+    assert [line[0] for line in lines] == [f"{HH}:test", f"{HH}:test, sample of 200"]
+
+
+def test_ranking_table_beside_another_model():
+    rows = ranking_rows("some/where/mine") + ranking_rows("gpt2", dataset="sample", split=None)
+    _, (mine, sample) = tables.accuracy_beside_paper(rows, "gpt2")
+    assert mine[1] == "mine" and mine[4] == "49.9 (gpt2)"
+    assert sample[4] == "–" and sample[6] == "–"  # the paper has no such data
+    _, (without, _) = tables.accuracy_beside_paper(rows)
+    assert without[4] == "–"
+    zephyr = ranking_rows("alignment-handbook/zephyr-7b-dpo-full")
+    _, (line,) = tables.accuracy_beside_paper(zephyr)
+    published = tables.PUBLISHED["ranking_accuracy"]["zephyr-7b-dpo"][f"{HH}:test"]
+    assert line[4] == f"{published[0]:.1f}"
+
+
+def test_idealized_table_beside_the_paper():
+    rows = idealized_rows()
+    _, lines = tables.idealized_beside_paper(rows)
+    assert lines[0] == [
+        "d",
+        "sft → dpo",
+        "7",
+        *["40.0", "50.0 / 75.0 / 100.0", "35.0 [20, 40]"] * 2,
+    ]
+    assert lines[1][1:] == ["paper: zephyr-7b-dpo", "–", "54", "86 / 98 / 100", "44", "42",
+                            "90 / 99 / 100", "57"]  # fmt: skip
+    _, with_ties = tables.idealized_beside_paper([{**row, "include_ties": True} for row in rows])
+    assert with_ties[0][0] == "d, ties included" and with_ties[1][3] == "42"
+
+
+def test_formats_and_errors(tmp_path, capsys):
+    write_json_lines(tmp_path / "r.jsonl", ranking_rows())
+    for style, expected in (("markdown", f"| {HH}:test | gpt2 | 100 |"), ("latex", "\\toprule")):
+        arguments = ["ranking", str(tmp_path / "r.jsonl"), "--format", style]
+        tables.main(tables.parse_args(arguments))
+        assert expected in capsys.readouterr().out
+    wrong = [["idealized", str(tmp_path / "r.jsonl")], ["win-rate", str(tmp_path / "r.jsonl")],
+             ["ranking", str(tmp_path / "r.jsonl"), "--beside", "me"],
+             ["ranking", str(tmp_path / "none.jsonl")]]  # fmt: skip
+    for arguments in wrong:
+        with pytest.raises(SystemExit) as stop:
+            run_script(tables.main, tables.parse_args(arguments))
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
