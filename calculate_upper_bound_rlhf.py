@@ -15,6 +15,7 @@ import math
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from ranking.data.examples import PreferenceData, dataset_label
@@ -63,8 +64,8 @@ from ranking.scoring.rated_pairs import (
     PairRules,
     check_all_scored,
     check_assumed_proportion,
-    collect_pairs,
     dataset_key,
+    rated_pairs,
 )
 from ranking.scoring.run_config import LIBRARIES, make_run_config, scoring_settings
 
@@ -79,6 +80,12 @@ OF_RESULTS = {  # flags that do something where no model is scored
 
 
 # ---------------------------------------------------------------------------- reference and policy
+def files_of_scoring(reference: str | None, policy: str | None) -> list[str]:
+    """Suffixes of what scoring these models writes (None: it is not scored)."""
+    sides = [side for name, side in ((reference, ""), (policy, "policy.")) if name is not None]
+    return [f"{side}{file}" for side in sides for file in ("examples.jsonl", "config.json")]
+
+
 def plan_run(
     name: str | None,
     revision: str | None,
@@ -161,6 +168,48 @@ def common_columns(
     return columns
 
 
+def summaries(
+    reference: ScoringRun,
+    policy: ScoringRun,
+    rules: PairRules,
+    datasets: Sequence[PreferenceData],
+    facts: Sequence[dict[tuple, Record]],
+    *,
+    betas: Sequence[float],
+    gamma: float,
+    seed: int,
+) -> tuple[list[Record], list[Any], list[Any], list[Any]]:
+    """The pairs that count, and the lines of NAME.jsonl, .curve.jsonl and .pairs.jsonl."""
+    announce_uneven_cuts(shared_examples(reference.records, policy.records))
+    pairs, dropped = rated_pairs(reference.records, policy.records, rules)
+    for key, drops in dropped.items():
+        if drops:
+            counts = ", ".join(f"{reason}: {n}" for reason, n in drops.items())
+            print(f"{dataset_label(*key)}: dropped {counts}", file=sys.stderr)
+    rows, curves, per_pair = [], [], []
+    for key in dict.fromkeys(dataset_key(pair["record"]) for pair in pairs):
+        chosen = [pair for pair in pairs if dataset_key(pair["record"]) == key]
+        common = common_columns(key, reference, policy, rules, datasets, facts)
+        common |= {"dropped_pairs": dict(dropped[key]), "seed": seed}
+        by_kind = {kind: summarize_idealized(chosen, kind, betas, seed) for kind in NORMALIZATIONS}
+        for kind, summary in by_kind.items():
+            rows += summary_rows(summary, kind, common)
+            curves.append(curve_row(summary, kind, common))
+        per_pair += pair_rows(chosen, by_kind, betas, gamma)
+    return pairs, rows, curves, per_pair
+
+
+def write_results(output: Output, rows: list, curves: list, per_pair: list) -> dict[str, Path]:
+    """Write lines and pictures, the summary last: it marks the run as finished. Where each is."""
+    files = {name: output.beside(suffix) for name, suffix in WRITES.items()}
+    write_json_lines(files["pairs"], per_pair)
+    write_json_lines(files["curve"], curves)
+    draw(plot_idealized_curves, curves, files["picture"])
+    draw(plot_required_loss, per_pair, files["losses"])
+    write_json_lines(output.summary, rows)
+    return {"summary": output.summary, **files}
+
+
 # ---------------------------------------------------------------------------- command line
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
@@ -220,16 +269,10 @@ def main(args: argparse.Namespace) -> None:
         check_model_path(name)
     check_revision("--revision", args.revision, args.lm_name_or_path)
     check_revision("--policy-revision", args.policy_revision, args.policy_name_or_path)
-    scored_files = [
-        f"{side}{suffix}"
-        for name, side in zip(models, ("", "policy."))
-        for suffix in ("examples.jsonl", "config.json")
-        if name is not None
-    ]
     output = claim_output(
         args.output_dir, args.output_filename, args.overwrite,
         reads=[*args.dataset, args.reference_examples, args.policy_examples],
-        writes=[*WRITES.values(), *scored_files],
+        writes=[*WRITES.values(), *files_of_scoring(*models)],
     )  # fmt: skip
     policy_output = output._replace(
         examples=output.beside("policy.examples.jsonl"), config=output.beside("policy.config.json")
@@ -244,52 +287,24 @@ def main(args: argparse.Namespace) -> None:
             check_all_scored(reference.records, policy.records, rules)
     check_assumed_proportion(reference.records, args.assumed_proportion)
 
-    reference, reference_facts = scored_run(reference, datasets, output, flags)
-    policy_facts: dict[tuple, Record] = {}
+    reference, of_reference = scored_run(reference, datasets, output, flags)
+    of_policy: dict[tuple, Record] = {}
     if policy is not None:
-        given = policy.found is None
-        policy, policy_facts = scored_run(policy, datasets, policy_output, flags)
-        if given and process_rank() == 0:
+        planned = policy.found is not None
+        policy, of_policy = scored_run(policy, datasets, policy_output, flags)
+        if not planned and process_rank() == 0:
             check_all_scored(reference.records, policy.records, rules)
     if process_rank() > 0:
         return  # the first process has all records and reports
-    tuned = policy or reference
-    announce_uneven_cuts(shared_examples(reference.records, tuned.records))
-    pairs, dropped = collect_pairs(reference.records, tuned.records, rules)
-    for key, drops in dropped.items():
-        if drops:
-            counts = ", ".join(f"{reason}: {n}" for reason, n in drops.items())
-            print(f"{dataset_label(*key)}: dropped {counts}", file=sys.stderr)
-
-    rows, curves, per_pair = [], [], []
-    for key in dict.fromkeys(dataset_key(pair["record"]) for pair in pairs):
-        chosen = [pair for pair in pairs if dataset_key(pair["record"]) == key]
-        common = {
-            **common_columns(
-                key, reference, tuned, rules, datasets, (reference_facts, policy_facts)
-            ),
-            "dropped_pairs": dict(dropped[key]),
-            "seed": args.seed,
-        }
-        summaries = {
-            kind: summarize_idealized(chosen, kind, args.betas, args.seed)
-            for kind in NORMALIZATIONS
-        }
-        for kind, summary in summaries.items():
-            rows += summary_rows(summary, kind, common)
-            curves.append(curve_row(summary, kind, common))
-        per_pair += pair_rows(chosen, summaries, args.betas, args.gamma)
-
-    files = {name: output.beside(suffix) for name, suffix in WRITES.items()}
-    write_json_lines(files["pairs"], per_pair)
-    write_json_lines(files["curve"], curves)
-    draw(plot_idealized_curves, curves, files["picture"])
-    draw(plot_required_loss, per_pair, files["losses"])
-    write_json_lines(output.summary, rows)  # last: it marks the run as finished
+    pairs, rows, curves, per_pair = summaries(
+        reference, policy or reference, rules, datasets, (of_reference, of_policy),
+        betas=args.betas, gamma=args.gamma, seed=args.seed,
+    )  # fmt: skip
+    files = write_results(output, rows, curves, per_pair)
     show_idealized(rows)
     report_idealized_ties(rows, same_model=policy is None)
     show_selected_pairs(pairs, args.hardest, args.easiest, args.easiest_to_flip)
-    for name, path in (("summary", output.summary), *files.items()):
+    for name, path in files.items():
         print(f"{name:9} {path}")
     if args.wandb_project:
         settings = {key: str(value) for key, value in flags.items()}

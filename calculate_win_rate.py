@@ -25,7 +25,7 @@ from ranking.judging.responses import (
     read_responses,
     unique_prompts,
 )
-from ranking.judging.verdicts import KINDS, collect_pairs, judge_pairs, make_judge
+from ranking.judging.verdicts import KINDS, collect_responses, judge_pairs, make_judge
 from ranking.metrics.win_rate import correlations, summarize_win_rate
 from ranking.plumbing.command_line import count, make_parser, positive_int, run_script, sample_size
 from ranking.plumbing.outputs import Output, begin_run, claim_output
@@ -40,7 +40,7 @@ from ranking.training.checkpoint_facts import checkpoint_facts
 from ranking.training.run_directory import find_checkpoints
 
 # flags by the functions they go to, which call them the same
-DATA_FLAGS = ("sample_size", "seed", "data_dir")
+PROMPT_FLAGS = ("sample_size", "seed", "data_dir")
 GENERATION_FLAGS = (
     "temperature", "top_p", "max_new_tokens", "chat_template", "seed", "dtype", "device",
     "trust_remote_code",
@@ -51,7 +51,7 @@ JUDGE_FLAGS = (
 )  # fmt: skip
 LOADING_FLAGS = ("batch_size", "device", "allow_pickle")
 SCORING_FLAGS = ("chat_template", "dtype", "device", "trust_remote_code", "allow_pickle")
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "statsmodels", "openai")
+VERSIONS_OF = ("torch", "transformers", "tokenizers", "numpy", "statsmodels", "openai")
 
 
 def find_policies(model: str | None, checkpoints: str | None) -> list[str]:
@@ -92,13 +92,13 @@ def summaries(
             "joined_by": None if settings["chat_template"] else joining(data.examples),
             "seed": seed,
             "generation": settings,
-            "versions": {name: version(name) for name in LIBRARIES},
+            "versions": {name: version(name) for name in VERSIONS_OF},
         }
         rows.append(summarize_win_rate(mine, common, seed))
     return rows
 
 
-def show(rows: Sequence[Any], output: Output, picture: Path | None) -> None:
+def show_results(rows: Sequence[Any], output: Output, picture: Path | None) -> None:
     """Print the table, with correlations if there are checkpoints, and where the results are."""
     show_win_rates(rows)
     print(f"summary   {output.summary}\nexamples  {output.examples}")
@@ -207,7 +207,7 @@ def main(args: argparse.Namespace) -> None:
     )  # fmt: skip
     judge, judge_facts = make_judge(args.judge, **take(flags, JUDGE_FLAGS))
 
-    data = load_preferences(args.dataset, **take(flags, DATA_FLAGS))
+    data = load_preferences(args.dataset, **take(flags, PROMPT_FLAGS))
     prompts = unique_prompts(data)
     how = take(flags, GENERATION_FLAGS)
     own, other = [generation_settings(policy, **how) for policy in policies], None
@@ -220,7 +220,7 @@ def main(args: argparse.Namespace) -> None:
     }  # fmt: skip
     earlier = begin_run(output, config, args.overwrite, key=itemgetter("model", "id"))
 
-    pairs = collect_pairs(
+    pairs = collect_responses(
         prompts, own, other, data, known, output.beside("responses.jsonl"),
         **take(flags, LOADING_FLAGS),
     )  # fmt: skip
@@ -235,7 +235,7 @@ def main(args: argparse.Namespace) -> None:
         rows[-1]["correlations"] = correlations(rows)
         draw(plot_win_rate, rows, picture := output.picture)
     write_json_lines(output.summary, rows)  # last: it marks the run as finished
-    show(rows, output, picture)
+    show_results(rows, output, picture)
     if args.wandb_project:
         run = start_wandb(project=args.wandb_project, config=config)
         with finishing_wandb(run):

@@ -11,15 +11,16 @@ The same command resumes a killed run.
 """
 
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
 from transformers import set_seed
+from trl import get_peft_config
 
 from dpo_gamma_trainer import ALPHA_SCALING, DPOGammaConfig, DPOGammaTrainer
 from ranking.data.examples import joining
-from ranking.plumbing.command_line import announce, finishing_first, run_script
+from ranking.plumbing.command_line import run_script
+from ranking.plumbing.processes import announce
 from ranking.plumbing.wandb_runs import finishing_wandb
 from ranking.reports.dynamics import (
     DYNAMICS_FILE,
@@ -28,58 +29,44 @@ from ranking.reports.dynamics import (
     read_dynamics,
     show_dynamics,
 )
-from ranking.scoring.models import check_model_path
-from ranking.training.flags import (
-    RETIRED,
-    DataArguments,
-    ModelArguments,
-    TrainingDefaults,
-    check_number,
-    check_revision,
-    parse_flags,
+from ranking.training.checkpoints import describe_step
+from ranking.training.flags import DataArguments, ModelArguments, TrainingDefaults, check_number
+from ranking.training.models import (
+    check_same_tokens,
+    load_for_training,
+    model_source,
+    whole_weights,
+    with_base,
 )
-from ranking.training.models import load_for_training, make_peft_config, whole_weights
-from ranking.training.pairs import prepare_datasets
-from ranking.training.run_directory import (
-    WandbConfig,
-    claim_directory,
-    mark_run,
-    run_description,
-    start_training_wandb,
-    write_test_results,
-)
+from ranking.training.pairs import prepare_pairs
+from ranking.training.parsing import RETIRED, parse_flags
+from ranking.training.run_directory import claim_directory, finish_run, run_description
 from ranking.training.splits import load_parts
-from ranking.training.stopping import describe_step, train_until_stopped
+from ranking.training.stopping import train_and_evaluate
 from ranking.training.wandb_panels import GroupedPanels
+from ranking.training.wandb_run import start_training_wandb
 
-REPLACED = {
+DPO_RETIRED = {
     **RETIRED,
-    "seq_length": "--max_length",
-    "padding_free": "nothing: rows are packed without padding",
-    "precompute_ref_log_probs": "nothing: the reference is always computed once and cached",
-    "precompute_ref_batch_size": "nothing: the reference is scored in packed rows",
-    "sync_ref_model": "nothing: the reference is fixed, as in the paper",
-    "ref_model_mixup_alpha": "nothing: the reference is fixed, as in the paper",
-    "ref_model_sync_steps": "nothing: the reference is fixed, as in the paper",
-    "pad_to_multiple_of": "nothing: rows are packed without padding",
+    "padding_free|pad_to_multiple_of": "nothing: rows are packed without padding",
+    "precompute_ref_.*": "nothing: the reference is always computed once and cached",
+    "sync_ref_model|ref_model_(mixup_alpha|sync_steps)":
+        "nothing: the reference is fixed, as in the paper",
     "ld_alpha": "nothing: rankings are of whole completions",
     "dataloader_drop_last": "nothing: every pair is used and evaluated",
     "generate_during_eval": "nothing: completions are scored, not generated",
-    "model_adapter_name": "--ref_model_name_or_path",
-    "ref_adapter_name": "--ref_model_name_or_path",
+    "(model|ref)_adapter_name": "--ref_model_name_or_path",
     "reference_free": "--loss_type=alpha_scaling --alpha=0",
     "rpo_alpha": "--loss_type alpha_scaling sft --loss_weights 1 RPO_ALPHA",
     "gamma": "--alpha, as the original command line calls γ",
-}
+}  # fmt: skip
 
 
+# the losses of TRL, and those that use a flag of TRL which the others would ignore
 TRL_LOSSES = (
     "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair",
     "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft",
 )  # fmt: skip
-
-
-# flags of TRL that some of its losses ignore
 USED_BY: dict[str, set[str]] = {
     "label_smoothing": {"exo_pair", "robust", "aot", "aot_unpaired"},
     "discopop_tau": {"discopop"},
@@ -94,19 +81,10 @@ USED_BY: dict[str, set[str]] = {
 class DPODataArguments(DataArguments):
     """Data flags of dpo.py."""
 
-    ref_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Reference model (default: the model before training)."}
-    )
-    ref_model_revision: str | None = field(
-        default=None,
-        metadata={"help": "Branch, tag or commit of a reference model from the hub."},
-    )
-    dynamics_sample_size: int = field(
-        default=1000, metadata={"help": "Training pairs followed at every evaluation; 0: none."}
-    )
-    chat_template: bool = field(
-        default=False, metadata={"help": "Format prompts with the chat template."}
-    )
+    ref_model_name_or_path: str | None = None
+    ref_model_revision: str | None = None
+    dynamics_sample_size: int = 1000
+    chat_template: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -120,9 +98,7 @@ class DPODataArguments(DataArguments):
 class DPOArguments(TrainingDefaults, DPOGammaConfig):
     """DPOGammaConfig with the original spellings."""
 
-    eval_on_start: bool = field(
-        default=True, metadata={"help": "Evaluate before the first step, where the groups start."}
-    )
+    eval_on_start: bool = True
 
     def __post_init__(self):
         check_number("alpha", self.alpha, self.alpha >= 0, "0 or more")
@@ -146,104 +122,85 @@ class DPOArguments(TrainingDefaults, DPOGammaConfig):
 
 def parse_args(argv: list[str]) -> tuple[DPODataArguments, ModelArguments, DPOArguments]:
     types = (DPODataArguments, ModelArguments, DPOArguments)
-    return parse_flags(types, argv, REPLACED, __doc__)
+    return parse_flags(types, argv, DPO_RETIRED, __doc__)
+
+
+def report_dynamics(file: Path) -> tuple[list[dict], dict[str, Path]]:
+    """Table and pictures of a dynamics file, where there is one; its rows and the pictures."""
+    if not file.exists():
+        return [], {}
+    rows = read_dynamics(file)
+    pictures = draw_dynamics(rows, file.parent)
+    show_dynamics(rows)
+    for path in (file, *pictures.values()):
+        print(path)
+    return rows, pictures
+
+
+def print_test(test: dict[str, float], n: int) -> None:
+    """Loss and ranking accuracy on the test split, and exact ties on stderr."""
+    accuracy, ref_accuracy = (100 * test[f"test_ranking/{x}accuracy"] for x in ("", "ref_"))
+    print(
+        f"test      loss {test['test_loss']:.4f}, ranking accuracy {accuracy:.1f} % (reference: "
+        f"{ref_accuracy:.1f} %), n = {n}"
+    )
+    for name in ("exact_ties", "exact_ties_normalized"):
+        if share := test[f"test_ranking/{name}"]:
+            announce(f"test: {name} {share:.3f} of the pairs, which ranking accuracy counts as "
+                     "right (Def. 2.3)")  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
     data_args, model_args, training_args = parse_args(argv)
-    policy_name = model_args.model_name_or_path
-    reference_name = data_args.ref_model_name_or_path or policy_name
-    for name in (policy_name, reference_name):
-        check_model_path(name)
-    revision = check_revision("--model_revision", model_args.model_revision, policy_name)
-    reference_revision = revision if reference_name == policy_name else None
-    if data_args.ref_model_revision is not None:
-        reference_revision = check_revision(
-            "--ref_model_revision", data_args.ref_model_revision, reference_name
-        )
-    policy, reference = (policy_name, revision), (reference_name, reference_revision)
-    examples = load_parts(data_args)
-    settings = run_description(
-        data_args, model_args, training_args, models=(policy, reference), parts=examples,
-        refused=REPLACED,
-    )  # fmt: skip
+    policy = model_source(model_args.model_name_or_path, model_args.model_revision)
+    ref_name = data_args.ref_model_name_or_path or policy[0]
+    ref_revision = data_args.ref_model_revision or (policy[1] if ref_name == policy[0] else None)
+    reference = model_source(ref_name, ref_revision, "--ref_model_revision")
+    parts = load_parts(**data_args.of_parts(), chat_template=data_args.chat_template)
+    flags = {**vars(data_args), **vars(model_args), **training_args.to_dict()}
+    settings = run_description(flags, [policy, reference], parts, DPO_RETIRED)
     folder = Path(training_args.output_dir)
     checkpoint = claim_directory(
-        folder,
-        settings,
-        data_args.overwrite_output_dir,
-        training_args.resume_from_checkpoint,
-        (policy_name, reference_name),
-    )
+        folder, settings, data_args.overwrite_output_dir, training_args.resume_from_checkpoint,
+        [policy[0], reference[0]],
+    )  # fmt: skip
     set_seed(training_args.seed)
-    device = str(training_args.device)
-
-    with whole_weights(training_args):
-        model, tokenizer = load_for_training(model_args, *reference, device)
-        precisions = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        datasets, texts = prepare_datasets(
-            examples,
-            model,
-            tokenizer,
-            chat_template=data_args.chat_template,
-            add_eos=data_args.add_eos,
-            max_length=training_args.max_length,
+    how = {**model_args.of_loading(), "device": str(training_args.device)}
+    with whole_weights(training_args.deepspeed_plugin):
+        model, tokenizer = load_for_training(*reference, **how)
+        pairs, texts = prepare_pairs(
+            parts, model, tokenizer, chat_template=data_args.chat_template,
+            add_eos=data_args.add_eos, max_length=training_args.max_length,
             n_followed=data_args.dynamics_sample_size,
-            autocast=precisions.get(training_args.mixed_precision),
-            tokens_per_batch=1024 if training_args.use_cpu else 16384,
-        )
+            mixed_precision=training_args.mixed_precision,
+        )  # fmt: skip
         if reference != policy:
-            model, policy_tokenizer = load_for_training(model_args, *policy, device)
-            if policy_tokenizer.backend_tokenizer.to_str() != tokenizer.backend_tokenizer.to_str():
-                raise ValueError(
-                    f"{reference_name} and {policy_name} have different tokenizers: the reference "
-                    "must score the token ids that are trained on"
-                )
-    peft_config = make_peft_config(model_args, model, tokenizer, training_args.output_dir)
-
-    run = start_training_wandb(data_args, training_args, "dpo")
-    facts = {**settings, "ref_model_name_or_path": reference_name,
-             "joined_by": None if data_args.chat_template else joining(examples["train"].examples),
-             "truncation_mode": "prompts from the left"}  # fmt: skip
+            model, own_tokenizer = load_for_training(*policy, **how)
+            check_same_tokens(reference[0], tokenizer, policy[0], own_tokenizer)
+    lora = with_base(get_peft_config(model_args), model, tokenizer, policy, folder)
+    facts = {"joined_by": None if data_args.chat_template else joining(parts["train"].examples),
+             "truncation_mode": "prompts from the left",
+             "ref_model_name_or_path": reference[0]}  # fmt: skip
+    run, callbacks = start_training_wandb(
+        folder, settings | facts, report_to=training_args.report_to,
+        project=data_args.wandb_project, default_project="dpo", entity=data_args.wandb_entity,
+        name=training_args.run_name,
+    )  # fmt: skip
     training_args.precompute_ref_log_probs = True  # the datasets carry the reference
     training_args.eval_on_start &= training_args.eval_strategy != "no"
     trainer = DPOGammaTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets["validation"],
-        dynamics_dataset=datasets.get("dynamics"),
-        dynamics_file=folder / DYNAMICS_FILE,
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        callbacks=[GroupedPanels(run), WandbConfig(run, facts)] if run is not None else None,
-    )
+        model=model, args=training_args, train_dataset=pairs["train"],
+        eval_dataset=pairs["validation"], dynamics_dataset=pairs.get("dynamics"),
+        dynamics_file=folder / DYNAMICS_FILE, processing_class=tokenizer, peft_config=lora,
+        callbacks=[GroupedPanels(run), *callbacks] if run is not None else None,
+    )  # fmt: skip
     announce(f"policy log-likelihoods: {trainer.path}")
-    with finishing_first():
-        saved = train_until_stopped(trainer, checkpoint)
-        test = trainer.evaluate(datasets["test"], metric_key_prefix="test")
-        trainer.save_state()
+    saved, metrics = train_and_evaluate(trainer, checkpoint, {"test": pairs["test"]})
     if not trainer.is_world_process_zero():
         return
-    rows, pictures = [], {}
-    if (folder / DYNAMICS_FILE).exists():
-        rows = read_dynamics(folder / DYNAMICS_FILE)
-        pictures = draw_dynamics(rows, folder)
-        show_dynamics(rows)
-        for path in (folder / DYNAMICS_FILE, *pictures.values()):
-            print(path)
-    n_test = len(datasets["test"])
-    write_test_results(folder, test, n_test, saved)
-    mark_run(folder, settings, finished=True, model=saved)
-    print(
-        f"test      loss {test['test_loss']:.4f}, ranking accuracy "
-        f"{100 * test['test_ranking/accuracy']:.1f} % (reference: "
-        f"{100 * test['test_ranking/ref_accuracy']:.1f} %), n = {n_test}"
-    )
-    for name in ("exact_ties", "exact_ties_normalized"):
-        if test[f"test_ranking/{name}"]:
-            announce(f"test: {name} {test[f'test_ranking/{name}']:.3f} of the pairs, which ranking "
-                     "accuracy counts as right (Def. 2.3)")  # fmt: skip
+    rows, pictures = report_dynamics(folder / DYNAMICS_FILE)
+    finish_run(folder, settings, saved, metrics["test"], len(pairs["test"]))
+    print_test(metrics["test"], len(pairs["test"]))
     print(f"model     {folder}: {describe_step(saved)}")
     if run is not None:
         with finishing_wandb(run):

@@ -26,26 +26,31 @@ from trl import DPOConfig, DPOTrainer
 
 from ranking.metrics.dynamics import finite, pair_values, rewards_moved, summarize_pairs
 from ranking.scoring.attention import own_attention, restore_attention
+from ranking.scoring.loading import context_length
 from ranking.scoring.log_likelihood import PACKED, ScoringPath, compute_token_logps
-from ranking.scoring.models import context_length
 from ranking.scoring.rotary import by_length_class, length_class
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.training.distance import initial_weights, squared_distance
-from ranking.training.dynamics_file import append_dynamics, dynamics_rows, forget_later_steps
+from ranking.training.dynamics_file import (
+    Evaluation,
+    append_dynamics,
+    dynamics_rows,
+    forget_later_steps,
+)
 from ranking.training.pairs import (
     COLUMNS,
     REFERENCE_COLUMNS,
+    SUMS,
     collate_pairs,
     completions_of,
-    cut_to_length,
+    cut_pair,
+    pad_logps,
+    pair_columns,
+    pair_sums,
 )
 
 logger = logging.getLogger(__name__)
-
-
 ALPHA_SCALING = "alpha_scaling"
-
-
 # TRL's outputs of the LM head that only feed means over tokens of its own metrics
 TOKEN_METRICS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")
 
@@ -210,21 +215,12 @@ class DPOGammaTrainer(DPOTrainer):
             raise ValueError(f"the {dataset_name} dataset is empty")
         if "chosen_start" in first:
             return dataset
-        limit, mode = args.max_length, args.truncation_mode
-
-        def sequences(row: dict) -> list[tuple[list[int], int]]:
-            sides = (row["chosen_ids"], row["rejected_ids"])
-            return [cut_to_length(row["prompt_ids"], ids, limit, mode) for ids in sides]
-
-        def is_scored(row: dict) -> bool:
-            return all(len(ids) > start for ids, start in sequences(row))
-
-        def join(row: dict, index: int) -> dict:
-            (chosen, chosen_start), (rejected, rejected_start) = sequences(row)
-            return dict(zip(COLUMNS, (index, chosen, chosen_start, rejected, rejected_start)))
-
+        limit = args.max_length
+        sides_of = partial(cut_pair, max_length=limit, mode=args.truncation_mode)
         tokenized = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        tokenized = tokenized.filter(is_scored)
+        tokenized = tokenized.filter(
+            lambda row: all(len(ids) > start for ids, start in sides_of(row))
+        )
         first = next(iter(tokenized), None)
         if first is None:
             raise ValueError(
@@ -236,7 +232,11 @@ class DPOGammaTrainer(DPOTrainer):
                 f"{len(dataset)} pairs, of which max_length={limit} leaves nothing to score"
             )
         others = [name for name in first if name != "id"]
-        return tokenized.map(join, with_indices=True, remove_columns=others)
+        return tokenized.map(
+            lambda row, number: pair_columns(number, *sides_of(row)),
+            with_indices=True,
+            remove_columns=others,
+        )
 
     def prepared(self, dataset):
         """A dataset for `evaluate` or `predict` as the constructor would have made it."""
@@ -295,12 +295,7 @@ class DPOGammaTrainer(DPOTrainer):
         completions = completions_of(inputs)
         with self.accelerator.autocast():  # accelerate's own wraps the forward that is replaced
             token_logps = compute_token_logps(model, completions)
-        log_probs = torch.stack(
-            [
-                F.pad(logps, (c.start - 1, width - len(c.ids)))
-                for c, logps in zip(completions, token_logps)
-            ]
-        )
+        log_probs = pad_logps(token_logps, completions, width)
         unused = torch.zeros_like(log_probs)
         return SimpleNamespace(
             log_probs=log_probs, entropy=unused, mean_logits=unused, is_top1=unused.bool()
@@ -363,13 +358,7 @@ class DPOGammaTrainer(DPOTrainer):
     # ------------------------------------------------------------------------ ranking metrics
     def keep_pairs(self, inputs, log_probs: torch.Tensor) -> None:
         """Keep the log-likelihoods of a batch, from all processes; repeated pairs count once."""
-        sums = log_probs.double().sum(1).chunk(2)
-        lengths = inputs["completion_mask"].sum(1).chunk(2)
-        reference = [inputs[name] for name in REFERENCE_COLUMNS]
-        columns = torch.stack(
-            [t.double() for t in (inputs["pair"], *sums, *reference, *lengths)], 1
-        )
-        for row in self.accelerator.gather(columns).cpu():
+        for row in self.accelerator.gather(pair_sums(inputs, log_probs)).cpu():
             self.pairs[int(row[0])] = row[1:]
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
@@ -380,8 +369,7 @@ class DPOGammaTrainer(DPOTrainer):
         )
         order = sorted(self.pairs)
         table = torch.stack([self.pairs[k] for k in order]).numpy().T
-        names = ("chosen", "rejected", "ref_chosen", "ref_rejected", "n_chosen", "n_rejected")
-        values = pair_values(dict(zip(names, table)), self.beta, self.gamma)
+        values = pair_values(dict(zip(SUMS, table)), self.beta, self.gamma)
         metrics = summarize_pairs(values, self.beta, self.rounding())
         for name in metrics:
             self._metrics["eval"].pop(name, None)  # TRL's means of batch means
@@ -409,10 +397,12 @@ class DPOGammaTrainer(DPOTrainer):
         names = dataset["id"] if "id" in dataset.column_names else map(str, range(len(dataset)))
         id_of = dict(zip(dataset["pair"], names))
         ids = [id_of[pair] for pair in order]
-        facts = {"step": key[0], "epoch": self.state.epoch or 0.0, "part": key[1],
-                 "beta": self.beta, "gamma": self.gamma,
-                 "squared_distance": metrics.get("distance/squared")}  # fmt: skip
-        append_dynamics(self.dynamics_file, dynamics_rows(values, ids, facts))
+        evaluation: Evaluation = {
+            "step": self.state.global_step, "epoch": self.state.epoch or 0.0, "part": part,
+            "beta": self.beta, "gamma": self.gamma,
+            "squared_distance": metrics.get("distance/squared"),
+        }  # fmt: skip
+        append_dynamics(self.dynamics_file, dynamics_rows(values, ids, evaluation))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Evaluate the validation set and, with it, the training pairs that are followed; or

@@ -9,50 +9,32 @@ completion. Every flag of TRL's SFTConfig and ModelConfig works too. Writes the 
 adapter) and tokenizer into the output directory. The same command resumes a killed run.
 """
 
-import importlib.util
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import set_seed
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, get_peft_config
 
 from ranking.data.examples import joining
-from ranking.plumbing.command_line import announce, finishing_first, run_script
+from ranking.plumbing.command_line import run_script
 from ranking.plumbing.wandb_runs import finishing_wandb
-from ranking.scoring.models import check_model_path, context_length
-from ranking.scoring.rotary import length_class
-from ranking.scoring.tokenization import check_vocabulary
-from ranking.training.flags import (
-    RETIRED,
-    DataArguments,
-    ModelArguments,
-    TrainingDefaults,
-    check_revision,
-    parse_flags,
-)
-from ranking.training.models import load_for_training, make_peft_config
-from ranking.training.run_directory import (
-    WandbConfig,
-    claim_directory,
-    mark_run,
-    run_description,
-    start_training_wandb,
-    write_test_results,
-)
+from ranking.training.checkpoints import describe_step
+from ranking.training.flags import DataArguments, ModelArguments, TrainingDefaults
+from ranking.training.models import load_for_training, model_source, with_base
+from ranking.training.parsing import RETIRED, parse_flags
+from ranking.training.run_directory import claim_directory, finish_run, run_description
 from ranking.training.splits import load_parts
-from ranking.training.stopping import describe_step, train_until_stopped
-from ranking.training.texts import check_packing, texts_dataset
+from ranking.training.stopping import train_and_evaluate
+from ranking.training.texts import prepare_texts
+from ranking.training.wandb_run import start_training_wandb
 
-REPLACED = {
+SFT_RETIRED = {
     **RETIRED,
     "chat_template_path": "nothing: texts are dialogues as they stand",
     "eos_token": "--add_eos",
     "padding_free": "--packing",
-    "completion_only_loss": "nothing: only response turns are trained",
-    "assistant_only_loss": "nothing: only response turns are trained",
-    "formatting_func": "--dataset_name with a file in a known schema",
+    "(completion|assistant)_only_loss": "nothing: only response turns are trained",
 }
 
 
@@ -60,12 +42,8 @@ REPLACED = {
 class SFTDataArguments(DataArguments):
     """Data flags of sft.py."""
 
-    instruction_template: str | None = field(
-        default=None, metadata={"help": "What opens a user turn (default: Human: where it does)."}
-    )
-    response_template: str | None = field(
-        default=None, metadata={"help": "What opens a response turn (default: Assistant:)."}
-    )
+    instruction_template: str | None = None
+    response_template: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,14 +56,19 @@ class SFTDataArguments(DataArguments):
         if (self.instruction_template is None) != (self.response_template is None):
             raise ValueError("--instruction_template and --response_template go together")
 
+    @property
+    def templates(self) -> tuple[str, str] | None:
+        """What opens a user turn and a response turn, where it is given."""
+        if self.instruction_template is None or self.response_template is None:
+            return None
+        return self.instruction_template, self.response_template
+
 
 @dataclass
 class SFTArguments(TrainingDefaults, SFTConfig):
     """SFTConfig with the original spellings."""
 
-    dataset_text_field: str = field(
-        default="chosen", metadata={"help": "The text to train on: chosen, the preferred answer."}
-    )
+    dataset_text_field: str = "chosen"
 
     def __post_init__(self):
         super().__post_init__()
@@ -103,78 +86,50 @@ class SFTArguments(TrainingDefaults, SFTConfig):
 
 def parse_args(argv: list[str]) -> tuple[SFTDataArguments, ModelArguments, SFTArguments]:
     types = (SFTDataArguments, ModelArguments, SFTArguments)
-    return parse_flags(types, argv, REPLACED, __doc__)
+    return parse_flags(types, argv, SFT_RETIRED, __doc__)
 
 
 def main(argv: list[str]) -> None:
     data_args, model_args, training_args = parse_args(argv)
-    name = model_args.model_name_or_path
-    check_model_path(name)
-    revision = check_revision("--model_revision", model_args.model_revision, name)
-    examples = load_parts(data_args)
-    settings = run_description(
-        data_args, model_args, training_args, models=[(name, revision)], parts=examples,
-        refused=REPLACED,
-    )  # fmt: skip
+    source = model_source(model_args.model_name_or_path, model_args.model_revision)
+    parts = load_parts(**data_args.of_parts())
+    flags = {**vars(data_args), **vars(model_args), **training_args.to_dict()}
+    settings = run_description(flags, [source], parts, SFT_RETIRED)
     folder = Path(training_args.output_dir)
     checkpoint = claim_directory(
-        folder,
-        settings,
-        data_args.overwrite_output_dir,
-        training_args.resume_from_checkpoint,
-        [name],
-    )
+        folder, settings, data_args.overwrite_output_dir, training_args.resume_from_checkpoint,
+        [source[0]],
+    )  # fmt: skip
     set_seed(training_args.seed)
-    if model_args.attn_implementation is None and torch.cuda.is_available():
-        has_flash = importlib.util.find_spec("flash_attn") is not None and training_args.bf16
-        model_args.attn_implementation = "flash_attention_2" if has_flash else None
-    model, tokenizer = load_for_training(model_args, name, revision, str(training_args.device))
-    limits = [x for x in (training_args.max_length, context_length(model)) if x is not None]
-    templates = None
-    if data_args.response_template is not None:
-        templates = (data_args.instruction_template, data_args.response_template)
-    parts = {
-        part: texts_dataset(tokenizer, data, templates, min(limits), data_args.add_eos, part)
-        for part, data in examples.items()
-    }
-    check_vocabulary(model, (ids for part in parts.values() for ids in part["input_ids"]))
-    classes = {length_class(model, len(x)) for part in parts.values() for x in part["input_ids"]}
-    if len(classes) > 1:
-        announce(
-            "this model's rotary frequencies depend on the length of a forward pass (LongRoPE, "
-            "dynamic): in training and evaluation, all texts of a batch get those of its longest; "
-            "batches of 1 give each its own"
-        )
-    if training_args.packing:
-        check_packing(model, parts["train"])
-    peft_config = make_peft_config(model_args, model, tokenizer, training_args.output_dir)
-    run = start_training_wandb(data_args, training_args, "sft")
-    facts = {**settings, "joined_by": joining(examples["train"].examples),
-             "truncation_mode": "texts at the end"}  # fmt: skip
+    model, tokenizer = load_for_training(
+        *source, **model_args.of_loading(), device=str(training_args.device),
+        prefer_flash=training_args.bf16,
+    )  # fmt: skip
+    texts = prepare_texts(
+        parts, model, tokenizer, templates=data_args.templates, add_eos=data_args.add_eos,
+        max_length=training_args.max_length, packing=training_args.packing,
+    )  # fmt: skip
+    lora = with_base(get_peft_config(model_args), model, tokenizer, source, folder)
+    facts = {"joined_by": joining(parts["train"].examples), "truncation_mode": "texts at the end"}
+    run, callbacks = start_training_wandb(
+        folder, settings | facts, report_to=training_args.report_to,
+        project=data_args.wandb_project, default_project="sft", entity=data_args.wandb_entity,
+        name=training_args.run_name,
+    )  # fmt: skip
     trainer = SFTTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=parts["train"],
-        eval_dataset=parts["validation"],
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        callbacks=[WandbConfig(run, facts)] if run is not None else None,
-    )
-    with finishing_first():
-        saved = train_until_stopped(trainer, checkpoint)
-        validation = trainer.evaluate()
-        test = trainer.evaluate(parts["test"], metric_key_prefix="test")
-        trainer.save_state()
+        model=model, args=training_args, train_dataset=texts["train"],
+        eval_dataset=texts["validation"], processing_class=tokenizer, peft_config=lora,
+        callbacks=callbacks,
+    )  # fmt: skip
+    saved, losses = train_and_evaluate(trainer, checkpoint, {"eval": None, "test": texts["test"]})
     if not trainer.is_world_process_zero():
         return
-    n_test = len(parts["test"])
-    write_test_results(folder, test, n_test, saved)
-    mark_run(folder, settings, finished=True, model=saved)
-    unit = (
-        "nats per response token" if training_args.loss_type == "nll" else training_args.loss_type
-    )
-    print(f"validation loss {validation['eval_loss']:.4f} {unit}, n = {len(parts['validation'])}")
-    print(f"test       loss {test['test_loss']:.4f} {unit}, n = {n_test}")
+    finish_run(folder, settings, saved, losses["test"], len(texts["test"]))
+    loss_type = training_args.loss_type
+    unit = "nats per response token" if loss_type == "nll" else loss_type
+    validation, test = losses["eval"]["eval_loss"], losses["test"]["test_loss"]
+    print(f"validation loss {validation:.4f} {unit}, n = {len(texts['validation'])}")
+    print(f"test       loss {test:.4f} {unit}, n = {len(texts['test'])}")
     print(f"model      {folder}: {describe_step(saved)}")
     if run is not None:
         with finishing_wandb(run):

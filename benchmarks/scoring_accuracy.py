@@ -1,6 +1,6 @@
 r"""Largest difference between an examples file and one-at-a-time float64 scoring of it.
 
-    python benchmarks/scoring_accuracy.py --lm-name-or-path SmolLM2-135M-Instruct \
+    python -m benchmarks.scoring_accuracy --lm-name-or-path SmolLM2-135M-Instruct \
         --examples results/hh.examples.jsonl
 
 Every completion is scored alone, without padding, packing, shared prefixes or slicing, by the
@@ -9,15 +9,12 @@ Covers runs without chat template, EOS and truncation.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from ranking.metrics.accuracy import NORMALIZATIONS, ranking_accuracy, record_scores
-from ranking.plumbing.command_line import make_parser
+from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import read_json_lines
 
 
@@ -43,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from ranking.scoring.models import load_model, load_tokenizer
+    from ranking.scoring.loading import load_model, load_tokenizer
     from ranking.scoring.tokenization import exact_offset_tokenizer
 
     records = read_json_lines(args.examples)
@@ -67,4 +64,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run_script(main, parse_args())

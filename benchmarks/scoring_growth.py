@@ -1,6 +1,6 @@
 """How the scorer's time and memory grow: with examples, prompt length, dataset size; start-up.
 
-  python benchmarks/scoring_growth.py --output benchmarks/scoring_growth.json
+  python -m benchmarks.scoring_growth --output benchmarks/scoring_growth.json
 
 examples   seconds for 50 to 1000 examples of the dataset, cut to 128 tokens; a straight line?
 prompts    seconds per token for 8 examples whose prompts have 128 to 4096 tokens
@@ -11,7 +11,6 @@ start-up   seconds until calculate_calibration_metrics.py has its first scored e
 """
 
 import argparse
-import json
 import multiprocessing
 import subprocess
 import sys
@@ -22,15 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.scoring_speed import forget_peak, memory_gib
+from benchmarks.command import benchmark_parser, write_figures
+from benchmarks.machine import forget_peak, memory_gib
+from benchmarks.ours import n_computed
 from ranking.data.preferences import load_preferences
-from ranking.plumbing.command_line import make_parser, run_script
-from ranking.plumbing.result_files import write_text_atomically
+from ranking.plumbing.command_line import run_script
+from ranking.scoring.loading import load_model, load_tokenizer
 from ranking.scoring.log_likelihood import PACKED
-from ranking.scoring.models import load_model, load_tokenizer
-from ranking.scoring.packing import build_row, pack_rows
 from ranking.scoring.score import score_examples
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import Texts, TokenizedCompletion, tokenize_examples
@@ -40,67 +37,53 @@ PROMPT_LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 IMPORTS = (
     "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel"
 )
+START = (
+    "calculate_calibration_metrics.py --dataset sample --sample-size 4 --output-filename s.jsonl"
+)
 
 
-def seconds_to_score(model, tokenized, tokens_per_batch: int = 1024) -> float:
+def seconds_to_score(model, examples: list, tokens_per_batch: int = 1024) -> float:
     """Wall-clock seconds of scoring; the log-likelihoods are thrown away."""
     start = time.perf_counter()
-    for _ in score_examples(
-        model, tokenized, path=PACKED, tokens_per_batch=tokens_per_batch, batch_size=128
-    ):
+    how = {"path": PACKED, "tokens_per_batch": tokens_per_batch, "batch_size": 128}
+    for _ in score_examples(model, examples, **how):
         pass
     return time.perf_counter() - start
 
 
-def count_computed(tokenized) -> int:
-    """Tokens that the rows of these examples hold."""
-    rows = pack_rows(tokenized, 1024, 128)
-    return sum(len(build_row([c for i in row for c in tokenized[i]]).input_ids) for row in rows)
+def cost(model, examples: list) -> dict:
+    """Tokens that the rows of these examples hold, and seconds; a line on the screen."""
+    row = {"tokens": n_computed(examples, 1024), "seconds": seconds_to_score(model, examples)}
+    print(f"{row['tokens']} tokens, {row['seconds']:.1f} s", flush=True)
+    return row
 
 
-def growth_with_examples(args: argparse.Namespace, model, tokenizer) -> list[dict]:
-    """Seconds and tokens for growing parts of the dataset."""
-    data = load_preferences(args.dataset, sample_size=None, data_dir=args.data_dir)
+def random_examples(n: int, prompt_length: int, n_words: int) -> list[list[TokenizedCompletion]]:
+    """Pairs of random completions of 50 tokens."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for _ in range(n):
+        prompt, *endings = (
+            tuple(rng.integers(10, n_words, k).tolist()) for k in (prompt_length, 50, 50)
+        )
+        examples.append([TokenizedCompletion(prompt + e, prompt_length, False) for e in endings])
+    return examples
+
+
+def many_examples(dataset: str, data_dir: str | None, tokenizer, n: int) -> list:
+    """The dataset's, as often as it takes."""
+    data = load_preferences(dataset, sample_size=None, data_dir=data_dir)
     texts = [Texts(e.prompt, e.completions) for e in data.examples]
     tokenized = tokenize_examples(tokenizer, texts, max_length=128).completions
-    if len(tokenized) < max(SIZES):
-        print(f"{args.dataset}: only {len(tokenized)} examples fit, repeated with other beginnings")
-    chosen = list(islice(cycle(tokenized), max(SIZES)))
-    # repeated examples would share everything: another first token makes them differ
-    chosen = [
-        [
-            TokenizedCompletion((k // len(tokenized) + 5, *c.ids[1:]), c.start, c.truncated)
-            for c in example
-        ]
-        for k, example in enumerate(chosen)
-    ]
-    rows = []
-    for n in SIZES:
-        seconds = seconds_to_score(model, chosen[:n])
-        rows.append({"n": n, "tokens": count_computed(chosen[:n]), "seconds": seconds})
-        print(f"{n} examples: {rows[-1]['tokens']} tokens, {seconds:.1f} s", flush=True)
-    return rows
+    if len(tokenized) < n:
+        print(f"{dataset}: only {len(tokenized)} examples fit, repeated with other beginnings")
 
+    def begun_anew(c: TokenizedCompletion, k: int) -> TokenizedCompletion:
+        """Repeated examples would share everything: another first token makes them differ."""
+        return TokenizedCompletion((k // len(tokenized) + 5, *c.ids[1:]), c.start, c.truncated)
 
-def growth_with_prompts(model) -> list[dict]:
-    """Seconds and tokens for 8 pairs with long random prompts."""
-    rng = np.random.default_rng(0)
-
-    def ids(n: int) -> tuple[int, ...]:
-        return tuple(rng.integers(10, 10_000, n).tolist())
-
-    rows = []
-    for length in PROMPT_LENGTHS:
-        examples = []
-        for _ in range(8):
-            prompt = ids(length)
-            examples.append(
-                [TokenizedCompletion(prompt + ids(50), length, False) for _ in range(2)]
-            )
-        seconds = seconds_to_score(model, examples)
-        rows.append({"prompt": length, "tokens": count_computed(examples), "seconds": seconds})
-        print(f"prompts of {length}: {rows[-1]['tokens']} tokens, {seconds:.1f} s", flush=True)
-    return rows
+    chosen = enumerate(islice(cycle(tokenized), n))
+    return [[begun_anew(c, k) for c in example] for k, example in chosen]
 
 
 def peak_memory(n: int) -> dict:
@@ -112,32 +95,18 @@ def peak_memory(n: int) -> dict:
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).float().eval()
-    rng = np.random.default_rng(0)
-    examples = []
-    for _ in range(n):
-        prompt = tuple(rng.integers(0, 150_000, 300).tolist())
-        endings = [tuple(rng.integers(0, 150_000, 50).tolist()) for _ in range(2)]
-        examples.append([TokenizedCompletion(prompt + e, 300, False) for e in endings])
+    examples = random_examples(n, 300, 150_000)
     assert check_fast_path(model, examples[:4]).is_packed
     forget_peak("cpu")
     before = memory_gib("cpu")[0]
     seconds_to_score(model, examples, tokens_per_batch=2048)
-    return {"n": n, "peak_gib_above_weights": memory_gib("cpu")[1] - before}
-
-
-def growth_of_memory() -> list[dict]:
-    """`peak_memory` of every size, each in a fresh process."""
-    rows = []
-    for n in SIZES:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rows.append(pool.apply(peak_memory, (n,)))
-        print(f"{n} examples: {rows[-1]['peak_gib_above_weights']:.2f} GiB", flush=True)
-    return rows
+    peak = memory_gib("cpu")[1] - before
+    print(f"{n} examples: {peak:.2f} GiB", flush=True)
+    return {"n": n, "peak_gib_above_weights": peak}
 
 
 def start_up(name: str) -> dict:
     """Seconds of the imports alone, and of the script until its first scored example; best of 3."""
-    script = Path(__file__).parents[1] / "calculate_calibration_metrics.py"
     imports, first = [], []
     for _ in range(3):
         start = time.perf_counter()
@@ -145,56 +114,49 @@ def start_up(name: str) -> dict:
         imports.append(time.perf_counter() - start)
         with tempfile.TemporaryDirectory() as folder:
             examples = Path(folder) / "s.examples.jsonl"
-            flags = f"--lm-name-or-path {name} --dataset sample --sample-size 4"
-            flags += f" --output-dir {folder} --output-filename s.jsonl"
-            command = [sys.executable, str(script), *flags.split()]
+            more = ["--lm-name-or-path", name, "--output-dir", folder]
             start = time.perf_counter()
             process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                [sys.executable, *START.split(), *more],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
             while not (examples.exists() and examples.stat().st_size) and process.poll() is None:
                 time.sleep(0.01)
             first.append(time.perf_counter() - start)
             if process.wait() != 0:
-                raise SystemExit(f"{script.name} failed")
+                raise ValueError(f"failed: {START} {' '.join(more)}")
+    beyond = min(first) - min(imports)
+    print(f"start-up: {beyond:.1f} s beyond {min(imports):.1f} s of imports", flush=True)
     return {"imports": min(imports), "first_example": min(first)}
 
 
 def plot_growth(summary: dict, path: Path) -> None:
     """Time against tokens, time per token against prompt length, memory against examples."""
     import matplotlib.pyplot as plt
+    import pandas as pd
 
+    examples, prompts, memory = (
+        pd.DataFrame(summary[k]) for k in ("examples", "prompts", "memory")
+    )
     figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
-    rows = summary["examples"]
-    tokens, seconds = ([row[key] for row in rows] for key in ("tokens", "seconds"))
-    rate = sum(seconds) / sum(tokens)
-    axes[0].plot(tokens, seconds, "o", color="#1f77b4")
-    axes[0].plot([0, max(tokens)], [0, rate * max(tokens)], "--", color="#9a9a9a")
-    for row in rows:
+    for axis, x, y, style, x_label, y_label in (
+        (axes[0], examples.tokens, examples.seconds, "o",
+         "tokens computed (labels: examples)", "seconds"),
+        (axes[1], prompts.prompt, 1000 * prompts.seconds / prompts.tokens, "o-",
+         "tokens per prompt", "milliseconds per token"),
+        (axes[2], memory.n, memory.peak_gib_above_weights, "o-",
+         "examples", "peak memory above weights, GiB"),
+    ):  # fmt: skip
+        axis.plot(x, y, style, color="#1f77b4")
+        axis.set(xlabel=x_label, ylabel=y_label)
+    rate, longest = examples.seconds.sum() / examples.tokens.sum(), examples.tokens.max()
+    axes[0].plot([0, longest], [0, rate * longest], "--", color="#9a9a9a")
+    for row in summary["examples"]:
         axes[0].annotate(f"{row['n']}", (row["tokens"], row["seconds"]), xytext=(-4, 6),
                          textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
-    axes[0].set_xlabel("tokens computed (labels: examples)")
-    axes[0].set_ylabel("seconds")
-    rows = summary["prompts"]
-    axes[1].plot(
-        [row["prompt"] for row in rows],
-        [1000 * row["seconds"] / row["tokens"] for row in rows],
-        "o-",
-        color="#1f77b4",
-    )
     axes[1].set_xscale("log", base=2)
-    axes[1].set_xlabel("tokens per prompt")
-    axes[1].set_ylabel("milliseconds per token")
-    rows = summary["memory"]
-    axes[2].plot(
-        [row["n"] for row in rows],
-        [row["peak_gib_above_weights"] for row in rows],
-        "o-",
-        color="#1f77b4",
-    )
     axes[2].axhline(0.5, color="#9a9a9a", linestyle="--")
-    axes[2].set_xlabel("examples")
-    axes[2].set_ylabel("peak memory above weights, GiB")
     for axis in axes:
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
@@ -203,32 +165,22 @@ def plot_growth(summary: dict, path: Path) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__)
-    parser.add_argument(
-        "--lm-name-or-path",
-        default="SmolLM2-135M-Instruct",
-        help="model (default: SmolLM2-135M-Instruct)",
-    )
-    parser.add_argument("--dataset", default="sample", help="as in the scripts")
-    parser.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
-    parser.add_argument(
-        "--output", type=Path, help="write the figures to this JSON file, a picture beside it"
-    )
-    return parser.parse_args(argv)
+    return benchmark_parser(__doc__).parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    startup = start_up(args.lm_name_or_path)
-    beyond = startup["first_example"] - startup["imports"]
-    print(f"start-up: {beyond:.1f} s beyond {startup['imports']:.1f} s of imports", flush=True)
-    memory = growth_of_memory()
-    model = load_model(args.lm_name_or_path, dtype="float32", device="cpu")
-    prompts = growth_with_prompts(model)
-    examples = growth_with_examples(args, model, load_tokenizer(args.lm_name_or_path))
+    name = args.lm_name_or_path
+    summary: dict = {"dataset": args.dataset, "start_up": start_up(name)}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        summary["memory"] = pool.map(peak_memory, SIZES, chunksize=1)
+    model = load_model(name, dtype="float32", device="cpu")
+    summary["prompts"] = [
+        {"prompt": n, **cost(model, random_examples(8, n, 10_000))} for n in PROMPT_LENGTHS
+    ]
+    examples = many_examples(args.dataset, args.data_dir, load_tokenizer(name), max(SIZES))
+    summary["examples"] = [{"n": n, **cost(model, examples[:n])} for n in SIZES]
+    write_figures(args.output, summary)
     if args.output:
-        summary = {"dataset": args.dataset, "start_up": startup, "memory": memory,
-                   "prompts": prompts, "examples": examples}  # fmt: skip
-        write_text_atomically(args.output, json.dumps(summary, indent=1) + "\n")
         plot_growth(summary, args.output.with_suffix(".png"))
 
 

@@ -1,7 +1,7 @@
 """The paper's tables from result files: paper | ours | difference.
 
-    python reproduce/tables.py ranking results/gpt2.jsonl
-    python reproduce/tables.py idealized results/gpt2_idealized.jsonl --format latex
+    python -m reproduce.tables ranking results/gpt2.jsonl
+    python -m reproduce.tables idealized results/gpt2_idealized.jsonl --format latex
 
 ranking (Tables 2-5): R̃ length-normalized (Eq. 15), R summed (Eq. 13), percent, 95 % Wilson
 interval; differences whose published value lies outside the interval carry a *.
@@ -13,11 +13,8 @@ Models that the paper does not have are shown beside --beside MODEL, one that it
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ranking.data.hub import DATASETS
 from ranking.plumbing.command_line import make_parser, run_script

@@ -30,7 +30,8 @@ from ranking.plumbing.command_line import count, make_parser, run_script
 from ranking.plumbing.outputs import lock_outputs
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import write_json_lines, write_text_atomically
-from ranking.scoring.models import check_model_path, choose_device, load_tokenizer, resolve_model
+from ranking.scoring.loading import load_tokenizer
+from ranking.scoring.models import check_model_path, choose_device, resolve_model
 from ranking.scoring.rotary import length_class
 
 ACCURACY, POLICY_EXAMPLES = "accuracy.json", "policy_examples.jsonl"

@@ -1,6 +1,6 @@
 """Write the result tables of the READMEs anew from the result files.
 
-    python reproduce/update_readmes.py
+    python -m reproduce.update_readmes
 
 A block `<!-- tables.py ARGUMENTS -->` … `<!-- end -->` gets what `reproduce/tables.py ARGUMENTS`
 prints; patterns such as reproduce/results/ranking/*.jsonl are expanded, in alphabetical order.
@@ -11,10 +11,7 @@ import contextlib
 import io
 import re
 import shlex
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import write_text_atomically

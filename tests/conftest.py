@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -79,6 +80,14 @@ def make_model(model_type: str, config: dict):
     return model.float().eval()
 
 
+@pytest.fixture(autouse=True)
+def figures_end_with_their_test():
+    """Those that a test keeps open to look into them."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
 @pytest.fixture(scope="session")
 def sample_text() -> str:
     return SAMPLE_FILE.read_text(encoding="utf-8")
@@ -128,6 +137,16 @@ def tokenize(tokenizer, examples, **how) -> list:
 def reasons_to_drop(tokenizer, examples, **how) -> dict[str, int]:
     """Why such examples are dropped, and how many."""
     return tokenize_examples(tokenizer, [Texts(*example) for example in examples], **how).dropped
+
+
+def assert_documented(rows, kind) -> None:
+    """Every key of the rows is one of the type's, and none that it requires is missing; keys that
+    no class can have (with a hyphen or a dot) stand in its docstring."""
+    for row in rows:
+        keys = {key for key in row if key.isidentifier()}
+        assert kind.__required_keys__ <= keys <= kind.__required_keys__ | kind.__optional_keys__
+        for key in row.keys() - keys:
+            assert key in kind.__doc__ or "normalizations" in kind.__doc__
 
 
 @pytest.fixture

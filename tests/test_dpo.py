@@ -1,6 +1,5 @@
 """dpo.py as a user runs it: the original command, a kill, adapters, errors, agreement with scoring."""
 
-import importlib
 import json
 import math
 import os
@@ -11,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import assert_documented
 from hub_server import HubServer
 from paused import CHECKPOINT_SAVED, start_paused
 from safetensors.numpy import load_file
 from test_calculate_calibration_metrics import read_wandb_keys
-from test_sft import BEST, as_killed, wandb_config
+from training_runs import BEST, as_killed, history, wandb_config
+from training_runs import dpo_command as command
 from transformers import AutoModelForCausalLM
 
 import calculate_calibration_metrics
@@ -24,7 +25,10 @@ from ranking.data.conversions import preference_pairs
 from ranking.data.splits import load_training_splits
 from ranking.plumbing.result_files import read_json_lines
 from ranking.reports.dynamics import read_dynamics
-from ranking.scoring.models import load_model, model_fingerprint
+from ranking.scoring.loading import load_model
+from ranking.scoring.models import model_fingerprint
+from ranking.training.dynamics_file import DynamicsRow
+from ranking.training.run_directory import TrainingRun
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,20 +36,6 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-def command(model, output, *more) -> list[str]:
-    """The original README's command on the sample data, old spellings included."""
-    return [
-        f"--model_name_or_path={model}", "--dataset_name=sample", "--beta=0.1", "--alpha=0.5",
-        "--loss_type=alpha_scaling", "--sanity_check=false", "--logging_first_step=true",
-        "--warmup_steps=150", "--bf16=true", f"--output_dir={output}", "--wandb_run_name=second",
-        "--gradient_accumulation_steps=2", "--per_device_train_batch_size=8",
-        "--per_device_eval_batch_size=8", "--learning_rate=1e-2", "--num_train_epochs=1",
-        "--log_level=info", "--save_strategy=steps", "--save_steps=4",
-        "--load_best_model_at_end=true", "--max_length=512", "--evaluation_strategy=steps",
-        "--logging_steps=2", "--eval_steps=4", "--optim=rmsprop", *more,
-    ]  # fmt: skip
 
 
 def start(arguments, folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
@@ -70,6 +60,8 @@ def test_original_command(tiny_model_directory, tmp_path):
     rows = read_dynamics(output / "ranking_dynamics.jsonl")
     steps = sorted({row["step"] for row in rows})
     assert steps[:2] == [0, 4] and {row["part"] for row in rows} == {"train", "validation"}
+    assert_documented(rows, DynamicsRow)
+    assert_documented([json.loads((output / "run_config.json").read_text())], TrainingRun)
     keys = [(row["step"], row["part"], row["id"]) for row in rows]
     assert len(set(keys)) == len(keys)
     for row in rows:  # Eq. 4 in bfloat16, γ = 0.5: the loss is that of the recorded log-likelihoods
@@ -104,19 +96,6 @@ def test_original_command(tiny_model_directory, tmp_path):
 def nearly(value):
     """The value itself; a number up to rounding."""
     return pytest.approx(value, rel=1e-3, abs=1e-3) if isinstance(value, float) else value
-
-
-def history(folder) -> list[dict]:
-    """What was logged, without times and without Trainer's mean loss since the last start."""
-    state = json.loads((folder / "trainer_state.json").read_text())
-    return [
-        {
-            k: v
-            for k, v in entry.items()
-            if not re.search("runtime|second|preparation|^train_loss", k)
-        }
-        for entry in state["log_history"]
-    ]
 
 
 @pytest.mark.slow
@@ -437,23 +416,6 @@ def test_group_by_length(tiny_model_directory, tmp_path):
             "--load_best_model_at_end=false"]  # fmt: skip
     main(command(tiny_model_directory, tmp_path / "out", *more))
     assert (tmp_path / "out" / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize("script", ["dpo", "sft"])
-def test_help_is_grouped(script, capsys):
-    """What one needs on a few screens; the rest on demand; nothing that would be refused."""
-    printed = []
-    for flag in ("--help", "--help-all"):
-        with pytest.raises(SystemExit) as stop:
-            importlib.import_module(script).parse_args([flag])
-        assert stop.value.code == 0
-        printed.append(capsys.readouterr().out)
-    short, whole = printed
-    assert f"    python {script}.py --model_name" in short and "\\\n" in short
-    assert all(f"\n{group}:\n" in short for group in ("model", "data", "training", "output"))
-    assert len(short.splitlines()) < 170 and "--help-all" in short
-    assert "(default: 1024)" in short and "--adam_beta1" not in short
-    assert "--adam_beta1" in whole and "--hub_token" not in whole and "--load_in_4bit" not in whole
 
 
 def test_revisions_of_policy_and_reference(tiny_model_directory, tmp_path):

@@ -4,7 +4,6 @@ import copy
 import math
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,8 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer, dpo_gamma_loss
 from ranking.data.preferences import load_preferences
 from ranking.reports.dynamics import read_dynamics
-from ranking.scoring.log_likelihood import compute_token_logps_plain
-from ranking.training.pairs import collate_pairs, preference_pairs
+from ranking.scoring.log_likelihood import ScoringPath, compute_token_logps_plain
+from ranking.training.pairs import preference_pairs
 
 TINY = {**SMALL, "max_position_embeddings": 2048}
 
@@ -371,7 +370,7 @@ def test_other_ways_to_the_same_losses(tmp_path, tokenizer, texts):
     cached = cached_rows(tokenizer, eos, tiny_model())
     want, weights = losses_and_weights(trainer(tmp_path, tokenizer, texts, alpha=0.5))
     plain = trainer(tmp_path, tokenizer, texts, alpha=0.5)
-    plain.path = "plain: asked for by the test"
+    plain.path = ScoringPath("plain", "asked for by the test")
     others = {
         "checkpointing": trainer(tmp_path, tokenizer, texts, alpha=0.5, gradient_checkpointing=True),
         "cached": trainer(tmp_path, tokenizer, cached, alpha=0.5, ref_model=None,
@@ -501,7 +500,7 @@ def test_frequencies_that_depend_on_the_length(tmp_path, tokenizer, texts):
                   eval_dataset=rows, per_device_eval_batch_size=8, alpha=1.0)  # fmt: skip
     assert run.path.is_packed and len({len(ids) > 16 for ids in rows["rejected_ids"]}) == 2
     assert run.evaluate()["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
-    run.path = "plain: as where the fast path disagrees"
+    run.path = ScoringPath("plain", "as where the fast path disagrees")
     with pytest.raises(ValueError, match="which TRL's padded batches mix"):
         run.evaluate()
 
@@ -631,16 +630,3 @@ def test_two_processes_equal_one(tmp_path, tokenizer, texts):
     np.testing.assert_allclose(weights, want_weights, atol=3e-5)
     for name in ("eval_loss", "eval_ranking/accuracy", "eval_rewards/margins"):
         assert metrics[name] == pytest.approx(want_metrics[name], abs=1e-4)
-
-
-def test_collate_pairs_masks_by_position():
-    """Padding may equal EOS inside a completion; only positions decide."""
-    rows = [
-        {"pair": 4, "chosen_ids": [0, 7, 1, 1], "chosen_start": 2, "rejected_ids": [0, 7, 9],
-         "rejected_start": 2, "ref_chosen_logps": -1.5, "ref_rejected_logps": -2.5}
-    ]  # fmt: skip
-    batch = partial(collate_pairs, pad_token_id=1)(rows)
-    assert batch["input_ids"].tolist() == [[0, 7, 1, 1], [0, 7, 9, 1]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
-    assert batch["completion_mask"].tolist() == [[0, 0, 1, 1], [0, 0, 1, 0]]
-    assert batch["ref_chosen_logps"].tolist() == [-1.5] and batch["pair"].tolist() == [4]

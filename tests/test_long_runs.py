@@ -25,8 +25,9 @@ from paused import (
     wait_for_signal,
 )
 from test_calculate_calibration_metrics import assert_same_results
-from test_dpo import command, history
 from test_peers import NEEDS_SMOLLM2
+from training_runs import dpo_command as command
+from training_runs import history
 
 from ranking.data.preferences import SAMPLE_FILE
 from ranking.plumbing.result_files import read_json_lines, write_json_lines

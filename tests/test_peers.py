@@ -8,7 +8,8 @@ import torch
 from conftest import tokenize
 
 from ranking.data.preferences import load_preferences
-from ranking.scoring.models import BUNDLED_MODEL, load_model, load_tokenizer
+from ranking.scoring.loading import load_model, load_tokenizer
+from ranking.scoring.models import BUNDLED_MODEL
 from ranking.scoring.score import score_examples
 from ranking.scoring.start_up_check import check_fast_path
 

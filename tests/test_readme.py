@@ -55,10 +55,12 @@ def page_commands(page: str) -> list[list[str]]:
     """[launcher…, script, argument…] of every command that runs a script of ours, in the order of
     the page: lines of shell blocks, and `python …` within a sentence or a table."""
     text = page_text(page)
-    found = re.findall(r"```(?:bash|sh)\n(.*?)```|(?<!`)`(python [^`]+\.py [^`]*)`", text, re.S)
+    ours = r"(?:-m (?:reproduce|benchmarks)\.|[^`]+\.py )"
+    found = re.findall(rf"```(?:bash|sh)\n(.*?)```|(?<!`)`(python {ours}[^`]*)`", text, re.S)
     lines = [line for block, inline in found
              for line in (block.replace("\\\n", " ").splitlines() or [inline])]  # fmt: skip
-    commands = [shlex.split(line, comments=True) for line in lines]
+    as_files = [re.sub(r"python -m (\w+)\.(\w+)", r"python \1/\2.py", line) for line in lines]
+    commands = [shlex.split(line, comments=True) for line in as_files]
     launchers = ("python", "torchrun", "accelerate")
     ours = [command for command in commands if command and command[0] in launchers]
     return [command for command in ours if command[1] not in ("-c", "-m")]

@@ -11,18 +11,10 @@ from typing import Any
 from ranking.data.schemas import SCHEMAS, Row
 
 FILE_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
-
-
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?\.")  # in names of a split's files
-
-
 NOT_DATA = {"config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json",
             "state.json"}  # fmt: skip
-
-
 LFS_POINTER = b"version https://git-lfs"
-
-
 Origins = list[tuple[Path | str, int]]  # files one after the other, and their numbers of rows
 
 

@@ -7,8 +7,6 @@ from ranking.data.files import read_file
 from ranking.data.schemas import Row
 
 ALPACA_FARM = "tatsu-lab/alpaca_eval"
-
-
 ALPACA_FARM_FILE = "alpaca_farm_human_crossannotations"
 
 

@@ -13,8 +13,6 @@ from typing import Any
 from ranking.data.examples import Votes
 
 Row = dict[str, Any]
-
-
 Reading = tuple[str, list[str], Sequence[int], Votes | None, str | None]  # ..., cluster
 
 
@@ -26,17 +24,11 @@ class Dropped(Exception):
 MESSAGES_OPEN = re.compile(
     r"""(?:array\()?\[\s*\{|\{\s*['"](?:role|content|from|value|messages|conversations)['"]"""
 )
-
-
 MESSAGES_ROLE = re.compile(
     r"""['"](?:role|from)['"]\s*:\s*"""
     r"""['"](?:system|user|assistant|tool|function|human|gpt|observation)['"]"""
 )
-
-
 MESSAGES_TEXT = re.compile(r"""['"](?:content|value)['"]\s*:""")
-
-
 # columns that are part of a prompt wherever they stand (but for case and underscores); a schema
 # reads those among its own columns
 PROMPT_COLUMNS = {

@@ -17,17 +17,8 @@ from ranking.plumbing.result_files import (
     hash_config,
     read_json_lines,
 )
-from ranking.scoring.models import (
-    adapter_base,
-    context_length,
-    load_config,
-    load_model,
-    load_tokenizer,
-    model_fingerprint,
-    resolve_dtype,
-    resolve_model,
-    unwrap,
-)
+from ranking.scoring.loading import context_length, load_config, load_model, load_tokenizer, unwrap
+from ranking.scoring.models import adapter_base, model_fingerprint, resolve_dtype, resolve_model
 from ranking.scoring.rotary import length_class
 from ranking.scoring.tokenization import (
     chat_prompt,
@@ -174,9 +165,9 @@ def respond(
     `path`. None where the prompt and max_new_tokens exceed the context, or the prompt has no token
     (empty, or refused by the chat template).
     """
-    if path.exists():
-        drop_torn_line(path)
-        known = [*known, *read_responses(path)]
+    path.touch()
+    drop_torn_line(path)
+    known = [*known, *read_responses(path)]
     name, key = settings["model"], hash_config(settings)
     responses = {row["id"]: row["response"] for row in known if row["generation"] == key}
     missing = [prompt["id"] for prompt in prompts if prompt["id"] not in responses]

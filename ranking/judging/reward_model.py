@@ -8,15 +8,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 
 from ranking.plumbing.processes import announce
-from ranking.scoring.models import (
-    LOADING_ERRORS,
+from ranking.scoring.loading import (
     check_adapter_weights,
     context_length,
-    explain,
     load_config,
     load_tokenizer,
-    resolve_model,
 )
+from ranking.scoring.models import LOADING_ERRORS, explain, resolve_model
 from ranking.scoring.rotary import forget_lengths, length_class
 from ranking.scoring.tokenization import (
     check_vocabulary,

@@ -143,7 +143,7 @@ def ask_judge(
             yield {**pair, "win": win, "verdicts": verdicts, "answers": answers}
 
 
-def collect_pairs(
+def collect_responses(
     prompts: Sequence[Prompt],
     policies: Sequence[Generation],
     other: Generation | None,

@@ -158,7 +158,7 @@ def is_cut(record: dict[str, Any]) -> bool:
 
 
 class SettingColumns(TypedDict):
-    """What every summary line says of its model, its dataset and how their texts were made."""
+    """What every summary line says of its model and its dataset."""
 
     model: str
     revision: str | None  # of the model, as asked for
@@ -166,14 +166,19 @@ class SettingColumns(TypedDict):
     dataset_config: str | None
     dataset_split: str | None
     dataset_commit: str | None  # of a hub dataset
+    include_ties: bool
+    seed: int  # of the sample and the bootstrap
+    versions: dict[str, str]  # library → version
+
+
+class TextColumns(TypedDict, total=False):
+    """How the texts were made; not there where an examples file has no configuration beside it."""
+
     chat_template: bool
     add_eos: bool  # the end of the text is scored too
     max_length: int | None  # tokens of prompt and completion; null: what the model takes
     sample_size: int | None  # examples asked for; null: all
     separator: str | None  # between prompt and completion; null: decided for each, or a template
-    include_ties: bool
-    seed: int  # of the sample and the bootstrap
-    versions: dict[str, str]  # library → version
 
 
 class ScoringColumns(TypedDict, total=False):
@@ -189,7 +194,7 @@ class ScoringColumns(TypedDict, total=False):
     model_commit: str | None  # of a hub model
 
 
-class AccuracyRow(SettingColumns, ScoringColumns):
+class AccuracyRow(SettingColumns, TextColumns, ScoringColumns):
     """One line of NAME.jsonl of the ranking script: a metric of one dataset and normalization.
 
     `share_p_below_0.05` is the share of `example_p_values` below 0.05, null without them.

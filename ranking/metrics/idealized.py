@@ -6,7 +6,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from ranking.metrics.accuracy import TIE_EPSILON, ScoringColumns, SettingColumns
+from ranking.metrics.accuracy import TIE_EPSILON, ScoringColumns, SettingColumns, TextColumns
 from ranking.metrics.intervals import bootstrap_95
 
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)
@@ -119,7 +119,7 @@ def summarize_idealized(
     }
 
 
-class IdealizedColumns(SettingColumns, ScoringColumns):
+class IdealizedColumns(SettingColumns, TextColumns, ScoringColumns):
     """What the lines of NAME.jsonl and NAME.curve.jsonl say of the two models and their data.
 
     `revision`, `model_commit` and `n_truncated_prompts` are the policy's; `ScoringColumns`,

@@ -26,8 +26,6 @@ from ranking.plumbing.processes import (
 )
 
 Item = TypeVar("Item")
-
-
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -116,8 +114,6 @@ class Stopped(KeyboardInterrupt):
 
 
 _deferred = 0  # how many blocks that finish their batch first are being run
-
-
 _requested: int | None = None  # the signal that waits for the end of a batch
 
 

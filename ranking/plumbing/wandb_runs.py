@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 
-from ranking.plumbing.command_line import Stopped, announce
+from ranking.plumbing.command_line import Stopped
+from ranking.plumbing.processes import announce
 
 FINISH_TIMEOUT = "300"  # seconds that a finished run waits for its upload; wandb's own: for ever
-
-
 MODES = ("online", "offline", "disabled", "dryrun", "shared")
 
 

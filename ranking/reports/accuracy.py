@@ -32,7 +32,7 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import Table, percent, show, wandb_table, with_interval
+from ranking.reports.tables import Table, percent, show_table, wandb_table, with_interval
 
 # row → what the paper has of it: whose (" (gpt2)", "": the same model's) and R̃, R in percent
 Published = Callable[[AccuracyRow], tuple[str, list[float]] | None]
@@ -93,7 +93,7 @@ def show_accuracy(rows: Sequence[AccuracyRow]) -> None:
     """The table of one run, and lines for scores that are not finite or exactly equal."""
     how = scoring_label(rows[0])
     title = "Ranking accuracy, % [95 % interval]" + (f"; {how}" if how else "")
-    show(accuracy_table(rows), title)
+    show_table(accuracy_table(rows), title)
     for row in accuracies_of(rows)[::2]:
         where, n = dataset_label(row["dataset_name"], row["dataset_split"]), row["n_non_finite"]
         if n:

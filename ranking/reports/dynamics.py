@@ -27,7 +27,7 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import Table, percent, show, wandb_table
+from ranking.reports.tables import Table, percent, show_table, wandb_table
 
 DYNAMICS_FILE = "ranking_dynamics.jsonl"
 GROUP_STYLES = {  # group → colour, marker
@@ -92,7 +92,7 @@ def sweep_table(files: Sequence[Sequence[Record]], at: str) -> Table:
 
 
 def show_dynamics(rows: Sequence[Record]) -> None:
-    show(dynamics_table(rows), "Ranking dynamics (reference → policy)")
+    show_table(dynamics_table(rows), "Ranking dynamics (reference → policy)")
 
 
 # ---------------------------------------------------------------------------- wandb panels

@@ -27,7 +27,7 @@ from ranking.reports.tables import (
     Table,
     console,
     percent,
-    show,
+    show_table,
     wandb_table,
     with_interval,
 )
@@ -66,7 +66,9 @@ def idealized_table(rows: Sequence[IdealizedRow], alone: bool = False) -> Table:
 def show_idealized(rows: Sequence[IdealizedRow]) -> None:
     """The table of one run."""
     observed = ", ".join(filter(None, (rows[0]["model"], scoring_label(rows[0]))))
-    show(idealized_table(rows, alone=True), f"Idealized ranking accuracy, %; observed: {observed}")
+    show_table(
+        idealized_table(rows, alone=True), f"Idealized ranking accuracy, %; observed: {observed}"
+    )
 
 
 def report_idealized_ties(rows: Sequence[IdealizedRow], same_model: bool) -> None:

@@ -7,19 +7,19 @@ from typing import Any
 
 from ranking.data.hub import DATASETS
 
-Row = Mapping[str, Any]  # a line of a result file
+ResultRow = Mapping[str, Any]  # a line of a result file
 SYMBOLS = {"length-normalized": "R̃", "non-length-normalized": "R"}
-DATASET = ("dataset_name", "dataset_config", "dataset_split")
-SCORING = ("chat_template", "add_eos", "max_length", "separator", "sample_size")
+DATASET_COLUMNS = ("dataset_name", "dataset_config", "dataset_split")
+SCORING_COLUMNS = ("chat_template", "add_eos", "max_length", "separator", "sample_size")
 
 
-def setting_of(row: Row) -> tuple:
+def setting_of(row: ResultRow) -> tuple:
     """Dataset, its part, whether ties count, and how it was scored (None: not given, or off)."""
-    values = (row.get(key) for key in (*DATASET, "include_ties", *SCORING))
+    values = (row.get(key) for key in (*DATASET_COLUMNS, "include_ties", *SCORING_COLUMNS))
     return tuple(None if value is False else value for value in values)
 
 
-def scoring_label(row: Row, beside: Iterable[Row] = ()) -> str:
+def scoring_label(row: ResultRow, beside: Iterable[ResultRow] = ()) -> str:
     """How a summary row was scored where that is not the default (template, EOS, length), or not
     as the rows `beside` it of the same dataset (separator, sample size)."""
     parts = [
@@ -27,7 +27,7 @@ def scoring_label(row: Row, beside: Iterable[Row] = ()) -> str:
         "EOS scored" if row.get("add_eos") else "",
         f"at most {row['max_length']} tokens" if row.get("max_length") else "",
     ]
-    others = [r for r in beside if all(r.get(key) == row.get(key) for key in DATASET)]
+    others = [r for r in beside if all(r.get(key) == row.get(key) for key in DATASET_COLUMNS)]
     size, separator = row.get("sample_size", "unknown"), row.get("separator")
     raw = [r for r in others if "separator" in r and not r.get("chat_template")]
     if separator is not None and any(r.get("separator") != separator for r in raw):
@@ -37,7 +37,7 @@ def scoring_label(row: Row, beside: Iterable[Row] = ()) -> str:
     return ", ".join(filter(None, parts))
 
 
-def setting_label(row: Row, beside: Iterable[Row] = ()) -> str:
+def setting_label(row: ResultRow, beside: Iterable[ResultRow] = ()) -> str:
     """The dataset with its split and, unless the hub's default, its configuration; ties; how it was
     scored, where that is not the default or not as the rows `beside` it. For tables."""
     name, config, split, ties = setting_of(row)[:4]
@@ -47,13 +47,15 @@ def setting_label(row: Row, beside: Iterable[Row] = ()) -> str:
     return ":".join(parts) + (", ties included" if ties else "") + (f", {how}" if how else "")
 
 
-def setting_labels(rows: Sequence[Row]) -> dict[tuple, str]:
+def setting_labels(rows: Sequence[ResultRow]) -> dict[tuple, str]:
     """setting → the dataset, with its split (a long one only beside another), its configuration
     where there are two, "ties", and how it was scored. For pictures."""
     labels = {}
     for row in rows:
         name, config, split, ties = setting_of(row)[:4]
-        parts = {key: {r.get(key) for r in rows if r["dataset_name"] == name} for key in DATASET}
+        parts = {
+            key: {r.get(key) for r in rows if r["dataset_name"] == name} for key in DATASET_COLUMNS
+        }
         label = name if config is None or len(parts["dataset_config"]) < 2 else f"{name}:{config}"
         if split is not None and (len(split) <= 12 or len(parts["dataset_split"]) > 1):
             label += f", {split}"
@@ -81,7 +83,7 @@ def plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def refuse_two_runs(rows: Iterable[Row], *columns: str) -> None:
+def refuse_two_runs(rows: Iterable[ResultRow], *columns: str) -> None:
     """Raise ValueError where two rows of a model and setting have the same values of `columns`."""
     seen = set()
     for row in rows:
@@ -91,7 +93,7 @@ def refuse_two_runs(rows: Iterable[Row], *columns: str) -> None:
         seen.add(key)
 
 
-def by_normalization(rows: Iterable[Row], *columns: str) -> list[dict[str, Any]]:
+def by_normalization(rows: Iterable[ResultRow], *columns: str) -> list[dict[str, Any]]:
     """Normalization → row, of each model, setting and values of `columns`, as they come."""
     groups: dict[tuple, dict[str, Any]] = {}
     for row in rows:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ranking.reports.labels import (
     SYMBOLS,
-    Row,
+    ResultRow,
     model_labels,
     refuse_two_runs,
     setting_label,
@@ -25,7 +25,7 @@ from ranking.reports.style import (
 from ranking.reports.tables import Table, percent
 
 
-def length_table(rows: Sequence[Row]) -> Table:
+def length_table(rows: Sequence[ResultRow]) -> Table:
     """Correlation of being ranked correctly with the difference of lengths."""
     if not all("correlation" in row for row in rows):
         raise ValueError("not a file of length_difference.py")
@@ -46,7 +46,7 @@ def length_table(rows: Sequence[Row]) -> Table:
     return columns, lines
 
 
-def plot_length_difference(rows: Sequence[Row], path: Path) -> None:
+def plot_length_difference(rows: Sequence[ResultRow], path: Path) -> None:
     """Ranking accuracy against how much longer the preferred completion is, in bins of equal size,
     with 95 % Wilson intervals; a column per dataset, R̃ above R (rows of length_difference.py)."""
     without = [row for row in rows if not row.get("include_ties")]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ranking.plumbing.command_line import announce
+from ranking.plumbing.processes import announce
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"  # Okabe-Ito: distinct for colour-blind readers
 GREEN, PINK = "#009E73", "#CC79A7"

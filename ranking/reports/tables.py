@@ -26,7 +26,7 @@ def console(width: int = 132):
     return Console(width=None if sys.stdout.isatty() else width, markup=False)
 
 
-def show(table: Table, title: str) -> None:
+def show_table(table: Table, title: str) -> None:
     """A table on the screen."""
     from rich.table import Table as Grid
 

@@ -8,7 +8,7 @@ from typing import Any
 from ranking.metrics.win_rate import WinRateRow, means_by_gamma
 from ranking.plumbing.result_files import Record
 from ranking.reports.style import BLUE, GREY, ORANGE, percents, save_figure, subplots
-from ranking.reports.tables import Table, percent, show, wandb_table, with_interval
+from ranking.reports.tables import Table, percent, show_table, wandb_table, with_interval
 
 
 def win_rate_table(rows: Sequence[WinRateRow], alone: bool = False) -> Table:
@@ -66,7 +66,7 @@ def correlation_cells(rows: Sequence[WinRateRow]) -> list[tuple[str, str]]:
 def show_win_rates(rows: Sequence[WinRateRow]) -> None:
     """The table of one run, and over checkpoints the correlations."""
     title = f"Win rate against {rows[0]['against']}, % [95 % interval]"
-    show(win_rate_table(rows, alone=True), title)
+    show_table(win_rate_table(rows, alone=True), title)
     for text, value in correlation_cells(rows):
         print(f"{text}: {value}")
 

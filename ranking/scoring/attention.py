@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from ranking.scoring.models import unwrap
+from ranking.scoring.loading import unwrap
 from ranking.scoring.packing import PackedRow
 
 

@@ -19,7 +19,7 @@ from torch.nn import Linear
 from torch.utils.checkpoint import checkpoint
 
 from ranking.scoring.attention import restore_attention, switch_attention
-from ranking.scoring.models import unwrap
+from ranking.scoring.loading import unwrap
 from ranking.scoring.packing import build_row
 from ranking.scoring.rotary import by_length_class, forget_lengths, length_class
 from ranking.scoring.tokenization import TokenizedCompletion
@@ -43,8 +43,6 @@ class ScoringPath(NamedTuple):
 
 PACKED = ScoringPath("segments")
 VOCABULARY_CHUNK = 2048  # words per LM-head call: 1000 positions x 2048 x 4 bytes = 8 MB
-
-
 POSITION_CHUNK = 64  # positions per call of a head that is no plain linear layer
 
 

@@ -11,11 +11,7 @@ import torch
 from ranking.scoring.tokenization import TokenizedCompletion
 
 FAMILY_ROWS = 4  # examples that share a prefix may fill so many rows' worth of tokens
-
-
 KEYS_PER_CALL = 2**15  # of one flash-attention call: 0.5 GiB of copies at Llama-2-7B's width
-
-
 MIN_SHARED_TOKENS = 16  # examples that share fewer leading tokens are packed independently
 
 

@@ -84,7 +84,7 @@ def check_assumed_proportion(reference: Sequence[Record], assumed: float | None)
             announce(f"--assumed-proportion does nothing for {dataset_label(*key)}: all have votes")
 
 
-def collect_pairs(
+def rated_pairs(
     reference: Sequence[Record], policy: Sequence[Record], rules: PairRules
 ) -> tuple[list[Record], dict[tuple, Counter[str]]]:
     """Pairs with reference and policy log-ratios (both normalizations), nats; drops by dataset.

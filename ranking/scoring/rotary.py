@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ranking.scoring.models import unwrap
+from ranking.scoring.loading import unwrap
 from ranking.scoring.tokenization import TokenizedCompletion
 
 

@@ -21,19 +21,14 @@ from ranking.plumbing.processes import (
 )
 from ranking.plumbing.result_files import Record, append_json_lines, hash_config
 from ranking.scoring.examples_file import example_record
+from ranking.scoring.loading import context_length, load_model, load_tokenizer
 from ranking.scoring.log_likelihood import (
     ScoringPath,
     compute_token_logps,
     compute_token_logps_alone,
     compute_token_logps_plain,
 )
-from ranking.scoring.models import (
-    REMOTE_CODE_FLAG,
-    FoundModel,
-    context_length,
-    load_model,
-    load_tokenizer,
-)
+from ranking.scoring.models import REMOTE_CODE_FLAG, FoundModel
 from ranking.scoring.packing import count_new_tokens, deal_batches, pack_rows, pad_batches
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import TokenizedCompletion, tokenize_examples

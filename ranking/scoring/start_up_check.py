@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ranking.scoring.loading import unwrap
 from ranking.scoring.log_likelihood import (
     PACKED,
     ScoringPath,
@@ -15,7 +16,6 @@ from ranking.scoring.log_likelihood import (
     compute_token_logps_plain,
     input_device,
 )
-from ranking.scoring.models import unwrap
 from ranking.scoring.rotary import length_class
 from ranking.scoring.tokenization import TokenizedCompletion, check_vocabulary
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from ranking.data.examples import PreferenceExample
 from ranking.data.schemas import Dropped
-from ranking.scoring.models import unwrap
+from ranking.scoring.loading import unwrap
 
 EXAMPLES_PER_CALL = 512  # of the tokenizer, whose encodings are 100 times as large as their ids
 

@@ -11,7 +11,7 @@ from ranking.data.examples import PreferenceData
 from ranking.metrics.accuracy import exact_ties, ranking_accuracy
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record
-from ranking.scoring.models import context_length, load_model, load_tokenizer
+from ranking.scoring.loading import context_length, load_model, load_tokenizer
 from ranking.scoring.score import score_examples
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import tokenize_examples

@@ -1,8 +1,8 @@
 """ranking_dynamics.jsonl: the values of every followed pair at every evaluation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -15,29 +15,55 @@ from ranking.plumbing.result_files import (
 )
 
 
+class Evaluation(TypedDict):
+    """What the pairs of one evaluation share."""
+
+    step: int
+    epoch: float
+    part: str  # train or validation
+    beta: float  # β of Eq. 4
+    gamma: float  # γ of Eq. 4
+    squared_distance: float | None  # ‖θ_t − θ_0‖² (Fig. 4); null: unknown
+
+
+class DynamicsRow(Evaluation):
+    """A line of ranking_dynamics.jsonl: one pair at one evaluation; null: not finite."""
+
+    id: str
+    group: str  # correct_to_correct, …: whether reference and policy rank the pair correctly
+    chosen: float | None  # log π_θ(y_w|x), nats, summed over tokens (Eq. 13)
+    rejected: float | None  # log π_θ(y_l|x)
+    ref_chosen: float | None  # log π_ref(y_w|x)
+    ref_rejected: float | None  # log π_ref(y_l|x)
+    n_chosen: int  # tokens
+    n_rejected: int
+    loss: float | None  # of Eq. 4, nats, whichever loss trains
+    reward_margin: float | None  # β (policy log-ratio − reference log-ratio)
+
+
 def dynamics_rows(
-    values: dict[str, np.ndarray], ids: Iterable[str], facts: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """One row per pair and evaluation; `facts` (step, epoch, part, …) are the same in each."""
-    columns = ("chosen", "rejected", "ref_chosen", "ref_rejected")
-    rows = []
-    for k, pair in enumerate(ids):
-        group = GROUPS[bool(values["ref_correct"][k]), bool(values["correct"][k])]
-        rows.append(
-            {
-                **facts,
-                "id": pair,
-                "group": group,
-                **{name: finite(values[name][k]) for name in columns},
-                "n_chosen": int(values["n_chosen"][k]),
-                "n_rejected": int(values["n_rejected"][k]),
-                **{name: finite(values[name][k]) for name in ("loss", "reward_margin")},
-            }
-        )
-    return rows
+    values: dict[str, np.ndarray], ids: Iterable[str], evaluation: Evaluation
+) -> list[DynamicsRow]:
+    """A row of each pair, from `pair_values`."""
+    return [
+        {
+            **evaluation,
+            "id": pair,
+            "group": GROUPS[bool(values["ref_correct"][k]), bool(values["correct"][k])],
+            "chosen": finite(values["chosen"][k]),
+            "rejected": finite(values["rejected"][k]),
+            "ref_chosen": finite(values["ref_chosen"][k]),
+            "ref_rejected": finite(values["ref_rejected"][k]),
+            "n_chosen": int(values["n_chosen"][k]),
+            "n_rejected": int(values["n_rejected"][k]),
+            "loss": finite(values["loss"][k]),
+            "reward_margin": finite(values["reward_margin"][k]),
+        }
+        for k, pair in enumerate(ids)
+    ]
 
 
-def append_dynamics(path: Path, rows: list[dict[str, Any]]) -> None:
+def append_dynamics(path: Path, rows: Sequence[DynamicsRow]) -> None:
     """Append the rows of one evaluation."""
     with path.open("ab") as file:
         append_json_lines(file, rows)

@@ -1,23 +1,34 @@
 """The model that is trained, its tokenizer, and its LoRA adapter."""
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from transformers.integrations.deepspeed import (
     is_deepspeed_zero3_enabled,
     set_hf_deepspeed_config,
     unset_hf_deepspeed_config,
 )
-from trl import get_peft_config
 
-from ranking.scoring.models import load_model, load_tokenizer
-from ranking.training.flags import ModelArguments
+from ranking.scoring.loading import load_model, load_tokenizer
+from ranking.scoring.models import check_model_path, check_revision
+
+
+def model_source(
+    name: str, revision: str | None, flag: str = "--model_revision"
+) -> tuple[str, str | None]:
+    """A model's name and revision, None for the main branch; an error where it cannot be there."""
+    check_model_path(name)
+    revision = None if revision == "main" else revision
+    check_revision(flag, revision, name)
+    return name, revision
 
 
 @contextmanager
-def whole_weights(training_args) -> Iterator[None]:
+def whole_weights(deepspeed_plugin) -> Iterator[None]:
     """Inside, models are loaded whole, where DeepSpeed ZeRO-3 would share out their weights at
     once: the reference is scored first."""
     if not is_deepspeed_zero3_enabled():
@@ -27,15 +38,30 @@ def whole_weights(training_args) -> Iterator[None]:
     try:
         yield
     finally:
-        set_hf_deepspeed_config(training_args.deepspeed_plugin.dschf)
+        set_hf_deepspeed_config(deepspeed_plugin.dschf)
 
 
-def load_for_training(args: ModelArguments, name: str, revision: str | None, device: str):
-    """Model in evaluation mode with every adapter merged, and its tokenizer."""
+def load_for_training(
+    name: str,
+    revision: str | None,
+    *,
+    dtype: str,
+    attn_implementation: str | None,
+    allow_pickle: bool,
+    device: str,
+    prefer_flash: bool = False,
+):
+    """Model in evaluation mode with every adapter merged, and its tokenizer.
+
+    prefer_flash: where no attention is asked for, FlashAttention if it is there and has a GPU.
+    """
+    has_flash = importlib.util.find_spec("flash_attn") is not None and torch.cuda.is_available()
+    if attn_implementation is None and prefer_flash and has_flash:
+        attn_implementation = "flash_attention_2"
     tokenizer = load_tokenizer(name, revision)
     model = load_model(
-        name, dtype=args.dtype, device=device, revision=revision,
-        attn_implementation=args.attn_implementation, allow_pickle=args.allow_pickle,
+        name, dtype=dtype, device=device, revision=revision,
+        attn_implementation=attn_implementation, allow_pickle=allow_pickle,
     )  # fmt: skip
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload().requires_grad_(True)
@@ -44,20 +70,31 @@ def load_for_training(args: ModelArguments, name: str, revision: str | None, dev
     return model, tokenizer
 
 
-def make_peft_config(args: ModelArguments, model, tokenizer, output_dir: str):
-    """TRL's LoRA configuration, or None. Where the model to tune is itself an adapter, the merged
-    weights are saved as OUTPUT_DIR/base, so that the new adapter has a base to be loaded on."""
-    peft_config = get_peft_config(args)
-    name = args.model_name_or_path
+def check_same_tokens(reference_name: str, reference, policy_name: str, policy) -> None:
+    """ValueError where the tokenizers of reference and policy make other token ids of a text."""
+    if reference.backend_tokenizer.to_str() != policy.backend_tokenizer.to_str():
+        raise ValueError(
+            f"{reference_name} and {policy_name} have different tokenizers: the reference must "
+            "score the token ids that are trained on"
+        )
+
+
+def with_base(peft_config, model, tokenizer, source: tuple[str, str | None], folder: Path):
+    """The LoRA configuration (None: none) with the base that its adapter is to be loaded on.
+
+    Where the model to tune is itself an adapter, that is its merged weights, saved as
+    FOLDER/base. source: name and revision of that model.
+    """
+    name, revision = source
     if peft_config is None:
         return None
     if (Path(name) / "adapter_config.json").is_file():
-        name = str((Path(output_dir) / "base").resolve())
+        base = str((folder / "base").resolve())
         if PartialState().is_main_process:
-            model.save_pretrained(name)
-            tokenizer.save_pretrained(name)
+            model.save_pretrained(base)
+            tokenizer.save_pretrained(base)
         PartialState().wait_for_everyone()
-        model.config._name_or_path = model.name_or_path = name
-    elif args.model_revision != "main":
-        peft_config.revision = args.model_revision
+        model.config._name_or_path = model.name_or_path = base
+    elif revision is not None:
+        peft_config.revision = revision
     return peft_config

@@ -1,20 +1,37 @@
-"""Every form of a preference pair: texts, token ids, columns of a dataset, a padded batch."""
+"""Every form of a preference pair on its way to the dynamics file, in order.
+
+1. texts: {id, prompt, chosen, rejected, separators} (`preference_pairs`)
+2. token ids: two TokenizedCompletions (`tokenize_pairs`)
+3. a row of a dataset: COLUMNS and REFERENCE_COLUMNS (`pairs_dataset`); of the token ids that TRL
+   makes of its text columns, by `cut_pair` and `pair_columns`
+4. TRL's padded batch, chosen above rejected (`collate_pairs`)
+5. TokenizedCompletions again, which share their prompt's computation (`completions_of`)
+6. log-likelihoods of tokens, padded as the batch (`pad_logps`)
+7. sums over each completion: SUMS (`pair_sums`), of which `pair_values` and `dynamics_rows` make
+   the rows of ranking_dynamics.jsonl
+
+From 3 to 5 padding is put on and taken off again, and put on in 6: so TRL's other losses and its
+metrics, which read a padded batch, work on these log-likelihoods too.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 
 from ranking.data.conversions import preference_pairs
 from ranking.data.examples import PreferenceData
-from ranking.plumbing.command_line import announce
-from ranking.scoring.models import context_length
+from ranking.plumbing.processes import announce
+from ranking.scoring.loading import context_length
 from ranking.scoring.tokenization import Texts, TokenizedCompletion, tokenize_examples
 from ranking.training.reference_cache import reference_logps
 
+# number, token ids, and where in these the completion starts
 COLUMNS = ["pair", "chosen_ids", "chosen_start", "rejected_ids", "rejected_start"]
-
-
-REFERENCE_COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
+REFERENCE_COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]  # nats, summed (Eq. 13)
+SUMS = ["chosen", "rejected", "ref_chosen", "ref_rejected", "n_chosen", "n_rejected"]
 
 
 def tokenize_pairs(
@@ -41,17 +58,24 @@ def pairs_dataset(pairs: list[dict], tokenized: list, logps: np.ndarray) -> Data
     """The columns `DPOGammaTrainer` trains on; logps (n_pairs, 2) of the reference, nats."""
     rows = [
         {
-            "pair": k, "id": pair["id"], "length": len(chosen.ids) + len(rejected.ids),
-            "chosen_ids": chosen.ids, "chosen_start": chosen.start,
-            "rejected_ids": rejected.ids, "rejected_start": rejected.start,
-            "ref_chosen_logps": float(logps[k, 0]), "ref_rejected_logps": float(logps[k, 1]),
+            "id": pair["id"],
+            "length": len(chosen.ids) + len(rejected.ids),  # for --train_sampling_strategy
+            **pair_columns(k, (chosen.ids, chosen.start), (rejected.ids, rejected.start)),
+            **dict(zip(REFERENCE_COLUMNS, map(float, logps[k]))),
         }
         for k, (pair, (chosen, rejected)) in enumerate(zip(pairs, tokenized))
-    ]  # fmt: skip
+    ]
     return Dataset.from_list(rows)
 
 
-def prepare_datasets(
+def pair_columns(
+    number: int, chosen: tuple[Sequence[int], int], rejected: tuple[Sequence[int], int]
+) -> dict:
+    """COLUMNS of a pair; chosen, rejected: token ids, and where those that are scored begin."""
+    return dict(zip(COLUMNS, (number, *chosen, *rejected)))
+
+
+def prepare_pairs(
     examples: dict[str, PreferenceData],
     reference,
     tokenizer,
@@ -60,10 +84,10 @@ def prepare_datasets(
     add_eos: bool,
     max_length: int | None,
     n_followed: int,
-    autocast: torch.dtype | None,
-    tokens_per_batch: int,
+    mixed_precision: str,
 ) -> tuple[dict[str, Dataset], dict[str, dict]]:
-    """Tokenized parts with reference log-likelihoods, "dynamics" among them; texts by id."""
+    """Tokenized parts with reference log-likelihoods, `n_followed` training pairs among them as
+    "dynamics"; texts by id. mixed_precision: no, bf16 or fp16, of the reference's forward pass."""
     limits = [x for x in (max_length, context_length(reference)) if x is not None]
     parts: dict[str, tuple[list, list]] = {}
     texts: dict[str, dict] = {}
@@ -80,7 +104,10 @@ def prepare_datasets(
         texts |= {pair["id"]: pair for pair in pairs}
     everything = [pair for _, tokenized in parts.values() for pair in tokenized]
     logps = reference_logps(
-        reference, everything, autocast=autocast, tokens_per_batch=tokens_per_batch
+        reference,
+        everything,
+        autocast={"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision),
+        tokens_per_batch=1024 if reference.device.type == "cpu" else 16384,
     )
     datasets, first = {}, 0
     for part, (pairs, tokenized) in parts.items():
@@ -107,6 +134,12 @@ def cut_to_length(
     if max_length is not None and mode == "keep_end":
         lost = max(0, len(ids) - max_length)
     return ids[lost:][:max_length], max(1, len(prompt) - lost)
+
+
+def cut_pair(row: dict, max_length: int | None, mode: str) -> list[tuple[list[int], int]]:
+    """`cut_to_length` of both sides of a pair that TRL has tokenized: chosen, rejected."""
+    sides = (row["chosen_ids"], row["rejected_ids"])
+    return [cut_to_length(row["prompt_ids"], ids, max_length, mode) for ids in sides]
 
 
 def collate_pairs(rows: list[dict], pad_token_id: int = 0) -> dict[str, torch.Tensor]:
@@ -136,3 +169,21 @@ def completions_of(batch: dict[str, torch.Tensor]) -> list[TokenizedCompletion]:
     starts = batch["completion_mask"].argmax(1).tolist()
     sequences = zip(batch["input_ids"].tolist(), lengths, starts)
     return [TokenizedCompletion(tuple(ids[:n]), start, False) for ids, n, start in sequences]
+
+
+def pad_logps(
+    logps: Sequence[torch.Tensor], completions: Sequence[TokenizedCompletion], width: int
+) -> torch.Tensor:
+    """Log-likelihoods of the completions' tokens as TRL's, (2B, width − 1): zero elsewhere."""
+    rows = [
+        F.pad(values, (c.start - 1, width - len(c.ids))) for values, c in zip(logps, completions)
+    ]
+    return torch.stack(rows)
+
+
+def pair_sums(batch: dict[str, torch.Tensor], log_probs: torch.Tensor) -> torch.Tensor:
+    """(B, 7) float64: each pair's number, and SUMS; log_probs (2B, T − 1), nats."""
+    sums = log_probs.double().sum(1).chunk(2)
+    lengths = batch["completion_mask"].sum(1).chunk(2)
+    reference = [batch[name] for name in REFERENCE_COLUMNS]
+    return torch.stack([t.double() for t in (batch["pair"], *sums, *reference, *lengths)], 1)

@@ -1,9 +1,11 @@
 """Log-likelihoods under the reference model, computed once and kept on disk by content.
 
-A completion's key hashes its token ids (which say everything about the text, the tokenizer, the
-separator or template, EOS and truncation) and where the completion starts; the file's name hashes
-the reference's weights and configuration, the precision and the versions that compute. So a sweep
-over γ, β and seeds pays once, and a changed input never finds a stale entry.
+A line of the file is the JSON array [key, log π_ref(y|x)]: 32 hex digits, nats, summed (Eq. 13).
+Empty and torn lines count for nothing, and of lines with one key the last. The key hashes the token
+ids (which say everything about the text, the tokenizer, the separator or template, EOS and
+truncation) and where the completion starts; the file's name hashes the reference's weights and
+configuration, the precision and the versions that compute. So a sweep over γ, β and seeds pays
+once, and a changed input never finds a stale entry.
 """
 
 import hashlib
@@ -21,6 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import append_json_lines
 from ranking.scoring.models import cache_directory
 from ranking.scoring.packing import count_new_tokens
@@ -28,7 +31,7 @@ from ranking.scoring.score import score_examples
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import TokenizedCompletion
 
-SCORING = 4  # raise it whenever log_likelihood.py changes a log-likelihood
+SCORING_VERSION = 4  # raise it whenever log_likelihood.py changes a log-likelihood
 
 
 def hash_model(model) -> str:
@@ -45,7 +48,13 @@ def hash_model(model) -> str:
 
 def cache_file(model, autocast: torch.dtype | None) -> Path:
     """The cache of this reference model, precision, and library versions."""
-    facts = [SCORING, hash_model(model), str(autocast), version("torch"), version("transformers")]
+    facts = [
+        SCORING_VERSION,
+        hash_model(model),
+        str(autocast),
+        version("torch"),
+        version("transformers"),
+    ]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     return cache_directory() / "reference" / f"{name}.jsonl"
 
@@ -87,12 +96,8 @@ def reference_logps(
     state.wait_for_everyone()  # all processes see the same entries before one adds to them
     keys = [[completion_key(c) for c in example] for example in tokenized]
     missing = [i for i, pair in enumerate(keys) if not all(key in entries for key in pair)]
-    if state.is_main_process:
-        print(
-            f"reference log-likelihoods: {len(tokenized) - len(missing)} of {len(tokenized)} pairs "
-            f"from {path}",
-            file=sys.stderr,
-        )
+    n_there = len(tokenized) - len(missing)
+    announce(f"reference log-likelihoods: {n_there} of {len(tokenized)} pairs from {path}")
     if missing:
         mine = missing[state.process_index :: state.num_processes]
         scored = score_missing(
@@ -117,7 +122,6 @@ def score_missing(model, tokenized, path: Path, autocast, tokens_per_batch: int)
     context = torch.autocast(model.device.type, autocast) if autocast else nullcontext()
     n_tokens = [count_new_tokens(sorted(c.ids for c in example)) for example in tokenized]
     progress = tqdm(total=sum(n_tokens), unit="tok", unit_scale=True, desc="reference",
-                    disable=None if sys.stderr.isatty() else False,
                     mininterval=1 if sys.stderr.isatty() else 10)  # fmt: skip
     with path.open("ab") as file, context, progress:
         scoring = check_fast_path(model, tokenized)

@@ -6,34 +6,30 @@ ever discarded.
 """
 
 import json
-import os
 import re
 import shutil
 import uuid
-import zipfile
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from accelerate import PartialState
-from safetensors import SafetensorError, safe_open
-from transformers import TrainerCallback
 
 from ranking.data.examples import PreferenceData, fingerprint
-from ranking.plumbing.command_line import announce
 from ranking.plumbing.outputs import lock_outputs
+from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import write_text_atomically
-from ranking.plumbing.wandb_runs import start_wandb
 from ranking.scoring.models import model_fingerprint
-from ranking.training.flags import DataArguments
+from ranking.training.checkpoints import (
+    SavedStep,
+    checkpoint_fault,
+    checkpoints,
+    last_checkpoint,
+)
+from ranking.training.parsing import successor
 
 RUN_FILE = "run_config.json"
-
-
 TEST_FILE = "test_results.json"
-
-
 # what a resumed run may change
 HARMLESS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to",
@@ -44,25 +40,24 @@ HARMLESS = {
 
 
 def run_description(
-    *arguments,
+    flags: Mapping[str, Any],
     models: Sequence[tuple[str, str | None]],
     parts: dict[str, PreferenceData],
-    refused: Iterable[str],
+    retired: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Every setting a resumed run must share, with fingerprints of the models and the data.
 
-    models: names with their revisions. refused: flags that cannot be given, whose values in
-    `arguments` mean nothing.
+    flags: the values of all; those `retired` cannot be given, so that theirs mean nothing.
+    models: names with their revisions.
     """
     settings: dict[str, Any] = {
         "model_fingerprints": [model_fingerprint(name, revision) for name, revision in models],
         "data_fingerprints": {part: fingerprint(data.examples) for part, data in parts.items()},
         "n_processes": PartialState().num_processes,  # a step's batch depends on it
     }
-    for argument in arguments:
-        values = argument.to_dict() if hasattr(argument, "to_dict") else vars(argument)
-        names = {f.name for f in fields(argument)} - HARMLESS - set(refused)
-        settings |= {name: values[name] for name in sorted(names & values.keys())}
+    for name in sorted(flags.keys() - HARMLESS):
+        if successor(name, retired or {}) is None:
+            settings[name] = flags[name]
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -135,7 +130,24 @@ def claim_directory(
     return checkpoint
 
 
-def read_run(folder: Path) -> dict[str, Any] | None:
+class TrainingRun(TypedDict):
+    """run_config.json."""
+
+    finished: bool  # trained, evaluated and saved to the end
+    wandb_id: str  # which a resumed run goes on with
+    model: NotRequired[SavedStep]  # of a finished run
+    settings: dict[str, Any]  # `run_description`: what a resumed run must share
+
+
+class Results(TypedDict):
+    """test_results.json. Beside these keys, the metrics of the test split by their names on the
+    dashboard: test_loss, and of dpo.py test_ranking/accuracy, test_rewards/margins, …"""
+
+    n: int  # pairs or texts
+    model: SavedStep
+
+
+def read_run(folder: Path) -> TrainingRun | None:
     """What `mark_run` wrote, or None; ValueError where the file is something else."""
     path = folder / RUN_FILE
     if not path.exists():
@@ -150,18 +162,27 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     raise ValueError(f"{path} is not what a training run wrote: choose another --output_dir")
 
 
-def mark_run(folder: Path, settings: dict[str, Any], finished: bool, **results) -> None:
-    """Record the run's settings, its wandb id, whether it is finished, and with what `results`."""
+def mark_run(
+    folder: Path, settings: dict[str, Any], finished: bool, model: SavedStep | None = None
+) -> None:
+    """Record the run's settings, its wandb id, whether it is finished, and with which model."""
     earlier = read_run(folder)
-    run_id = earlier["wandb_id"] if earlier else uuid.uuid4().hex[:8]
-    record = {"finished": finished, "wandb_id": run_id, **results, "settings": settings}
+    record: dict[str, Any] = {
+        "finished": finished,
+        "wandb_id": earlier["wandb_id"] if earlier else uuid.uuid4().hex[:8],
+        **({"model": model} if model else {}),
+        "settings": settings,
+    }
     write_text_atomically(folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
 
 
-def write_test_results(folder: Path, metrics: dict[str, float], n: int, saved: dict) -> None:
-    """The model on the test split: `n` pairs or texts, which step it is (`saved`), the metrics."""
-    record = {"n": n, "model": saved, **metrics}
-    write_text_atomically(folder / TEST_FILE, json.dumps(record, indent=1) + "\n")
+def finish_run(
+    folder: Path, settings: dict[str, Any], model: SavedStep, test: dict[str, float], n: int
+) -> None:
+    """Write the metrics of the `n` pairs or texts of the test split, and mark the run finished."""
+    results: Results = {"n": n, "model": model}
+    write_text_atomically(folder / TEST_FILE, json.dumps({**results, **test}, indent=1) + "\n")
+    mark_run(folder, settings, finished=True, model=model)
 
 
 def discard_run(folder: Path) -> None:
@@ -183,78 +204,6 @@ def check_no_model(folder: Path) -> None:
                 f"{folder} holds a model ({name}) that no run of this script wrote: choose "
                 "another --output_dir"
             )
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint directories of a run, newest first."""
-    found = [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(found, key=lambda path: -int(path.name.split("-")[1]))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that a run can go on from; those that are passed over are said."""
-    for path in checkpoints(folder):
-        fault = checkpoint_fault(path)
-        if fault is None:
-            return path
-        announce(f"{path} {fault}: not resumed from")
-    return None
-
-
-def checkpoint_fault(path: Path) -> str | None:
-    """Why nothing can be resumed from `path`, or None. Files are opened, their values not read."""
-    try:
-        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # saved last
-    except (OSError, ValueError):
-        return "was not saved to the end"
-    files = [file for file in path.rglob("*") if file.is_file()]
-    for file in files:
-        if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, framework="pt"):
-                    pass
-            except (SafetensorError, OSError):
-                return f"has a damaged file ({file.name})"
-        elif file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
-            return f"has a damaged file ({file.name})"
-    folders = [file for file in path.iterdir() if file.is_dir()]  # FSDP's and DeepSpeed's shards
-    if not any(p.name.startswith(("optimizer", "global_step")) for p in (*files, *folders)):
-        return "has no optimizer state (--save_only_model)"
-    if not any(file.suffix == ".safetensors" for file in files) and not folders:
-        return "has no weights"
-    for index in path.glob("*.safetensors.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := [shard for shard in shards if not (path / shard).exists()]:
-            return f"lacks {missing[0]}"
-    return None
-
-
-class WandbConfig(TrainerCallback):
-    """Writes what the run was over what Trainer knows of it: it says how TRL would cut texts."""
-
-    def __init__(self, run, config: dict[str, Any]):
-        self.run, self.config = run, config
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.run.config.update(self.config, allow_val_change=True)
-
-
-def start_training_wandb(args: DataArguments, training_args, default_project: str):
-    """The wandb run the Trainer will log to, the same one after a resume; None without wandb.
-
-    Offline as `wandb_runs.start_wandb` says.
-    """
-    if "wandb" not in training_args.report_to or not PartialState().is_main_process:
-        return None
-    folder = training_args.output_dir
-    return start_wandb(
-        project=args.wandb_project or os.environ.get("WANDB_PROJECT", default_project),
-        entity=args.wandb_entity,
-        name=training_args.run_name,
-        id=read_run(Path(folder))["wandb_id"],
-        resume="allow",
-        dir=os.environ.get("WANDB_DIR", folder),
-    )
 
 
 def find_checkpoints(folder: Path) -> list[Path]:

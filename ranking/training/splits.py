@@ -5,40 +5,46 @@ import numpy as np
 from ranking.data.examples import PreferenceData, describe_joining
 from ranking.data.hub import split_name
 from ranking.data.splits import load_training_splits
-from ranking.plumbing.command_line import announce
-from ranking.training.flags import DataArguments
+from ranking.plumbing.processes import announce
 
 
-def load_parts(args: DataArguments) -> dict[str, PreferenceData]:
-    """Train, validation and test examples, cut to the sizes asked for; sizes on stderr."""
+def load_parts(
+    dataset_name: str,
+    *,
+    data_dir: str | None = None,
+    train_split: str | None = None,
+    eval_split: str | None = None,
+    seed: int = 0,
+    n_train: int | None = None,
+    n_eval: int = 1000,
+    separator: str | None = None,
+    chat_template: bool = False,
+) -> dict[str, PreferenceData]:
+    """Train, validation and test examples; what was read, and where from, on stderr.
+
+    n_train, n_eval: most examples of train, and of validation and test each, drawn by `seed`, which
+    also divides data with one split; None or -1: all. chat_template: no separator joins the texts.
+    """
     sample_size = None
-    if split_name(args.dataset_name)[0] == "HuggingFaceH4/stack-exchange-preferences":
-        if args.data_dir is None and args.max_train_samples is None:
+    if split_name(dataset_name)[0] == "HuggingFaceH4/stack-exchange-preferences":
+        if data_dir is None and n_train is None:
             raise ValueError(
-                f"{args.dataset_name} has 10 million rows: give --max_train_samples (or --data_dir)"
+                f"{dataset_name} has 10 million rows: give --max_train_samples (or --data_dir)"
             )
-        sample_size = args.max_train_samples and round(args.max_train_samples / 0.8)
+        sample_size = n_train and round(n_train / 0.8)
     parts, notes = load_training_splits(
-        args.dataset_name,
-        data_dir=args.data_dir,
-        train_split=args.train_split,
-        eval_split=args.eval_split,
-        seed=args.split_seed,
-        sample_size=sample_size,
-        separator=args.separator,
-    )
-    if not getattr(args, "chat_template", False):
+        dataset_name, data_dir=data_dir, train_split=train_split, eval_split=eval_split, seed=seed,
+        sample_size=sample_size, separator=separator,
+    )  # fmt: skip
+    if not chat_template:
         notes.append(describe_joining(parts["train"].examples))
     for note in notes:
-        announce(f"{args.dataset_name}: {note}")
-    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples,
-              "test": args.max_eval_samples}  # fmt: skip
+        announce(f"{dataset_name}: {note}")
     for part, data in parts.items():
-        limit = limits[part]
+        limit = n_train if part == "train" else n_eval
         if limit is not None and 0 <= limit < len(data.examples):
-            chosen = np.random.default_rng(args.split_seed).choice(
-                len(data.examples), limit, replace=False
-            )
+            rng = np.random.default_rng(seed)
+            chosen = rng.choice(len(data.examples), limit, replace=False)
             data.examples[:] = [data.examples[i] for i in sorted(chosen)]
-            announce(f"{args.dataset_name}: {part} limited to {limit} examples")
+            announce(f"{dataset_name}: {part} limited to {limit} examples")
     return parts

@@ -7,16 +7,22 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
+from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
-from ranking.plumbing.command_line import Stopped, announce, stop_requested, suggestion
-from ranking.training.run_directory import checkpoints
+from ranking.plumbing.command_line import (
+    Stopped,
+    finishing_first,
+    stop_requested,
+    suggestion,
+)
+from ranking.plumbing.processes import announce
+from ranking.training.checkpoints import SavedStep, best_metric_name, checkpoints, saved_step
 
 
 class StopAfterStep(TrainerCallback):
@@ -40,11 +46,6 @@ class StopAfterStep(TrainerCallback):
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.stopped and state.epoch % 1 > 1e-6:  # Trainer comes here after a broken-off epoch
             control.should_evaluate = control.should_save = False
-
-
-def best_metric_name(args) -> str:
-    """The logged name of --metric_for_best_model."""
-    return f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
 
 
 class SaveBest(TrainerCallback):
@@ -71,7 +72,7 @@ class SaveBest(TrainerCallback):
                     shutil.rmtree(old, ignore_errors=True)
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        value = metrics.get(best_metric_name(args))
+        value = metrics.get(best_metric_name(args.metric_for_best_model))
         if not args.load_best_model_at_end or value is None or state.global_step == 0:
             return
         best = state.best_metric
@@ -121,7 +122,7 @@ class CheckMetrics(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         if args.metric_for_best_model is None or "eval_loss" not in metrics:
             return  # or of other pairs than validation's
-        wanted = best_metric_name(args)
+        wanted = best_metric_name(args.metric_for_best_model)
         if wanted not in metrics:
             raise ValueError(
                 f"--metric_for_best_model {args.metric_for_best_model}: no evaluation gives it"
@@ -142,12 +143,12 @@ def explaining_files(folder: str) -> Iterator[None]:
         raise OSError(f"cannot write or read a checkpoint in {folder} ({line}): full?") from error
 
 
-def train_until_stopped(trainer, checkpoint: str | None) -> dict[str, Any]:
+def train_until_stopped(trainer, checkpoint: str | None) -> SavedStep:
     """Train to the end, save the model and return which step it is (`saved_step`); after a
     signal, raise `Stopped` when the step's checkpoint is saved.
 
     A signal during the last step lets the run end: what is left takes less time than doing it
-    again. The caller evaluates inside `finishing_first` for the same reason.
+    again.
     """
     args = trainer.args
     stopping = StopAfterStep()
@@ -161,7 +162,8 @@ def train_until_stopped(trainer, checkpoint: str | None) -> dict[str, Any]:
         announce("FSDP shards over GPUs only: on the CPU each process holds the whole model (DDP)")
     lengths = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
     n_epochs, max_steps = lengths[0], lengths[-1]
-    note_lengths(args, n_rows=lengths[2], batch=lengths[4], max_steps=max_steps)
+    note_batch(lengths[4], n_rows=lengths[2])
+    note_warmup(args.get_warmup_steps(max_steps), max_steps, args.learning_rate)
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         if state.global_step > max_steps:
@@ -183,49 +185,41 @@ def train_until_stopped(trainer, checkpoint: str | None) -> dict[str, Any]:
             saved = f"checkpoint-{step} is saved in {args.output_dir}"
             raise Stopped(stop_requested() or signal.SIGTERM, saved)
         trainer.save_model()  # before an evaluation: --bf16_full_eval would cast the weights
-    return saved_step(args, trainer.state)
+    best_by = best_metric_name(args.metric_for_best_model) if args.load_best_model_at_end else None
+    return saved_step(trainer.state, best_by, args.greater_is_better)
 
 
-def note_lengths(args, n_rows: int, batch: int, max_steps: int) -> None:
-    """One line each for a batch of more rows than there are, and a warm-up that never ends."""
+def train_and_evaluate(
+    trainer, checkpoint: str | None, parts: dict[str, Dataset | None]
+) -> tuple[SavedStep, dict[str, dict[str, float]]]:
+    """Train as `train_until_stopped`; which step is saved, and the metrics of each part, by the
+    prefix of their names (None: the trainer's evaluation set).
+
+    A signal during the evaluations lets them end: they take less time than doing them again.
+    """
+    with finishing_first():
+        saved = train_until_stopped(trainer, checkpoint)
+        metrics = {
+            name: trainer.evaluate(part, metric_key_prefix=name) for name, part in parts.items()
+        }
+        trainer.save_state()
+    return saved, metrics
+
+
+def note_batch(batch: int, n_rows: int) -> None:
+    """A line where a step's batch has more rows than there are."""
     if batch > n_rows:
         announce(
             f"a step's batch is {batch} (processes × --per_device_train_batch_size × "
             f"--gradient_accumulation_steps), and there are {n_rows} rows: each step takes them all"
         )
-    warmup = args.get_warmup_steps(max_steps)
+
+
+def note_warmup(warmup: int, max_steps: int, learning_rate: float) -> None:
+    """A line where the warm-up does not end before the run."""
     if warmup >= max_steps:
-        reached = args.learning_rate * (max_steps - 1) / warmup
+        reached = learning_rate * (max_steps - 1) / warmup
         announce(
             f"--warmup_steps is {warmup} and the run has {max_steps} steps: the learning rate only "
-            f"rises, to {reached:.3g} of {args.learning_rate:.3g}"
+            f"rises, to {reached:.3g} of {learning_rate:.3g}"
         )
-
-
-def saved_step(args, state: TrainerState) -> dict[str, Any]:
-    """Which step the saved model is, of how many, and why this one: `chosen_by` and its value."""
-    step = {"step": state.global_step, "max_steps": state.max_steps, "chosen_by": "last"}
-    if not args.load_best_model_at_end:
-        return step
-    name = best_metric_name(args)
-    if state.best_model_checkpoint is None:
-        announce(f"no evaluation had a best {name}: the saved model is the last one")
-        return step
-    best = state.best_metric
-    for entry in state.log_history:
-        value = entry.get(name) if entry["step"] == 0 else None
-        if value is not None and (value > best if args.greater_is_better else value < best):
-            announce(
-                f"{name} was {value:.4f} before training, better than at any evaluation of it: the "
-                "saved model is the best of training"
-            )
-    number = int(Path(state.best_model_checkpoint).name.split("-")[1])
-    return {**step, "step": number, "chosen_by": name, "value": best}
-
-
-def describe_step(step: dict[str, Any]) -> str:
-    """`saved_step` in words."""
-    why = "the last"
-    if step["chosen_by"] != "last":
-        why = f"the best {step['chosen_by']}, {step['value']:.4f}"
-    return f"step {step['step']} of {step['max_steps']}, {why}"

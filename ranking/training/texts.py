@@ -2,14 +2,22 @@
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from datasets import Dataset
 
 from ranking.data.conversions import sft_texts
 from ranking.data.examples import PreferenceData
-from ranking.plumbing.command_line import announce
-from ranking.scoring.tokenization import encode_texts, exact_offset_tokenizer, without_endings
+from ranking.plumbing.processes import announce
+from ranking.scoring.loading import context_length
+from ranking.scoring.rotary import length_class
+from ranking.scoring.tokenization import (
+    check_vocabulary,
+    encode_texts,
+    exact_offset_tokenizer,
+    without_endings,
+)
 
 TEMPLATES = ("Human:", "Assistant:")  # HH-RLHF's
 
@@ -94,6 +102,35 @@ def tokenize_texts(
         else:
             rows.append({"input_ids": ids, "labels": labels})
     return rows, {reason: n for reason, n in dropped.items() if n}
+
+
+def prepare_texts(
+    examples: dict[str, PreferenceData],
+    model,
+    tokenizer,
+    *,
+    templates: tuple[str, str] | None,
+    max_length: int,
+    add_eos: bool,
+    packing: bool,
+) -> dict[str, Dataset]:
+    """The tokenized texts of each part, checked against the model that is to be trained on them."""
+    longest = min(x for x in (max_length, context_length(model)) if x is not None)
+    parts = {
+        part: texts_dataset(tokenizer, data, templates, longest, add_eos, part)
+        for part, data in examples.items()
+    }
+    columns = [part["input_ids"] for part in parts.values()]
+    check_vocabulary(model, chain.from_iterable(columns))
+    if len({length_class(model, len(ids)) for ids in chain.from_iterable(columns)}) > 1:
+        announce(
+            "this model's rotary frequencies depend on the length of a forward pass (LongRoPE, "
+            "dynamic): in training and evaluation, all texts of a batch get those of its longest; "
+            "batches of 1 give each its own"
+        )
+    if packing:
+        check_packing(model, parts["train"])
+    return parts
 
 
 def texts_dataset(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_dpo import command
+from training_runs import dpo_command as command
 from wandb_server import WandbServer
 
 from ranking.plumbing.result_files import read_json_lines

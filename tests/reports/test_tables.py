@@ -1,6 +1,6 @@
 """Cells, and one table on the screen, as Markdown and as LaTeX."""
 
-from ranking.reports.tables import as_latex, as_markdown, percent, show, with_interval
+from ranking.reports.tables import as_latex, as_markdown, percent, show_table, with_interval
 
 TABLE = (["dataset", "R_1", "n"], [["a_b [x]", "50.0 %", "12"], ["c", "–", "3"]])
 
@@ -19,7 +19,7 @@ def test_renderers(capsys):
     )
     latex = as_latex(TABLE)
     assert "\\toprule" in latex and "a\\_b" in latex and "50.0 \\%" in latex
-    show(TABLE, "Title [of]")
+    show_table(TABLE, "Title [of]")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["Title", "[of]"]
     assert ["│", "a_b", "[x]", "│", "50.0", "%", "│", "12", "│"] in lines

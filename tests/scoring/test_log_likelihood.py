@@ -21,8 +21,6 @@ from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import TokenizedCompletion
 
 PLAIN = ScoringPath("plain")
-
-
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 

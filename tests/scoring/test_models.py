@@ -25,7 +25,7 @@ from transformers import (
 from calculate_calibration_metrics import main, parse_args
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import read_json_lines, write_json_lines
-from ranking.scoring.models import load_model
+from ranking.scoring.loading import load_model
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,9 @@ from transformers import AttentionInterface
 
 from ranking.data.preferences import load_preferences
 from ranking.scoring.attention import segment_attention
+from ranking.scoring.loading import load_model, load_tokenizer
 from ranking.scoring.log_likelihood import PACKED
-from ranking.scoring.models import BUNDLED_MODEL, load_model, load_tokenizer
+from ranking.scoring.models import BUNDLED_MODEL
 from ranking.scoring.start_up_check import CHECKED, check_fast_path, jittered_embeddings
 
 

@@ -1,23 +1,14 @@
-"""Who may have an output directory, what is discarded there, and which checkpoints are whole."""
+"""Who may have an output directory, what is discarded there, and where a run begins."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
+from checkpoint_files import make_checkpoint
 
 from ranking.data.preferences import load_preferences
 from ranking.plumbing.outputs import release_outputs
 from ranking.plumbing.result_files import write_json_lines
-from ranking.training.run_directory import (
-    checkpoint_fault,
-    claim_directory,
-    last_checkpoint,
-    mark_run,
-    run_description,
-)
+from ranking.training.run_directory import claim_directory, mark_run, run_description
 
 SETTINGS = {"beta": 0.1, "n_processes": 1}
 
@@ -26,16 +17,6 @@ SETTINGS = {"beta": 0.1, "n_processes": 1}
 def locks():
     yield
     release_outputs()
-
-
-def make_checkpoint(folder: Path, step: int) -> Path:
-    path = folder / f"checkpoint-{step}"
-    path.mkdir(parents=True)
-    save_file({"w": torch.zeros(3)}, path / "model.safetensors")
-    for name in ("optimizer.pt", "rng_state.pth", "training_args.bin"):
-        torch.save({"a": torch.zeros(3)}, path / name)
-    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    return path
 
 
 def claim(folder, settings=None, overwrite=False, checkpoint=None):
@@ -58,7 +39,7 @@ def test_changed_labels_are_other_settings(tmp_path):
     for ranks in ([1, 2], [2, 1]):
         write_json_lines(tmp_path / "data.jsonl", [{**row, "ranks": ranks}])
         parts = {"train": load_preferences(str(tmp_path / "data.jsonl"))}
-        described.append(run_description(models=[], parts=parts, refused=[]))
+        described.append(run_description({}, models=[], parts=parts))
     claim(tmp_path / "run", described[0])
     with pytest.raises(ValueError, match=r"other settings \(data_fingerprints differ\)"):
         claim(tmp_path / "run", described[1])
@@ -95,40 +76,6 @@ def test_a_damaged_record_is_one_line(tmp_path, content):
     (tmp_path / "run_config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match="run_config.json is not what a training run wrote"):
         claim(tmp_path, overwrite=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "fault"),
-    [
-        ("model.safetensors", "damaged file"),
-        ("optimizer.pt", "damaged file"),
-        ("rng_state.pth", "damaged file"),
-        ("training_args.bin", "damaged file"),
-        ("trainer_state.json", "not saved to the end"),
-    ],
-)
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, name, fault, capsys):
-    whole, damaged = make_checkpoint(tmp_path, 4), make_checkpoint(tmp_path, 12)
-    assert checkpoint_fault(damaged) is None
-    content = (damaged / name).read_bytes()
-    (damaged / name).write_bytes(content[: len(content) // 2])
-    assert fault in checkpoint_fault(damaged)
-    assert last_checkpoint(tmp_path) == whole
-    assert f"{damaged} " in capsys.readouterr().err
-
-
-def test_incomplete_checkpoints(tmp_path):
-    path = make_checkpoint(tmp_path, 4)
-    index = {"weight_map": {"w": "model-1.safetensors", "v": "model-2.safetensors"}}
-    (path / "model.safetensors.index.json").write_text(json.dumps(index))
-    shutil.copy(path / "model.safetensors", path / "model-1.safetensors")
-    assert checkpoint_fault(path) == "lacks model-2.safetensors"
-    (path / "model.safetensors.index.json").unlink()
-    for file in path.glob("*.safetensors"):
-        file.unlink()
-    assert checkpoint_fault(path) == "has no weights"
-    (path / "optimizer.pt").unlink()
-    assert "no optimizer state" in checkpoint_fault(path)
 
 
 def test_where_a_run_begins(tmp_path):

@@ -1,4 +1,4 @@
-"""Llama models of published sizes with random weights: speed does not need trained ones."""
+"""The models: by their names, or of published sizes with random weights, as speed allows."""
 
 SIZES = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
@@ -21,3 +21,12 @@ def make_random_llama(size: str, tokenizer, dtype: str, device: str):
     torch.manual_seed(0)
     with torch.device(device):
         return LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype)).eval()
+
+
+def make_or_load(size: str | None, name: str, tokenizer, dtype: str, device: str):
+    """A random Llama of `size`, or else the named model."""
+    from ranking.scoring.loading import load_model
+
+    if size:
+        return make_random_llama(size, tokenizer, dtype, device)
+    return load_model(name, dtype=dtype, device=device)

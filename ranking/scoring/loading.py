@@ -1,0 +1,182 @@
+"""Load a causal language model and its tokenizer: adapters, quantized, spread over devices."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from ranking.scoring.models import (
+    LOADING_ERRORS,
+    PICKLE_FLAG,
+    REMOTE_CODE_FLAG,
+    adapter_base,
+    choose_device,
+    explain,
+    resolve_dtype,
+    resolve_model,
+)
+
+
+def load_tokenizer(name: str, revision: str | None = None, *, trust_remote_code: bool = False):
+    """The tokenizer of a model directory or hub name (for an adapter: its own or its base's)."""
+    from transformers import AutoTokenizer
+
+    path = resolve_model(name)
+    if (Path(path) / "adapter_config.json").is_file() and not (
+        Path(path) / "tokenizer.json"
+    ).is_file():
+        path, revision = adapter_base(path), None
+    try:
+        return AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except LOADING_ERRORS as error:
+        raise OSError(f"cannot load the tokenizer of {name}: {explain(error)}") from error
+
+
+def load_config(path: str, revision: str | None, trust_remote_code: bool):
+    """The configuration of a model, of a hub adapter's base for an adapter.
+
+    ValueError where it names a repository whose code attention is to run: a configuration is data.
+    """
+    from transformers import AutoConfig
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        config = AutoConfig.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except OSError:
+        if (file := find_adapter_config_file(path, revision=revision)) is None:
+            raise
+        base = adapter_base(str(Path(file).parent))
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    for part in (config, config.get_text_config()):
+        asked = str(getattr(part, "_attn_implementation", None))
+        if "/" in asked and not trust_remote_code:
+            raise ValueError(
+                f"its config.json asks for attention code of {asked}, which only "
+                f"{REMOTE_CODE_FLAG} runs"
+            )
+    return config
+
+
+def check_adapter_weights(path: str, revision: str | None, allow_pickle: bool) -> None:
+    """Raise OSError where an adapter at `path` (directory or hub name) has pickled weights only."""
+    from transformers.utils import cached_file, find_adapter_config_file
+
+    if allow_pickle or find_adapter_config_file(path, revision=revision) is None:
+        return
+    weights = cached_file(
+        path, "adapter_model.safetensors", revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+    )  # fmt: skip
+    if weights is None:
+        raise OSError(f"{path} has no adapter_model.safetensors; for pickled ones: {PICKLE_FLAG}")
+
+
+def placement(
+    device: str, dtype: str, device_map: str | None, quantization: str | None
+) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that spread a model over devices or quantize it.
+
+    Raises ValueError where bitsandbytes is missing, or where each of several processes would
+    spread its copy over the same devices.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if device_map is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(
+            "--device-map spreads one model over all devices: start one process, not several"
+        )
+    arguments: dict[str, Any] = {}
+    if device_map is not None:
+        arguments["device_map"] = device_map
+    elif quantization is not None:
+        arguments["device_map"] = {"": device}
+    if quantization is not None:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError(
+                f"--quantization {quantization} needs bitsandbytes: pip install bitsandbytes"
+            )
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=quantization == "8bit",
+            load_in_4bit=quantization == "4bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+        )
+    return arguments
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    device_map: str | None = None,
+    quantization: str | None = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+):
+    """A causal LM in evaluation mode on `device`; adapters are loaded onto their base.
+
+    dtype "auto": float32 on CPU, bfloat16 on GPU. device_map: spread the model over all devices
+    (and main memory) instead. quantization: "8bit" or "4bit" (NF4) weights by bitsandbytes.
+    trust_remote_code: run Python files that come with the model. allow_pickle: read weights saved
+    by pickle, which can run code.
+    Raises OSError with one line if nothing loads, ValueError as `placement` does and where
+    weights are missing.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = choose_device(device)
+    dtype = resolve_dtype(dtype, device)
+    placed = placement(device, dtype, device_map, quantization)
+    path = resolve_model(name)
+    adapter = (Path(path) / "adapter_config.json").is_file()
+    base = adapter_base(path) if adapter else path
+    base_revision = None if adapter else revision
+    try:
+        for part, its_revision in {path: revision, base: base_revision}.items():
+            check_adapter_weights(part, its_revision, allow_pickle)
+        if load_config(base, base_revision, trust_remote_code).is_encoder_decoder:
+            raise ValueError("an encoder-decoder, where a causal language model is needed")
+        model, info = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=getattr(torch, dtype),
+            revision=base_revision,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            **placed,
+        )
+        if adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, path, revision=revision)
+    except LOADING_ERRORS as error:
+        raise OSError(f"cannot load {name}: {explain(error)}") from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(f"{name} has no weights for {missing}: not a whole causal language model")
+    return (model if placed else model.to(device)).eval()
+
+
+def context_length(model) -> int | None:
+    """Maximum number of tokens the model's positions allow; None where there is no limit."""
+    config = model.config.get_text_config()
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if getattr(config, key, None):
+            return int(getattr(config, key))
+    return None
+
+
+def unwrap(model):
+    """The transformers model inside a data-parallel wrapper and a PEFT adapter."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,231 @@
+"""How sft.py and dpo.py read their command lines: retired flags, flags without effect, --help."""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+
+from transformers import HfArgumentParser
+
+from ranking.plumbing.command_line import suggestion
+
+# Flags of the original scripts, of TRL and of transformers that cannot be honoured → what to use
+# now. Names are regular expressions. What the parser does not know is an error without these, too.
+RETIRED = {
+    "max_prompt_length": "--max_length: prompts are cut from the left so that both completions fit",
+    "max_(target|completion)_length": "--max_length",
+    "truncation_mode": "nothing: prompts are cut from the left (dpo.py), texts at the end (sft.py)",
+    "trust_remote_code": "nothing: only models that transformers implements are loaded",
+    "load_in_[48]bit|bnb_4bit_quant_type|use_bnb_nested_quant":
+        "--dtype=bfloat16 with --use_peft: quantized training is not supported",
+    "logging_dir": "--output_dir",
+    "no_cuda": "--use_cpu",
+    "save_safetensors": "nothing: weights are always saved as safetensors",
+    "warmup_ratio": "--warmup_steps, which takes a share of the steps below 1",
+    "group_by_length": "--train_sampling_strategy=group_by_length",
+    "auto_find_batch_size": "--per_device_train_batch_size",
+    "lora_target_parameters": "--lora_target_modules",
+    "tokenizer_name(_or_path)?": "nothing: the tokenizer is the model's",
+    "model_init_kwargs": "--dtype, --attn_implementation and --model_revision",
+    "do_train|do_predict": "nothing: the scripts train, and evaluate the test split at the end",
+    "do_eval": "--eval_strategy",
+    "hub_token|use_auth_token": "the environment variable HF_TOKEN: all users see flags",
+    "push_to_hub|hub_.*|trackio_.*": "nothing: models and results stay in --output_dir",
+    "dataset_num_proc|dataset_kwargs|pad_token|length_column_name|logging_nan_inf_filter":
+        "nothing: the scripts set it themselves",
+}  # fmt: skip
+
+
+# retired flags whose neutral value is true, that is, what is done anyway; of the others it is false
+DONE_ANYWAY = {"do_train", "save_safetensors", "completion_only_loss", "padding_free",
+               "precompute_ref_log_probs"}  # fmt: skip
+COUNTS_AT_ZERO = re.compile("gamma|ld_alpha|max_.*")  # where 0 is no neutral value
+UNSET = ("none", "null", "")
+OFF = ("false", "f", "no", "n", "off", *UNSET)
+ON = ("true", "t", "yes", "y", "on", "1", *UNSET)
+
+
+# what --help shows of the flags that a script has
+FLAG_GROUPS = {
+    "model": {
+        "model_name_or_path": "Hub name, directory, GGUF file, adapter, or SmolLM2-135M-Instruct.",
+        "model_revision": "Branch, tag or commit of a hub model.",
+        "ref_model_name_or_path": "Reference model (default: the model before training).",
+        "ref_model_revision": "Branch, tag or commit of a reference model from the hub.",
+        "dtype": "Of the weights: float32, bfloat16, float16; --bf16 is of the arithmetic.",
+        "attn_implementation": "sdpa, eager, flash_attention_2, … (default: the model's).",
+        "allow_pickle": "Read weights saved by pickle, which can run code.",
+        "use_peft": "Train a LoRA adapter; also --lora_r, --lora_alpha, --lora_target_modules, …",
+    },
+    "data": {
+        "dataset_name": "Hub name, `sample`, or a local file or directory in a known schema.",
+        "data_dir": "Look for DATA_DIR/<hub name>/ instead of the hub.",
+        "train_split": "Split to train on (default: train, or the only one).",
+        "eval_split": "Split to validate on (default: validation, or half of test).",
+        "split_seed": "Seed that divides data with one split, and draws subsets.",
+        "max_train_samples": "Train on a random subset of so many examples.",
+        "max_eval_samples": "Most examples of validation and of test; -1: all.",
+        "sanity_check": "Train on 1000 examples only.",
+        "max_length": "Most tokens of prompt and completion (dpo.py), of a text (sft.py).",
+        "dataset_text_field": "The text to train on: chosen, the preferred answer.",
+        "separator": "Between prompt and completion (default: per dataset).",
+        "chat_template": "Format prompts with the chat template.",
+        "add_eos": "End completions with the end-of-text token.",
+        "instruction_template": "What opens a user turn (default: Human: where it does).",
+        "response_template": "What opens a response turn (default: Assistant:).",
+        "packing": "Fill rows with several texts, which do not see each other.",
+    },
+    "training": {
+        "loss_type": "dpo.py: alpha_scaling is Eq. 4, sigmoid is TRL's DPO, … (sft.py: nll).",
+        "beta": "KL strength β of Eq. 4.",
+        "alpha": "γ of Eq. 4: 1 is DPO, 0 is reference-free.",
+        "learning_rate": "Peak learning rate.",
+        "num_train_epochs": "Passes over the data.",
+        "max_steps": "Optimizer steps instead of epochs (default: by epochs).",
+        "per_device_train_batch_size": "Pairs or texts per step and process.",
+        "gradient_accumulation_steps": "Batches per optimizer step.",
+        "warmup_steps": "Steps of rising learning rate; below 1: share of all steps.",
+        "optim": "adamw_torch, rmsprop (the paper's for DPO), …",
+        "seed": "Of the order of the data and of dropout.",
+        "bf16": "bfloat16 arithmetic (default: on a GPU).",
+        "gradient_checkpointing": "Trade a third of the speed for memory.",
+        "use_cpu": "Stay on the CPU where there is a GPU.",
+    },
+    "evaluation and checkpoints": {
+        "eval_strategy": "no, steps or epoch.",
+        "eval_steps": "Steps between evaluations.",
+        "eval_on_start": "Evaluate before the first step (dpo.py: where the groups start).",
+        "per_device_eval_batch_size": "Pairs or texts per batch and process.",
+        "dynamics_sample_size": "Training pairs followed at every evaluation; 0: none.",
+        "save_strategy": "no, steps, epoch or best.",
+        "save_steps": "Steps between checkpoints.",
+        "save_total_limit": "Keep so many checkpoints (default: all).",
+        "load_best_model_at_end": "End with the checkpoint of the lowest validation loss.",
+        "metric_for_best_model": "Another criterion, e.g. eval_ranking/accuracy (dpo.py).",
+        "resume_from_checkpoint": "Begin from this checkpoint of another run; the same command "
+        "resumes its own run by itself.",
+    },
+    "output": {
+        "output_dir": "Directory for model, checkpoints and records (required).",
+        "overwrite_output_dir": "Discard a run there that is finished or has other settings.",
+        "report_to": "wandb or none.",
+        "run_name": "Name of the wandb run.",
+        "wandb_project": "wandb project (default: sft or dpo).",
+        "wandb_entity": "wandb user or team.",
+        "logging_steps": "Steps between logged losses.",
+    },
+}
+
+
+class FlagFormatter(argparse.RawDescriptionHelpFormatter):
+    """Flags once, as `--max_length, --seq_length N`, with defaults where the text has none."""
+
+    def __init__(self, prog: str, **kwargs):
+        super().__init__(prog, max_help_position=32, **kwargs)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = ", ".join(name for name in action.option_strings if "-" not in name.lstrip("-"))
+        few = action.choices is not None and len(list(action.choices)) <= 5
+        if action.nargs in (0, "?") or few:  # a switch, or its choices are in the text
+            return names
+        return f"{names} {'N' if action.type in (int, float) else 'NAME'}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default in (None, argparse.SUPPRESS) or "default" in text.lower():
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+class TrainingParser(HfArgumentParser):
+    """Errors are one line; --help shows FLAG_GROUPS, --help-all every other flag too."""
+
+    retired: Mapping[str, str] = {}
+
+    def error(self, message: str):
+        raise ValueError(message)
+
+    def format_help(self, everything: bool = False) -> str:
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        rest = {action: action for action in self._actions}
+        for title, texts in FLAG_GROUPS.items():
+            formatter.start_section(title)
+            for name, text in texts.items():
+                actions = [action for action in self._actions if action.dest == name]
+                for action in actions:  # --no_NAME among them
+                    action.help = text
+                for action in actions[:1]:
+                    formatter.add_arguments([rest.pop(action)])
+            formatter.end_section()
+        if everything:
+            formatter.start_section("of transformers and TRL")
+            formatter.add_arguments(
+                [a for a in rest if a.dest != "help" and successor(a.dest, self.retired) is None]
+            )
+            formatter.end_section()
+        else:
+            formatter.add_text("--help-all: also the flags of transformers and TRL, which work too")
+        return formatter.format_help()
+
+
+def parse_flags(
+    types: Sequence[type], argv: Sequence[str], retired: Mapping[str, str], description: str
+) -> tuple:
+    """An instance of each dataclass (data, model, training); ValueError for unknown and retired
+    flags, with what to use instead."""
+    parser = TrainingParser(
+        types, description=description, allow_abbrev=False, formatter_class=FlagFormatter
+    )
+    parser.retired = retired
+    if "--help-all" in argv:
+        print(parser.format_help(everything=True))
+        raise SystemExit(0)
+    argv = without_neutral(argv, retired)
+    actions = parser._option_string_actions
+    known = {option for option in actions if option.startswith("--")}
+    given = set()
+    for flag in [word.split("=")[0] for word in argv if word.startswith("--")]:
+        if text := successor(name_of(flag), retired):
+            raise ValueError(f"{flag} cannot be honoured; use {text}")
+        if flag not in known:
+            raise ValueError(f"unknown flag {flag}" + suggestion(flag, known))
+        given.add(actions[flag].dest)
+    parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    for checked in parsed[1:]:
+        checked.check_given(given)
+    return parsed
+
+
+def name_of(flag: str) -> str:
+    """--max-length → max_length."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def successor(name: str, retired: Mapping[str, str]) -> str | None:
+    """What to use instead of a retired flag; None for other flags."""
+    return next((text for names, text in retired.items() if re.fullmatch(names, name)), None)
+
+
+def without_neutral(argv: Sequence[str], retired: Mapping[str, str]) -> list[str]:
+    """The arguments without retired flags that ask for nothing, e.g. --push_to_hub=false."""
+    kept: list[str] = []
+    words = list(argv)
+    while words:
+        flag, equals, value = words[0].partition("=")
+        apart = not equals and len(words) > 1 and not words[1].startswith("--")
+        size = 2 if apart else 1
+        value = words[1] if apart else value if equals else "true"
+        is_retired = flag.startswith("--") and successor(name_of(flag), retired) is not None
+        if not (is_retired and is_neutral(name_of(flag), value)):
+            kept += words[:1]
+            size = 1
+        words = words[size:]
+    return kept
+
+
+def is_neutral(name: str, value: str) -> bool:
+    """Whether a retired flag of this value asks for what is done without it."""
+    if name in DONE_ANYWAY:
+        return value.lower() in ON
+    is_zero = re.fullmatch(r"0+\.?0*", value) and not COUNTS_AT_ZERO.fullmatch(name)
+    return value.lower() in OFF or bool(is_zero)

@@ -1,0 +1,44 @@
+"""Command lines of the training scripts: --help in groups, retired flags that ask for nothing."""
+
+import importlib
+
+import pytest
+
+import sft
+
+
+@pytest.mark.parametrize("script", ["dpo", "sft"])
+def test_help_is_grouped(script, capsys):
+    """What one needs on a few screens; the rest on demand; nothing that would be refused."""
+    printed = []
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as stop:
+            importlib.import_module(script).parse_args([flag])
+        assert stop.value.code == 0
+        printed.append(capsys.readouterr().out)
+    short, whole = printed
+    assert f"    python {script}.py --model_name" in short and "\\\n" in short
+    assert all(f"\n{group}:\n" in short for group in ("model", "data", "training", "output"))
+    assert len(short.splitlines()) < 170 and "--help-all" in short
+    assert "(default: 1024)" in short and "--adam_beta1" not in short
+    assert "--adam_beta1" in whole and "--hub_token" not in whole and "--load_in_4bit" not in whole
+
+
+def test_neutral_values_of_retired_flags_and_flags_without_effect(capsys):
+    flags = ["--push_to_hub=false", "--load_in_4bit", "False", "--no_cuda=0", "--do_train=true",
+             "--warmup_ratio=0.0", "--completion_only_loss=true", "--hub_token=none"]  # fmt: skip
+    base = ["--model_name=m", "--output_dir=o"]
+    parsed, plain = sft.parse_args([*base, *flags]), sft.parse_args(base)
+    for one, two in zip(parsed, plain):
+        values = [
+            {k: v for k, v in vars(arguments).items() if isinstance(v, (bool, int, float, str))}
+            for arguments in (one, two)
+        ]
+        assert values[0] == values[1]
+    assert "no effect" not in capsys.readouterr().err
+    sft.parse_args([*base, "--eval_steps=5", "--metric_for_best_model=loss", "--lora_alpha=32",
+                "--use_peft"])  # fmt: skip
+    assert capsys.readouterr().err.splitlines() == [
+        "--eval_steps has no effect: --eval_strategy is no",
+        "--metric_for_best_model has no effect: --load_best_model_at_end is not given",
+    ]

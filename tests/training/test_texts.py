@@ -1,0 +1,155 @@
+"""Labels of hand-marked dialogues; padded and packed losses by hand."""
+
+import json
+
+import pytest
+import torch
+from conftest import make_tokenizer
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from ranking.data.conversions import sft_texts
+from ranking.data.splits import load_training_splits
+from ranking.scoring.tokenization import exact_offset_tokenizer
+from ranking.training.texts import IGNORED, response_spans, tokenize_texts, trained_spans
+
+HH = ("Human:", "Assistant:")
+
+
+def marked(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """A text without its ⟦ ⟧ marks, and the spans they enclose."""
+    plain, spans = "", []
+    for piece in text.split("⟦"):
+        inside, closed, rest = piece.partition("⟧")
+        if closed:
+            spans.append((len(plain), len(plain) + len(inside)))
+        plain += inside + rest
+    return plain, spans
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n\nHuman: Hi there\n\nAssistant:⟦ Hello. How are you?⟧",
+        "\n\nHuman: a\n\nAssistant:⟦ b⟧\n\nHuman: c\n\nAssistant:⟦ d\n\nstill d⟧",
+        # a template inside a turn opens nothing, nor one that follows a single newline
+        "\n\nHuman: say Assistant: now\n\nAssistant:⟦ The word Assistant: and Human: too\nHuman: x⟧",
+        "Human: no leading blank\n\nAssistant:⟦ yes⟧",
+        "\n\nHuman: a\n\nAssistant:⟦ b⟧\n\nHuman: the text ends on a user turn",
+        "\n\nHuman: a\n\nAssistant:\n\nHuman: an empty response\n\nAssistant:⟦ b⟧",
+        "\n\nHuman: no response at all",
+    ],
+)
+def test_response_spans(text):
+    plain, spans = marked(text)
+    assert response_spans(plain, *HH) == spans
+
+
+def test_which_spans_are_trained():
+    dialogue, turns = marked("\n\nHuman: a\n\nAssistant:⟦ b⟧\n\nHuman: c\n\nAssistant:⟦ d⟧")
+    n = len(dialogue) - 2
+    assert trained_spans(dialogue, n, None) == turns == trained_spans(dialogue, n, HH)
+    assert trained_spans("Question: what?\nAnswer: this", 24, None) == [(24, 28)]
+    assert trained_spans("Question: what?\nAnswer: this", 24, HH) == []
+    assert trained_spans("### In\nq\n\n### Out\na", 16, ("### In", "### Out")) == [(17, 19)]
+
+
+def decode_trained(tokenizer, row) -> list[str]:
+    """The texts of the runs of trained tokens."""
+    runs, previous = [], IGNORED
+    for label in row["labels"]:
+        if label != IGNORED:
+            runs[-1:] = [[*runs[-1], label]] if previous != IGNORED else [*runs[-1:], [label]]
+        previous = label
+    return [tokenizer.decode(run) for run in runs]
+
+
+def test_labels_are_the_response_turns(sample_text):
+    text, spans = marked(
+        "\n\nHuman: How do vaccines work?\n\nAssistant:⟦ They train cells.⟧\n\nHuman: And then?"
+        "\n\nAssistant:⟦ You are immune, Human: or not.⟧"
+    )
+    row = {"id": "a", "text": text, "n_prompt_characters": spans[-1][0]}
+    for bos in (False, True):
+        tok = make_tokenizer(sample_text, bos, split_words=True)
+        (plain,), dropped = tokenize_texts(tok, [row], None, 512, add_eos=False)
+        assert decode_trained(tok, plain) == [text[a:b] for a, b in spans] and not dropped
+        assert plain["input_ids"] == tok(text)["input_ids"]
+        assert all(b in (a, IGNORED) for a, b in zip(plain["input_ids"], plain["labels"]))
+        (ended,), _ = tokenize_texts(tok, [row], None, 512, add_eos=True)
+        assert ended["labels"] == [*plain["labels"], tok.eos_token_id]
+        twice = {**row, "text": f"{text}</s>\n"}  # a text that ends with EOS gets no second one
+        assert tokenize_texts(tok, [twice], None, 512, add_eos=True)[0] == [ended]
+        empty = {"id": "b", "text": "Q</s></s>", "n_prompt_characters": 5}
+        assert tokenize_texts(tok, [empty], None, 512, True) == ([], {"no response turn": 1})
+
+
+def test_token_across_the_start_of_a_turn_counts(tokenizer):
+    """As in scoring: a token that begins before a turn and ends inside it belongs to the turn."""
+    text, ((start, _),) = marked("\n\nHuman: a\n\nAssistant:⟦ They train cells.⟧")
+    encoding = exact_offset_tokenizer(tokenizer).encode(text)
+    across = [a < start < b for a, b in encoding.offsets]
+    assert sum(across) == 1
+    row = {"id": "a", "text": text, "n_prompt_characters": start}
+    ((plain,), _) = tokenize_texts(tokenizer, [row], None, 512, add_eos=False)
+    k = across.index(True)
+    assert plain["labels"] == [IGNORED] * k + encoding.ids[k:]
+
+
+def test_truncation_and_drops(sample_text):
+    tokenizer = make_tokenizer(sample_text, bos=True, split_words=True)
+    text, (first, second) = marked(
+        "\n\nHuman: a b\n\nAssistant:⟦ one two⟧\n\nHuman: c\n\nAssistant:⟦ three⟧"
+    )
+    row = {"id": "a", "text": text, "n_prompt_characters": second[0]}
+    ids = tokenizer(text)["input_ids"]
+    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    start = next(t for t, (_, end) in enumerate(offsets) if end > first[0])
+    (cut,), dropped = tokenize_texts(tokenizer, [row], None, start + 2, add_eos=False)
+    assert cut["input_ids"] == ids[: start + 2] and not dropped  # in the middle of the first turn
+    assert cut["labels"] == [IGNORED] * start + ids[start : start + 2]
+    assert tokenize_texts(tokenizer, [row], None, start, False) == ([], {"too long": 1})
+    other = {"id": "b", "text": "no turn", "n_prompt_characters": 3}
+    rows, dropped = tokenize_texts(tokenizer, [row, other, other], HH, 512, add_eos=False)
+    assert len(rows) == 1 and dropped == {"no response turn": 2}
+
+
+def test_other_data_trains_on_the_preferred_completion(tokenizer, tmp_path):
+    rows = [
+        {"prompt": f"Q{k}?", "completions": ["bad", "good", "fine"], "ranks": [3, 1, 2]}
+        for k in range(20)
+    ]
+    path = tmp_path / "lists.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts, _ = load_training_splits(str(path))
+    texts = sft_texts(parts["train"].examples)
+    (first, *_), _ = tokenize_texts(tokenizer, texts, None, 512, add_eos=False)
+    assert decode_trained(tokenizer, first) == [" good"]
+
+
+# ---------------------------------------------------------------------------- losses
+def test_loss_and_packing_without_contamination(tiny_model_directory, tokenizer, tmp_path):
+    """The packed and the padded loss both equal cross-entropy by hand in float64, text by text."""
+    parts, _ = load_training_splits("sample")
+    texts = sft_texts(parts["validation"].examples)
+    rows, _ = tokenize_texts(tokenizer, texts, None, 256, add_eos=False)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_directory)
+    nll, n = 0.0, 0
+    double = AutoModelForCausalLM.from_pretrained(tiny_model_directory).double()
+    for row in rows:
+        ids, labels = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
+        with torch.no_grad():
+            logps = double(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        nll -= logps[labels[1:] != IGNORED].sum().item()
+        n += int((labels[1:] != IGNORED).sum())
+    for packing in (False, True):
+        arguments = SFTConfig(
+            output_dir=str(tmp_path), per_device_eval_batch_size=len(rows), report_to="none",
+            use_cpu=True, bf16=False, packing=packing, max_length=4096, disable_tqdm=True,
+            gradient_checkpointing=False,
+        )  # fmt: skip
+        data = Dataset.from_list(rows)
+        trainer = SFTTrainer(model=model, args=arguments, train_dataset=data, eval_dataset=data,
+                             processing_class=tokenizer)  # fmt: skip
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(nll / n, rel=1e-5)
