@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -42,20 +43,15 @@ START = (
 )
 
 
-def seconds_to_score(model, examples: list, tokens_per_batch: int = 1024) -> float:
-    """Wall-clock seconds of scoring; the log-likelihoods are thrown away."""
+def cost(model, examples: list, tokens_per_batch: int = 1024) -> dict:
+    """Tokens that the rows of these examples hold, and wall-clock seconds of scoring them."""
     start = time.perf_counter()
     how = {"path": PACKED, "tokens_per_batch": tokens_per_batch, "batch_size": 128}
     for _ in score_examples(model, examples, **how):
-        pass
-    return time.perf_counter() - start
-
-
-def cost(model, examples: list) -> dict:
-    """Tokens that the rows of these examples hold, and seconds; a line on the screen."""
-    row = {"tokens": n_computed(examples, 1024), "seconds": seconds_to_score(model, examples)}
-    print(f"{row['tokens']} tokens, {row['seconds']:.1f} s", flush=True)
-    return row
+        pass  # the log-likelihoods are thrown away
+    seconds, tokens = time.perf_counter() - start, n_computed(examples, tokens_per_batch)
+    print(f"{len(examples)} examples, {tokens} tokens: {seconds:.1f} s", flush=True)
+    return {"tokens": tokens, "seconds": seconds}
 
 
 def random_examples(n: int, prompt_length: int, n_words: int) -> list[list[TokenizedCompletion]]:
@@ -70,20 +66,16 @@ def random_examples(n: int, prompt_length: int, n_words: int) -> list[list[Token
     return examples
 
 
-def many_examples(dataset: str, data_dir: str | None, tokenizer, n: int) -> list:
-    """The dataset's, as often as it takes."""
-    data = load_preferences(dataset, sample_size=None, data_dir=data_dir)
-    texts = [Texts(e.prompt, e.completions) for e in data.examples]
+def many_examples(texts: list, tokenizer, n: int) -> list[list[TokenizedCompletion]]:
+    """The texts cut to 128 tokens, as often as it takes: with another first token each time, since
+    repeated examples would share everything."""
     tokenized = tokenize_examples(tokenizer, texts, max_length=128).completions
     if len(tokenized) < n:
-        print(f"{dataset}: only {len(tokenized)} examples fit, repeated with other beginnings")
-
-    def begun_anew(c: TokenizedCompletion, k: int) -> TokenizedCompletion:
-        """Repeated examples would share everything: another first token makes them differ."""
-        return TokenizedCompletion((k // len(tokenized) + 5, *c.ids[1:]), c.start, c.truncated)
-
-    chosen = enumerate(islice(cycle(tokenized), n))
-    return [[begun_anew(c, k) for c in example] for k, example in chosen]
+        print(f"only {len(tokenized)} examples fit, repeated with other beginnings")
+    return [
+        [replace(c, ids=(k // len(tokenized) + 5, *c.ids[1:])) for c in example]
+        for k, example in enumerate(islice(cycle(tokenized), n))
+    ]
 
 
 def peak_memory(n: int) -> dict:
@@ -99,33 +91,32 @@ def peak_memory(n: int) -> dict:
     assert check_fast_path(model, examples[:4]).is_packed
     forget_peak("cpu")
     before = memory_gib("cpu")[0]
-    seconds_to_score(model, examples, tokens_per_batch=2048)
+    cost(model, examples, tokens_per_batch=2048)
     peak = memory_gib("cpu")[1] - before
     print(f"{n} examples: {peak:.2f} GiB", flush=True)
     return {"n": n, "peak_gib_above_weights": peak}
+
+
+def seconds_until(command: list[str], file: Path | None = None) -> float:
+    """Wall-clock seconds until a Python command has ended, or until it has written to `file`."""
+    start, nowhere = time.perf_counter(), subprocess.DEVNULL
+    with subprocess.Popen([sys.executable, *command], stdout=nowhere, stderr=nowhere) as process:
+        while process.poll() is None and not (file and file.exists() and file.stat().st_size):
+            time.sleep(0.01)
+        seconds = time.perf_counter() - start
+    if process.returncode:
+        raise ValueError(f"failed: python {' '.join(command)}")
+    return seconds
 
 
 def start_up(name: str) -> dict:
     """Seconds of the imports alone, and of the script until its first scored example; best of 3."""
     imports, first = [], []
     for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", IMPORTS], check=True)
-        imports.append(time.perf_counter() - start)
+        imports.append(seconds_until(["-c", IMPORTS]))
         with tempfile.TemporaryDirectory() as folder:
-            examples = Path(folder) / "s.examples.jsonl"
-            more = ["--lm-name-or-path", name, "--output-dir", folder]
-            start = time.perf_counter()
-            process = subprocess.Popen(
-                [sys.executable, *START.split(), *more],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            while not (examples.exists() and examples.stat().st_size) and process.poll() is None:
-                time.sleep(0.01)
-            first.append(time.perf_counter() - start)
-            if process.wait() != 0:
-                raise ValueError(f"failed: {START} {' '.join(more)}")
+            command = [*START.split(), "--lm-name-or-path", name, "--output-dir", folder]
+            first.append(seconds_until(command, Path(folder) / "s.examples.jsonl"))
     beyond = min(first) - min(imports)
     print(f"start-up: {beyond:.1f} s beyond {min(imports):.1f} s of imports", flush=True)
     return {"imports": min(imports), "first_example": min(first)}
@@ -134,31 +125,27 @@ def start_up(name: str) -> dict:
 def plot_growth(summary: dict, path: Path) -> None:
     """Time against tokens, time per token against prompt length, memory against examples."""
     import matplotlib.pyplot as plt
-    import pandas as pd
 
     examples, prompts, memory = (
-        pd.DataFrame(summary[k]) for k in ("examples", "prompts", "memory")
+        {key: np.array([row[key] for row in summary[part]]) for key in summary[part][0]}
+        for part in ("examples", "prompts", "memory")
     )
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
-    for axis, x, y, style, x_label, y_label in (
-        (axes[0], examples.tokens, examples.seconds, "o",
-         "tokens computed (labels: examples)", "seconds"),
-        (axes[1], prompts.prompt, 1000 * prompts.seconds / prompts.tokens, "o-",
-         "tokens per prompt", "milliseconds per token"),
-        (axes[2], memory.n, memory.peak_gib_above_weights, "o-",
-         "examples", "peak memory above weights, GiB"),
-    ):  # fmt: skip
-        axis.plot(x, y, style, color="#1f77b4")
-        axis.set(xlabel=x_label, ylabel=y_label)
-    rate, longest = examples.seconds.sum() / examples.tokens.sum(), examples.tokens.max()
-    axes[0].plot([0, longest], [0, rate * longest], "--", color="#9a9a9a")
-    for row in summary["examples"]:
-        axes[0].annotate(f"{row['n']}", (row["tokens"], row["seconds"]), xytext=(-4, 6),
-                         textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
-    axes[1].set_xscale("log", base=2)
-    axes[2].axhline(0.5, color="#9a9a9a", linestyle="--")
-    for axis in axes:
-        axis.set_ylim(bottom=0)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
+    left.plot(examples["tokens"], examples["seconds"], "o", color="#1f77b4")
+    rate, longest = examples["seconds"].sum() / examples["tokens"].sum(), examples["tokens"].max()
+    left.plot([0, longest], [0, rate * longest], "--", color="#9a9a9a")
+    for n, *point in zip(*examples.values()):
+        left.annotate(f"{n}", point, xytext=(-4, 6), textcoords="offset points", ha="right",
+                      fontsize=8)  # fmt: skip
+    left.set(xlabel="tokens computed (labels: examples)", ylabel="seconds", ylim=(0, None))
+    per_token = 1000 * prompts["seconds"] / prompts["tokens"]
+    middle.plot(prompts["prompt"], per_token, "o-", color="#1f77b4")
+    middle.set_xscale("log", base=2)
+    middle.set(xlabel="tokens per prompt", ylabel="milliseconds per token", ylim=(0, None))
+    right.plot(memory["n"], memory["peak_gib_above_weights"], "o-", color="#1f77b4")
+    right.axhline(0.5, color="#9a9a9a", linestyle="--")
+    right.set(xlabel="examples", ylabel="peak memory above weights, GiB", ylim=(0, None))
+    for axis in (left, middle, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -177,7 +164,9 @@ def main(args: argparse.Namespace) -> None:
     summary["prompts"] = [
         {"prompt": n, **cost(model, random_examples(8, n, 10_000))} for n in PROMPT_LENGTHS
     ]
-    examples = many_examples(args.dataset, args.data_dir, load_tokenizer(name), max(SIZES))
+    data = load_preferences(args.dataset, sample_size=None, data_dir=args.data_dir)
+    texts = [Texts(e.prompt, e.completions) for e in data.examples]
+    examples = many_examples(texts, load_tokenizer(name), max(SIZES))
     summary["examples"] = [{"n": n, **cost(model, examples[:n])} for n in SIZES]
     write_figures(args.output, summary)
     if args.output:

@@ -204,10 +204,9 @@ def plot_speed(summary: dict, path: Path) -> None:
         axis.margins(x=0.18)
         axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
-        f"{summary['dataset']}, {summary['n_completions']} completions, {summary['model']}, "
-        f"{summary['dtype']}, {summary['device']}"
-    )
+    about = [summary.get(key) for key in ("model", "dtype", "device")]  # older files lack them
+    about = [summary["dataset"], f"{summary['n_completions']} completions", *about]
+    figure.suptitle(", ".join(filter(None, about)))
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -1,14 +1,14 @@
 """What conventions.py and length_difference.py share: examples files by dataset."""
 
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
 
+from ranking.metrics.accuracy import TextColumns
 from ranking.scoring.examples_file import config_beside, load_examples
 from ranking.scoring.run_config import scoring_settings
 
 
-class ScoredDataset(TypedDict, total=False):
-    """What a row is about. Without a config beside the examples file, the last five are missing."""
+class ScoredDataset(TextColumns, total=False):
+    """What a row is about."""
 
     model: str
     dataset_name: str
@@ -16,11 +16,6 @@ class ScoredDataset(TypedDict, total=False):
     dataset_split: str | None
     include_ties: bool  # whether examples without an untied pair are among them
     normalization: str  # "length-normalized" (R̃, Eq. 15) or "non-length-normalized" (R, Eq. 13)
-    chat_template: bool
-    add_eos: bool
-    max_length: int | None  # tokens
-    sample_size: int | None  # null: all
-    separator: str | None  # between prompt and completion; null: by the texts or the template
 
 
 def records_by_dataset(files: Sequence[str]) -> Iterator[tuple[list[dict], dict]]:
@@ -39,7 +34,7 @@ def has_tied_examples(records: list[dict]) -> bool:
 
 
 def scored_dataset(records: list[dict], normalization: str) -> dict:
-    """The first six keys of `ScoredDataset`."""
+    """The own keys of `ScoredDataset`."""
     first = records[0]
     return {
         "model": first["model"],

@@ -40,3 +40,16 @@ def idealized_rows():
         for beta in (0.1, 1)
         for kind in ("length-normalized", "non-length-normalized")
     ]  # fmt: skip
+
+
+def scored_record(number, logps, ranks, prompt="p", dataset="d", n_tokens=None, votes=None):
+    """A line of an examples file: log-likelihoods of one example's completions, and its ranks."""
+    return {
+        "id": str(number), "prompt_id": prompt, "dataset": dataset, "split": None, "row": number,
+        "dataset_config": None,
+        "model": "m", "prompt": prompt, "ranks": ranks, "votes": votes,
+        "completions": [
+            {"text": "", "logp": logp, "n_tokens": n}
+            for logp, n in zip(logps, n_tokens or [1] * len(logps))
+        ],
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""reproduce/: conventions and lengths by hand; the driver."""
+"""reproduce/run.py: the driver's commands parse; what is done, what failed, how it stops."""
 
 import importlib
 import json
@@ -11,108 +11,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from result_rows import HH, ranking_rows
-from scipy import stats
 
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import read_json_lines, write_json_lines
-from reproduce import conventions, length_difference, run, tables
+from reproduce import run
 
 ROOT = Path(__file__).parents[1]
 
 
-# ---------------------------------------------------------------------------- conventions, lengths
-def record(number, logps, ranks, prompt="p", dataset="d", n_tokens=None, votes=None):
-    return {
-        "id": str(number), "prompt_id": prompt, "dataset": dataset, "split": None, "row": number,
-        "dataset_config": None,
-        "model": "m", "prompt": prompt, "ranks": ranks, "votes": votes,
-        "completions": [
-            {"text": "", "logp": logp, "n_tokens": n}
-            for logp, n in zip(logps, n_tokens or [1] * len(logps))
-        ],
-    }  # fmt: skip
-
-
-def test_ranking_conventions_by_hand():
-    """One post with a right and a wrong pair; a tied pair 4 % apart; a tied list in its order."""
-    posts = [record(0, [-1, -2], [1, 2]), record(1, [-2, -1], [1, 2]),
-             record(2, [-1, -2], [1, 2], prompt="q")]  # fmt: skip
-    found = conventions.ranking_conventions(posts, "non-length-normalized")
-    assert found == {"definition": [1, 0, 1], "answers grouped by prompt": [0, 1]}
-    ties = [record(0, [-100, -104], [1, 1]), record(1, [-1, -2], [1, 2], prompt="q"),
-            record(2, [-1, -1.005], [1, 1], prompt="r"), record(3, [-1, -9], [1, 1], prompt="s")]  # fmt: skip
-    found = conventions.ranking_conventions(ties, "non-length-normalized")
-    assert found == {"definition": [0, 1, 1, 0], "ties within 5 %": [1, 1, 1, 0]}
-    lists = [record(0, [-1, -2, -3], [1, 2, 2]), record(1, [-1, -2, -3], [1, 2, 3], prompt="q")]
-    found = conventions.ranking_conventions(lists, "non-length-normalized")
-    assert found == {"definition": [1, 1], "tied lists are wrong": [0, 1]}
-    rows = conventions.convention_rows(
-        [{**r, "dataset": "stanfordnlp/SHP"} for r in posts], "length-normalized", 0
-    )
-    assert [(r["convention"], r["n"], r["published"]) for r in rows] == [
-        ("definition", 3, False), ("answers grouped by prompt", 2, True)]  # fmt: skip
-
-
-def test_conventions_of_several_models_and_splits_stay_apart():
-    records = [record(k, [-1 - k % 2, -2 + k % 2], [1, 2], prompt=str(k)) for k in range(4)]
-    rows = []
-    for model, split in (("gpt2", "test"), ("gpt2", "train"), ("EleutherAI/pythia-1.4b", "test")):
-        mine = [{**r, "model": model, "dataset": HH, "split": split} for r in records]
-        for kind in ("length-normalized", "non-length-normalized"):
-            rows += conventions.convention_rows(mine, kind, 0)
-    _, lines = tables.conventions_table(rows)
-    assert [line[1:3] for line in lines] == [
-        [f"{HH}:test", "gpt2"], [f"{HH}:train", "gpt2"], [f"{HH}:test", "pythia-1.4b"]]  # fmt: skip
-    assert [line[-1] for line in lines] == [
-        "49.9, 46.0 (gpt2)",
-        "52.7, 46.8 (gpt2)",
-        "51.2, 46.2 (pythia-1.4b)",
-    ]
-    with pytest.raises(ValueError, match="two runs of gpt2"):
-        tables.conventions_table(rows + rows)
-    with pytest.raises(ValueError, match=f"two runs of gpt2 on {HH}:test"):
-        tables.accuracy_beside_paper(ranking_rows() + ranking_rows())
-    harmless = [{**row, "dataset_config": "harmless-base"} for row in ranking_rows()]
-    _, (line,) = tables.accuracy_beside_paper(harmless)
-    assert line[0] == f"{HH}:harmless-base:test" and line[4] == "–"  # a part has no published value
-
-
-def test_length_difference_against_scipy(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    records = []
-    for number in range(60):
-        lengths = rng.integers(1, 20, 2)
-        scores = (-lengths + rng.normal(0, 4, 2)).tolist()
-        ranks = [1, 2] if number % 3 else [2, 1]
-        records.append(record(number, scores, ranks, str(number), n_tokens=lengths.tolist()))
-    write_json_lines(tmp_path / "e.jsonl", records)
-    arguments = ["--examples", str(tmp_path / "e.jsonl"), "--output", str(tmp_path / "l.jsonl")]
-    length_difference.main(length_difference.parse_args(arguments))
-    normalized, summed = read_json_lines(tmp_path / "l.jsonl")
-    correct, difference = [], []
-    for r in records:
-        w, l = (0, 1) if r["ranks"] == [1, 2] else (1, 0)  # noqa: E741
-        correct.append(r["completions"][w]["logp"] >= r["completions"][l]["logp"])
-        difference.append(r["completions"][w]["n_tokens"] - r["completions"][l]["n_tokens"])
-    expected = stats.pointbiserialr(correct, difference)
-    assert summed["correlation"] == pytest.approx(expected.statistic) and expected.statistic < -0.3
-    interval = summed[
-        "correlation_95"
-    ]  # one pair a prompt: the bootstrap is near Fisher's interval
-    fisher = stats.pearsonr(correct, difference).confidence_interval(0.95)
-    assert interval == pytest.approx(list(fisher), abs=0.08)
-    shorter = np.array(difference) < 0
-    assert summed["accuracy_shorter"] == pytest.approx(np.mean(np.array(correct)[shorter]))
-    assert summed["n_shorter"] == shorter.sum() and sum(b["n"] for b in summed["bins"]) == 60
-    shares = [b["n"] * b["accuracy"] for b in summed["bins"]]
-    assert sum(shares) == pytest.approx(np.sum(correct))
-    assert f"{summed['correlation']:+.2f}" in capsys.readouterr().out
-
-
-# ---------------------------------------------------------------------------- driver
 def check_it_parses(command: list[str]) -> None:
     """python SCRIPT.py … or python -m MODULE …, with a `> FILE` at the end or without."""
     words = command[1 : command.index(">")] if ">" in command else command[1:]
