@@ -15,7 +15,8 @@ import pytest
 
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import read_json_lines, write_json_lines
-from reproduce import run
+from reproduce import run, steps
+from reproduce.scales import slug
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,13 +74,13 @@ def test_report_and_win_rate_commands_parse_and_say_when_they_are_done(capsys, t
     judge = next(c for c in commands if "calculate_win_rate.py" in c)
     assert judge[judge.index("--dataset") + 1].endswith("_reward_model/policy_examples.jsonl")
 
-    (part,) = [p for p in run.win_rate_parts(plan) if p.models]
+    (part,) = [p for p in steps.win_rate_parts(plan) if p.models]
     assert not run.is_done(part)
     write_json_lines(part.done, [{"model": str(runs[0])}])
     assert not run.is_done(part)  # the other run was missing when it was judged
     write_json_lines(part.done, [{"model": str(folder)} for folder in runs])
     assert run.is_done(part)
-    assert [run.is_done(p) for p in run.training_parts(plan)] == [False, True, True]
+    assert [run.is_done(p) for p in steps.training_parts(plan)] == [False, True, True]
 
 
 def test_models_whose_names_end_alike_are_refused(tmp_path, capsys):
@@ -87,7 +88,7 @@ def test_models_whose_names_end_alike_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_script(run.main, run.parse_args([*arguments, "--models", "a/final", "b/final"]))
     assert "two parts would write" in capsys.readouterr().err
-    names = [run.slug(name) for name in ("a/checkpoint-10", "b/checkpoint-10", "x/m-v1.5.gguf")]
+    names = [slug(name) for name in ("a/checkpoint-10", "b/checkpoint-10", "x/m-v1.5.gguf")]
     assert names == ["a_checkpoint-10", "b_checkpoint-10", "m-v1.5"]
 
 
@@ -106,7 +107,7 @@ def test_driver_on_a_tiny_model(tiny_model_directory, tmp_path):
     assert "error: 1 parts failed; the same command tries them again" in first.stderr
     assert "failed: ranking: broken × sample: error: " in first.stderr
     report = {file.name for file in (out / "report").iterdir()}
-    name = run.slug(str(tiny_model_directory))
+    name = slug(str(tiny_model_directory))
     assert {"ranking.md", "ranking.png", "idealized.md", "conventions.md", "length.png",
             f"{name}_sweep.md", f"{name}_sweep.png", f"{name}_dpo_gamma1_seed0_dynamics.png"} <= report  # fmt: skip
     ranked = read_json_lines(out / "ranking" / f"{name}_sft_sample.jsonl")

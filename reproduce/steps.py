@@ -1,0 +1,174 @@
+"""The commands of each step, as `python -m reproduce.run` runs them."""
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+from ranking.data.hub import ALPACA_FARM
+from reproduce.scales import TIES, Plan, slug
+
+RUN_FILE = "run_config.json"  # of sft.py and dpo.py; says whether the run has ended
+BESIDE_SUMMARIES = {".examples", ".pairs", ".curve", ".responses", ".reference", ".policy"}
+
+
+class Part(NamedTuple):
+    """One command. It is done when `done` is there, finished and with rows of all `models`.
+
+    done: its result; a table (.md) is what it prints. needs: results of other parts.
+    """
+
+    name: str
+    command: list[str]
+    done: Path
+    needs: tuple[Path, ...] = ()
+    models: tuple[str, ...] = ()
+
+
+def is_finished(file: Path) -> bool:
+    """Whether a result file is there; a training run says itself whether it has ended."""
+    if file.name == RUN_FILE and file.exists():
+        return json.loads(file.read_text())["finished"]
+    return file.exists()
+
+
+def evaluation(name: str, script: str, words: list, done: Path, needs=(), models=()) -> Part:
+    words = ["python", script, *words, "--output-dir", done.parent, "--output-filename", done.name]
+    return Part(name, [str(word) for word in words], done, (*needs,), (*models,))
+
+
+def training_parts(plan: Plan) -> Iterator[Part]:
+    """Fig. 2, 3, 5-8: SFT, then DPO^γ for every γ and seed. Where checkpoints are judged later, the
+    chosen run keeps them all, the others the best and the last."""
+
+    def part(name: str, script: str, folder: Path, flags: dict, needs=()) -> Part:
+        flags |= {"data_dir": plan.data_dir} if plan.data_dir else {}
+        words = [f"--{flag}={value}" for flag, value in flags.items()]
+        return Part(name, [*plan.launcher, script, *words], folder / RUN_FILE, needs)
+
+    for model in plan.train:
+        sft = plan.sft_folder(model)
+        flags = {"model_name": model, "output_dir": sft, "wandb_run_name": sft.name, **plan.sft}
+        yield part(f"SFT: {slug(model)}", "sft.py", sft, flags)
+        for (gamma, seed), run in plan.runs(model).items():
+            flags = {"model_name_or_path": sft, "output_dir": run, "alpha": f"{gamma:g}",
+                     "seed": seed, "wandb_run_name": run.name, **plan.dpo}  # fmt: skip
+            if not plan.keeps_checkpoints or run != plan.chosen_run(model):
+                flags["save_total_limit"] = 1
+            name = f"DPO: {slug(model)}, γ = {gamma:g}, seed {seed}"
+            yield part(name, "dpo.py", run, flags, (sft / RUN_FILE,))
+
+
+def ranking_parts(plan: Plan) -> Iterator[Part]:
+    """Fig. 1, Tables 2-5: every model × dataset."""
+    for model, dataset in product(plan.ranked(), plan.datasets):
+        data = [ALPACA_FARM if dataset == TIES else dataset, "--sample-size", plan.sample_size]
+        data += [*["--include-ties"] * (dataset == TIES), *plan.data_flags()]
+        words = ["--lm-name-or-path", model, "--dataset", *data]
+        words += ["--allow-pickle"] * plan.allow_pickle
+        name = f"ranking: {slug(model)} × {slug(dataset)}"
+        done = plan.ranking_file(model, dataset)
+        yield evaluation(name, "calculate_calibration_metrics.py", words, done)
+
+
+def idealized_parts(plan: Plan) -> Iterator[Part]:
+    """Tables 1 and 6, Fig. 1: of every tuned model and its reference, on the data with votes."""
+    with_votes = [name for name in plan.datasets if name in ("sample", ALPACA_FARM, TIES)]
+    for (tuned, reference), dataset in product(plan.tuned().items(), with_votes):
+        ranked = [plan.ranking_file(model, dataset) for model in (reference, tuned)]
+        examples = [file.with_name(f"{file.stem}.examples.jsonl") for file in ranked]
+        words = ["--reference-examples", examples[0], "--policy-examples", examples[1]]
+        words += ["--include-ties"] * (dataset == TIES)
+        name = f"idealized: {slug(tuned)} × {slug(dataset)}"
+        done = plan.out / "idealized" / f"{slug(tuned)}_{slug(dataset)}.jsonl"
+        yield evaluation(name, "calculate_upper_bound_rlhf.py", words, done, ranked)
+
+
+def win_rate_parts(plan: Plan) -> Iterator[Part]:
+    """Fig. 4, 9-12: the runs of the sweep, and the checkpoints of one, by a served judge or by a
+    reward model that is trained first."""
+    for model in plan.train:
+        sft, chosen, judge = plan.sft_folder(model), plan.chosen_run(model), plan.judge
+        words: list = ["--reference-name-or-path", sft, "--judge"]
+        if isinstance(judge, str):
+            words += [judge, *plan.win_rate]
+        else:
+            folder = plan.out / f"{slug(model)}_reward_model"
+            command = ["python", "-m", "reproduce.train_reward_model", "--lm-name-or-path"]
+            command += [str(sft), "--output-dir", str(folder), *judge, *plan.data_flags()]
+            done = folder / "accuracy.json"
+            yield Part(f"reward model: {slug(model)}", command, done, (sft / RUN_FILE,))
+            unseen = folder / "policy_examples.jsonl"
+            words += [f"reward-model:{folder}", *plan.win_rate, "--dataset", unseen]
+        sweeps = [(chosen.parent, [*plan.runs(model).values()]), (chosen, [])]
+        for folder, models in sweeps[: 1 + plan.keeps_checkpoints]:
+            name, done = f"win rate: {folder.name}", plan.out / "win_rate" / f"{folder.name}.jsonl"
+            flags = ["--checkpoints", folder, *words, *plan.data_flags()]
+            needs = [run / RUN_FILE for run in models or [folder]]
+            yield evaluation(name, "calculate_win_rate.py", flags, done, needs, map(str, models))
+
+
+def summaries(plan: Plan, folder: str) -> list[Path]:
+    """The summaries of a folder, by model in the order they are ranked."""
+    models = [f"{slug(model)}_" for model in plan.ranked()]
+
+    def place(file: Path) -> tuple[int, str]:
+        owners = [k for k, model in enumerate(models) if file.name.startswith(model)]
+        return (max(owners, default=len(models)), file.name)
+
+    files = (plan.out / folder).glob("*.jsonl")
+    return sorted((f for f in files if BESIDE_SUMMARIES.isdisjoint(f.suffixes)), key=place)
+
+
+def beside(files: list[Path], kind: str) -> list[Path]:
+    """NAME.<kind>.jsonl of every summary NAME.jsonl that has one."""
+    found = [file.with_name(f"{file.stem}.{kind}.jsonl") for file in files]
+    return [file for file in found if file.exists()]
+
+
+def report_parts(plan: Plan) -> Iterator[Part]:
+    """Tables (report/*.md) and pictures (report/*.png) of what is there; made anew each time."""
+    report = plan.out / "report"
+    published = ["--beside", plan.beside] if plan.beside else []
+
+    def table(name: str, script: str, *words: str | Path) -> Part:
+        command = ["python", "-m", f"reproduce.{script}", *map(str, words)]
+        return Part(f"report: {name}.md", command, report / f"{name}.md")
+
+    def picture(name: str, figure: str, *words: str | Path) -> Part:
+        file = report / f"{name}.png"
+        command = ["python", "plot_results.py", figure, *map(str, words), "--output", str(file)]
+        return Part(f"report: {file.name}", command, file)
+
+    if files := summaries(plan, "ranking"):
+        yield table("ranking", "tables", "ranking", *files, *published)
+        yield picture("ranking", "ranking-accuracy", *files)
+        examples = ["--examples", *map(str, beside(files, "examples"))]
+        conventions, length = report / "conventions.jsonl", report / "length.jsonl"
+        yield table("conventions", "conventions", *examples, *published, "--output", conventions)
+        yield table("length", "length_difference", *examples, "--output", length)
+        yield picture("length", "length-difference", length)
+    if files := summaries(plan, "idealized"):
+        yield table("idealized", "tables", "idealized", *files)
+        for kind, name, figure in (("curve", "idealized", "idealized-accuracy"),
+                                   ("pairs", "required_loss", "required-loss")):  # fmt: skip
+            for file in beside(files, kind):
+                yield picture(f"{name}_{file.name.removesuffix(f'.{kind}.jsonl')}", figure, file)
+    for model in plan.train:
+        finished = [run for run in plan.runs(model).values() if is_finished(run / RUN_FILE)]
+        files = [run / "ranking_dynamics.jsonl" for run in finished]
+        if files:
+            yield table(f"{slug(model)}_sweep", "tables", "sweep", *files, "--at", plan.at)
+            yield picture(f"{slug(model)}_sweep", "sweep", *files, "--at", plan.at)
+        for file in files:
+            yield table(f"{file.parent.name}_dynamics", "tables", "dynamics", file)
+            for figure in ("dynamics", "loss-against-reference", "accuracy-against-distance"):
+                yield picture(f"{file.parent.name}_{figure}", figure, file)
+    for file in summaries(plan, "win_rate"):
+        yield table(f"{file.stem}_win_rate", "tables", "win-rate", file)
+        yield picture(f"{file.stem}_win_rate", "win-rate", file)
+
+
+STEPS = {"training": training_parts, "ranking": ranking_parts, "idealized": idealized_parts,
+         "win-rate": win_rate_parts, "report": report_parts}  # fmt: skip
