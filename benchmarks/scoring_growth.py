@@ -161,8 +161,9 @@ def main(args: argparse.Namespace) -> None:
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         summary["memory"] = pool.map(peak_memory, SIZES, chunksize=1)
     model = load_model(name, dtype="float32", device="cpu")
+    n_words = min(10_000, model.config.vocab_size)
     summary["prompts"] = [
-        {"prompt": n, **cost(model, random_examples(8, n, 10_000))} for n in PROMPT_LENGTHS
+        {"prompt": n, **cost(model, random_examples(8, n, n_words))} for n in PROMPT_LENGTHS
     ]
     data = load_preferences(args.dataset, sample_size=None, data_dir=args.data_dir)
     texts = [Texts(e.prompt, e.completions) for e in data.examples]
