@@ -372,3 +372,13 @@ def test_policies_that_cannot_answer_are_one_line(
     run(*flags(tmp_path, judge, "--lm-name-or-path", tmp_path / "without_bos", *more))
     (row,) = read_json_lines(tmp_path / "wins.jsonl")
     assert (row["n"], row["n_unanswered"]) == (1, 1)
+
+
+def test_several_processes_are_refused(tmp_path, capsys, monkeypatch):
+    """Each would ask the judge, and append to the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = flags(tmp_path / "out", "openai:m", "--lm-name-or-path", "m", "--against", "chosen")
+    with pytest.raises(SystemExit):
+        run(*arguments)
+    assert "start it without torchrun" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

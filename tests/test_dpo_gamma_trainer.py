@@ -591,7 +591,7 @@ import json, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from datasets import Dataset
 from conftest import make_tokenizer
-from data_utils import SAMPLE_FILE
+from ranking.data.preferences import SAMPLE_FILE
 from test_dpo_gamma_trainer import trainer, losses_and_weights
 texts = json.loads(open({texts!r}).read())
 tokenizer = make_tokenizer(SAMPLE_FILE.read_text(encoding="utf-8"), bos=True)

@@ -94,3 +94,20 @@ def test_a_damaged_configuration_is_another_one(tmp_path, content):
     write((tmp_path / "run.examples.jsonl"), [row(1), 3])
     with pytest.raises(ValueError, match="row 2: not a JSON object"):
         merge_parts(tmp_path / "run.examples.jsonl")
+
+
+def test_nothing_is_made_before_a_run_begins(tmp_path):
+    """A command that is refused for its data or its model leaves no directory behind."""
+    output = plan_output(str(tmp_path / "new"), "run.jsonl", False, [])
+    assert not output.summary.parent.exists()
+    begin_run(output, {"seed": 0}, overwrite=False)
+    assert output.config.exists()
+
+
+def test_overwrite_leaves_what_the_run_does_not_write(tmp_path):
+    """A script whose picture has another name keeps NAME.png of another."""
+    write(tmp_path / "run.jsonl", [{"n": 1}])
+    (tmp_path / "run.png").write_text("of another script")
+    output = plan_output(str(tmp_path), "run.jsonl", True, [], writes=["curve.png"])
+    begin_run(output._replace(picture=output.beside("curve.png")), {"seed": 0}, overwrite=True)
+    assert (tmp_path / "run.png").exists() and not output.summary.exists()
