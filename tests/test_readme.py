@@ -172,7 +172,7 @@ def test_readme_commands_run(folder, tiny_model_directory, monkeypatch):
     assert len(named) >= 6
     for name in (*named, "results/demo/dpo_gamma0/ranking_dynamics.jsonl", "results/gap.jsonl"):
         assert (folder / name).exists(), name
-    for number, title in enumerate(("Ranking accuracy, % [95 % interval]", "R̃* min/med/max")):
+    for number, title in enumerate(("Ranking accuracy, % [95 % interval]", "R̃* min / med / max")):
         assert title in (folder / f"{number}.log").read_text() and title in readme
 
 
