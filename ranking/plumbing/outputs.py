@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -45,6 +45,11 @@ def stem_of(summary: Path) -> str:
     return summary.name.removesuffix(".jsonl").removesuffix(".json")
 
 
+def refuse_finished(summary: Path) -> NoReturn:
+    """Raise ValueError: a finished run is there."""
+    raise ValueError(f"{summary} exists: choose another --output-filename or pass --overwrite")
+
+
 def plan_output(
     output_dir: str,
     output_filename: str,
@@ -74,7 +79,7 @@ def plan_output(
                 f"{name} is read, and would be overwritten: choose another --output-filename"
             )
     if output.finished and not overwrite:
-        raise ValueError(f"{summary} exists: choose another --output-filename or pass --overwrite")
+        refuse_finished(summary)
     for twin in (summary.with_name(stem + suffix) for suffix in ("", ".json", ".jsonl")):
         if twin != summary and twin.is_file():
             raise ValueError(
@@ -90,9 +95,14 @@ def row_key(row: Record) -> tuple[str, str | None, str]:
 
 
 def take_output(output: Output) -> None:
-    """Make the directory, and this process the only one that writes there under this name."""
+    """Make the directory, and this process the only one that writes there under this name.
+
+    ValueError where another does, or has finished since the output was planned.
+    """
     output.summary.parent.mkdir(parents=True, exist_ok=True)
     lock_outputs(output.summary)
+    if output.summary.exists() and not output.finished:
+        refuse_finished(output.summary)
 
 
 def begin_run(

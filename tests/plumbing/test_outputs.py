@@ -111,3 +111,13 @@ def test_overwrite_leaves_what_the_run_does_not_write(tmp_path):
     output = plan_output(str(tmp_path), "run.jsonl", True, [], writes=["curve.png"])
     begin_run(output._replace(picture=output.beside("curve.png")), {"seed": 0}, overwrite=True)
     assert (tmp_path / "run.png").exists() and not output.summary.exists()
+
+
+def test_a_run_that_finished_since_is_not_written_over(tmp_path):
+    """Planned while the other was under way, begun when it had ended."""
+    output = plan_output(str(tmp_path), "run.jsonl", False, [])
+    write(tmp_path / "run.examples.jsonl", [row(1)])
+    write(tmp_path / "run.jsonl", [{"n": 1}])
+    with pytest.raises(ValueError, match="run.jsonl exists: choose another"):
+        begin_run(output, {"seed": 0}, overwrite=False)
+    assert read_json_lines(tmp_path / "run.jsonl") == [{"n": 1}]
