@@ -56,7 +56,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compare", metavar="EXAMPLES", help="examples file of another run: McNemar's test"
     )
-    return parse_scoring_args(parser, argv, list(DATASETS))
+    args = parse_scoring_args(parser, argv)
+    args.dataset = args.dataset or list(DATASETS)
+    return args
 
 
 def main(args: argparse.Namespace) -> None:

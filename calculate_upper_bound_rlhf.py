@@ -239,7 +239,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ideal.add_argument(
             flag, type=count, default=0, metavar="N", help=f"print N pairs of {which}"
         )
-    args = parser.parse_args(argv)
+    args = parse_scoring_args(parser, argv)
     if not (args.lm_name_or_path or args.policy_name_or_path):
         for name in scoring_flags:
             if name not in OF_RESULTS and getattr(args, name) != parser.get_default(name):
@@ -247,7 +247,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                 parser.error(
                     f"{flag}: the data are those of --reference-examples, nothing is scored"
                 )
-    return parse_scoring_args(parser, argv, [ALPACA_FARM])
+    args.dataset = args.dataset or [ALPACA_FARM]
+    return args
 
 
 def main(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ranking.metrics.dynamics import (
+    GROUPS,
     PARTS,
     distances_by_step,
     lowest_loss_step,
@@ -48,12 +49,13 @@ def read_dynamics(path: Path) -> list[Record]:
 
 
 # ---------------------------------------------------------------------------- tables
-def dynamics_table(rows: Sequence[Record]) -> Table:
+def dynamics_table(rows: Sequence[Record], alone: bool = False) -> Table:
     """Section 4: what became of the pairs that the reference ranks wrongly, and rightly, at the
-    start, at the lowest validation loss, and at the end."""
+    start, at the lowest validation loss, and at the end; `alone`: the share of each group."""
     best = lowest_loss_step(rows)
-    columns = ["pairs", "step", "loss", "accuracy", "flipped to correct", "→ incorrect"]
-    columns.append("reward margin")
+    columns = ["pairs", "step", "loss", "accuracy", "flipped to correct"]
+    groups = [name.replace("_", " ") for name in GROUPS.values()]
+    columns += groups if alone else ["→ incorrect", "reward margin"]
     lines = []
     for part in PARTS:
         summary = means_by_step(rows, part)
@@ -61,13 +63,15 @@ def dynamics_table(rows: Sequence[Record]) -> Table:
             found = summary[step]
             n, n_wrong, counts = found["n"], found["n_wrong"], found["counts"]
             flipped = f"{counts['incorrect_to_correct']} of {n_wrong}"
-            lines.append(
-                [f"{part} ({n})", f"{step}{' (lowest)' if step == best else ''}",
-                 f"{found['loss']:.3f}", f"{percent(found['accuracy'])} %",
-                 f"{flipped} ({percent(found['flipped'])} %)",
-                 f"{counts['correct_to_incorrect']} of {n - n_wrong}",
-                 f"{found['reward_margin']:.2f}"]
-            )  # fmt: skip
+            cells = [f"{part} ({n})", f"{step}{' (lowest)' if step == best else ''}",
+                     f"{found['loss']:.{4 if alone else 3}f}", f"{percent(found['accuracy'])} %",
+                     f"{flipped} ({percent(found['flipped'])} %)"]  # fmt: skip
+            if alone:
+                cells += [f"{percent(share)} %" for share in found["share"].values()]
+            else:
+                cells.append(f"{counts['correct_to_incorrect']} of {n - n_wrong}")
+                cells.append(f"{round(found['reward_margin'], 2) + 0.0:.2f}")  # no -0.00
+            lines.append(cells)
     return columns, lines
 
 
@@ -92,7 +96,7 @@ def sweep_table(files: Sequence[Sequence[Record]], at: str) -> Table:
 
 
 def show_dynamics(rows: Sequence[Record]) -> None:
-    show_table(dynamics_table(rows), "Ranking dynamics (reference → policy)")
+    show_table(dynamics_table(rows, alone=True), "Ranking dynamics (reference → policy)")
 
 
 # ---------------------------------------------------------------------------- wandb panels

@@ -111,11 +111,10 @@ def add_trust_arguments(group) -> None:
 
 
 def parse_scoring_args(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, default_datasets: Sequence[str]
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> argparse.Namespace:
     """The flags of `add_scoring_arguments`; those that no run can honour together are an error."""
     args = parser.parse_args(argv)
-    args.dataset = args.dataset or list(default_datasets)
     if args.device_map is not None and args.device != "auto":
         parser.error("--device-map spreads the model over all devices: leave out --device")
     if args.separator is not None and args.chat_template:

@@ -22,6 +22,10 @@ def test_dynamics_and_sweep_tables():
     _, lines = dynamics_table(evaluated_pairs())
     assert lines[1] == ["train (4)", "5 (lowest)", "0.550", "50.0 %", "1 of 2 (50.0 %)", "1 of 2",
                         "0.50"]  # fmt: skip
+    columns, lines = dynamics_table(evaluated_pairs(), alone=True)  # on the screen: each group
+    assert columns[-4:] == ["correct to correct", "correct to incorrect", "incorrect to correct",
+                            "incorrect to incorrect"]  # fmt: skip
+    assert lines[1][2:] == ["0.5500", "50.0 %", "1 of 2 (50.0 %)", *["25.0 %"] * 4]
     other = [{**row, "gamma": 0.0} for row in evaluated_pairs()]
     _, sweep = sweep_table([evaluated_pairs(), other, other], "last")
     assert [line[:3] for line in sweep] == [
