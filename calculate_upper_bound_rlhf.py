@@ -86,10 +86,16 @@ def files_of_scoring(reference: str | None, policy: str | None) -> list[str]:
     return [f"{side}{file}" for side in sides for file in ("examples.jsonl", "config.json")]
 
 
-def check_ties(run: ScoringRun, include_ties: bool) -> None:
-    """Raise ValueError where tied examples are to count, but were left out of the scoring."""
-    if include_ties and run.config is not None and not run.config.get("include_ties"):
-        raise ValueError(f"--include-ties: {run.name} was scored without: its ties are missing")
+def check_runs(reference: ScoringRun, policy: ScoringRun | None, rules: PairRules) -> None:
+    """Raise ValueError where these runs and rules do not go together, before anything is scored."""
+    for run in filter(None, (reference, policy)):
+        if rules.include_ties and run.config is not None and not run.config.get("include_ties"):
+            raise ValueError(f"--include-ties: {run.name} was scored without: its ties are missing")
+    if policy is not None:
+        check_comparable(reference, policy)
+        if policy.found is not None:
+            check_all_scored(reference.records, policy.records, rules)
+    check_assumed_proportion(reference.records, rules.assumed_proportion)
 
 
 def scored_run(
@@ -281,13 +287,7 @@ def main(args: argparse.Namespace) -> None:
 
     reference = given[0] or plan(models[0], args.revision)
     policy = given[1] or (plan(models[1], args.policy_revision) if models[1] else None)
-    for run in filter(None, (reference, policy)):
-        check_ties(run, args.include_ties)
-    if policy is not None:
-        check_comparable(reference, policy)
-        if models[1]:
-            check_all_scored(reference.records, policy.records, rules)
-    check_assumed_proportion(reference.records, args.assumed_proportion)
+    check_runs(reference, policy, rules)
 
     how = (args.overwrite, take(flags, MODEL_FLAGS))
     reference, of_reference = scored_run(reference, datasets, output, *how)
@@ -306,8 +306,7 @@ def main(args: argparse.Namespace) -> None:
     show_idealized(rows)
     report_idealized_ties(rows, same_model=policy is None)
     show_selected_pairs(pairs, args.hardest, args.easiest, args.easiest_to_flip)
-    for name, path in files.items():
-        print(f"{name:9} {path}")
+    print("\n".join(f"{name:9} {path}" for name, path in files.items()))
     if args.wandb_project:
         settings = {key: str(value) for key, value in flags.items()}
         run = start_wandb(project=args.wandb_project, config=settings)
