@@ -188,9 +188,12 @@ def run_script(main_function, arguments) -> None:
             signal.signal(number, handler)
 
 
-def progress_bar(text: str, total: int, n_done: int = 0):
-    """With rate and time left; a line every ten seconds where stderr is a file."""
+def progress_bar(text: str, total: int, n_done: int = 0, tokens: bool = False):
+    """With rate and time left, in one of several processes; a line every ten seconds where stderr
+    is a file. `tokens`: what is counted, in thousands where there are so many."""
     from tqdm import tqdm
 
     seconds = 1 if sys.stderr.isatty() else 10
-    return tqdm(total=total, initial=n_done, desc=text, mininterval=seconds)
+    unit = {"unit": "tok", "unit_scale": True} if tokens else {}
+    return tqdm(total=total, initial=n_done, desc=text, mininterval=seconds,
+                disable=process_rank() > 0, **unit)  # fmt: skip

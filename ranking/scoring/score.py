@@ -2,16 +2,14 @@
 
 import logging
 import platform
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ranking.data.examples import PreferenceData, dataset_label
-from ranking.plumbing.command_line import until_stopped
+from ranking.plumbing.command_line import progress_bar, until_stopped
 from ranking.plumbing.outputs import Output, begin_run, merge_parts, part_file, row_key
 from ranking.plumbing.processes import (
     announce,
@@ -201,14 +199,12 @@ def score_datasets(
     return scored
 
 
-def scoring_bar(where: str, n_tokens: Sequence[int], done: frozenset[int]) -> tqdm:
+def scoring_bar(where: str, n_tokens: Sequence[int], done: frozenset[int]):
     """Progress in tokens. The shares of several processes are equal but for a row: the first shows
     its own."""
     n_before, n = sum(n_tokens[i] for i in done), process_count()
-    return tqdm(total=n_before + (sum(n_tokens) - n_before) // n, initial=n_before,
-                desc=f"scoring {where}" + (f", process 1 of {n}" if n > 1 else ""),
-                disable=process_rank() > 0 or (None if sys.stderr.isatty() else False), unit="tok",
-                unit_scale=True, mininterval=1 if sys.stderr.isatty() else 10)  # fmt: skip
+    text = f"scoring {where}" + (f", process 1 of {n}" if n > 1 else "")
+    return progress_bar(text, n_before + (sum(n_tokens) - n_before) // n, n_before, tokens=True)
 
 
 def score_dataset(

@@ -11,7 +11,6 @@ once, and a changed input never finds a stale entry.
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -21,8 +20,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
+from ranking.plumbing.command_line import progress_bar
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import append_json_lines
 from ranking.scoring.models import cache_directory
@@ -121,8 +120,7 @@ def score_missing(model, tokenized, path: Path, autocast, tokens_per_batch: int)
     path.parent.mkdir(parents=True, exist_ok=True)
     context = torch.autocast(model.device.type, autocast) if autocast else nullcontext()
     n_tokens = [count_new_tokens(sorted(c.ids for c in example)) for example in tokenized]
-    progress = tqdm(total=sum(n_tokens), unit="tok", unit_scale=True, desc="reference",
-                    mininterval=1 if sys.stderr.isatty() else 10)  # fmt: skip
+    progress = progress_bar("reference", sum(n_tokens), tokens=True)
     with path.open("ab") as file, context, progress:
         scoring = check_fast_path(model, tokenized)
         file.write(b"\n")  # a torn last line stays alone
