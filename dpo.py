@@ -157,7 +157,7 @@ def main(argv: list[str]) -> None:
     ref_revision = data_args.ref_model_revision or (policy[1] if ref_name == policy[0] else None)
     reference = model_source(ref_name, ref_revision, "--ref_model_revision")
     parts = load_parts(**data_args.of_parts(), chat_template=data_args.chat_template)
-    flags = {**vars(data_args), **vars(model_args), **training_args.to_dict()}
+    flags = [vars(data_args), vars(model_args), training_args.to_dict()]
     settings = run_description(flags, [policy, reference], parts, DPO_RETIRED)
     folder = Path(training_args.output_dir)
     checkpoint = claim_directory(

@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
     data_args, model_args, training_args = parse_args(argv)
     source = model_source(model_args.model_name_or_path, model_args.model_revision)
     parts = load_parts(**data_args.of_parts())
-    flags = {**vars(data_args), **vars(model_args), **training_args.to_dict()}
+    flags = [vars(data_args), vars(model_args), training_args.to_dict()]
     settings = run_description(flags, [source], parts, SFT_RETIRED)
     folder = Path(training_args.output_dir)
     checkpoint = claim_directory(

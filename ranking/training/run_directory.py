@@ -40,24 +40,26 @@ HARMLESS = {
 
 
 def run_description(
-    flags: Mapping[str, Any],
+    flags: Sequence[Mapping[str, Any]],
     models: Sequence[tuple[str, str | None]],
     parts: dict[str, PreferenceData],
     retired: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Every setting a resumed run must share, with fingerprints of the models and the data.
 
-    flags: the values of all; those `retired` cannot be given, so that theirs mean nothing.
-    models: names with their revisions.
+    flags: the values of data, model and training flags; those `retired` cannot be given, so that
+    theirs mean nothing. models: names with their revisions. Their order is that of the file, which
+    a fingerprint of the directory covers.
     """
     settings: dict[str, Any] = {
         "model_fingerprints": [model_fingerprint(name, revision) for name, revision in models],
         "data_fingerprints": {part: fingerprint(data.examples) for part, data in parts.items()},
         "n_processes": PartialState().num_processes,  # a step's batch depends on it
     }
-    for name in sorted(flags.keys() - HARMLESS):
-        if successor(name, retired or {}) is None:
-            settings[name] = flags[name]
+    for values in flags:
+        for name in sorted(values.keys() - HARMLESS):
+            if successor(name, retired or {}) is None:
+                settings[name] = values[name]
     return json.loads(json.dumps(settings, default=str))
 
 

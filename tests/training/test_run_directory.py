@@ -39,7 +39,7 @@ def test_changed_labels_are_other_settings(tmp_path):
     for ranks in ([1, 2], [2, 1]):
         write_json_lines(tmp_path / "data.jsonl", [{**row, "ranks": ranks}])
         parts = {"train": load_preferences(str(tmp_path / "data.jsonl"))}
-        described.append(run_description({}, models=[], parts=parts))
+        described.append(run_description([], models=[], parts=parts))
     claim(tmp_path / "run", described[0])
     with pytest.raises(ValueError, match=r"other settings \(data_fingerprints differ\)"):
         claim(tmp_path / "run", described[1])
@@ -95,3 +95,10 @@ def test_where_a_run_begins(tmp_path):
     with pytest.raises(ValueError, match="would be discarded by --overwrite_output_dir"):
         claim(folder, checkpoint=str(own), overwrite=True)
     assert own.exists()
+
+
+def test_settings_stand_in_the_order_of_their_flags():
+    """A fingerprint of a trained model covers the file: data, model and training flags, by name."""
+    flags = [{"z_data": 0, "a_data": 1, "output_dir": "d"}, {"b_model": 2}, {"a_training": 3}]
+    described = run_description(flags, models=[], parts={})
+    assert list(described)[3:] == ["a_data", "z_data", "b_model", "a_training"]
