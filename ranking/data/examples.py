@@ -4,9 +4,24 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 Votes = dict[tuple[int, int], tuple[float, float]]
+Message = dict[str, Any]  # role (system, user, assistant, tool), content, what templates read
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A prompt as chat messages, which a chat template renders.
+
+    The last message is the user's or a tool's, or an assistant turn that the completion goes on
+    with. tools, template_kwargs: what else the template is given for this example.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -16,7 +31,9 @@ class PreferenceExample:
     id: content hash plus occurrence number. prompt_id: examples with one id form a cluster.
     separators: what stands between the prompt and each completion. ranks: 1 = best, equal = tied.
     votes: for a pair (i, j), i < j, how many raters preferred each (a "tie" vote counts half for
-    both), or None.
+    both), or None. prompt: what a model without a chat template is given; dialogue: the same as
+    messages, where the data are a dialogue. groups: columns by which results are also given, such
+    as subset or domain, with their values.
     """
 
     id: str
@@ -28,6 +45,8 @@ class PreferenceExample:
     votes: Votes | None
     dataset: str
     row: int
+    dialogue: Dialogue | None = None
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,7 @@ def fingerprint(examples: Sequence[PreferenceExample]) -> str:
         [
             json.dumps(
                 [e.id, e.prompt_id, e.row, e.separators, e.ranks, sorted((e.votes or {}).items())]
+                + [vars(e.dialogue)] * (e.dialogue is not None)
             )
             for e in examples
         ]

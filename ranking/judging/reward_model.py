@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from jinja2 import TemplateError
 
+from ranking.data.dialogues import is_begun, parse_dialogue
 from ranking.plumbing.processes import announce
 from ranking.scoring.loading import (
     check_adapter_weights,
@@ -15,8 +16,6 @@ from ranking.scoring.models import LOADING_ERRORS, explain, resolve_model
 from ranking.scoring.rotary import forget_lengths, length_class
 from ranking.scoring.tokenization import (
     check_vocabulary,
-    is_begun,
-    parse_dialogue,
     without_endings,
 )
 
@@ -67,7 +66,7 @@ def reward_ids(tokenizer, prompt: str, response: str) -> list[int]:
     response = without_endings(tokenizer, response, None).strip()
     if tokenizer.chat_template is not None:
         messages = parse_dialogue(prompt)
-        begun = f"{messages.pop()['content']} " if is_begun(prompt) else ""
+        begun = f"{messages.pop()['content']} " if is_begun(messages) else ""
         messages.append({"role": "assistant", "content": begun + response})
         try:
             return tokenizer.apply_chat_template(messages, return_dict=False)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
-from ranking.data.examples import PreferenceExample
+from ranking.data.dialogues import is_begun, parse_dialogue
+from ranking.data.examples import Dialogue, PreferenceExample
 from ranking.data.schemas import Dropped
 from ranking.scoring.loading import unwrap
 
@@ -46,44 +47,16 @@ def exact_offset_tokenizer(tokenizer) -> Tokenizer:
     return fast
 
 
-def parse_dialogue(prompt: str) -> list[dict[str, str]]:
-    """Chat messages of a prompt: `\\n\\nHuman:`/`\\n\\nAssistant:` turns, or one user message.
-
-    Text before the first turn is the system message (the user's, if the assistant speaks first).
-    """
-    parts = re.split(r"(?:^|\n\n)(Human|Assistant):", prompt)
-    if len(parts) < 3:
-        return [{"role": "user", "content": prompt.strip()}]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    messages: list[dict[str, str]] = []
-    if parts[0].strip():
-        first = "system" if parts[1] == "Human" else "user"
-        messages.append({"role": first, "content": parts[0].strip()})
-    for role, text in zip(parts[1::2], map(str.strip, parts[2::2])):
-        if role == "Assistant" and not text:
-            continue  # it opens the turn that is to come
-        if messages and messages[-1]["role"] == roles[role]:
-            both = filter(None, (messages[-1]["content"], text))
-            messages[-1]["content"] = "\n\n".join(both)
-        else:
-            messages.append({"role": roles[role], "content": text})
-    return messages or [{"role": "user", "content": ""}]
-
-
-def is_begun(prompt: str) -> bool:
-    """Whether a prompt ends inside an assistant turn, which the completion goes on with."""
-    return parse_dialogue(prompt)[-1]["role"] == "assistant"
-
-
 def chat_prompt(tokenizer, prompt: str) -> str:
     """The prompt in the chat template, up to where a completion begins.
 
     ValueError where the template refuses the dialogue.
     """
-    begun = is_begun(prompt)
+    messages = parse_dialogue(prompt)
+    begun = is_begun(messages)
     try:
         return tokenizer.apply_chat_template(
-            parse_dialogue(prompt),
+            messages,
             tokenize=False,
             add_generation_prompt=not begun,
             continue_final_message=begun,
@@ -127,6 +100,7 @@ class Texts(NamedTuple):
     completions: Sequence[str]
     separators: Sequence[str] | None = None
     ranks: Sequence[int] | None = None
+    dialogue: Dialogue | None = None
 
 
 class Tokenized(NamedTuple):
@@ -209,7 +183,7 @@ def in_chat(
 ) -> tuple[list[str], list[str]]:
     """Separators and completions as a chat template takes them: stripped, with nothing between,
     but for a turn that the prompt has begun: white space that the template strips stays."""
-    space = prompt[len(prompt.rstrip()) :] if is_begun(prompt) else None
+    space = prompt[len(prompt.rstrip()) :] if is_begun(parse_dialogue(prompt)) else None
     between = [
         "" if space is None else space + s + text[: len(text) - len(text.lstrip())]
         for s, text in zip(separators, completions, strict=True)

@@ -6,7 +6,8 @@ from conftest import make_tokenizer, reasons_to_drop, tokenize
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ranking.scoring.tokenization import EXAMPLES_PER_CALL, parse_dialogue
+from ranking.data.dialogues import parse_dialogue
+from ranking.scoring.tokenization import EXAMPLES_PER_CALL
 
 PAIRS = [
     ("Hello wor", ["ld is here", "k"]),  # mid-word
