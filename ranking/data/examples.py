@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Votes = dict[tuple[int, int], tuple[float, float]]
@@ -84,7 +84,8 @@ def fingerprint(examples: Sequence[PreferenceExample]) -> str:
         [
             json.dumps(
                 [e.id, e.prompt_id, e.row, e.separators, e.ranks, sorted((e.votes or {}).items())]
-                + [vars(e.dialogue)] * (e.dialogue is not None)
+                + ([asdict(e.dialogue)] if e.dialogue is not None else [])
+                + [e.groups] * bool(e.groups)
             )
             for e in examples
         ]
