@@ -1,6 +1,7 @@
 """Columns by other names (`--columns`), and columns that results are grouped by (`--group-by`)."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,10 @@ def has_column(row: Row, path: str) -> bool:
 
 def check_known(flag: str, paths: Iterable[str], rows: Sequence[Row], file: Path | str) -> None:
     """Raise ValueError for a column that no row has; it names the nearest one."""
+    some = rows if isinstance(rows, list) else [rows[0]]  # all rows of a table have all columns
     for path in paths:
-        if not any(has_column(row, path) for row in rows):
-            columns = list(dict.fromkeys(column for row in rows[:100] for column in row))
+        if not any(has_column(row, path) for row in some):
+            columns = list(dict.fromkeys(column for row in some[:100] for column in row))
             close = difflib.get_close_matches(path, columns, 1, 0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(
@@ -64,8 +66,10 @@ def check_known(flag: str, paths: Iterable[str], rows: Sequence[Row], file: Path
             )
 
 
-def renamed(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+def renamed(rows: list[Row], columns: Mapping[str, str] | None) -> list[Row]:
     """Rows under the names that schemas know; a column that is named so by itself is left out."""
+    if not columns:
+        return rows
     targets = {target: source for target, source in columns.items() if target != "group"}
     gone = {*targets, *targets.values()}
     return [
@@ -81,21 +85,22 @@ def group_columns(rows: Sequence[Row], group_by: Sequence[str] | None) -> list[s
         return list(group_by)
     names = {plain_name(column) for column in GROUP_COLUMNS}
     candidates = [column for column in rows[0] if plain_name(column) in names]
-    found = []
-    for column in candidates:
-        values: set[str] = set()
-        for row in rows:
-            value = row.get(column)
-            if value is not None and not isinstance(value, str):
-                values.clear()
-                break
-            if value:
-                values.add(value)
-            if len(values) > MOST_GROUPS:
-                break
-        if 2 <= len(values) <= MOST_GROUPS:
-            found.append(column)
-    return found
+    return [column for column in candidates if 2 <= count_texts(rows, column) <= MOST_GROUPS]
+
+
+def count_texts(rows: Sequence[Row], column: str) -> int:
+    """How many different texts a column holds, up to one more than `MOST_GROUPS`; 0 where it holds
+    something else."""
+    values: set[str] = set()
+    table: Any = rows
+    for value in (row.get(column) for row in rows) if isinstance(rows, list) else table[column]:
+        if value is not None and not isinstance(value, str):
+            return 0
+        if value:
+            values.add(value)
+        if len(values) > MOST_GROUPS:
+            break
+    return len(values)
 
 
 def groups_of(row: Row, columns: Sequence[str]) -> dict[str, str]:
@@ -108,3 +113,9 @@ def groups_of(row: Row, columns: Sequence[str]) -> dict[str, str]:
         if value not in (None, ""):
             groups[column] = f"{value}"
     return groups
+
+
+def file_domain(where: str) -> dict[str, str]:
+    """The domain of a row of RM-Bench, which its files are named by (`chat_filtered.json`)."""
+    found = re.search(r"([\w-]+)_filtered\.", where)
+    return {"domain": found[1]} if found else {}
