@@ -10,6 +10,7 @@ import numpy as np
 from ranking.data.examples import dataset_label
 from ranking.metrics.accuracy import AccuracyRow
 from ranking.plumbing.result_files import Record
+from ranking.reports.groups import groups_to_show
 from ranking.reports.labels import (
     SYMBOLS,
     by_normalization,
@@ -47,7 +48,8 @@ def accuracy_table(rows: Sequence[AccuracyRow], published: Published | None = No
     """Tables 2-5: a line per dataset and model, R̃ and R with their 95 % Wilson intervals.
 
     With published numbers: those and the differences, with a * where the published number lies
-    outside the interval. Without: as one run shows it, with K, what was dropped, and ties.
+    outside the interval. Without: as one run shows it, with K, what was dropped, ties, and a line
+    for each group of examples and for the mean over groups.
     """
     accuracies = accuracies_of(rows)
     if not accuracies or not all("wilson_95" in row for row in accuracies):
@@ -86,7 +88,24 @@ def accuracy_table(rows: Sequence[AccuracyRow], published: Published | None = No
         if alone:
             line += [str(sum(row["dropped"].values())), str(row["n_examples_with_ties"])]
         lines.append(line)
+        if alone:
+            lines += group_lines([pair[kind] for kind in SYMBOLS], len(columns))
     return columns, lines
+
+
+def group_lines(pair: Sequence[AccuracyRow], width: int) -> list[list[str]]:
+    """Lines of `accuracy_table` for the groups of one dataset; pair: its rows for R̃ and R."""
+    lines = []
+    for label, entries in groups_to_show(pair):
+        line = [label]
+        if entries:
+            first = entries[0]
+            line += ["", str(first.get("n", "")), percent(first["chance"])]
+            for entry in entries:
+                interval = entry["wilson_95"] if "wilson_95" in entry else entry["bootstrap_95"]
+                line.append(with_interval(entry["value"], interval, digits=1))
+        lines.append(line + [""] * (width - len(line)))
+    return lines
 
 
 def show_accuracy(rows: Sequence[AccuracyRow]) -> None:

@@ -37,6 +37,7 @@ class ExampleRecord(TypedDict):
     model: str
     config_hash: str  # of NAME.config.json
     prompt: str
+    groups: dict[str, str]  # column → value: what results are also given by
     ranks: list[int]  # 1: best, equal: tied
     votes: dict[str, list[float]] | None  # "i,j" → raters who preferred i, and j
     completions: list[ScoredCompletion]
@@ -67,6 +68,7 @@ def example_record(
         "model": model,
         "config_hash": config_hash,
         "prompt": example.prompt,
+        "groups": dict(example.groups),
         "ranks": list(example.ranks),
         "votes": recorded_votes(example),
         "completions": [
@@ -95,7 +97,8 @@ def load_examples(path: str) -> list[Record]:
     unfinished = Path(f"{own}.config.json").exists() and not any(map(os.path.isfile, summaries))
     if part_files(Path(path)) or unfinished:
         raise ValueError(f"{path} is of an unfinished run: give the command that began it again")
-    needed = ExampleRecord.__annotations__.keys() - {"dataset_config", "config_hash"}  # newer
+    newer = {"dataset_config", "config_hash", "groups"}
+    needed = ExampleRecord.__annotations__.keys() - newer
     for number, record in enumerate(records, start=1):
         if not needed <= record.keys():
             raise ValueError(f"{path}: row {number}: not an examples file of the ranking script")
@@ -127,6 +130,7 @@ def planned_records(datasets: Sequence[PreferenceData]) -> list[Record]:
             "id": example.id,
             "row": example.row,
             "prompt": example.prompt,
+            "groups": dict(example.groups),
             "ranks": list(example.ranks),
             "votes": recorded_votes(example),
             "completions": [
