@@ -52,3 +52,8 @@ def groups_to_show(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[di
             lines.append((f"  {column}: {n_left} smaller: by_group in the summary", []))
         lines.append((f"  {column}: mean over {n}", [row["mean_over_groups"][k] for row in rows]))
     return lines
+
+
+def has_groups(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any row has groups to show."""
+    return any(columns_to_show(row) for row in rows)

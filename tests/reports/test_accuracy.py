@@ -4,7 +4,11 @@ import matplotlib.pyplot as plt
 import pytest
 from result_rows import HH, ranking_rows
 
-from ranking.reports.accuracy import accuracy_table, plot_ranking_accuracy
+from ranking.reports.accuracy import (
+    accuracy_table,
+    plot_accuracy_by_group,
+    plot_ranking_accuracy,
+)
 
 ROWS = [
     {"dataset_name": name, "dataset_split": None, "model": "m", "calib_property": f"ranking_{kind}",
@@ -139,3 +143,24 @@ def test_the_largest_30_groups_are_shown():
              "mean_over_groups": [{"column": "url", "n_groups": 5000, "value": None}]}
             for row in grouped_rows([])]  # fmt: skip
     assert accuracy_table(many)[1][1][0] == "  url: 5000 values, too many for groups"
+
+
+def test_figure_of_groups(tmp_path, monkeypatch):
+    """R̃ left, R right, a place for each group; of 40 groups, the 30 largest."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    plot_accuracy_by_group(grouped_rows(["chat", "math"]), tmp_path / "g.png")
+    left, right = plt.gcf().axes
+    for axes, value in ((left, 50), (right, 60)):
+        (marks,) = axes.containers
+        assert list(marks.lines[0].get_xdata()) == pytest.approx([value] * 2)
+        assert list(marks.lines[0].get_ydata()) == [0, 1]
+        (bars,) = marks.lines[2]
+        assert [s[:, 0].tolist() for s in bars.get_segments()] == [pytest.approx([40, 70])] * 2
+        (mean,) = [x for x in axes.lines if x.get_label() == "gpt2, mean over groups"]
+        assert mean.get_xdata()[0] == pytest.approx(value)
+    assert [text.get_text() for text in left.get_yticklabels()] == ["chat (n = 1)", "math (n = 2)"]
+    plot_accuracy_by_group(grouped_rows([f"{k:02}" for k in range(40)]), tmp_path / "g.png")
+    axes = plt.gcf().axes[0]
+    assert len(axes.get_yticklabels()) == 30 and "30 largest of 40" in axes.get_title()
+    with pytest.raises(ValueError, match="no column of groups"):
+        plot_accuracy_by_group(ranking_rows(), tmp_path / "g.png")
