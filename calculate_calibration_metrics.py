@@ -12,9 +12,11 @@ examples file when the same command is given again. Many devices:
 """
 
 import argparse
+from typing import Any
 
 from ranking.data.hub import DATASETS
 from ranking.metrics.accuracy import compare_runs, summarize_dataset
+from ranking.metrics.benchmarks import summarize_benchmarks
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.outputs import plan_output
 from ranking.plumbing.processes import process_rank
@@ -27,6 +29,7 @@ from ranking.reports.accuracy import (
     show_accuracy,
     show_comparison,
 )
+from ranking.reports.benchmarks import show_benchmarks
 from ranking.reports.groups import has_groups
 from ranking.reports.style import draw
 from ranking.scoring.comparable import (
@@ -48,7 +51,7 @@ from ranking.scoring.flags import (
 from ranking.scoring.models import check_model_path, check_revision, find_model
 from ranking.scoring.run_config import dataset_facts, make_run_config
 
-WRITES = ("examples.jsonl", "config.json", "png", "groups.png")
+FILES_BESIDE = ("examples.jsonl", "config.json", "png", "groups.png")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -72,7 +75,11 @@ def main(args: argparse.Namespace) -> None:
     check_model_path(args.lm_name_or_path)
     check_revision("--revision", args.revision, args.lm_name_or_path)
     output = plan_output(
-        args.output_dir, args.output_filename, args.overwrite, [*args.dataset, args.compare], WRITES
+        args.output_dir,
+        args.output_filename,
+        args.overwrite,
+        [*args.dataset, args.compare],
+        FILES_BESIDE,
     )
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS))
     found = find_model(args.lm_name_or_path, args.revision, args.dtype, args.device)
@@ -90,12 +97,16 @@ def main(args: argparse.Namespace) -> None:
     )
     if process_rank() > 0:
         return  # the first process has all records and reports
-    rows, records = [], []
-    for data, result in zip(datasets, scored):
-        if result.records:
-            common = {**dataset_facts(data, config), **result.facts}
-            rows += summarize_dataset(result.records, common, args.include_ties, args.seed)
-            records += result.records
+    parts = [
+        (result.records, {**dataset_facts(data, config), **result.facts})
+        for data, result in zip(datasets, scored)
+        if result.records
+    ]
+    records = [record for of_dataset, _ in parts for record in of_dataset]
+    rows: list[Any] = []
+    for of_dataset, common in parts:
+        rows += summarize_dataset(of_dataset, common, args.include_ties, args.seed)
+    rows += summarize_benchmarks(parts, args.seed)
 
     draw(plot_ranking_accuracy, rows, output.picture)
     groups = output.beside("groups.png") if has_groups(rows) else None
@@ -105,6 +116,7 @@ def main(args: argparse.Namespace) -> None:
         output.beside("groups.png").unlink(missing_ok=True)  # of a run that was overwritten
     write_json_lines(output.summary, rows)  # last: it marks the run as finished
     show_accuracy(rows)
+    show_benchmarks(rows)
     if other is not None:
         shared = shared_examples(records, other.records)
         announce_uneven_cuts(shared)

@@ -6,7 +6,7 @@ completion; `ranks` the human order, 1 = best, equal = tied.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple, TypedDict
 
@@ -124,7 +124,7 @@ class Outcome(NamedTuple):
     p_value: float | None = None  # of a correlation
 
 
-def groups_of(record: dict[str, Any]) -> Groups:
+def record_groups(record: Mapping[str, Any]) -> Groups:
     """Column → value; {} in files from before there were groups."""
     return record.get("groups") or {}
 
@@ -262,7 +262,7 @@ def summarize_dataset(
             p_values = [o.p_value for o in outcomes if o.p_value is not None]
             has_chance = metric == "acc" and not include_ties
             by_group, over_groups = accuracy_by_group(
-                [groups_of(record) for record, _ in measured], clusters, seed, top, bottom,
+                [record_groups(record) for record, _ in measured], clusters, seed, top, bottom,
                 chances=[chance_level(r["ranks"]) for r, _ in measured] if has_chance else None,
                 is_share=metric in SHARES,
             )  # fmt: skip

@@ -128,6 +128,8 @@ def show_accuracy(rows: Sequence[AccuracyRow]) -> None:
 def report_accuracy_ties(rows: Sequence[AccuracyRow]) -> None:
     """A line where untied pairs have exactly equal scores, and a warning where they decide."""
     for row in rows:
+        if "n_exact_ties" not in row:
+            continue  # a benchmark, where they are wrong
         metric, kind = row["distance_metric"], row["calib_property"].removeprefix("ranking_")
         where = f"{dataset_label(row['dataset_name'], row['dataset_split'])}, {kind}"
         value, strict = row["distance_metric_value_mean"], row["mean_if_exact_ties_are_wrong"]
@@ -174,7 +176,7 @@ def log_accuracy(
         name = row["dataset_name"]
         if names.count(name) > 1:
             name = dataset_label(name, row["dataset_split"])
-        key = f"{name}/{row['calib_property']}/{row['distance_metric']}"
+        key = f"{row.get('benchmark', name)}/{row['calib_property']}/{row['distance_metric']}"
         run.summary[key] = row["distance_metric_value_mean"]
     examples = [
         {
