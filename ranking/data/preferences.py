@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ranking.data.examples import PreferenceData, PreferenceExample, Votes, content_hash
-from ranking.data.files import Origins, Progress, Rows, pick_rows, place
+from ranking.data.files import Origins, Progress, Rows, place
 from ranking.data.hub import DATASETS, Source, split_name
 from ranking.data.joining import (
     are_whole_texts,
@@ -101,19 +101,19 @@ def sample_and_convert(
         notes.append(f"{len(rows)} examples, fewer than the {sample_size} asked for: all taken")
     streamed = streamed or (source is not None and source.streamed)
     picked = range(len(rows)) if whole else sampled_rows(len(rows), sample_size, seed, streamed)
-    drawn = pick_rows(rows, picked)
-    if not isinstance(rows, list):
-        check_columns(drawn, picked, needed, origins)
+    drawn = rows if isinstance(rows, list) else [rows[index] for index in picked[:1000]]
+    if not isinstance(rows, list):  # of a table, the rows that are drawn are made
+        check_columns((rows[index] for index in picked), picked, needed, origins)
     joined_texts = reader in (read_pair, read_list)
-    whole_texts = joined_texts and are_whole_texts(rows if isinstance(rows, list) else drawn)
+    whole_texts = joined_texts and are_whole_texts(drawn)
     examples: list[PreferenceExample] = []
     dropped: Counter[str] = Counter()
     occurrences: Counter[str] = Counter()
     n_repeated = n_kept = 0
-    for index, row in zip(picked, drawn):
-        number = row["row"] if reader is read_rated_pair else index
+    for index in picked:
+        number = rows[index]["row"] if reader is read_rated_pair else index
         try:
-            prompt, completions, ranks, votes, cluster = reader(row)
+            prompt, completions, ranks, votes, cluster = reader(rows[index])
             rest = [without_prompt(prompt, c) for c in completions] if joined_texts else [None]
             repeated = None not in rest and (whole_texts or ends_with_marker(prompt.rstrip()))
             n_kept += not repeated and any(rest)
@@ -198,7 +198,11 @@ def explain_drops(dropped: Counter[str], whole_dialogue: Row | None) -> str:
 
 def is_unicode(texts: Sequence[str]) -> bool:
     """False if a text holds half of a surrogate pair, which no tokenizer takes."""
-    return not any("\ud800" <= character <= "\udfff" for text in texts for character in text)
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def reason_to_drop(
