@@ -210,7 +210,11 @@ def explain_drops(dropped: Counter[str], whole_dialogue: Row | None) -> str:
 
 def is_unicode(texts: Sequence[str]) -> bool:
     """False if a text holds half of a surrogate pair, which no tokenizer takes."""
-    return not any("\ud800" <= character <= "\udfff" for text in texts for character in text)
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def reason_to_drop(reading: Reading, include_ties: bool) -> str | None:
