@@ -10,9 +10,9 @@ from typing import NamedTuple
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
+from ranking.data.cells import Dropped
 from ranking.data.dialogues import is_begun, parse_dialogue
 from ranking.data.examples import Dialogue, PreferenceExample
-from ranking.data.schemas import Dropped
 from ranking.scoring.loading import unwrap
 
 EXAMPLES_PER_CALL = 512  # of the tokenizer, whose encodings are 100 times as large as their ids
