@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ranking.data.schemas import SCHEMAS, Row
+from ranking.data.cells import Row
+from ranking.data.schemas import SCHEMAS
 
 LINES = (".jsonl", ".ndjson")
 TABLES = (".parquet", ".arrow")

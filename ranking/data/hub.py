@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from ranking.data.cells import Row
 from ranking.data.files import LINES, Origins, Progress, Rows, file_kind, read_files
 from ranking.data.folders import (
     Layout,
@@ -19,7 +20,6 @@ from ranking.data.folders import (
     files_below,
     repository_layout,
 )
-from ranking.data.schemas import Row
 
 ALPACA_FARM = "tatsu-lab/alpaca_eval"
 ALPACA_FARM_FILE = "alpaca_farm_human_crossannotations"
