@@ -1,7 +1,7 @@
 """One dataset → preference examples: rows are read, drawn, converted; drops counted by reason."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ranking.data.examples import PreferenceData, PreferenceExample, Votes, content_hash
-from ranking.data.files import Origins, place, read_path
-from ranking.data.hub import DATASETS, Source, hub_dataset_commit, read_hub, split_name
+from ranking.data.files import Origins, Progress, Rows, place
+from ranking.data.hub import DATASETS, Source, split_name
 from ranking.data.joining import (
     are_whole_texts,
     ends_with_marker,
@@ -28,8 +28,8 @@ from ranking.data.schemas import (
     recognize_schema,
     unread_prompt_column,
 )
-
-SAMPLE_FILE = Path(__file__).parents[2] / "data" / "sample_preferences.jsonl"
+from ranking.data.sources import SAMPLE_FILE as SAMPLE_FILE
+from ranking.data.sources import read_dataset
 
 
 def load_preferences(
@@ -42,59 +42,33 @@ def load_preferences(
     include_ties: bool = False,
     stream_shuffle_buffer: int = 0,
     separator: str | None = None,
+    progress: Progress | None = None,
 ) -> PreferenceData:
-    """Load one dataset: a name of `DATASETS`, "sample", or a local file or directory.
+    """Load one dataset: "sample", a hub name, or a local file or directory.
 
     `sample_size` examples are drawn without replacement by `default_rng(seed)` before anything is
     dropped (streamed datasets: the first rows); None takes all. Dropped and counted by reason: no
     common prompt, empty completion, identical completions, missing score, no preference, fewer
     than two completions, lone surrogate, and, unless `include_ties`, all ranks tied.
     `separator` replaces what joins prompts and completions; in it, backslash and n are a newline
-    (t: a tab), as a shell passes them.
+    (t: a tab), as a shell passes them. `progress` makes the bar of a large file.
     Raises FileNotFoundError, OSError or ValueError with one line: file, row, what was found.
     """
-    name, config, named_split = split_name(spec)
-    split = named_split or split
-    source = DATASETS.get(name)
-    path = Path(name)
-    if name == "sample":
-        path = SAMPLE_FILE
-    elif name in DATASETS:
-        config, split = config or source.config, split or source.split
-        path = Path(data_dir) / name if data_dir is not None else None
-        if path is not None and config != source.config:
-            raise ValueError(f"--dataset {spec}: --data-dir holds no configurations")
-        if path is not None and not path.is_dir():
-            raise FileNotFoundError(f"--data-dir {data_dir} has no folder {name}")
-    elif data_dir is not None and not path.exists():
-        path = Path(data_dir) / name
-    if path is not None and not path.exists():
-        raise FileNotFoundError(
-            f"unknown dataset {name!r}: no such file, and not one of sample, {', '.join(DATASETS)}"
-        )
-    if path is None:
-        rows = read_hub(name, source, config, split, sample_size, stream_shuffle_buffer, seed)
-        origins: Origins = [(name, len(rows))]
-    else:
-        if path.is_file() and split is not None:
-            raise ValueError(f"{name}, split {split}: {path.name} is one file, without splits")
-        rows, origins = read_path(path, split)
-    if not rows:
-        raise ValueError(f"{path or name}: no rows")
+    found = read_dataset(spec, split, data_dir, sample_size, stream_shuffle_buffer, seed, progress)
+    name = split_name(spec)[0]
+    if not len(found.rows):
+        raise ValueError(f"{found.origins[0][0]}: no rows")
     if separator is not None:
         separator = separator.replace("\\n", "\n").replace("\\t", "\t")
     data = sample_and_convert(
-        rows, origins, (name, config, split), source, sample_size, seed, include_ties, separator
-    )
-    if path is not None:
-        return data
-    commit = hub_dataset_commit(name)
-    data.notes.append(f"commit {commit or 'unknown'}")
-    return replace(data, commit=commit)
+        found.rows, found.origins, (name, found.part.config, found.part.split), DATASETS.get(name),
+        sample_size, seed, include_ties, separator, streamed=found.streamed,
+    )  # fmt: skip
+    return replace(data, notes=[*data.notes, *found.notes], commit=found.commit)
 
 
 def sample_and_convert(
-    rows: list[Row],
+    rows: Rows,
     origins: Origins,
     names: tuple[str, str | None, str | None],
     source: Source | None,
@@ -102,6 +76,7 @@ def sample_and_convert(
     seed: int,
     include_ties: bool,
     separator: str | None,
+    streamed: bool = False,
 ) -> PreferenceData:
     """Draw rows, turn them into examples, and count what is dropped by reason.
 
@@ -114,7 +89,8 @@ def sample_and_convert(
         raise ValueError(f"{file}: {error}") from None
     joint = source.separator if source is not None else joint
     joint = joint if separator is None else separator
-    check_columns(rows, needed, origins)
+    if isinstance(rows, list) or reader is read_rated_pair:
+        check_columns(rows, range(len(rows)), needed, origins)
     notes = []
     if reader is read_rated_pair:
         rows, n_missing = group_votes(rows, partial(place, origins))
@@ -123,10 +99,13 @@ def sample_and_convert(
     whole = sample_size is None or sample_size > len(rows)
     if whole and sample_size is not None:
         notes.append(f"{len(rows)} examples, fewer than the {sample_size} asked for: all taken")
-    streamed = source is not None and source.streamed
+    streamed = streamed or (source is not None and source.streamed)
     picked = range(len(rows)) if whole else sampled_rows(len(rows), sample_size, seed, streamed)
+    drawn = rows if isinstance(rows, list) else [rows[index] for index in picked[:1000]]
+    if not isinstance(rows, list):  # of a table, the rows that are drawn are made
+        check_columns((rows[index] for index in picked), picked, needed, origins)
     joined_texts = reader in (read_pair, read_list)
-    whole_texts = joined_texts and are_whole_texts(rows)
+    whole_texts = joined_texts and are_whole_texts(drawn)
     examples: list[PreferenceExample] = []
     dropped: Counter[str] = Counter()
     occurrences: Counter[str] = Counter()
@@ -180,10 +159,12 @@ def sample_and_convert(
     return PreferenceData(*names, joint, examples, dict(dropped), notes)
 
 
-def check_columns(rows: Sequence[Row], needed: Sequence[str], origins: Origins) -> None:
+def check_columns(
+    rows: Iterable[Row], numbers: Iterable[int], needed: Sequence[str], origins: Origins
+) -> None:
     """Raise ValueError for the first row without a column that is needed, or with a part of its
     prompt in one that is not read."""
-    for number, row in enumerate(rows):
+    for number, row in zip(numbers, rows):
         if not set(needed) <= row.keys():
             missing = ", ".join(column for column in needed if column not in row)
             raise ValueError(
@@ -217,7 +198,11 @@ def explain_drops(dropped: Counter[str], whole_dialogue: Row | None) -> str:
 
 def is_unicode(texts: Sequence[str]) -> bool:
     """False if a text holds half of a surrogate pair, which no tokenizer takes."""
-    return not any("\ud800" <= character <= "\udfff" for text in texts for character in text)
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def reason_to_drop(

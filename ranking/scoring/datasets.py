@@ -6,6 +6,7 @@ from pathlib import Path
 from ranking.data.examples import PreferenceData, dataset_label, describe_joining
 from ranking.data.hub import DATASETS, split_name
 from ranking.data.preferences import load_preferences
+from ranking.plumbing.command_line import progress_bar
 from ranking.plumbing.processes import announce
 
 
@@ -19,7 +20,7 @@ def load_datasets(
     include_ties: bool = False,
     stream_shuffle_buffer: int = 0,
     separator: str | None = None,
-    chat_template: bool = False,
+    chat_template: str = "auto",
 ) -> list[PreferenceData]:
     """The datasets asked for, as `load_preferences` gives them. Raises as it does, and ValueError
     for a dataset given twice, or a flag of the data that does nothing on any of them."""
@@ -29,11 +30,11 @@ def load_datasets(
         data = load_preferences(
             spec, sample_size=sample_size, seed=seed, split=split, data_dir=data_dir,
             include_ties=include_ties, stream_shuffle_buffer=stream_shuffle_buffer,
-            separator=separator,
+            separator=separator, progress=progress_bar,
         )  # fmt: skip
         dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
         messages = [f"{len(data.examples)} examples, dropped: {dropped}", *data.notes]
-        if not chat_template:
+        if chat_template != "always":
             messages.append(describe_joining(data.examples))
         for message in messages:
             announce(f"{dataset_label(data.name, data.split)}: {message}")
@@ -60,18 +61,19 @@ def check_data_flags(
     whole = sample_size is None
     idle: dict[str, list[str]] = {}
     for spec in specs:
-        name, _, named_split = split_name(spec)
+        name, config, named_split = split_name(spec)
         source = DATASETS.get(name)
         own = name == "sample" or (source is None and Path(name).exists())
-        large = source is not None and source.streamed
-        streamed = large and data_dir is None and not whole
-        first_rows = large and not (streamed and stream_shuffle_buffer)
+        hub = not own and data_dir is None
+        first_rows = source is not None and source.streamed and not stream_shuffle_buffer
         for flag, does_nothing in (
-            ("--split (it names one)", split is not None and named_split is not None),
+            ("--split (it names one)", split is not None and named_split is not None and (
+                config is not None or (source is not None and named_split in source.splits))),
             ("--data-dir (a file of its own)", data_dir is not None and own),
-            ("--stream-shuffle-buffer (not streamed)", stream_shuffle_buffer and not streamed),
+            ("--stream-shuffle-buffer (not streamed)", stream_shuffle_buffer and not (
+                hub and not whole and (source is None or source.streamed))),
             ("--seed (all, or the first rows, are taken)", seed and (whole or first_rows)),
-        ):
+        ):  # fmt: skip
             if does_nothing:
                 idle.setdefault(flag, []).append(spec)
     for flag, idle_specs in idle.items():

@@ -55,8 +55,12 @@ def test_shards_hub_clones_and_saved_datasets(tmp_path):
     clone = str(tmp_path / "clone")
     assert len(load_preferences(clone, split="train").examples) == 20
     assert load_training_splits(clone, train_split="train", eval_split="train")[0]
-    with pytest.raises(FileNotFoundError, match="expected one data file, found test-00000"):
-        load_preferences(clone)
+    data = load_preferences(clone)
+    assert (data.split, len(data.examples), data.notes) == (
+        "test",
+        1,
+        ["split test of test, train"],
+    )
     write(tmp_path / "flat" / "train-00001-of-00002.jsonl", [rows[3], {**rows[4], "chosen": 1}])
     with pytest.raises(ValueError, match="train-00001-of-00002.jsonl: row 2: column 'chosen'"):
         load_preferences(str(tmp_path / "flat"))
@@ -86,8 +90,9 @@ def test_shards_hub_clones_and_saved_datasets(tmp_path):
     assert len(load_preferences(str(tmp_path / "two"), split="test").examples) == 1
     parts, _ = load_training_splits(str(tmp_path / "two"), eval_split="train")
     assert len(parts["train"].examples) == 16
-    with pytest.raises(FileNotFoundError, match="found test, train"):
-        load_preferences(str(tmp_path / "two"))
+    assert load_preferences(str(tmp_path / "two")).split == "test"
+    with pytest.raises(FileNotFoundError, match="expected split 'dev', found test, train"):
+        load_preferences(str(tmp_path / "two"), split="dev")
 
 
 def test_unreadable_files(tmp_path):
