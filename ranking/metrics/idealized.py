@@ -11,9 +11,14 @@ from ranking.metrics.accuracy import (
     ScoringColumns,
     SettingColumns,
     TextColumns,
+)
+from ranking.metrics.groups import (
+    GroupColumns,
+    GroupMeanColumns,
+    Groups,
+    group_means,
     record_groups,
 )
-from ranking.metrics.groups import GroupColumns, GroupMeanColumns, Groups, group_means
 from ranking.metrics.intervals import bootstrap_95
 
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)
