@@ -115,6 +115,8 @@ DATA_KINDS = [
          "where a grade is a list of raters'", ""),
     Kind("tree", "message_tree_id, prompt with replies", "OpenAssistant/oasst (trees)",
          "dialogue; an example for each prompt with two ranked replies", "≥ 2", "", ""),
+    Kind("messages of trees", "message_id, parent_id, text, role, rank", "OpenAssistant/oasst1",
+         "dialogue; the same", "≥ 2", "", ""),
 ]  # fmt: skip
 
 

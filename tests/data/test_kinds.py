@@ -158,6 +158,10 @@ EXPECTED = {
         T, (1, 1), {(0, 1): (1.5, 1.5)}),
     "OpenAssistant/oasst (trees)": (
         [{"message_tree_id": "x", "prompt": {"text": ASK, "role": "prompter", "replies": replies(BEST, WORST)}}], M, (1, 2), None),
+    "OpenAssistant/oasst1": (
+        [{"message_id": "q", "parent_id": None, "text": ASK, "role": "prompter", "rank": None},
+         {"message_id": "b", "parent_id": "q", "text": BEST, "role": "assistant", "rank": 1.0},
+         {"message_id": "w", "parent_id": "q", "text": WORST, "role": "assistant", "rank": 0.0}], M, (2, 1), None),
 }  # fmt: skip
 
 
@@ -315,6 +319,14 @@ def test_earlier_turns_and_context(tmp_path):
     assert list(first.dialogue.messages) == [*history, said("user", "Why?")]
     assert list(second.dialogue.messages) == [USER]  # which the context holds already
     assert third.prompt == "Why?" and third.dialogue is None
+    pairs = [
+        {"prompt": "Why?", "history": h, **PAIR}
+        for h in ([[ASK, BEST]], [{"input": ASK, "output": BEST}])
+    ]
+    for example in load_preferences(write(tmp_path / "h.jsonl", pairs)).examples:
+        assert list(example.dialogue.messages) == [*history, said("user", "Why?")]
+    numbered = [{"prompt": ASK, "turns": 1, **PAIR}]  # a number is no part of the prompt
+    assert load_preferences(write(tmp_path / "n.jsonl", numbered)).examples[0].prompt == ASK
     text = [{"prompt": ASK, "context": "Trees are tall.", **PAIR}]
     (example,) = load_preferences(write(tmp_path / "c.jsonl", text)).examples
     assert example.prompt == "Trees are tall.\n\n" + ASK and example.dialogue is None
