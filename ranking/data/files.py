@@ -41,10 +41,11 @@ def file_kind(path: Path) -> str | None:
     return next((suffix for suffix in reversed(suffixes) if suffix in FILE_SUFFIXES), None)
 
 
-def read_file(path: Path, progress: Progress | None = None) -> Rows:
+def read_file(path: Path, progress: Progress | None = None, whole: bool = True) -> Rows:
     """Rows of a file, optionally gzipped, by its suffix. ValueError names the row.
 
-    progress: makes a bar for the megabytes of a large file of JSON lines.
+    progress: makes a bar for the megabytes of a large file of JSON lines. whole: all rows are
+    wanted, so that those of a table are made, and it is not kept.
     """
     kind = file_kind(path)
     if kind is None:
@@ -57,7 +58,11 @@ def read_file(path: Path, progress: Progress | None = None) -> Rows:
                 )
             zipped = path.suffix.lower() == ".gz"
             if kind in TABLES:
-                return as_rows([read_table(raw, kind, gzip.decompress if zipped else None)])
+                read = gzip.decompress if zipped else None
+                if whole:
+                    batches = table_batches(raw.name, kind, read)
+                    return [row for batch in batches for row in batch.to_pylist()]
+                return as_rows(list(table_batches(raw.name, kind, read)))
             file: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
             if kind in LINES:
                 show = progress if path.stat().st_size >= LARGE_FILE else None
@@ -113,21 +118,29 @@ def read_csv(file: IO[bytes], delimiter: str) -> list[Row]:
     return rows
 
 
-def read_table(raw: IO[bytes], kind: str, decompress: Callable[[bytes], bytes] | None):
-    """The Arrow table of a parquet or arrow file; an arrow file stays on disk until it is used."""
+def table_batches(
+    path: str, kind: str, decompress: Callable[[bytes], bytes] | None
+) -> Iterator[Any]:
+    """The rows of a parquet or arrow file, a thousand at a time, as Arrow tables."""
     import pyarrow
     import pyarrow.parquet
 
-    source = pyarrow.memory_map(raw.name)
+    source = pyarrow.memory_map(path)
     if decompress is not None:
         source = pyarrow.BufferReader(decompress(source.read()))
     if kind == ".parquet":
-        return pyarrow.parquet.ParquetFile(source).read()
-    try:  # what `datasets` writes, then what Feather and pyarrow's file writer do
-        return pyarrow.ipc.open_stream(source).read_all()
-    except pyarrow.ArrowInvalid:
-        source.seek(0)
-        return pyarrow.ipc.open_file(source).read_all()
+        file = pyarrow.parquet.ParquetFile(source)
+        schema, batches = file.schema_arrow, file.iter_batches(1000)
+    else:
+        try:  # what `datasets` writes, then what Feather and pyarrow's file writer do
+            table = pyarrow.ipc.open_stream(source).read_all()
+        except pyarrow.ArrowInvalid:
+            source.seek(0)
+            table = pyarrow.ipc.open_file(source).read_all()
+        schema, batches = table.schema, table.to_batches(1000)
+    unique_keys([(name, None) for name in schema.names])
+    yield schema.empty_table()
+    yield from (pyarrow.Table.from_batches([batch]) for batch in batches)
 
 
 def as_rows(tables: Sequence[Any]) -> Rows:
@@ -188,10 +201,12 @@ def check_shards(where: Path | str, names: Sequence[str]) -> None:
             )
 
 
-def read_files(files: Sequence[Path], progress: Progress | None = None) -> tuple[Rows, Origins]:
-    """Rows of files, one after the other, and where they stand."""
-    if all(file_kind(file) in TABLES for file in files):
-        parts: list[Any] = [read_file(file) for file in files]
+def read_files(
+    files: Sequence[Path], progress: Progress | None = None, whole: bool = True
+) -> tuple[Rows, Origins]:
+    """Rows of files, one after the other, and where they stand. whole: all of them are wanted."""
+    if not whole and all(file_kind(file) in TABLES for file in files):
+        parts: list[Any] = [read_file(file, whole=False) for file in files]
         try:
             rows = parts[0] if len(parts) == 1 else as_rows([part.data.table for part in parts])
         except Exception as error:  # pyarrow's errors share no base class
