@@ -7,15 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ranking.data.cells import Dropped, Reading, Row
-from ranking.data.columns import check_known, file_domain, group_columns, groups_of, renamed
-from ranking.data.files import Origins, Rows, pick_rows, place
+from ranking.data.columns import RenamedRows, check_known, file_domain, group_columns, groups_of
+from ranking.data.files import Origins, Rows, place
 from ranking.data.gathering import GRADES, expand_trees, group_graded
 from ranking.data.joining import are_whole_texts
 from ranking.data.prompts import unread
-from ranking.data.schemas import Plan, make_plan, recognize_schema, unread_prompt_column
+from ranking.data.schemas import Plan, make_plan, unread_prompt_column
 from ranking.data.votes import NumberedReading, group_raters
-
-GATHERED = ("tree", "graded answers")  # kinds whose examples are no single rows
 
 
 class Drawn(NamedTuple):
@@ -56,43 +54,38 @@ def draw_examples(
     if group_by:
         check_known("--group-by", group_by, rows, file)
     grouped_by = group_columns(rows, group_by)
+    named = RenamedRows(rows, columns) if columns else rows
     try:
-        first = renamed([rows[0]], columns)[0]
-        schema, _ = recognize_schema(list(first), first, columns)
-        if not isinstance(rows, list) and (schema.reader is None or schema.kind in GATHERED):
-            rows = pick_rows(rows, range(len(rows)))
-        picked: Sequence[int] = range(len(rows))
-        if not isinstance(rows, list):
-            picked = sampled_rows(len(rows), sample_size, seed, streamed)
-            rows_read = pick_rows(rows, picked)
-        else:
-            rows_read = rows
-        table = renamed(rows_read, columns)
-        plan = make_plan(table, columns)
+        plan = make_plan(named, columns)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    check_columns(table, picked, plan, origins)
     where = partial(place, origins)
-    items, notes = gather(table, plan, where)
+    listed = isinstance(rows, list)
+    if listed or plan.gather != "rows":  # of a table, only the rows that are drawn are made
+        check_columns(named, range(len(rows)), plan, origins)
+    items, notes = gather(named, plan, where)
     n_items = len(rows) if items is None else len(items)
     if sample_size is not None and sample_size > n_items:
         notes.append(f"{n_items} examples, fewer than the {sample_size} asked for: all taken")
-    kept: Sequence[int] = range(len(table))  # of the items, or of the rows that were read
-    if isinstance(rows, list):
-        kept = sampled_rows(n_items, sample_size, seed, streamed)
-    numbers = [picked[k] if items is None else items[k][0] for k in kept]
+    picked = sampled_rows(n_items, sample_size, seed, streamed)
+    numbers = picked if items is None else [items[k][0] for k in picked]
+    if not listed and items is None:
+        check_columns((named[k] for k in picked), picked, plan, origins)
 
-    def read(k: int) -> Reading:
-        try:
-            reading = plan.read(table[kept[k]]) if items is None else items[kept[k]][1]
-        except ValueError as error:
-            raise ValueError(f"{where(numbers[k])}: {error}") from None
+    def read_item(k: int) -> Reading:
+        reading = plan.read(named[k]) if items is None else items[k][1]
         if isinstance(reading, Dropped):
             raise reading
         return reading
 
+    def read(k: int) -> Reading:
+        try:
+            return read_item(picked[k])
+        except ValueError as error:
+            raise ValueError(f"{where(numbers[k])}: {error}") from None
+
     def groups(k: int) -> dict[str, str]:
-        row = rows_read[numbers[k] if isinstance(rows, list) else k]
+        row = rows[numbers[k]]
         try:
             found = groups_of(row, grouped_by)
         except ValueError as error:
@@ -101,17 +94,10 @@ def draw_examples(
             found |= file_domain(where(numbers[k]))
         return found
 
-    everything = range(n_items) if isinstance(rows, list) else kept
-
-    def read_any(k: int) -> Reading:
-        reading = plan.read(table[k]) if items is None else items[k][1]
-        if isinstance(reading, Dropped):
-            raise reading
-        return reading
-
-    whole_texts = plan.separator is None and are_whole_texts(everything, read_any)
+    some = range(n_items) if listed or items is not None else picked[:1000]
+    whole_texts = plan.separator is None and are_whole_texts(some, read_item)
     rules = [plan.rule] if plan.rule else []
-    return Drawn(plan, numbers, read, groups, whole_texts, where, table[0], [*rules, *notes])
+    return Drawn(plan, numbers, read, groups, whole_texts, where, named[0], [*rules, *notes])
 
 
 def sampled_rows(n_rows: int, sample_size: int | None, seed: int, streamed: bool) -> Sequence[int]:

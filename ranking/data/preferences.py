@@ -182,13 +182,13 @@ def joints_of(
 
 def dialogue_of(reading: Reading) -> Dialogue | None:
     """A reading's prompt for a chat template: its messages, or its text where that is turns."""
-    messages = reading.prompt
+    messages, of_text = reading.prompt, isinstance(reading.prompt, str)
     if isinstance(messages, str):
         if not is_dialogue_text(messages):
             return None
         messages = parse_dialogue(messages)
     tools = tuple(reading.tools) if reading.tools else None
-    return Dialogue(tuple(messages), tools, reading.template_kwargs or {})
+    return Dialogue(tuple(messages), tools, reading.template_kwargs or {}, of_text)
 
 
 def is_dialogue_text(prompt: str) -> bool:

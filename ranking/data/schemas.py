@@ -27,7 +27,7 @@ from ranking.data.answers import (
     read_ultrafeedback,
 )
 from ranking.data.cells import Reading, Row, is_empty, is_texts, plain_name, text_of
-from ranking.data.columns import EXAMPLE
+from ranking.data.columns import EXAMPLE, names_of, values_of
 from ranking.data.gathering import GRADES
 from ranking.data.messages import has_messages
 from ranking.data.prompts import PROMPT_COLUMNS, PromptColumns, find_prompt_columns, make_reading
@@ -285,10 +285,10 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
     `recognize_schema`."""
     columns = [
         column
-        for column in dict.fromkeys(column for row in rows for column in row)
+        for column in names_of(rows)
         if column == "prompt"
         or plain_name(column) not in PROMPT_COLUMNS
-        or not all(is_empty(row.get(column)) for row in rows)
+        or not all(map(is_empty, values_of(rows, column)))
     ]
     schema, asked = recognize_schema(columns, rows[0], named)
     needed = dict.fromkeys(schema.columns)
@@ -343,7 +343,7 @@ def two_answers(
     elif schema.kind == "summaries":
         rule = Rule(share_from(0), f"choice counts from 0: 0 is {first}, 1 is {second}")
     else:
-        rule = label_rule((row.get(label) for row in rows), label, first, second)
+        rule = label_rule(values_of(rows, label), label, first, second)
     rated = True if schema.kind == "AlpacaFarm" else None
     return partial(reader, votes_of=votes_by_label(rule, label)), "raters", rated, rule.sentence
 

@@ -1,6 +1,6 @@
 """The datasets of a run, with lines that say what was read and dropped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ranking.data.examples import PreferenceData, dataset_label, describe_joining
@@ -21,7 +21,9 @@ def load_datasets(
     include_ties: bool = False,
     stream_shuffle_buffer: int = 0,
     separator: str | None = None,
-    chat_template: bool = False,
+    chat_template: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    group_by: Sequence[str] | None = None,
 ) -> list[PreferenceData]:
     """The datasets asked for, as `load_preferences` gives them. Raises as it does, and ValueError
     for a dataset given twice, or a flag of the data that does nothing on any of them."""
@@ -31,11 +33,11 @@ def load_datasets(
         data = load_preferences(
             spec, sample_size=sample_size, seed=seed, split=split, data_dir=data_dir,
             include_ties=include_ties, stream_shuffle_buffer=stream_shuffle_buffer,
-            separator=separator, progress=progress_bar,
+            separator=separator, progress=progress_bar, columns=columns, group_by=group_by,
         )  # fmt: skip
         dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
         messages = [f"{len(data.examples)} examples, dropped: {dropped}", *data.notes]
-        if not chat_template:
+        if chat_template != "always":
             messages.append(describe_joining(data.examples))
         for message in messages:
             announce(f"{dataset_label(data.name, data.split)}: {message}")

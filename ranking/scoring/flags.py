@@ -4,20 +4,22 @@ import argparse
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ranking.data.columns import GROUP_COLUMNS, TARGETS, parse_columns
 from ranking.plumbing.command_line import count, positive_int, sample_size
 from ranking.plumbing.wandb_runs import check_wandb
+from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions, read_kwargs, read_template
 from ranking.scoring.models import DEVICE_MAPS, DTYPES, PICKLE_FLAG, QUANTIZATIONS, REMOTE_CODE_FLAG
 
 DATA_FLAGS = (  # of `load_datasets`
     "sample_size", "seed", "split", "data_dir", "include_ties", "stream_shuffle_buffer",
-    "separator", "chat_template",
+    "separator", "chat_template", "columns", "group_by",
 )  # fmt: skip
 CONFIG_FLAGS = (  # of `make_run_config`
-    "sample_size", "seed", "include_ties", "max_length", "chat_template", "add_eos",
+    "sample_size", "seed", "include_ties", "max_length", "chat", "add_eos",
     "quantization", "trust_remote_code",
 )  # fmt: skip
 MODEL_FLAGS = (  # of `load_scorer`
-    "chat_template", "add_eos", "max_length", "tokens_per_batch", "batch_size", "device_map",
+    "chat", "add_eos", "max_length", "tokens_per_batch", "batch_size", "device_map",
     "quantization", "attn_implementation", "trust_remote_code", "allow_pickle",
 )  # fmt: skip
 
@@ -67,15 +69,14 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
         "--stream-shuffle-buffer", type=count, default=0, metavar="ROWS",
         help="shuffle streamed hub data through a buffer (0: the first rows, as the paper)",
     )  # fmt: skip
+    add_column_arguments(data)
     text = parser.add_argument_group("text")
     text.add_argument(
         "--max-length",
         type=positive_int,
         help="tokens of prompt + completion (default: the model's)",
     )
-    text.add_argument(
-        "--chat-template", action="store_true", help="format prompts with the chat template"
-    )
+    add_chat_arguments(text)
     text.add_argument("--separator", help="between prompt and completion (default: per dataset)")
     text.add_argument("--add-eos", action="store_true", help="score the end-of-text token as well")
     compute = parser.add_argument_group("compute")
@@ -105,6 +106,61 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
     )  # fmt: skip
 
 
+def add_chat_arguments(group) -> None:
+    """Flags that say how dialogues are rendered, which `chat_options` takes together."""
+    group.add_argument(
+        "--chat-template", nargs="?", const="always", default="auto", choices=TEMPLATE_MODES,
+        help="auto: dialogues go through the model's chat template if it has one, plain text stays "
+        "text; always (or no word): all; never",
+    )  # fmt: skip
+    group.add_argument(
+        "--chat-template-kwargs", metavar="JSON",
+        help="""what else the template is given, e.g. '{"enable_thinking": false}'""",
+    )  # fmt: skip
+    group.add_argument(
+        "--chat-template-file", metavar="FILE", help="a Jinja file instead of the model's template"
+    )
+    group.add_argument("--system", metavar="TEXT", help="system message of dialogues without one")
+
+
+def chat_options(flags: dict[str, Any]) -> ChatOptions:
+    """The flags of `add_chat_arguments`; ValueError for those that no template can be given."""
+    mode, kwargs, file = (
+        flags[name] for name in ("chat_template", "chat_template_kwargs", "chat_template_file")
+    )
+    if mode == "never" and (kwargs or file):
+        flag = "--chat-template-kwargs" if kwargs else "--chat-template-file"
+        raise ValueError(f"{flag} does nothing with --chat-template never")
+    return ChatOptions(
+        mode, flags["system"], read_kwargs(kwargs) if kwargs else {},
+        read_template(file) if file else None,
+    )  # fmt: skip
+
+
+def add_column_arguments(group) -> None:
+    """Flags for data whose columns have names of their own."""
+    group.add_argument(
+        "--columns", nargs="+", metavar="TARGET=COLUMN",
+        help=f"what columns are called in the data ({', '.join(TARGETS)}), as in "
+        "prompt=question chosen=answer_a rejected=answer_b; a dot leads into an object",
+    )  # fmt: skip
+    group.add_argument(
+        "--group-by", nargs="+", metavar="COLUMN",
+        help="also give results by the values of these columns (default: "
+        f"{', '.join(GROUP_COLUMNS)}, where the data have them)",
+    )  # fmt: skip
+
+
+def checked_columns(
+    parser: argparse.ArgumentParser, texts: Sequence[str] | None
+) -> dict[str, str] | None:
+    """What --columns says; an error of the command line where it cannot be read."""
+    try:
+        return parse_columns(texts)
+    except ValueError as error:
+        parser.error(str(error))
+
+
 def add_trust_arguments(group) -> None:
     """Flags for models that could run code of theirs; both are off unless given."""
     group.add_argument(
@@ -120,10 +176,15 @@ def parse_scoring_args(
 ) -> argparse.Namespace:
     """The flags of `add_scoring_arguments`; those that no run can honour together are an error."""
     args = parser.parse_args(argv)
+    args.columns = checked_columns(parser, args.columns)
     if args.device_map is not None and args.device != "auto":
         parser.error("--device-map spreads the model over all devices: leave out --device")
-    if args.separator is not None and args.chat_template:
+    if args.separator is not None and args.chat_template == "always":
         parser.error("--separator: --chat-template joins prompt and completion, give one")
+    try:
+        args.chat = chat_options(vars(args))
+    except ValueError as error:
+        parser.error(str(error))
     if args.wandb_project:
         try:
             check_wandb(args.wandb_project)

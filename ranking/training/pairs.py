@@ -24,6 +24,7 @@ from datasets import Dataset
 from ranking.data.conversions import preference_pairs
 from ranking.data.examples import PreferenceData
 from ranking.plumbing.processes import announce
+from ranking.scoring.chat import ChatOptions
 from ranking.scoring.loading import context_length
 from ranking.scoring.tokenization import Texts, TokenizedCompletion, tokenize_examples
 from ranking.training.reference_cache import reference_logps
@@ -47,7 +48,7 @@ def tokenize_pairs(
     kept, tokenized, dropped = tokenize_examples(
         tokenizer,
         [Texts(p["prompt"], (p["chosen"], p["rejected"]), p["separators"]) for p in pairs],
-        chat_template=chat_template,
+        ChatOptions("always" if chat_template else "never"),
         add_eos=add_eos,
         max_length=max_length,
     )
