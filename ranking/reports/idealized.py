@@ -15,7 +15,7 @@ from ranking.reports.labels import (
     model_labels,
     plain,
     refuse_two_runs,
-    scoring_label,
+    run_label,
     setting_label,
     setting_labels,
     setting_of,
@@ -65,7 +65,7 @@ def idealized_table(rows: Sequence[IdealizedRow], alone: bool = False) -> Table:
 
 def show_idealized(rows: Sequence[IdealizedRow]) -> None:
     """The table of one run."""
-    observed = ", ".join(filter(None, (rows[0]["model"], scoring_label(rows[0]))))
+    observed = ", ".join(filter(None, (rows[0]["model"], run_label(rows))))
     show_table(
         idealized_table(rows, alone=True), f"Idealized ranking accuracy, %; observed: {observed}"
     )
