@@ -49,6 +49,7 @@ class Prompt(TypedDict):
     prompt: str
     chosen: str  # that example's preferred completion
     dialogue: NotRequired[Dialogue]  # the same prompt as messages
+    groups: NotRequired[dict[str, str]]  # of that example: column → value
 
 
 class Generation(TypedDict):
@@ -102,6 +103,8 @@ def unique_prompts(data: PreferenceData, chat: ChatOptions = AUTO) -> list[Promp
         if example.dialogue is not None or (chat.system is not None and chat.mode == "always"):
             dialogue = example.dialogue or Dialogue(())
             prompt["dialogue"] = replace(dialogue, messages=tuple(messages_of(example, chat)))
+        if example.groups:
+            prompt["groups"] = example.groups
         prompts[example.prompt_id] = prompt
     dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
     repeated = len(data.examples) - len(prompts)

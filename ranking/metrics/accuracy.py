@@ -6,13 +6,13 @@ completion; `ranks` the human order, 1 = best, equal = tied.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from ranking.metrics.groups import GroupMean, Groups, GroupValue, accuracy_by_group
+from ranking.metrics.groups import GroupMean, GroupValue, accuracy_by_group, record_groups
 from ranking.metrics.intervals import (
     bootstrap_95,
     exact_mcnemar,
@@ -122,11 +122,6 @@ class Outcome(NamedTuple):
     bottom: float = 1
     by_ties: float = 0  # of top: owed to exactly equal scores
     p_value: float | None = None  # of a correlation
-
-
-def record_groups(record: Mapping[str, Any]) -> Groups:
-    """Column → value; {} in files from before there were groups."""
-    return record.get("groups") or {}
 
 
 def example_outcomes(

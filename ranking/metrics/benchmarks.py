@@ -20,7 +20,7 @@ from ranking.metrics.protocols import (
     RM_BENCH,
     STYLES,
     Measured,
-    Part,
+    WeightedPart,
     benchmark_of,
 )
 
@@ -160,7 +160,7 @@ def benchmark_row(
 
 
 def summarize_part(
-    part: Part,
+    part: WeightedPart,
     outcomes: Sequence[Measured],
     means: Mapping[str, float],
     resampled: Mapping[str, np.ndarray],

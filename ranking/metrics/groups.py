@@ -52,6 +52,11 @@ class GroupMean(GroupMeanColumns):
     chance: float | None
 
 
+def record_groups(record: Mapping[str, Any]) -> Groups:
+    """Those of an example's record; {} in files from before there were groups."""
+    return record.get("groups") or {}
+
+
 def columns_of(groups: Sequence[Groups]) -> list[str]:
     """The columns that any example has a value of, as they come."""
     return list(dict.fromkeys(column for values in groups for column in values))

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ranking.metrics.accuracy import chance_level, record_groups
+from ranking.metrics.accuracy import chance_level
+from ranking.metrics.groups import record_groups
 
 # RewardBench 1 (its repository, rewardbench/constants.py): section → subset → weight. Weights are
 # the numbers of examples, but for math-prm (447), which weighs as much as the six of code.
@@ -76,7 +77,7 @@ class Measured(NamedTuple):
     chance: float | None  # expected in random order; None: depends on more than the order
 
 
-class Part(NamedTuple):
+class WeightedPart(NamedTuple):
     """A row of a benchmark's table: a weighted mean of cells."""
 
     kind: str  # subset, section, score …
@@ -152,14 +153,14 @@ def reward_bench_cells(examples: Sequence[RecordScores]) -> Iterator[Measured]:
             yield best_measured(str(name), record, scores)
 
 
-def reward_bench_parts(cells: Sequence[str]) -> list[Part]:
+def reward_bench_parts(cells: Sequence[str]) -> list[WeightedPart]:
     """Subsets; sections by their weights; the score is the mean of the sections, the prior sets
     (where they are there) with half a weight."""
     sections = [
-        Part("section", name, shares({s: w for s, w in section.items() if s in cells}))
+        WeightedPart("section", name, shares({s: w for s, w in section.items() if s in cells}))
         for name, section in REWARD_BENCH.items()
     ]
-    prior = Part("section", "Prior Sets", shares({s: 1 for s in PRIOR_SETS if s in cells}))
+    prior = WeightedPart("section", "Prior Sets", shares({s: 1 for s in PRIOR_SETS if s in cells}))
     sections = [part for part in (*sections, prior) if part.weights]
     score = {part.name: 0.5 if part is prior else 1.0 for part in sections}
     subsets = [s for part in sections for s in part.weights]
@@ -209,11 +210,11 @@ def margins(record: Mapping[str, Any], scores: Sequence[float]) -> tuple[float, 
     return float(gap), float(values[right].max() - values[right].min())
 
 
-def reward_bench_2_parts(cells: Sequence[str]) -> list[Part]:
+def reward_bench_2_parts(cells: Sequence[str]) -> list[WeightedPart]:
     """Subsets, and their mean; Ties is a sum by fixed weights, there only where all of it is."""
     subsets = [subset_part(name) for name in REWARD_BENCH_2 if name in cells]
     if TIES_WEIGHTS.keys() <= set(cells):
-        subsets.append(Part("subset", "Ties", dict(TIES_WEIGHTS)))
+        subsets.append(WeightedPart("subset", "Ties", dict(TIES_WEIGHTS)))
     return [*subsets, *([mean_of_parts("score", subsets)] if subsets else [])]
 
 
@@ -235,7 +236,7 @@ def rm_bench_domain(record: Mapping[str, Any]) -> str | None:
     return next((domain for domain in RM_BENCH if name.startswith(domain)), None)
 
 
-def rm_bench_parts(cells: Sequence[str]) -> list[Part]:
+def rm_bench_parts(cells: Sequence[str]) -> list[WeightedPart]:
     """Domains; easy, normal and hard are below, on and above the diagonal (the right answer is in
     a richer, the same, a plainer style than the wrong one); all are means over domains."""
     domains = [d for d in RM_BENCH if f"{d} 0 0" in cells]
@@ -250,9 +251,12 @@ def rm_bench_parts(cells: Sequence[str]) -> list[Part]:
         return shares({f"{domain} {i} {j}": 1 for domain in of for i, j in chosen})
 
     return [
-        *(Part("domain", domain, mean([domain], places)) for domain in domains),
-        *(Part("difficulty", name, mean(domains, chosen)) for name, chosen in levels.items()),
-        Part("score", "mean", mean(domains, places)),
+        *(WeightedPart("domain", domain, mean([domain], places)) for domain in domains),
+        *(
+            WeightedPart("difficulty", name, mean(domains, chosen))
+            for name, chosen in levels.items()
+        ),
+        WeightedPart("score", "mean", mean(domains, places)),
     ]
 
 
@@ -266,10 +270,10 @@ def judge_bench_cells(examples: Sequence[RecordScores]) -> Iterator[Measured]:
                 yield best_measured("all", record, scores)
 
 
-def judge_bench_parts(cells: Sequence[str]) -> list[Part]:
+def judge_bench_parts(cells: Sequence[str]) -> list[WeightedPart]:
     """Sources, and the share of all examples."""
     names = [name for name in JUDGE_BENCH.values() if name in cells]
-    return [*map(subset_part, names), Part("score", "all", {"all": 1.0})]
+    return [*map(subset_part, names), WeightedPart("score", "all", {"all": 1.0})]
 
 
 def ppe_cells(examples: Sequence[RecordScores]) -> Iterator[Measured]:
@@ -281,10 +285,13 @@ def ppe_cells(examples: Sequence[RecordScores]) -> Iterator[Measured]:
                 yield best_measured(f"{column}: {name}", record, scores)
 
 
-def ppe_parts(cells: Sequence[str]) -> list[Part]:
+def ppe_parts(cells: Sequence[str]) -> list[WeightedPart]:
     """Groups (language, hard_prompt, …), and the share of all examples."""
     names = sorted(set(cells) - {"all"})
-    return [*(Part("group", n, {n: 1.0}) for n in names), Part("score", "all", {"all": 1.0})]
+    return [
+        *(WeightedPart("group", n, {n: 1.0}) for n in names),
+        WeightedPart("score", "all", {"all": 1.0}),
+    ]
 
 
 def llmbar_cells(examples: Sequence[RecordScores]) -> Iterator[Measured]:
@@ -296,7 +303,7 @@ def llmbar_cells(examples: Sequence[RecordScores]) -> Iterator[Measured]:
             yield best_measured(found[0], record, scores)
 
 
-def llmbar_parts(cells: Sequence[str]) -> list[Part]:
+def llmbar_parts(cells: Sequence[str]) -> list[WeightedPart]:
     """The sets, the mean over the adversarial ones, and the mean over all."""
     sets = [subset_part(name) for name in LLMBAR.values() if name in cells]
     adversarial = [part for part in sets if part.name != "Natural"]
@@ -315,9 +322,9 @@ PROTOCOLS: dict[str, tuple[Any, Any, Sequence[str]]] = {
 }
 
 
-def subset_part(name: str) -> Part:
+def subset_part(name: str) -> WeightedPart:
     """A cell that is a row of the table."""
-    return Part("subset", name, {name: 1.0})
+    return WeightedPart("subset", name, {name: 1.0})
 
 
 def shares(weights: Mapping[str, float]) -> dict[str, float]:
@@ -327,12 +334,12 @@ def shares(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def mean_of_parts(
-    kind: str, parts: Sequence[Part], weights: Mapping[str, float] | None = None
-) -> Part:
+    kind: str, parts: Sequence[WeightedPart], weights: Mapping[str, float] | None = None
+) -> WeightedPart:
     """The mean of parts, by default each with the same weight, as a weighted mean of cells."""
     weights = shares(weights or {part.name: 1.0 for part in parts})
     cells: dict[str, float] = {}
     for part in parts:
         for cell, weight in part.weights.items():
             cells[cell] = cells.get(cell, 0.0) + weights[part.name] * weight
-    return Part(kind, "mean", cells)
+    return WeightedPart(kind, "mean", cells)

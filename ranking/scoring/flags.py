@@ -45,16 +45,21 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
     )  # fmt: skip
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--dataset", action="append", metavar="NAME[:[CONFIG:]SPLIT]",
-        help="sample, a hub name, or a local file or directory; repeatable "
+        "--dataset", action="append", metavar="NAME[:CONFIG][:SPLIT]",
+        help="sample, any hub name, or a local file or directory; SPLIT *: all files of a "
+        "directory together; repeatable "
         f"(default: {', '.join(default_datasets)})",
     )  # fmt: skip
     data.add_argument(
-        "--split", help="split for datasets that name none (default: as in the paper)"
+        "--split",
+        help="split for datasets that name none (default: the paper's, else test, validation, …)",
     )
     data.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
     data.add_argument(
-        "--sample-size", type=sample_size, default=1000, help="examples per dataset, -1: all"
+        "--sample-size",
+        type=sample_size,
+        default=1000,
+        help="examples per dataset, -1: all; of a hub split over 1 GiB, its first rows",
     )
     data.add_argument("--seed", type=count, default=0, help="seed of the sample and the bootstrap")
     data.add_argument(
