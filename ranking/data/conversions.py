@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from ranking.data.cells import Row
 from ranking.data.examples import PreferenceExample
-from ranking.data.schemas import Row
 
 
 def preference_pairs(examples: Sequence[PreferenceExample]) -> list[Row]:

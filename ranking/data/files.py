@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ranking.data.schemas import SCHEMAS, Row
+from ranking.data.cells import Row
+from ranking.data.schemas import SCHEMAS
 
 LINES = (".jsonl", ".ndjson")
 TABLES = (".parquet", ".arrow")
@@ -20,8 +21,7 @@ NOT_DATA = {"config.json", "dataset_dict.json", "dataset_info.json", "dataset_in
             "state.json"}  # fmt: skip
 LFS_POINTER = b"version https://git-lfs"
 LARGE_FILE = 50 * 2**20  # bytes; reading shows its progress from here on
-BLOCK = 500  # rows of a table that are made at a time
-Rows = Sequence[Row]  # a list, or `TableRows`
+Rows = Sequence[Row]  # a list, or a `datasets.Dataset`, whose rows are made when they are asked for
 Origins = list[tuple[Path | str, int]]  # files one after the other, and their numbers of rows
 Progress = Callable[[str, int], Any]  # what is read and its size → a bar with update(n), close()
 
@@ -57,7 +57,7 @@ def read_file(path: Path, progress: Progress | None = None) -> Rows:
                 )
             zipped = path.suffix.lower() == ".gz"
             if kind in TABLES:
-                return TableRows([read_table(raw, kind, gzip.decompress if zipped else None)])
+                return as_rows([read_table(raw, kind, gzip.decompress if zipped else None)])
             file: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
             if kind in LINES:
                 show = progress if path.stat().st_size >= LARGE_FILE else None
@@ -130,32 +130,16 @@ def read_table(raw: IO[bytes], kind: str, decompress: Callable[[bytes], bytes] |
         return pyarrow.ipc.open_file(source).read_all()
 
 
-class TableRows(Sequence[Row]):
-    """Rows of Arrow tables, one after the other, each made when it is asked for: in blocks where
-    they are asked for in order, so that a large table is never in memory as Python objects."""
+def as_rows(tables: Sequence[Any]) -> Rows:
+    """Arrow tables, one after the other, as rows that are made when they are asked for."""
+    import datasets
+    import pyarrow
 
-    def __init__(self, tables: Sequence[Any]):
-        import pyarrow
-
-        self.table = pyarrow.concat_tables(tables, promote_options="permissive")
-        self.start, self.next = 0, 0
-        self.block: list[Row] = []
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    def __getitem__(self, number):
-        if isinstance(number, slice):
-            return [self[k] for k in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(number)
-        number %= len(self)
-        if not self.start <= number < self.start + len(self.block):
-            in_order = number == self.next
-            self.start = number
-            self.block = self.table.slice(number, BLOCK if in_order else 1).to_pylist()
-        self.next = number + 1
-        return self.block[number - self.start]
+    whole = pyarrow.concat_tables(
+        [table.replace_schema_metadata(None) for table in tables], promote_options="permissive"
+    )
+    # without a fingerprint of its own, `datasets` would hash all of it
+    return datasets.Dataset(datasets.table.InMemoryTable(whole), fingerprint="rows")
 
 
 def read_json(text: str) -> list[Any]:
@@ -184,6 +168,13 @@ def read_json_rows(lines: Iterable[str]) -> list[Any]:
     return rows
 
 
+def pick_rows(rows: Rows, numbers: Sequence[int]) -> list[Row]:
+    """Some of the rows, by number; of a table, only these are made."""
+    if hasattr(rows, "select"):
+        return rows.select(numbers).to_list()
+    return [rows[number] for number in numbers]
+
+
 def check_shards(where: Path | str, names: Sequence[str]) -> None:
     """FileNotFoundError where of the numbered files of a split some are missing, or there twice."""
     shards = [SHARD.search(name) for name in names]
@@ -202,7 +193,7 @@ def read_files(files: Sequence[Path], progress: Progress | None = None) -> tuple
     if all(file_kind(file) in TABLES for file in files):
         parts: list[Any] = [read_file(file) for file in files]
         try:
-            rows = parts[0] if len(parts) == 1 else TableRows([part.table for part in parts])
+            rows = parts[0] if len(parts) == 1 else as_rows([part.data.table for part in parts])
         except Exception as error:  # pyarrow's errors share no base class
             raise ValueError(
                 f"{files[0].parent}: the files of this split have different columns: {error}"
@@ -234,7 +225,7 @@ def read_saved(folder: Path, split: str | None) -> Rows:
         )
     try:
         saved = datasets.load_from_disk(str(folder / split if splits else folder))
-        return TableRows([saved.data.table])
+        return as_rows([saved.data.table])
     except Exception as error:  # arrow's and datasets' errors share no base class
         first_line = (str(error).splitlines() or [""])[0]
         raise ValueError(

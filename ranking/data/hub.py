@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from ranking.data.cells import Row
 from ranking.data.files import LINES, Origins, Progress, Rows, file_kind, read_files
 from ranking.data.folders import (
     Layout,
@@ -19,7 +20,6 @@ from ranking.data.folders import (
     files_below,
     repository_layout,
 )
-from ranking.data.schemas import Row
 
 ALPACA_FARM = "tatsu-lab/alpaca_eval"
 ALPACA_FARM_FILE = "alpaca_farm_human_crossannotations"
@@ -89,10 +89,10 @@ def is_hub_name(name: str) -> bool:
 
 
 # ---------------------------------------------------------------------------- repositories
-def find_repository(name: str) -> Repository | None:
-    """The repository as it is now or, offline, as it was cached; None where it is in neither.
+def find_repository(name: str) -> Repository | str:
+    """The repository as it is now or, offline, as it was cached; else why there is none.
 
-    OSError with one line: gated, private, no room on the disk.
+    OSError with one line: gated, no room on the disk.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -110,11 +110,13 @@ def find_repository(name: str) -> Repository | None:
     except errors.GatedRepoError as error:
         raise OSError(explain_hub_error(name, error)) from None
     except errors.RepositoryNotFoundError:
-        return None
+        return "no such folder, not on the hub (or private: `hf auth login` or set HF_TOKEN)"
     except errors.LocalEntryNotFoundError:  # no branch is cached; a commit may be
         commits = cached_commits(name)
         if not commits:
-            return None
+            offline = huggingface_hub.constants.HF_HUB_OFFLINE
+            why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+            return f"no such folder, not in the hub's cache ({why})"
         folder = commits[-1]
     except Exception as error:  # hub, network and file errors share no base class
         raise OSError(explain_hub_error(name, error)) from None
@@ -213,6 +215,7 @@ def choose_hub_part(
 def download_files(repository: Repository, files: Sequence[str]) -> list[Path]:
     """Files of a repository on disk, fetched where they are not."""
     import huggingface_hub
+    from huggingface_hub import errors
 
     folder = huggingface_hub.snapshot_download(
         repository.name,
@@ -223,7 +226,7 @@ def download_files(repository: Repository, files: Sequence[str]) -> list[Path]:
     paths = [Path(folder) / file for file in files]
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not in the hub's cache: load it online once")
+            raise errors.LocalEntryNotFoundError(str(path))
     return paths
 
 
@@ -241,20 +244,21 @@ def read_hub(
     name, source = repository.name, DATASETS.get(repository.name)
     size = sum(repository.sizes[file] for file in part.files)
     large = source.streamed if source is not None else size > STREAMED_BYTES
-    notes = []
+    if n_rows is None or not large:
+        try:
+            paths = download_files(repository, part.files)
+        except Exception as error:  # hub, network and file errors share no base class
+            raise OSError(explain_hub_error(name, error)) from None
+        rows, origins = read_files(paths, progress)
+        notes = ["--stream-shuffle-buffer does nothing: it is not streamed"] if buffer else []
+        return Found(part, rows, origins, repository.commit, False, notes)
     try:
-        if n_rows is not None and large:
-            rows: Rows = stream_rows(repository, part, n_rows, buffer, seed)
-            origins: Origins = [(name, len(rows))]
-            how = f"through a buffer of {buffer} rows" if buffer else "the first rows"
-            notes.append(f"streamed, {size / 1e9:.1f} GB: {how}")
-        else:
-            rows, origins = read_files(download_files(repository, part.files), progress)
-    except ValueError:
-        raise  # names the file and the row
-    except Exception as error:  # hub, network and builder errors share no base class
+        first = stream_rows(repository, part, n_rows, buffer, seed)
+    except Exception as error:  # those of builders and parsers as well
         raise OSError(explain_hub_error(name, error)) from None
-    return Found(part, rows, origins, repository.commit, large, notes)
+    how = f"through a buffer of {buffer} rows" if buffer else "the first rows"
+    notes = [f"streamed, {size / 1e9:.1f} GB: {how}"]
+    return Found(part, first, [(name, len(first))], repository.commit, True, notes)
 
 
 def stream_rows(
@@ -299,6 +303,12 @@ def explain_hub_error(name: str, error: BaseException) -> str:
                 f"{name}: no room left on the disk of the hub's cache ({HF_HUB_CACHE}): free some, "
                 "or set HF_HOME to a folder elsewhere"
             )
+    if any(isinstance(cause, errors.LocalEntryNotFoundError) for cause in causes):
+        return (
+            f"{name}: the hub cannot be reached (or HF_HUB_OFFLINE is set), and the files of this "
+            f"split are not all in its cache ({HF_HUB_CACHE}): load it online once, or give "
+            "--data-dir with a local copy"
+        )
     first_line = (str(error).splitlines() or [""])[0]
     return (
         f"cannot read {name} from the hub: {type(error).__name__}: {first_line}. "

@@ -1,35 +1,31 @@
 """One dataset → preference examples: rows are read, drawn, converted; drops counted by reason."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ranking.data.examples import PreferenceData, PreferenceExample, Votes, content_hash
-from ranking.data.files import Origins, Progress, Rows, place
+from ranking.data.cells import Dropped, Reading, Row
+from ranking.data.dialogues import as_turns, parse_dialogue
+from ranking.data.drawing import draw_examples
+from ranking.data.examples import (
+    Dialogue,
+    Message,
+    PreferenceData,
+    PreferenceExample,
+    Votes,
+    content_hash,
+)
+from ranking.data.files import Origins, Progress, Rows
 from ranking.data.hub import DATASETS, Source, split_name
-from ranking.data.joining import (
-    are_whole_texts,
-    ends_with_marker,
-    separator_between,
-    without_prompt,
-)
-from ranking.data.schemas import (
-    Dropped,
-    Row,
-    group_votes,
-    read_hh,
-    read_list,
-    read_pair,
-    read_rated_pair,
-    recognize_schema,
-    unread_prompt_column,
-)
+from ranking.data.joining import ends_with_marker, separator_between, without_prompt
 from ranking.data.sources import SAMPLE_FILE as SAMPLE_FILE
 from ranking.data.sources import read_dataset
+from ranking.data.votes import describe_raters
+
+BAR_FROM = 20_000  # examples, from which on making them shows its progress
 
 
 def load_preferences(
@@ -42,6 +38,8 @@ def load_preferences(
     include_ties: bool = False,
     stream_shuffle_buffer: int = 0,
     separator: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    group_by: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> PreferenceData:
     """Load one dataset: "sample", a hub name, or a local file or directory.
@@ -49,9 +47,12 @@ def load_preferences(
     `sample_size` examples are drawn without replacement by `default_rng(seed)` before anything is
     dropped (streamed datasets: the first rows); None takes all. Dropped and counted by reason: no
     common prompt, empty completion, identical completions, missing score, no preference, fewer
-    than two completions, lone surrogate, and, unless `include_ties`, all ranks tied.
+    than two completions, lone surrogate, images, what is no turn of text, and, unless
+    `include_ties`, all ranks tied.
     `separator` replaces what joins prompts and completions; in it, backslash and n are a newline
-    (t: a tab), as a shell passes them. `progress` makes the bar of a large file.
+    (t: a tab), as a shell passes them. `columns`: what each of our columns is called in the data
+    (`parse_columns`). `group_by`: columns whose values become `groups` (None: `GROUP_COLUMNS`).
+    `progress` makes the bars of a large file.
     Raises FileNotFoundError, OSError or ValueError with one line: file, row, what was found.
     """
     found = read_dataset(spec, split, data_dir, sample_size, stream_shuffle_buffer, seed, progress)
@@ -62,7 +63,8 @@ def load_preferences(
         separator = separator.replace("\\n", "\n").replace("\\t", "\t")
     data = sample_and_convert(
         found.rows, found.origins, (name, found.part.config, found.part.split), DATASETS.get(name),
-        sample_size, seed, include_ties, separator, streamed=found.streamed,
+        sample_size, seed, include_ties, separator, streamed=found.streamed, columns=columns,
+        group_by=group_by, progress=progress,
     )  # fmt: skip
     return replace(data, notes=[*data.notes, *found.notes], commit=found.commit)
 
@@ -77,112 +79,122 @@ def sample_and_convert(
     include_ties: bool,
     separator: str | None,
     streamed: bool = False,
+    columns: Mapping[str, str] | None = None,
+    group_by: Sequence[str] | None = None,
+    progress: Progress | None = None,
 ) -> PreferenceData:
     """Draw rows, turn them into examples, and count what is dropped by reason.
 
     `names`: of the dataset, its configuration and split.
     """
-    file = origins[0][0]
-    try:
-        needed, reader, joint = recognize_schema(list(rows[0]))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    joint = source.separator if source is not None else joint
+    drawn = draw_examples(
+        rows, origins, sample_size=sample_size, seed=seed, columns=columns, group_by=group_by,
+        streamed=streamed or (source is not None and source.streamed),
+    )  # fmt: skip
+    plan, notes = drawn.plan, drawn.notes
+    joint = source.separator if source is not None else plan.separator
     joint = joint if separator is None else separator
-    if isinstance(rows, list) or reader is read_rated_pair:
-        check_columns(rows, range(len(rows)), needed, origins)
-    notes = []
-    if reader is read_rated_pair:
-        rows, n_missing = group_votes(rows, partial(place, origins))
-        if n_missing:
-            notes.append(f"rater rows without a preference: {n_missing}")
-    whole = sample_size is None or sample_size > len(rows)
-    if whole and sample_size is not None:
-        notes.append(f"{len(rows)} examples, fewer than the {sample_size} asked for: all taken")
-    streamed = streamed or (source is not None and source.streamed)
-    picked = range(len(rows)) if whole else sampled_rows(len(rows), sample_size, seed, streamed)
-    drawn = rows if isinstance(rows, list) else [rows[index] for index in picked[:1000]]
-    if not isinstance(rows, list):  # of a table, the rows that are drawn are made
-        check_columns((rows[index] for index in picked), picked, needed, origins)
-    joined_texts = reader in (read_pair, read_list)
-    whole_texts = joined_texts and are_whole_texts(drawn)
+    of_the_paper = source is not None or names[0] == "sample" or plan.kind == "dialogue text"
     examples: list[PreferenceExample] = []
     dropped: Counter[str] = Counter()
     occurrences: Counter[str] = Counter()
-    n_repeated = n_kept = 0
-    for index in picked:
-        number = rows[index]["row"] if reader is read_rated_pair else index
+    remarks: Counter[str] = Counter()
+    known_groups: dict[tuple, dict[str, str]] = {}
+    bar = None
+    if progress is not None and len(drawn.numbers) > BAR_FROM:
+        bar = progress("examples", len(drawn.numbers))
+    for k, number in enumerate(drawn.numbers):
+        if bar is not None:
+            bar.update(1)
         try:
-            prompt, completions, ranks, votes, cluster = reader(rows[index])
-            rest = [without_prompt(prompt, c) for c in completions] if joined_texts else [None]
-            repeated = None not in rest and (whole_texts or ends_with_marker(prompt.rstrip()))
-            n_kept += not repeated and any(rest)
-            completions = [text or "" for text in rest] if repeated else completions
-            if not is_unicode([prompt, *completions]):
-                raise Dropped("lone surrogate")
-            if reason := reason_to_drop(completions, ranks, include_ties):
+            reading = drawn.read(k)
+            if isinstance(reading.prompt, str) and plan.separator is None:
+                reading = prompt_once(reading, drawn.whole_texts)
+            reason = reason_to_drop(reading, include_ties)
+            if reason is not None:
                 raise Dropped(reason)
         except Dropped as drop:
             dropped[str(drop)] += 1
             continue
-        except ValueError as error:
-            raise ValueError(f"{place(origins, number)}: {error}") from None
+        prompt, completions, ranks, votes, cluster, *_ = reading
         if contradiction := contradicting_pair(ranks, votes):
             raise ValueError(
-                f"{place(origins, number)}: votes and ranks contradict each other for "
-                f"{contradiction}"
+                f"{drawn.where(number)}: votes and ranks contradict each other for {contradiction}"
             )
-        n_repeated += repeated
-        content = content_hash([prompt, *completions])
+        remarks.update(reading.remarks)
+        text = prompt if isinstance(prompt, str) else as_turns(prompt)
+        groups = drawn.groups(k)
+        content = content_hash([text, *completions])
         occurrences[content] += 1
-        separators = [separator_between(prompt, c) if joint is None else joint for c in completions]
         examples.append(
             PreferenceExample(
                 id=f"{content}-{occurrences[content]}",
-                prompt_id=content_hash([cluster or prompt]),
-                prompt=prompt,
+                prompt_id=content_hash([cluster or text]),
+                prompt=text,
                 completions=tuple(completions),
-                separators=tuple(separators),
+                separators=tuple(joints_of(prompt, completions, joint)),
                 ranks=tuple(ranks),
                 votes=votes,
                 dataset=names[0],
                 row=int(number),
+                dialogue=None if of_the_paper else dialogue_of(reading),
+                groups=known_groups.setdefault(tuple(groups.items()), groups),
             )
         )
-    if n_repeated:
-        notes.append(f"completions repeat the prompt, which is read once: {n_repeated} examples")
-    if n_kept:
-        notes.append(f"completions begin with the prompt, and stay as they are: {n_kept} examples")
+    if bar is not None:
+        bar.close()
+    notes += [f"{remark}: {n} examples" for remark, n in remarks.items()]
+    if plan.rule and plan.gather == "rows":
+        notes.append(describe_raters(sum(e.votes[0, 1]) for e in examples if e.votes))
     if not examples:
-        why = explain_drops(dropped, rows[0] if reader is read_hh else None)
-        raise ValueError(f"{file}: no usable example left of {len(picked)} {why}")
+        why = explain_drops(dropped, drawn.first if plan.kind == "dialogue text" else None)
+        n_drawn = len(drawn.numbers)
+        raise ValueError(f"{origins[0][0]}: no usable example left of {n_drawn} {why}")
     return PreferenceData(*names, joint, examples, dict(dropped), notes)
 
 
-def check_columns(
-    rows: Iterable[Row], numbers: Iterable[int], needed: Sequence[str], origins: Origins
-) -> None:
-    """Raise ValueError for the first row without a column that is needed, or with a part of its
-    prompt in one that is not read."""
-    for number, row in zip(numbers, rows):
-        if not set(needed) <= row.keys():
-            missing = ", ".join(column for column in needed if column not in row)
-            raise ValueError(
-                f"{place(origins, number)}: missing column {missing} (found {', '.join(row)})"
-            )
-        if (column := unread_prompt_column(row, needed)) is not None:
-            raise ValueError(
-                f"{place(origins, number)}: column {column!r} is part of the prompt, but with the "
-                f"columns {', '.join(needed)} it is not read: put its text into the prompt "
-                "(`prompt`), or take the column out"
-            )
+def prompt_once(reading: Reading, whole_texts: bool) -> Reading:
+    """A reading of text whose completions do not repeat the prompt: it is taken off where all of
+    the file are whole texts, or the prompt is a dialogue. A remark says what was found."""
+    prompt = str(reading.prompt)
+    rest = [without_prompt(prompt, completion) for completion in reading.completions]
+    if None not in rest and (whole_texts or ends_with_marker(prompt.rstrip())):
+        remark = "completions repeat the prompt, which is read once"
+        texts = [text or "" for text in rest]
+        return reading._replace(completions=texts, remarks=(*reading.remarks, remark))
+    if any(rest):
+        remark = "completions begin with the prompt, and stay as they are"
+        return reading._replace(remarks=(*reading.remarks, remark))
+    return reading
 
 
-def sampled_rows(n_rows: int, sample_size: int, seed: int, streamed: bool) -> Sequence[int]:
-    """Row numbers of a sample without replacement; the first rows, where they were streamed."""
-    if streamed:
-        return range(sample_size)
-    return np.random.default_rng(seed).choice(n_rows, sample_size, replace=False).tolist()
+def joints_of(
+    prompt: str | list[Message], completions: Sequence[str], joint: str | None
+) -> list[str]:
+    """What joins each completion to a prompt: `joint`, or, between messages written as turns, a
+    space, or, between texts, what `separator_between` says."""
+    if joint is not None:
+        return [joint] * len(completions)
+    if isinstance(prompt, str):
+        return [separator_between(prompt, text) for text in completions]
+    return ["" if text[:1].isspace() else " " for text in completions]
+
+
+def dialogue_of(reading: Reading) -> Dialogue | None:
+    """A reading's prompt for a chat template: its messages, or its text where that is turns."""
+    messages, of_text = reading.prompt, isinstance(reading.prompt, str)
+    if isinstance(messages, str):
+        if not is_dialogue_text(messages):
+            return None
+        messages = parse_dialogue(messages)
+    tools = tuple(reading.tools) if reading.tools else None
+    return Dialogue(tuple(messages), tools, reading.template_kwargs or {}, of_text)
+
+
+def is_dialogue_text(prompt: str) -> bool:
+    """Whether a prompt is text of turns that ends where the assistant's begins."""
+    opened = prompt.startswith("Human:") or "\n\nHuman:" in prompt
+    return opened and prompt.rstrip().endswith("\n\nAssistant:")
 
 
 def explain_drops(dropped: Counter[str], whole_dialogue: Row | None) -> str:
@@ -205,10 +217,15 @@ def is_unicode(texts: Sequence[str]) -> bool:
     return True
 
 
-def reason_to_drop(
-    completions: Sequence[str], ranks: Sequence[int], include_ties: bool
-) -> str | None:
+def reason_to_drop(reading: Reading, include_ties: bool) -> str | None:
     """Why an example cannot be ranked, or None."""
+    completions, ranks = reading.completions, reading.ranks
+    prompt = reading.prompt
+    asked = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+    if not is_unicode([*asked, *completions]):
+        return "lone surrogate"
+    if reading.votes == {}:
+        return "no preference"
     if len(completions) < 2:
         return "fewer than two completions"
     if any(not text.strip() for text in completions):

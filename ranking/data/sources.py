@@ -87,13 +87,13 @@ def read_dataset(
         found.notes[:0] = describe_choice(found.part, split)
         return found
     repository = find_repository(name)
-    if repository is not None:
+    if not isinstance(repository, str):
         part = choose_hub_part(repository, config, word, split, usual)
         found = read_hub(repository, part, n_rows, buffer, seed, progress)
     elif (prepared := read_prepared(name, config, word, split, usual)) is not None:
         found = prepared
     else:
-        raise FileNotFoundError(unknown_dataset(name, data_dir, not_on_the_hub()))
+        raise FileNotFoundError(unknown_dataset(name, data_dir, repository))
     found.notes[:0] = describe_choice(found.part, split)
     found.notes.append(f"commit {found.commit or 'unknown'}")
     return found
@@ -107,15 +107,6 @@ def describe_choice(part: Part, split: str | None) -> list[str]:
     if split not in (None, part.split):
         return [f"the name has a split: {part.split} is read, not --split {split}"]
     return []
-
-
-def not_on_the_hub() -> str:
-    """Why a name of the hub's form stands for nothing."""
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    if HF_HUB_OFFLINE:
-        return "no such folder, not in the hub's cache (HF_HUB_OFFLINE is set)"
-    return "no such folder, not on the hub (or private: `hf auth login` or set HF_TOKEN)"
 
 
 def read_local(
@@ -171,7 +162,12 @@ def available_splits(spec: str, data_dir: str | Path | None = None) -> list[str]
             return list(DATASETS[name].splits)
         repository = find_repository(name)
         found = config or word
-        layout = layout_of(repository, found) if repository else prepared_layout(name)
+        if isinstance(repository, str):
+            layout = prepared_layout(name)
+            if not layout.configs:
+                raise FileNotFoundError(unknown_dataset(name, data_dir, repository))
+        else:
+            layout = layout_of(repository, found)
     elif path.is_file() or (path / "state.json").is_file():
         return []
     elif is_saved(path):

@@ -27,6 +27,7 @@ from ranking.scoring.chat import (
     plain_prompt,
     render_prompt,
 )
+from ranking.scoring.chat_notes import describe_rendering
 from ranking.scoring.loading import context_length, load_config, load_model, load_tokenizer, unwrap
 from ranking.scoring.models import adapter_base, model_fingerprint, resolve_dtype, resolve_model
 from ranking.scoring.rotary import length_class
@@ -267,6 +268,8 @@ def generate_batches(
     import torch
 
     items = [Texts(p["prompt"], (), dialogue=p.get("dialogue")) for p in prompts]
+    for line in describe_rendering(tokenizer, items, chat):
+        announce(f"{settings['model']}: {line}")
     ids = tokenize_prompts(tokenizer, items, chat)
     check_vocabulary(model, [*ids, [tokenizer.pad_token_id]])
     longest = (context_length(model) or math.inf) - settings["max_new_tokens"]

@@ -3,7 +3,9 @@
 import csv
 import gzip
 import json
+from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 from preference_rows import PAIR, write
@@ -111,3 +113,32 @@ def test_unreadable_files(tmp_path):
         FileNotFoundError, match="unknown dataset 'nope'.*sample, Anthropic/hh-rlhf"
     ):
         load_preferences("nope")
+
+
+def test_reading_a_large_file_shows_its_progress(tmp_path, monkeypatch):
+    """Megabytes of the file on disk, gzipped or not; nothing for a small one."""
+    import ranking.data.files
+
+    rng = np.random.default_rng(0)
+    rows = [{**PAIR, "prompt": rng.bytes(50_000).hex()} for _ in range(60)]
+    path = tmp_path / "rows.jsonl"
+    zipped = tmp_path / "rows.jsonl.gz"
+    zipped.write_bytes(gzip.compress(Path(write(path, rows)).read_bytes(), 1))
+    shown = []
+
+    class Bar:
+        def __init__(self, text, total):
+            shown.append([text, total, 0])
+
+        def update(self, n):
+            shown[-1][2] += n
+
+        def close(self):
+            shown[-1].append("closed")
+
+    assert len(load_preferences(str(path), progress=Bar).examples) == 60 and not shown
+    monkeypatch.setattr(ranking.data.files, "LARGE_FILE", 1000)
+    for file in (path, zipped):
+        assert len(load_preferences(str(file), progress=Bar).examples) == 60
+        size = file.stat().st_size // 10**6
+        assert size >= 2 and shown.pop() == [f"reading {file.name} (MB)", size, size, "closed"]

@@ -111,6 +111,8 @@ def test_a_large_split_is_streamed_for_a_sample(hub_cache, monkeypatch):
 
     snapshot = cache_repository(hub_cache, "team/prefs")
     write_repository(snapshot)
+    small = load_preferences("team/prefs", sample_size=5, stream_shuffle_buffer=10)
+    assert "--stream-shuffle-buffer does nothing: it is not streamed" in small.notes
     monkeypatch.setattr(ranking.data.hub, "STREAMED_BYTES", 100)
     (snapshot / "data" / "train_prefs-00002-of-00003.parquet").write_text("never read")
     data = load_preferences("team/prefs:train_prefs", sample_size=7)
@@ -291,7 +293,7 @@ def test_a_dataset_of_the_hub(tmp_path):
     }
     assert read("team/prefs", HF_HUB_OFFLINE="1") == [test, None, "test_prefs", "a" * 40]
     kind, message = read("team/prefs:chat", HF_HUB_OFFLINE="1")
-    assert kind == "FileNotFoundError" or "cache" in message
+    assert kind == "OSError" and "files of this split are not all in its cache" in message
     assert read("team/prefs:chat:raw")[1:3] == ["chat", "raw"]
     server.commit = "b" * 40
     assert read("team/prefs")[3] == "b" * 40
@@ -306,3 +308,5 @@ def test_a_dataset_of_the_hub(tmp_path):
     )
     server.go_away()
     assert read("team/prefs")[0] == test  # from the cache
+    kind, message = read("team/nothing")
+    assert "unknown dataset 'team/nothing'" in message and "the hub cannot be reached" in message
