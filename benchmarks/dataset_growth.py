@@ -24,17 +24,17 @@ from typing import Any
 
 from benchmarks.command import benchmark_parser, measure_apart, print_figures, write_figures
 from benchmarks.machine import forget_peak, memory_gib
-from ranking.data.files import read_path
 from ranking.data.preferences import load_preferences
+from ranking.data.sources import read_dataset
 from ranking.plumbing.command_line import positive_int, run_script
 
 N_WORDS = 512
 STEPS = ("reading", "tokenizing", "scoring")
 
 
-def write_rows(source: Path, split: str | None, n: int, path: Path) -> int:
+def write_rows(name: str, data_dir: str | None, n: int, path: Path) -> int:
     """The rows of a dataset over and over, n of them, as JSON lines; the bytes of the file."""
-    rows = read_path(source, split)[0]
+    rows = read_dataset(name, data_dir=data_dir).rows
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in islice(cycle(rows), n))
     return path.stat().st_size
@@ -93,7 +93,6 @@ def measure(path: Path, name: str) -> dict:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--split", default="test", help="of a folder (default: test)")
     parser.add_argument(
         "--sizes", type=positive_int, nargs="+", default=[20_000, 100_000], help="numbers of rows"
     )
@@ -105,13 +104,11 @@ def main(args: argparse.Namespace) -> None:
     if args.side:
         print_figures(measure(Path(args.side), args.lm_name_or_path))
         return
-    if args.data_dir is None:
-        raise ValueError("--data-dir: give the folder of local copies")
     summary: dict = {"dataset": args.dataset, "sizes": []}
     with tempfile.TemporaryDirectory() as folder:
         for n in args.sizes:
             path = Path(folder) / f"{n}.jsonl"
-            n_bytes = write_rows(Path(args.data_dir) / args.dataset, args.split, n, path)
+            n_bytes = write_rows(args.dataset, args.data_dir, n, path)
             figures = measure_apart("benchmarks.dataset_growth", str(path), dict(os.environ))
             summary["sizes"].append({"n": n, "text_kib": n_bytes / n / 1024, **figures})
             path.unlink()
