@@ -113,12 +113,14 @@ def scored_run(
 
     scored = score_datasets(run.found, datasets, output, run.config, overwrite, **model_flags)
     records: list[Record] = [record for result in scored for record in result.records]
-    facts = {(data.name, data.split): result.facts for data, result in zip(datasets, scored)}
+    facts = {
+        (data.name, data.split, data.config): result.facts for data, result in zip(datasets, scored)
+    }
     return run._replace(records=records), facts
 
 
 def common_columns(
-    key: tuple[str, str | None],
+    key: tuple[str, str | None, str | None],
     reference: ScoringRun,
     policy: ScoringRun,
     rules: PairRules,

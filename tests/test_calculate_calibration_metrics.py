@@ -20,6 +20,7 @@ from paused import ROWS_WRITTEN, paused_command, start_paused, stopped_processes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calculate_calibration_metrics import main, parse_args
+from preference_rows import write
 from ranking.data.preferences import load_preferences
 from ranking.metrics.accuracy import AccuracyRow, summarize_dataset
 from ranking.plumbing.command_line import run_script
@@ -424,6 +425,18 @@ def test_each_split_has_its_own_counts_and_names(tiny_model_directory, tmp_path,
     assert [line.split()[1] + line.split()[2] for line in lines] == (
         2 * ["Anthropic/hh-rlhf(test),"] + 2 * ["Anthropic/hh-rlhf(train),"])  # fmt: skip
     assert [line.split(" of ")[1][0] for line in lines] == ["1", "1", "2", "2"]
+
+
+def test_configurations_of_one_dataset_in_one_run(tiny_model_directory, tmp_path, capsys):
+    for config, answer in (("helpful", "yes"), ("honest", "no")):
+        rows = [{"prompt": f"Q{k}?", "chosen": f" {answer} {k}", "rejected": " -"} for k in range(3)]
+        write(tmp_path / "data/owner/name" / config / "test.jsonl", rows)
+    datasets = ["--dataset", "owner/name:helpful:test", "--dataset", "owner/name:honest:test"]
+    run(*flags(tiny_model_directory, tmp_path, "--data-dir", tmp_path / "data", *datasets))
+    rows = read_json_lines(tmp_path / "run.jsonl")
+    assert [row["n"] for row in rows if row["distance_metric"] == "acc"] == [3] * 4
+    assert {row["dataset_config"] for row in rows} == {"helpful", "honest"}
+    assert "owner/name (honest, test): 3 examples" in capsys.readouterr().err
 
 
 def test_flags_that_do_nothing_for_some_datasets_are_said(tiny_model_directory, tmp_path, capsys):

@@ -19,6 +19,7 @@ from ranking.reports.groups import (
 from ranking.reports.labels import (
     SYMBOLS,
     by_normalization,
+    dataset_of,
     model_labels,
     plain,
     refuse_two_runs,
@@ -71,7 +72,7 @@ def accuracy_table(rows: Sequence[AccuracyRow], published: Published | None = No
     lines = []
     for row, pair in sorted(pairs, key=lambda both: settings.index(setting_of(both[0]))):
         if alone:
-            name = dataset_label(row["dataset_name"], row["dataset_split"])
+            name = dataset_of(row)
             sizes = dict.fromkeys((row["k_min"], row["k_max"]))
             line = [name, "–".join(map(str, sizes))]
         else:
@@ -119,7 +120,7 @@ def show_accuracy(rows: Sequence[AccuracyRow]) -> None:
     title = "Ranking accuracy, % [95 % interval]" + (f"; {how}" if how else "")
     show_table(accuracy_table(rows), title)
     for row in accuracies_of(rows)[::2]:
-        where, n = dataset_label(row["dataset_name"], row["dataset_split"]), row["n_non_finite"]
+        where, n = dataset_of(row), row["n_non_finite"]
         if n:
             print(f"{where}: {n} examples with a non-finite log-likelihood, counted as wrong")
     report_accuracy_ties(rows)
@@ -131,7 +132,7 @@ def report_accuracy_ties(rows: Sequence[AccuracyRow]) -> None:
         if "n_exact_ties" not in row:
             continue  # a benchmark, where they are wrong
         metric, kind = row["distance_metric"], row["calib_property"].removeprefix("ranking_")
-        where = f"{dataset_label(row['dataset_name'], row['dataset_split'])}, {kind}"
+        where = f"{dataset_of(row)}, {kind}"
         value, strict = row["distance_metric_value_mean"], row["mean_if_exact_ties_are_wrong"]
         if metric == "acc" and row["n_exact_ties"]:
             print(f"{where}: {row['n_exact_ties']} untied pairs have exactly equal scores")
@@ -147,7 +148,8 @@ def show_comparison(comparisons: list[Record], name: str) -> None:
     if not comparisons:
         print(f"McNemar: no example of this run is in {name}")
     for row in comparisons:
-        where = f"{dataset_label(row['dataset'], row['split'])}, {row['calib_property']}"
+        where = dataset_label(row["dataset"], row["split"], row["dataset_config"])
+        where += f", {row['calib_property']}"
         kinds = [("", row)]
         if any(row["n_exact_ties"]):
             kinds.append((", exact ties counted as wrong", row["if_exact_ties_are_wrong"]))
@@ -170,12 +172,12 @@ def log_accuracy(
     there are any, and every example."""
     import wandb
 
-    splits = {(row["dataset_name"], row["dataset_split"]) for row in rows}
-    names = [name for name, _ in splits]
+    parts = {(row["dataset_name"], dataset_of(row)) for row in rows}
+    names = [name for name, _ in parts]
     for row in rows:
         name = row["dataset_name"]
         if names.count(name) > 1:
-            name = dataset_label(name, row["dataset_split"])
+            name = dataset_of(row)
         key = f"{row.get('benchmark', name)}/{row['calib_property']}/{row['distance_metric']}"
         run.summary[key] = row["distance_metric_value_mean"]
     examples = [

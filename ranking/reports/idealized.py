@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ranking.data.examples import dataset_label
 from ranking.metrics.idealized import CurveRow, IdealizedRow, PairRow, curve_steps
 from ranking.plumbing.result_files import Record
 from ranking.reports.groups import groups_to_show
 from ranking.reports.labels import (
     SYMBOLS,
     by_normalization,
+    dataset_of,
     model_labels,
     plain,
     refuse_two_runs,
@@ -50,7 +50,7 @@ def idealized_table(rows: Sequence[IdealizedRow], alone: bool = False) -> Table:
     for pair in by_normalization(rows):
         row = pair["non-length-normalized"]
         if alone:
-            line = [dataset_label(row["dataset_name"], row["dataset_split"])]
+            line = [dataset_of(row)]
         else:
             models = dict.fromkeys((row["reference_model"], row["model"]))
             line = [setting_label(row, rows), " → ".join(map(short, models))]
@@ -100,7 +100,7 @@ def report_idealized_ties(rows: Sequence[IdealizedRow], same_model: bool) -> Non
                 logging.warning(
                     "%s, %s: %d untied pairs have exactly equal scores: %s accuracy %.1f %% as "
                     "Def. 2.3 counts them (right), %.1f %% if they were wrong",
-                    dataset_label(row["dataset_name"], row["dataset_split"]),
+                    dataset_of(row),
                     row["calib_property"].removeprefix("ranks_"), row[ties], whose, 100 * value,
                     100 * strict,
                 )  # fmt: skip
