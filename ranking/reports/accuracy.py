@@ -22,7 +22,7 @@ from ranking.reports.labels import (
     model_labels,
     plain,
     refuse_two_runs,
-    scoring_label,
+    run_label,
     setting_label,
     setting_labels,
     setting_of,
@@ -115,7 +115,7 @@ def group_lines(pair: Sequence[AccuracyRow], width: int) -> list[list[str]]:
 
 def show_accuracy(rows: Sequence[AccuracyRow]) -> None:
     """The table of one run, and lines for scores that are not finite or exactly equal."""
-    how = scoring_label(rows[0])
+    how = run_label(rows)
     title = "Ranking accuracy, % [95 % interval]" + (f"; {how}" if how else "")
     show_table(accuracy_table(rows), title)
     for row in accuracies_of(rows)[::2]:
@@ -312,20 +312,20 @@ def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
         n_groups = sum(entry["column"] == column for entry in chosen[0]["by_group"])
         title = f"{labels[setting]}, by {plain(column)}"
         title += f" ({len(shown)} largest of {n_groups})" if n_groups > len(shown) else ""
-        for axes, (kind, symbol) in zip(line, SYMBOLS.items()):
+        for axes, kind in zip(line, SYMBOLS):
             marked = [row for row in chosen if row["calib_property"] == f"ranking_{kind}"]
             for row in marked:
                 draw_groups(axes, row, column, shown, models)
-            axes.set_title(f"{symbol}: {title}", fontsize=8)
             axes.set_ylim(len(shown) - 0.4, -0.6)
-            axes.set_xlim(0, 100)
+            axes.set_xlim(-2, 102)
             axes.grid(axis="x", alpha=0.3)
             axes.set_yticks(range(len(shown)), [])
         sizes = {e["group"]: e["n"] for e in chosen[0]["by_group"] if e["column"] == column}
         texts = [f"{plain(group_name(name))} (n = {sizes[name]})" for name in shown]
         line[0].set_yticks(range(len(shown)), texts, fontsize=7)
-    for axes in grid[-1]:
-        axes.set_xlabel("ranking accuracy (%), 95 % Wilson interval")
+        line[0].set_title(title, fontsize=8, loc="left")
+    for axes, symbol in zip(grid[-1], SYMBOLS.values()):
+        axes.set_xlabel(f"{symbol}: ranking accuracy (%), 95 % Wilson interval", fontsize=9)
     handles, texts = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside lower center", ncols=5, fontsize=8)
     save_figure(figure, path)
