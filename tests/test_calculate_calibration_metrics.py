@@ -611,3 +611,55 @@ def test_a_fingerprint_is_of_content(tiny_model_directory, tmp_path):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert len({first, second, model_fingerprint(str(copy))}) == 3
+
+
+def test_messages_go_through_the_template_and_text_does_not(tiny_model_directory, tmp_path, capsys):
+    """Log-likelihoods in float64 from the template's own rendering; lines and rows say what was done."""
+    shutil.copytree(tiny_model_directory, model_path := tmp_path / "chat")
+    template = (
+        "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+    )
+    (model_path / "chat_template.jinja").write_text(template)
+    asked = {"role": "user", "content": "A fruit?"}
+    answers = [[{"role": "assistant", "content": text}] for text in ("An apple.", "A stone.")]
+    write_json_lines(
+        tmp_path / "messages.jsonl",
+        [{"prompt": [asked], "chosen": answers[0], "rejected": answers[1]}],
+    )
+    write_json_lines(
+        tmp_path / "text.jsonl",
+        [{"prompt": "A fruit?", "chosen": "An apple.", "rejected": "A stone."}],
+    )
+    data = [f"--dataset={tmp_path / name}.jsonl" for name in ("messages", "text")]
+    more = ("--system", "Be brief.", "--add-eos", "--sample-size", -1, "--dtype", "float32")
+    run(*flags(model_path, tmp_path, *data, *more))
+    said = capsys.readouterr().err
+    assert "messages.jsonl: 1 of 1 prompts go through the chat template" in said
+    assert "text.jsonl: 1 of 1 prompts are plain text and stay so" in said
+    rows = read_json_lines(tmp_path / "run.jsonl")
+    assert_documented(rows, AccuracyRow)
+    assert_documented([json.loads((tmp_path / "run.config.json").read_text())], RunConfig)
+    done = {(row["chat_template"], row["in_template"], row["system"]) for row in rows}
+    assert done == {(True, 1, "Be brief."), (False, 0, "Be brief.")}
+
+    records = read_json_lines(tmp_path / "run.examples.jsonl")
+    assert [record["messages"] for record in records] == [[asked], None]
+    model = AutoModelForCausalLM.from_pretrained(model_path).double().eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    system = {"role": "system", "content": "Be brief."}
+    for answer, completion in zip(answers, records[0]["completions"]):
+        prompt, whole = (
+            tokenizer.apply_chat_template(messages, return_dict=False, **how)
+            for messages, how in (
+                ([system, asked], {"add_generation_prompt": True}),
+                ([system, asked, *answer], {}),
+            )
+        )
+        assert whole[: len(prompt)] == prompt
+        ids = torch.tensor(whole)
+        with torch.no_grad():
+            logps = model(ids[None]).logits[0, :-1].log_softmax(-1)
+        scored = logps.gather(1, ids[1:, None])[len(prompt) - 1 :].sum().item()
+        assert completion["logp"] == pytest.approx(scored, abs=1e-3)
+        assert completion["n_tokens"] == len(whole) - len(prompt)
