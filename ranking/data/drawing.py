@@ -9,7 +9,7 @@ import numpy as np
 from ranking.data.cells import Dropped, Reading, Row
 from ranking.data.columns import RenamedRows, check_known, file_domain, group_columns, groups_of
 from ranking.data.files import Origins, Rows, place
-from ranking.data.gathering import GRADES, expand_trees, group_graded
+from ranking.data.gathering import GRADES, expand_trees, group_graded, trees_of
 from ranking.data.joining import are_whole_texts
 from ranking.data.prompts import unread
 from ranking.data.schemas import Plan, make_plan, unread_prompt_column
@@ -130,6 +130,10 @@ def gather(
         return group_graded(rows, read, grade, where)
     if plan.gather == "trees":
         return expand_trees(rows, where)
+    if plan.gather == "messages":
+        trees, starts = trees_of(rows)
+        items, notes = expand_trees(trees, lambda tree: where(starts[tree]))
+        return [(starts[tree], reading) for tree, reading in items], notes
     return None, []
 
 

@@ -23,7 +23,7 @@ from ranking.reports.labels import (
     model_labels,
     plain,
     refuse_two_runs,
-    scoring_label,
+    run_label,
     setting_label,
     setting_labels,
     setting_of,
@@ -116,7 +116,7 @@ def group_lines(pair: Sequence[AccuracyRow], width: int) -> list[list[str]]:
 
 def show_accuracy(rows: Sequence[AccuracyRow]) -> None:
     """The table of one run, and lines for scores that are not finite or exactly equal."""
-    how = scoring_label(rows[0])
+    how = run_label(rows)
     title = "Ranking accuracy, % [95 % interval]" + (f"; {how}" if how else "")
     show_table(accuracy_table(rows), title)
     for row in accuracies_of(rows)[::2]:

@@ -22,7 +22,7 @@ from ranking.reports.labels import (
     model_labels,
     plain,
     refuse_two_runs,
-    scoring_label,
+    run_label,
     setting_label,
     setting_labels,
     setting_of,
@@ -85,7 +85,7 @@ def idealized_cells(both: Sequence, alone: bool) -> list[str]:
 
 def show_idealized(rows: Sequence[IdealizedRow]) -> None:
     """The table of one run."""
-    observed = ", ".join(filter(None, (rows[0]["model"], scoring_label(rows[0]))))
+    observed = ", ".join(filter(None, (rows[0]["model"], run_label(rows))))
     show_table(
         idealized_table(rows, alone=True), f"Idealized ranking accuracy, %; observed: {observed}"
     )
