@@ -11,10 +11,11 @@ from ranking.data.examples import dataset_label
 from ranking.metrics.accuracy import AccuracyRow
 from ranking.plumbing.result_files import Record
 from ranking.reports.groups import (
+    BELOW,
     columns_to_show,
-    group_name,
+    group_grid,
     groups_to_show,
-    largest_groups,
+    names_to_show,
 )
 from ranking.reports.labels import (
     SYMBOLS,
@@ -295,41 +296,20 @@ def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
     labels = setting_labels(accuracies)
     models = model_labels(dict.fromkeys(row["model"] for row in accuracies))
     panels = [
-        (setting, column, [row for row in accuracies if setting_of(row) == setting])
+        (column, [row for row in accuracies if setting_of(row) == setting])
         for setting in labels
         for column in columns_to_show(next(r for r in accuracies if setting_of(r) == setting))
     ]
-    if not panels:
-        raise ValueError("no column of groups in these results")
-    names = [
-        [chosen[0]["by_group"][k]["group"] for k in largest_groups(chosen[0], column)]
-        for _, column, chosen in panels
-    ]
-    heights = [0.35 + len(of_panel) * max(0.24, 0.13 * len(models)) for of_panel in names]
-    figure, grid = subplots(
-        len(panels), 2, figsize=(10, 1 + sum(heights)), sharex=True, squeeze=False,
-        height_ratios=heights, layout="constrained",
+    figure, grid = group_grid(
+        [(labels[setting_of(chosen[0])], chosen[0], column) for column, chosen in panels],
+        height=max(0.24, 0.13 * len(models)), across="ranking accuracy (%), 95 % Wilson interval",
     )  # fmt: skip
-    for line, (setting, column, chosen), shown in zip(grid, panels, names):
-        n_groups = sum(entry["column"] == column for entry in chosen[0]["by_group"])
-        title = f"{labels[setting]}, by {plain(column)}"
-        title += f" ({len(shown)} largest of {n_groups})" if n_groups > len(shown) else ""
-        for axes, kind in zip(line, SYMBOLS):
-            marked = [row for row in chosen if row["calib_property"] == f"ranking_{kind}"]
-            for row in marked:
-                draw_groups(axes, row, column, shown, models)
-            axes.set_ylim(len(shown) - 0.4, -0.6)
-            axes.set_xlim(-2, 102)
-            axes.grid(axis="x", alpha=0.3)
-            axes.set_yticks(range(len(shown)), [])
-        sizes = {e["group"]: e["n"] for e in chosen[0]["by_group"] if e["column"] == column}
-        texts = [f"{plain(group_name(name))} (n = {sizes[name]})" for name in shown]
-        line[0].set_yticks(range(len(shown)), texts, fontsize=7)
-        line[0].set_title(title, fontsize=8, loc="left")
-    for axes, symbol in zip(grid[-1], SYMBOLS.values()):
-        axes.set_xlabel(f"{symbol}: ranking accuracy (%), 95 % Wilson interval", fontsize=9)
-    handles, texts = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=5, fontsize=8)
+    for line, (column, chosen) in zip(grid, panels):
+        shown = names_to_show(chosen[0], column)
+        for row in chosen:
+            axes = line[list(SYMBOLS).index(row["calib_property"].removeprefix("ranking_"))]
+            draw_groups(axes, row, column, shown, models)
+    figure.legend(*grid[0][0].get_legend_handles_labels(), ncols=5, **BELOW)
     save_figure(figure, path)
 
 
