@@ -17,10 +17,10 @@ import pytest
 import torch
 from conftest import assert_documented
 from paused import ROWS_WRITTEN, paused_command, start_paused, stopped_processes
+from preference_rows import write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calculate_calibration_metrics import main, parse_args
-from preference_rows import write
 from ranking.data.preferences import load_preferences
 from ranking.metrics.accuracy import AccuracyRow, summarize_dataset
 from ranking.plumbing.command_line import run_script
@@ -429,7 +429,9 @@ def test_each_split_has_its_own_counts_and_names(tiny_model_directory, tmp_path,
 
 def test_configurations_of_one_dataset_in_one_run(tiny_model_directory, tmp_path, capsys):
     for config, answer in (("helpful", "yes"), ("honest", "no")):
-        rows = [{"prompt": f"Q{k}?", "chosen": f" {answer} {k}", "rejected": " -"} for k in range(3)]
+        rows = [
+            {"prompt": f"Q{k}?", "chosen": f" {answer} {k}", "rejected": " -"} for k in range(3)
+        ]
         write(tmp_path / "data/owner/name" / config / "test.jsonl", rows)
     datasets = ["--dataset", "owner/name:helpful:test", "--dataset", "owner/name:honest:test"]
     run(*flags(tiny_model_directory, tmp_path, "--data-dir", tmp_path / "data", *datasets))
