@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ranking.data.examples import dataset_label
 from ranking.data.hub import DATASETS
 
 ResultRow = Mapping[str, Any]  # a line of a result file
@@ -14,6 +15,11 @@ CHAT_COLUMNS = ("system", "chat_template_kwargs", "chat_template_file")
 SCORING_COLUMNS = (
     "chat_template", "add_eos", "max_length", "separator", "sample_size", *CHAT_COLUMNS,
 )  # fmt: skip
+
+
+def dataset_of(row: ResultRow) -> str:
+    """How lines name the dataset of a summary row."""
+    return dataset_label(row["dataset_name"], row["dataset_split"], row.get("dataset_config"))
 
 
 def setting_of(row: ResultRow) -> tuple:
