@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ranking.data.answers import answer_of
-from ranking.data.cells import Dropped, Reading, Row, is_texts, ranks_from_scores
+from ranking.data.cells import Dropped, Reading, Row, is_texts, list_of, ranks_from_scores
 from ranking.data.examples import Votes
 from ranking.data.messages import Turns
 from ranking.data.prompts import PromptColumns, make_reading
@@ -230,9 +230,7 @@ def votes_by_raters(columns: Sequence[str], first: str, second: str) -> Callable
                 yield share_from(1)(cell)
                 continue
             key = RATER_LISTS[column]
-            for entry in cell or []:
-                if not isinstance(entry, dict) or key not in entry:
-                    raise ValueError(f"an entry of {column!r} has no {key!r}")
+            for entry in [] if cell is None else list_of(row, column, (key,)):
                 value = entry[key]
                 words = isinstance(value, str) and not re.fullmatch(r"-?[\d.]+", value.strip())
                 yield share_of_word(value, first, second) if words else share_of_sign(value)
