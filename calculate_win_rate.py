@@ -34,21 +34,21 @@ from ranking.plumbing.result_files import Record, write_json_lines
 from ranking.plumbing.wandb_runs import check_wandb, finishing_wandb, start_wandb
 from ranking.reports.style import draw
 from ranking.reports.win_rate import log_win_rates, plot_win_rate, show_win_rates
-from ranking.scoring.flags import add_trust_arguments, take
+from ranking.scoring.flags import add_chat_arguments, add_trust_arguments, chat_options, take
 from ranking.scoring.models import DTYPES, REMOTE_CODE_FLAG, check_model_path
 
 # flags by the functions they go to, which call them the same
 PROMPT_FLAGS = ("sample_size", "seed", "data_dir")
 GENERATION_FLAGS = (
-    "temperature", "top_p", "max_new_tokens", "chat_template", "seed", "dtype", "device",
+    "temperature", "top_p", "max_new_tokens", "chat", "seed", "dtype", "device",
     "trust_remote_code",
 )  # fmt: skip
 JUDGE_FLAGS = (
     "judge_base_url", "judge_timeout", "judge_retries", "judge_concurrency", "judge_price",
     "device", "trust_remote_code", "allow_pickle",
 )  # fmt: skip
-LOADING_FLAGS = ("batch_size", "device", "allow_pickle")
-SCORING_FLAGS = ("chat_template", "dtype", "device", "trust_remote_code", "allow_pickle")
+LOADING_FLAGS = ("chat", "batch_size", "device", "allow_pickle")
+SCORING_FLAGS = ("chat", "dtype", "device", "trust_remote_code", "allow_pickle")
 VERSIONS_OF = ("torch", "transformers", "tokenizers", "numpy", "statsmodels", "openai")
 
 
@@ -160,9 +160,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     text.add_argument(
         "--max-new-tokens", type=positive_int, default=256, help="tokens of a response"
     )
-    text.add_argument(
-        "--chat-template", action="store_true", help="format prompts with the chat template"
-    )
+    add_chat_arguments(text)
     compute = parser.add_argument_group("compute")
     compute.add_argument("--batch-size", type=positive_int, default=32, help="prompts per batch")
     compute.add_argument("--dtype", default="auto", choices=DTYPES, help="auto: by device")
@@ -180,11 +178,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--judge-base-url: a reward model runs here, without an endpoint")
     if args.reference_name_or_path is None and (args.against == "reference" or args.checkpoints):
         parser.error("give --reference-name-or-path (without --checkpoints: or --against chosen)")
-    if args.wandb_project:
-        try:
+    try:
+        args.chat = chat_options(vars(args))
+        if args.wandb_project:
             check_wandb(args.wandb_project)
-        except ValueError as error:
-            parser.error(str(error))
+    except ValueError as error:
+        parser.error(str(error))
     if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
         parser.error("--temperature must be finite and ≥ 0, --top-p lies in (0, 1]")
     return args
@@ -208,8 +207,8 @@ def main(args: argparse.Namespace) -> None:
         writes=("examples.jsonl", "responses.jsonl", "config.json", "png"),
     )  # fmt: skip
     data = load_preferences(args.dataset, **take(flags, PROMPT_FLAGS))
-    prompts = unique_prompts(data)
-    how = take(flags, GENERATION_FLAGS)
+    prompts = unique_prompts(data, args.chat)
+    how = take(flags, GENERATION_FLAGS) | {"dialogues": any("dialogue" in p for p in prompts)}
     own, other = [generation_settings(policy, **how) for policy in policies], None
     if args.against == "reference":  # a model against itself: two draws
         other = generation_settings(reference, draw=int(reference in policies), **how)

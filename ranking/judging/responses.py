@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-from ranking.data.examples import PreferenceData
+from ranking.data.examples import Dialogue, PreferenceData, content_hash
 from ranking.plumbing.command_line import progress_bar, until_stopped
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import (
@@ -14,14 +15,24 @@ from ranking.plumbing.result_files import (
     hash_config,
     read_json_lines,
 )
+from ranking.scoring.chat import (
+    AUTO,
+    ChatOptions,
+    Texts,
+    check_template,
+    end_of_turn_id,
+    goes_through_template,
+    has_template,
+    messages_of,
+    plain_prompt,
+    render_prompt,
+)
 from ranking.scoring.loading import context_length, load_config, load_model, load_tokenizer, unwrap
 from ranking.scoring.models import adapter_base, model_fingerprint, resolve_dtype, resolve_model
 from ranking.scoring.rotary import length_class
 from ranking.scoring.tokenization import (
-    chat_prompt,
     check_vocabulary,
     encode_texts,
-    end_of_turn_id,
     exact_offset_tokenizer,
     locate_completion,
 )
@@ -36,6 +47,7 @@ class Prompt(TypedDict):
     prompt_id: str
     prompt: str
     chosen: str  # that example's preferred completion
+    dialogue: NotRequired[Dialogue]  # the same prompt as messages
 
 
 class Generation(TypedDict):
@@ -49,7 +61,11 @@ class Generation(TypedDict):
     max_new_tokens: int
     eos_token_id: list[int]  # all that end a response
     stop_strings: list[str]  # these do too
-    chat_template: bool
+    chat_template: bool  # whether prompts go through it: all, or `only_dialogues`
+    only_dialogues: NotRequired[bool]  # text stays text
+    system: NotRequired[str]
+    chat_template_kwargs: NotRequired[dict[str, Any]]
+    chat_template_file: NotRequired[str]  # hash of its text
     seed: int | None  # of --seed; None: greedy
     trust_remote_code: bool
     draw: int | None  # 1: the reference's, if the same model is a policy too; None: greedy
@@ -70,17 +86,22 @@ class Response(Generation, Answer):
     id: str  # of the `Prompt`
 
 
-def unique_prompts(data: PreferenceData) -> list[Prompt]:
-    """The prompts of a sample, once each with the preferred completion; their number and what was
-    dropped are announced."""
+def unique_prompts(data: PreferenceData, chat: ChatOptions = AUTO) -> list[Prompt]:
+    """The prompts of a sample, once each with the preferred completion, and with the system message
+    that is asked for; their number and what was dropped are announced."""
     prompts: dict[str, Prompt] = {}
     for example in data.examples:
+        if example.prompt_id in prompts:
+            continue
         best = example.completions[example.ranks.index(min(example.ranks))]
-        prompts.setdefault(
-            example.prompt_id,
-            {"id": example.id, "prompt_id": example.prompt_id, "prompt": example.prompt,
-             "chosen": best.strip()},
-        )  # fmt: skip
+        prompt: Prompt = {
+            "id": example.id, "prompt_id": example.prompt_id,
+            "prompt": plain_prompt(example, chat), "chosen": best.strip(),
+        }  # fmt: skip
+        if example.dialogue is not None or (chat.system is not None and chat.mode == "always"):
+            dialogue = example.dialogue or Dialogue(())
+            prompt["dialogue"] = replace(dialogue, messages=tuple(messages_of(example, chat)))
+        prompts[example.prompt_id] = prompt
     dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
     repeated = len(data.examples) - len(prompts)
     announce(f"{data.name}: {len(prompts)} prompts, dropped: {dropped}; repeated: {repeated}")
@@ -93,36 +114,55 @@ def generation_settings(
     name: str,
     draw: int = 0,
     *,
+    dialogues: bool = False,
     temperature: float,
     top_p: float,
     max_new_tokens: int,
-    chat_template: bool,
+    chat: ChatOptions,
     seed: int,
     dtype: str,
     device: str,
     trust_remote_code: bool,
 ) -> Generation:
-    """The settings of model `name`; another `draw` samples other responses."""
+    """The settings of model `name`; another `draw` samples other responses. dialogues: whether
+    prompts are. ValueError where a chat template is asked for and there is none."""
     sampled = temperature > 0
-    return {
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    check_template(tokenizer, chat, name)
+    wanted = chat.mode == "always" or (chat.mode == "auto" and dialogues)
+    in_template = wanted and has_template(tokenizer, chat)
+    settings: Generation = {
         "model": name,
         "model_fingerprint": model_fingerprint(name),
         "dtype": resolve_dtype(dtype, device),
         "temperature": temperature,
         "top_p": top_p if sampled else None,
         "max_new_tokens": max_new_tokens,
-        "eos_token_id": ends_of_turn(name, chat_template, trust_remote_code),
+        "eos_token_id": ends_of_turn(
+            name, tokenizer, chat if in_template else None, trust_remote_code
+        ),
         "stop_strings": [NEXT_TURN],
-        "chat_template": chat_template,
+        "chat_template": in_template,
         "seed": seed if sampled else None,
         "trust_remote_code": trust_remote_code,
         "draw": draw if sampled else None,
     }
+    if in_template and chat.mode == "auto":
+        settings["only_dialogues"] = True
+    if chat.system is not None:
+        settings["system"] = chat.system
+    if in_template and chat.kwargs:
+        settings["chat_template_kwargs"] = dict(chat.kwargs)
+    if in_template and chat.template is not None:
+        settings["chat_template_file"] = content_hash([chat.template])
+    return settings
 
 
-def ends_of_turn(name: str, chat_template: bool, trust_remote_code: bool) -> list[int]:
+def ends_of_turn(
+    name: str, tokenizer, chat: ChatOptions | None, trust_remote_code: bool
+) -> list[int]:
     """Ids that end a response: EOS in the model's generation_config.json (chat models have several)
-    and of its tokenizer, and what closes a turn in the chat template that is used."""
+    and of its tokenizer, and what closes a turn in the chat template (None: it is not used)."""
     from transformers import GenerationConfig
 
     path = resolve_model(name)
@@ -132,10 +172,9 @@ def ends_of_turn(name: str, chat_template: bool, trust_remote_code: bool) -> lis
         eos = GenerationConfig.from_pretrained(path).eos_token_id
     except OSError:  # there is none
         eos = load_config(path, None, trust_remote_code).get_text_config().eos_token_id
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     ends = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id}
-    if chat_template and tokenizer.chat_template is not None:
-        ends |= {end_of_turn_id(tokenizer)} & tokenizer.added_tokens_decoder.keys()
+    if chat is not None:
+        ends |= {end_of_turn_id(tokenizer, chat)} & tokenizer.added_tokens_decoder.keys()
     return sorted(ends - {None})
 
 
@@ -154,6 +193,7 @@ def respond(
     known: Sequence[Response],
     path: Path,
     *,
+    chat: ChatOptions,
     batch_size: int,
     device: str,
     allow_pickle: bool,
@@ -173,7 +213,9 @@ def respond(
     if not missing:
         return responses
     model, tokenizer = load_generator(settings, device, allow_pickle)
-    batches = generate_batches(model, tokenizer, prompts, set(responses), settings, batch_size)
+    batches = generate_batches(
+        model, tokenizer, prompts, set(responses), settings, chat, batch_size
+    )
     n_before = len(prompts) - len(missing)
     with (
         path.open("ab") as file,
@@ -189,16 +231,13 @@ def respond(
 
 
 def load_generator(settings: Generation, device: str, allow_pickle: bool):
-    """The model and its tokenizer, which can pad. ValueError where it cannot, or has no template
-    that is asked for."""
+    """The model and its tokenizer, which can pad. ValueError where it cannot."""
     name, trusted = settings["model"], settings["trust_remote_code"]
     model = load_model(
         name, dtype=settings["dtype"], device=device, trust_remote_code=trusted,
         allow_pickle=allow_pickle,
     )  # fmt: skip
     tokenizer = load_tokenizer(name, trust_remote_code=trusted)
-    if settings["chat_template"] and tokenizer.chat_template is None:
-        raise ValueError(f"--chat-template: {name} has none")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
@@ -212,6 +251,7 @@ def generate_batches(
     prompts: Sequence[Prompt],
     done: set[str],
     settings: Generation,
+    chat: ChatOptions,
     batch_size: int,
 ) -> Iterator[list[Response]]:
     """Responses to the prompts that are not `done`, batch by batch.
@@ -223,7 +263,8 @@ def generate_batches(
     """
     import torch
 
-    ids = tokenize_prompts(tokenizer, [p["prompt"] for p in prompts], settings["chat_template"])
+    items = [Texts(p["prompt"], (), dialogue=p.get("dialogue")) for p in prompts]
+    ids = tokenize_prompts(tokenizer, items, chat)
     check_vocabulary(model, [*ids, [tokenizer.pad_token_id]])
     longest = (context_length(model) or math.inf) - settings["max_new_tokens"]
     set_sampling(model, tokenizer, settings)
@@ -252,19 +293,24 @@ def generate_batches(
         ]
 
 
-def tokenize_prompts(tokenizer, prompts: Sequence[str], chat_template: bool) -> list[list[int]]:
+def tokenize_prompts(tokenizer, items: Sequence[Texts], chat: ChatOptions) -> list[list[int]]:
     """Token ids that responses continue, as scoring takes prompts: the tokenizer's special tokens
     in front, BOS once, and none behind. Empty where the chat template refuses the dialogue."""
-    texts = list(prompts)
-    for k, prompt in enumerate(prompts) if chat_template else ():
+    texts: list[tuple[str, bool]] = []
+    for item in items:
+        renders = goes_through_template(tokenizer, item, chat)
         try:
-            texts[k] = chat_prompt(tokenizer, prompt)
+            texts.append((render_prompt(tokenizer, item, chat), renders))
         except ValueError:
-            texts[k] = ""
-    encodings = encode_texts(exact_offset_tokenizer(tokenizer), texts, not chat_template)
+            texts.append(("", renders))
+    fast = exact_offset_tokenizer(tokenizer)
+    encodings = {
+        renders: encode_texts(fast, [text for text, r in texts if r == renders], not renders)
+        for renders in (False, True)
+    }
     parts = [
-        locate_completion(encoding, len(text), None, tokenizer.bos_token_id)
-        for encoding, text in zip(encodings, texts)
+        locate_completion(next(encodings[renders]), len(text), None, tokenizer.bos_token_id)
+        for text, renders in texts
     ]
     return [[*head, *prompt] for head, prompt, _ in parts]
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from jinja2 import TemplateError
-
-from ranking.data.dialogues import is_begun, parse_dialogue
+from ranking.data.examples import Dialogue
 from ranking.plumbing.processes import announce
+from ranking.scoring.chat import ChatOptions, Texts, render_example
 from ranking.scoring.loading import (
     check_adapter_weights,
     context_length,
@@ -55,25 +54,25 @@ def load_reward_model(
     return model.to(device).eval(), tokenizer
 
 
-def reward_ids(tokenizer, prompt: str, response: str) -> list[int]:
+def reward_ids(
+    tokenizer, prompt: str, response: str, dialogue: Dialogue | None = None
+) -> list[int]:
     """Token ids of prompt and response as a reward model reads them, in training and in judging.
 
     In its chat template if it has one: as model cards do, with the special tokens that the template
     writes and no others. Else one after the other with the tokenizer's special tokens, BOS at most
-    once, and EOS at the end unless the tokenizer ends texts itself.
+    once, and EOS at the end unless the tokenizer ends texts itself. dialogue: the prompt as
+    messages, where it is not to be read from its text.
     Raises ValueError where the template refuses the dialogue.
     """
     response = without_endings(tokenizer, response, None).strip()
     if tokenizer.chat_template is not None:
-        messages = parse_dialogue(prompt)
-        begun = f"{messages.pop()['content']} " if is_begun(messages) else ""
-        messages.append({"role": "assistant", "content": begun + response})
+        item = Texts(prompt.rstrip(), [response], [" "], dialogue=dialogue)
         try:
-            return tokenizer.apply_chat_template(messages, return_dict=False)
-        except TemplateError as error:
-            raise ValueError(
-                f"the judge's chat template refuses the dialogue {prompt[:60]!r} ({error})"
-            ) from None
+            prompt, (turn,), closing = render_example(tokenizer, item, ChatOptions("always"))
+        except ValueError as error:
+            raise ValueError(f"the judge: {error}") from None
+        return tokenizer(prompt + turn + closing, add_special_tokens=False)["input_ids"]
     text = f"{prompt.rstrip()} {response}"
     encoded = tokenizer(text, return_special_tokens_mask=True)
     ids, appended = encoded["input_ids"], any(encoded["special_tokens_mask"][-1:])

@@ -7,7 +7,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from ranking.data.examples import PreferenceData
+from ranking.data.examples import Dialogue, Message, PreferenceData
 from ranking.judging.responses import Generation, Prompt, Response, respond
 from ranking.judging.reward_model import load_reward_model, reward_ids, reward_scores
 from ranking.judging.served_model import (
@@ -39,6 +39,8 @@ class Pair(TypedDict):
     dataset: str
     split: str | None
     prompt: str
+    messages: NotRequired[list[Message]]  # the prompt, where it is a dialogue
+    tools: NotRequired[list[dict[str, Any]]]
     policy_response: str
     other_response: str  # the reference's, or the dataset's preferred completion
 
@@ -95,9 +97,12 @@ def compare_rewards(model, tokenizer, pairs: Sequence[Pair]) -> Iterator[Judged]
     """The higher reward wins. Like texts (a reference's in every checkpoint) are scored once."""
     sides: dict[tuple[int, ...], list[tuple[int, str]]] = {}
     for k, pair in enumerate(pairs):
+        dialogue = None
+        if "messages" in pair:
+            dialogue = Dialogue(tuple(pair["messages"]), tuple(pair.get("tools", ())) or None)
         try:
-            policy = reward_ids(tokenizer, pair["prompt"], pair["policy_response"])
-            other = reward_ids(tokenizer, pair["prompt"], pair["other_response"])
+            policy = reward_ids(tokenizer, pair["prompt"], pair["policy_response"], dialogue)
+            other = reward_ids(tokenizer, pair["prompt"], pair["other_response"], dialogue)
         except ValueError as error:
             announce(str(error))
             yield {**pair, "win": None, "rewards": None}
@@ -180,11 +185,16 @@ def pair_responses(
     for prompt in prompts:
         mine, its = own[prompt["id"]], other[prompt["id"]]
         if mine is not None and its is not None:
-            pairs.append(
-                {"model": policy["model"], "id": prompt["id"], "prompt_id": prompt["prompt_id"],
-                 "dataset": data.name, "split": data.split, "prompt": prompt["prompt"],
-                 "policy_response": mine, "other_response": its}
-            )  # fmt: skip
+            pair: Pair = {
+                "model": policy["model"], "id": prompt["id"], "prompt_id": prompt["prompt_id"],
+                "dataset": data.name, "split": data.split, "prompt": prompt["prompt"],
+                "policy_response": mine, "other_response": its,
+            }  # fmt: skip
+            if (dialogue := prompt.get("dialogue")) is not None:
+                pair["messages"] = list(dialogue.messages)
+                if dialogue.tools:
+                    pair["tools"] = list(dialogue.tools)
+            pairs.append(pair)
     if not pairs:
         raise ValueError("no prompt has tokens and leaves room for --max-new-tokens in the context")
     return pairs

@@ -174,7 +174,11 @@ class SettingColumns(TypedDict):
 class TextColumns(TypedDict, total=False):
     """How the texts were made; not there where an examples file has no configuration beside it."""
 
-    chat_template: bool
+    chat_template: bool  # whether examples went through it: all, but for `in_template`
+    in_template: int  # examples that did, where only dialogues do
+    system: str  # message of dialogues that have none
+    chat_template_kwargs: dict[str, Any]
+    chat_template_file: str  # hash of the template that replaced the model's
     add_eos: bool  # the end of the text is scored too
     max_length: int | None  # tokens of prompt and completion; null: what the model takes
     sample_size: int | None  # examples asked for; null: all

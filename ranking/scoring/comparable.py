@@ -12,7 +12,7 @@ from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record
 from ranking.scoring.examples_file import config_beside, load_examples, planned_records
 from ranking.scoring.models import FoundModel
-from ranking.scoring.run_config import separators_of
+from ranking.scoring.run_config import CHAT_KEYS, record_in_template, separators_of
 
 
 class ScoringRun(NamedTuple):
@@ -48,7 +48,9 @@ def check_comparable(first: ScoringRun, second: ScoringRun) -> None:
     same ranks and votes. A line says what else differs."""
     pairs = shared_examples(first.records, second.records)
     for a, b in pairs:
-        for key in ("prompt", "completions", "ranks", "votes"):
+        for key in ("prompt", "completions", "ranks", "votes", "messages"):
+            if key == "messages" and not (key in a and key in b):
+                continue  # an older file
             values = [[c["text"] for c in r[key]] if key == "completions" else r[key]
                       for r in (a, b)]  # fmt: skip
             if values[0] != values[1]:
@@ -67,14 +69,17 @@ def check_comparable(first: ScoringRun, second: ScoringRun) -> None:
         )
         raise ValueError(f"not the same text: {said}: score both alike")
 
-    for key in ("chat_template", "add_eos"):
+    for key in ("add_eos", *CHAT_KEYS):
         if one.get(key) != two.get(key):
             refuse(key, (one.get(key), two.get(key)))
-    if not one.get("chat_template"):
-        for a, b in pairs:
-            ours, theirs = separators_of(a, one), separators_of(b, two)
-            if ours != theirs:
-                refuse(f"{dataset_label(a['dataset'], a['split'])}: separators", (ours, theirs))
+    for a, b in pairs:
+        where = dataset_label(a["dataset"], a["split"])
+        rendered = (record_in_template(a, one), record_in_template(b, two))
+        if rendered[0] != rendered[1]:
+            refuse(f"{where}: chat_template", rendered)
+        ours, theirs = separators_of(a, one), separators_of(b, two)
+        if not rendered[0] and ours != theirs:
+            refuse(f"{where}: separators", (ours, theirs))
     limits = [config.get("max_length") or math.inf for config in (one, two)]
     cut = any(map(is_cut, (record for pair in pairs for record in pair)))
     tighter = first if limits[0] < limits[1] else second

@@ -19,7 +19,7 @@ def load_datasets(
     include_ties: bool = False,
     stream_shuffle_buffer: int = 0,
     separator: str | None = None,
-    chat_template: bool = False,
+    chat_template: str = "auto",
 ) -> list[PreferenceData]:
     """The datasets asked for, as `load_preferences` gives them. Raises as it does, and ValueError
     for a dataset given twice, or a flag of the data that does nothing on any of them."""
@@ -33,7 +33,7 @@ def load_datasets(
         )  # fmt: skip
         dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
         messages = [f"{len(data.examples)} examples, dropped: {dropped}", *data.notes]
-        if not chat_template:
+        if chat_template != "always":
             messages.append(describe_joining(data.examples))
         for message in messages:
             announce(f"{dataset_label(data.name, data.split)}: {message}")

@@ -4,12 +4,14 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from ranking.data.examples import PreferenceData, PreferenceExample
 from ranking.plumbing.outputs import part_files
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, hash_config, read_config, read_json_lines
+
+NEWER = {"dataset_config", "config_hash", "messages", "groups"}  # keys that older files lack
 
 
 class ScoredCompletion(TypedDict):
@@ -36,7 +38,9 @@ class ExampleRecord(TypedDict):
     row: int  # in the dataset, from 0
     model: str
     config_hash: str  # of NAME.config.json
-    prompt: str
+    prompt: str  # as text, which a model without a chat template is given
+    messages: list[dict[str, Any]] | None  # the prompt as chat messages, if it is a dialogue
+    groups: dict[str, str]  # columns by which results are also given, with their values
     ranks: list[int]  # 1: best, equal: tied
     votes: dict[str, list[float]] | None  # "i,j" → raters who preferred i, and j
     completions: list[ScoredCompletion]
@@ -46,6 +50,11 @@ def recorded_votes(example: PreferenceExample) -> dict[str, list[float]] | None:
     """Votes as the examples file has them: "i,j" → the two counts."""
     votes = example.votes or {}
     return {f"{i},{j}": list(counts) for (i, j), counts in votes.items()} or None
+
+
+def recorded_messages(example: PreferenceExample) -> list[dict[str, Any]] | None:
+    """The messages of a prompt that is a dialogue."""
+    return list(example.dialogue.messages) if example.dialogue else None
 
 
 def example_record(
@@ -67,6 +76,8 @@ def example_record(
         "model": model,
         "config_hash": config_hash,
         "prompt": example.prompt,
+        "messages": recorded_messages(example),
+        "groups": example.groups,
         "ranks": list(example.ranks),
         "votes": recorded_votes(example),
         "completions": [
@@ -95,7 +106,7 @@ def load_examples(path: str) -> list[Record]:
     unfinished = Path(f"{own}.config.json").exists() and not any(map(os.path.isfile, summaries))
     if part_files(Path(path)) or unfinished:
         raise ValueError(f"{path} is of an unfinished run: give the command that began it again")
-    needed = ExampleRecord.__annotations__.keys() - {"dataset_config", "config_hash"}  # newer
+    needed = ExampleRecord.__annotations__.keys() - NEWER
     for number, record in enumerate(records, start=1):
         if not needed <= record.keys():
             raise ValueError(f"{path}: row {number}: not an examples file of the ranking script")
@@ -127,6 +138,8 @@ def planned_records(datasets: Sequence[PreferenceData]) -> list[Record]:
             "id": example.id,
             "row": example.row,
             "prompt": example.prompt,
+            "messages": recorded_messages(example),
+            "groups": example.groups,
             "ranks": list(example.ranks),
             "votes": recorded_votes(example),
             "completions": [

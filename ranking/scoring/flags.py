@@ -6,6 +6,7 @@ from typing import Any
 
 from ranking.plumbing.command_line import count, positive_int, sample_size
 from ranking.plumbing.wandb_runs import check_wandb
+from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions, read_kwargs, read_template
 from ranking.scoring.models import DEVICE_MAPS, DTYPES, PICKLE_FLAG, QUANTIZATIONS, REMOTE_CODE_FLAG
 
 DATA_FLAGS = (  # of `load_datasets`
@@ -13,11 +14,11 @@ DATA_FLAGS = (  # of `load_datasets`
     "separator", "chat_template",
 )  # fmt: skip
 CONFIG_FLAGS = (  # of `make_run_config`
-    "sample_size", "seed", "include_ties", "max_length", "chat_template", "add_eos",
+    "sample_size", "seed", "include_ties", "max_length", "chat", "add_eos",
     "quantization", "trust_remote_code",
 )  # fmt: skip
 MODEL_FLAGS = (  # of `load_scorer`
-    "chat_template", "add_eos", "max_length", "tokens_per_batch", "batch_size", "device_map",
+    "chat", "add_eos", "max_length", "tokens_per_batch", "batch_size", "device_map",
     "quantization", "attn_implementation", "trust_remote_code", "allow_pickle",
 )  # fmt: skip
 
@@ -68,9 +69,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
         type=positive_int,
         help="tokens of prompt + completion (default: the model's)",
     )
-    text.add_argument(
-        "--chat-template", action="store_true", help="format prompts with the chat template"
-    )
+    add_chat_arguments(text)
     text.add_argument("--separator", help="between prompt and completion (default: per dataset)")
     text.add_argument("--add-eos", action="store_true", help="score the end-of-text token as well")
     compute = parser.add_argument_group("compute")
@@ -100,6 +99,37 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
     )  # fmt: skip
 
 
+def add_chat_arguments(group) -> None:
+    """Flags that say how dialogues are rendered, which `chat_options` takes together."""
+    group.add_argument(
+        "--chat-template", nargs="?", const="always", default="auto", choices=TEMPLATE_MODES,
+        help="auto: dialogues go through the model's chat template if it has one, plain text stays "
+        "text; always (or no word): all; never",
+    )  # fmt: skip
+    group.add_argument(
+        "--chat-template-kwargs", metavar="JSON",
+        help="""what else the template is given, e.g. '{"enable_thinking": false}'""",
+    )  # fmt: skip
+    group.add_argument(
+        "--chat-template-file", metavar="FILE", help="a Jinja file instead of the model's template"
+    )
+    group.add_argument("--system", metavar="TEXT", help="system message of dialogues without one")
+
+
+def chat_options(flags: dict[str, Any]) -> ChatOptions:
+    """The flags of `add_chat_arguments`; ValueError for those that no template can be given."""
+    mode, kwargs, file = (
+        flags[name] for name in ("chat_template", "chat_template_kwargs", "chat_template_file")
+    )
+    if mode == "never" and (kwargs or file):
+        flag = "--chat-template-kwargs" if kwargs else "--chat-template-file"
+        raise ValueError(f"{flag} does nothing with --chat-template never")
+    return ChatOptions(
+        mode, flags["system"], read_kwargs(kwargs) if kwargs else {},
+        read_template(file) if file else None,
+    )  # fmt: skip
+
+
 def add_trust_arguments(group) -> None:
     """Flags for models that could run code of theirs; both are off unless given."""
     group.add_argument(
@@ -117,8 +147,12 @@ def parse_scoring_args(
     args = parser.parse_args(argv)
     if args.device_map is not None and args.device != "auto":
         parser.error("--device-map spreads the model over all devices: leave out --device")
-    if args.separator is not None and args.chat_template:
+    if args.separator is not None and args.chat_template == "always":
         parser.error("--separator: --chat-template joins prompt and completion, give one")
+    try:
+        args.chat = chat_options(vars(args))
+    except ValueError as error:
+        parser.error(str(error))
     if args.wandb_project:
         try:
             check_wandb(args.wandb_project)

@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NotRequired, TypedDict
 
-from ranking.data.examples import PreferenceData, fingerprint, joining
+from ranking.data.examples import PreferenceData, content_hash, fingerprint, joining
 from ranking.plumbing.result_files import hash_config
+from ranking.scoring.chat import ChatOptions, check_template, closing_text, has_template
+from ranking.scoring.loading import load_tokenizer
 from ranking.scoring.models import FoundModel
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
+CHAT_KEYS = ("system", "chat_template_kwargs", "chat_template_file")  # where they are used
 
 
 class DatasetConfig(TypedDict):
@@ -20,6 +23,7 @@ class DatasetConfig(TypedDict):
     separator: str | None  # one for all; null: by the texts, see `separator_between`
     examples: str  # hash of all that results depend on
     dropped: dict[str, int]  # by reason, while reading
+    in_template: NotRequired[int]  # examples that go through the chat template, where only some do
 
 
 class RunConfig(TypedDict):
@@ -36,7 +40,10 @@ class RunConfig(TypedDict):
     quantization: NotRequired[str]
     trust_remote_code: NotRequired[bool]
     max_length: int | None
-    chat_template: bool
+    chat_template: bool  # whether examples go through it: all, but for `in_template`
+    system: NotRequired[str]
+    chat_template_kwargs: NotRequired[dict[str, Any]]
+    chat_template_file: NotRequired[str]  # hash of its text
     add_eos: bool
 
 
@@ -48,12 +55,17 @@ def make_run_config(
     seed: int,
     include_ties: bool,
     max_length: int | None,
-    chat_template: bool,
+    chat: ChatOptions,
     add_eos: bool,
     quantization: str | None,
     trust_remote_code: bool,
 ) -> RunConfig:
-    """The configuration of a run that scores `datasets`."""
+    """The configuration of a run that scores `datasets`.
+
+    Reads the model's tokenizer where a chat template could be used; ValueError where there is none
+    that is asked for, or it cannot be applied.
+    """
+    counts = template_counts(found, datasets, chat, trust_remote_code)
     config: RunConfig = {
         "model": found.name,
         "revision": found.revision,
@@ -74,9 +86,18 @@ def make_run_config(
         "include_ties": include_ties,
         "dtype": found.dtype,
         "max_length": max_length,
-        "chat_template": chat_template,
+        "chat_template": any(counts),
         "add_eos": add_eos,
     }
+    if chat.mode == "auto" and any(counts):
+        for entry, n in zip(config["datasets"], counts):
+            entry["in_template"] = n
+    if chat.system is not None:
+        config["system"] = chat.system
+    if chat.kwargs:
+        config["chat_template_kwargs"] = dict(chat.kwargs)
+    if chat.template is not None:
+        config["chat_template_file"] = content_hash([chat.template])
     if quantization:
         config["quantization"] = quantization
     if trust_remote_code:
@@ -84,26 +105,88 @@ def make_run_config(
     return config
 
 
+def template_counts(
+    found: FoundModel, datasets: Sequence[PreferenceData], chat: ChatOptions, trusted: bool
+) -> list[int]:
+    """How many examples of each dataset go through the model's chat template.
+
+    ValueError where it has none that is asked for, or it cannot be applied to an answered question.
+    """
+    wanted = [
+        sum(chat.mode == "always" or example.dialogue is not None for example in data.examples)
+        for data in datasets
+    ]
+    if chat.mode == "never" or not any(wanted):
+        return [0 for _ in datasets]
+    tokenizer = load_tokenizer(found.name, found.commit, trust_remote_code=trusted)
+    check_template(tokenizer, chat, found.name)
+    if not has_template(tokenizer, chat):
+        return [0 for _ in datasets]
+    closing_text(tokenizer, chat)
+    return wanted
+
+
 def scoring_settings(
     config: Mapping[str, Any] | None, name: str, split: str | None
 ) -> dict[str, Any]:
     """What a summary row says of how its texts were made; null where nobody knows."""
-    keys = ("chat_template", "add_eos", "max_length", "sample_size")
+    keys = ("add_eos", "max_length", "sample_size")
     settings: dict[str, Any] = {key: (config or {}).get(key) for key in keys}
-    return {**settings, "separator": separator_of(config, name, split)}
+    for key in CHAT_KEYS:
+        if config is not None and key in config:
+            settings[key] = config[key]
+    entry = dataset_entry(config, name, split)
+    if entry and "in_template" in entry:
+        settings["in_template"] = entry["in_template"]
+    return {
+        "chat_template": in_template(config, name, split),
+        **settings,
+        "separator": separator_of(config, name, split),
+    }
+
+
+def dataset_entry(
+    config: Mapping[str, Any] | None, name: str, split: str | None
+) -> Mapping[str, Any] | None:
+    """The `DatasetConfig` of a dataset; None where nobody knows."""
+    entries = config["datasets"] if config is not None else []
+    return next((e for e in entries if (e["name"], e["split"]) == (name, split)), None)
+
+
+def in_template(config: Mapping[str, Any] | None, name: str, split: str | None) -> bool | None:
+    """Whether examples of a dataset went through the chat template; None where nobody knows."""
+    whole = (config or {}).get("chat_template")
+    entry = dataset_entry(config, name, split)
+    return entry["in_template"] > 0 if entry and "in_template" in entry else whole
+
+
+def record_in_template(record: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a record went through the chat template: where only some did, the dialogues."""
+    name, split = record["dataset"], record["split"]
+    some = in_template(config, name, split)
+    entry = dataset_entry(config, name, split) or {}
+    return bool(some and ("in_template" not in entry or record.get("messages") is not None))
 
 
 def separator_of(config: Mapping[str, Any] | None, name: str, split: str | None) -> Any:
     """What joined prompt and completion of a dataset; null under a chat template."""
-    entries = [] if config is None or config.get("chat_template") else config["datasets"]
-    found = [e["separator"] for e in entries if (e["name"], e["split"]) == (name, split)]
-    return found[0] if found else None
+    entry = dataset_entry(config, name, split)
+    return entry["separator"] if entry and not in_template(config, name, split) else None
 
 
 def separators_of(record: Mapping[str, Any], config: Mapping[str, Any]) -> list:
     """What joined each completion of a record to the prompt; older rows: what the config says."""
     whole = separator_of(config, record["dataset"], record["split"])
     return [completion.get("separator", whole) for completion in record["completions"]]
+
+
+def joined_by(data: PreferenceData, config: Mapping[str, Any]) -> dict[str, int] | None:
+    """How many completions each separator joins to their prompt; null where the template does."""
+    if not in_template(config, data.name, data.split):
+        return joining(data.examples)
+    entry = dataset_entry(config, data.name, data.split)
+    some = entry is not None and "in_template" in entry
+    return joining([e for e in data.examples if some and e.dialogue is None]) or None
 
 
 def dataset_facts(data: PreferenceData, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +197,7 @@ def dataset_facts(data: PreferenceData, config: Mapping[str, Any]) -> dict[str, 
         "dataset_config": data.config,
         "dataset_split": data.split,
         "dataset_commit": data.commit,
-        "joined_by": None if config["chat_template"] else joining(data.examples),
+        "joined_by": joined_by(data, config),
         "include_ties": config["include_ties"],
         "seed": config["seed"],
         "revision": config["revision"],

@@ -18,6 +18,7 @@ from ranking.plumbing.processes import (
     wait_for_all_processes,
 )
 from ranking.plumbing.result_files import Record, append_json_lines, hash_config
+from ranking.scoring.chat import ChatOptions, check_template
 from ranking.scoring.examples_file import example_record
 from ranking.scoring.loading import context_length, load_model, load_tokenizer
 from ranking.scoring.log_likelihood import (
@@ -114,7 +115,7 @@ class Scorer(NamedTuple):
     model: Any
     tokenizer: Any
     facts: dict[str, Any]  # what summaries say of the model, and of where it is run
-    chat_template: bool
+    chat: ChatOptions
     add_eos: bool
     max_length: int | None  # tokens of prompt + completion: what is asked for or the model takes
     tokens_per_batch: int
@@ -126,7 +127,7 @@ class Scorer(NamedTuple):
 def load_scorer(
     found: FoundModel,
     *,
-    chat_template: bool,
+    chat: ChatOptions,
     add_eos: bool,
     max_length: int | None,
     tokens_per_batch: int | None,
@@ -141,6 +142,7 @@ def load_scorer(
     if trust_remote_code:
         announce(f"{REMOTE_CODE_FLAG}: Python files that come with {found.name} are run")
     tokenizer = load_tokenizer(found.name, found.commit, trust_remote_code=trust_remote_code)
+    check_template(tokenizer, chat, found.name)
     model = load_model(
         found.name, dtype=found.dtype, device=found.device, device_map=device_map,
         quantization=quantization, attn_implementation=attn_implementation,
@@ -162,7 +164,7 @@ def load_scorer(
         "model_commit": found.commit,
     }
     return Scorer(
-        found.name, model, tokenizer, facts, chat_template, add_eos, min(limits, default=None),
+        found.name, model, tokenizer, facts, chat, add_eos, min(limits, default=None),
         tokens_per_batch or (1024 if found.device == "cpu" else 16384), batch_size,
         attn_implementation, [],
     )  # fmt: skip
@@ -220,7 +222,7 @@ def score_dataset(
     all records. Raises ValueError if an example is missing after the merge, or was scored twice.
     """
     kept, tokenized, dropped = tokenize_examples(
-        scorer.tokenizer, data.examples, chat_template=scorer.chat_template,
+        scorer.tokenizer, data.examples, scorer.chat,
         add_eos=scorer.add_eos, max_length=scorer.max_length,
     )  # fmt: skip
     counts = {r: data.dropped.get(r, 0) + dropped.get(r, 0) for r in {**data.dropped, **dropped}}

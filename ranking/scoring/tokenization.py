@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
 
-from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
-from ranking.data.dialogues import is_begun, parse_dialogue
-from ranking.data.examples import Dialogue, PreferenceExample
+from ranking.data.examples import PreferenceExample
 from ranking.data.schemas import Dropped
+from ranking.scoring.chat import (
+    AUTO,
+    ChatOptions,
+    Texts,
+    check_template,
+    closing_text,
+    end_of_turn_id,
+    goes_through_template,
+    plain_prompt,
+    render_example,
+)
 from ranking.scoring.loading import unwrap
 
 EXAMPLES_PER_CALL = 512  # of the tokenizer, whose encodings are 100 times as large as their ids
@@ -47,32 +56,6 @@ def exact_offset_tokenizer(tokenizer) -> Tokenizer:
     return fast
 
 
-def chat_prompt(tokenizer, prompt: str) -> str:
-    """The prompt in the chat template, up to where a completion begins.
-
-    ValueError where the template refuses the dialogue.
-    """
-    messages = parse_dialogue(prompt)
-    begun = is_begun(messages)
-    try:
-        return tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=not begun,
-            continue_final_message=begun,
-        )
-    except (TemplateError, ValueError) as error:
-        raise ValueError(f"the chat template refuses {prompt[:60]!r} ({error})") from None
-
-
-def end_of_turn_id(tokenizer) -> int | None:
-    """Id of the token that closes an assistant turn in the chat template, else EOS."""
-    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "probe"}]
-    tail = tokenizer.apply_chat_template(probe, tokenize=False).rpartition("probe")[2]
-    ids = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"]
-    return ids[0] if ids else tokenizer.eos_token_id
-
-
 def without_endings(tokenizer, text: str, end: int | None) -> str:
     """A text without the EOS tokens, or `end` tokens, written out, that it ends with."""
     ids = {end, tokenizer.eos_token_id} - {None}
@@ -89,20 +72,6 @@ def encode_texts(fast: Tokenizer, texts: Sequence[str], add_special_tokens=True)
         yield from fast.encode_batch(part, add_special_tokens=add_special_tokens)
 
 
-class Texts(NamedTuple):
-    """What is tokenized of an example, where there is no `PreferenceExample`.
-
-    separators stand between prompt and completions (default: nothing); completions that differ in
-    ranks (default: all differ) have to differ in tokens.
-    """
-
-    prompt: str
-    completions: Sequence[str]
-    separators: Sequence[str] | None = None
-    ranks: Sequence[int] | None = None
-    dialogue: Dialogue | None = None
-
-
 class Tokenized(NamedTuple):
     """Which examples were kept, their completions, and how many were dropped by reason."""
 
@@ -111,11 +80,20 @@ class Tokenized(NamedTuple):
     dropped: dict[str, int]
 
 
+class Written(NamedTuple):
+    """Example `number` as text: its prompt, and each completion behind the prompt."""
+
+    number: int
+    prompt: str
+    texts: list[str]
+    in_template: bool  # which writes the special tokens in front, too
+
+
 def tokenize_examples(
     tokenizer,
     examples: Sequence[PreferenceExample | Texts],
+    chat: ChatOptions = AUTO,
     *,
-    chat_template: bool = False,
     add_eos: bool = False,
     max_length: int | None = None,
 ) -> Tokenized:
@@ -123,44 +101,41 @@ def tokenize_examples(
 
     A token belongs to the completion if its span ends after the prompt. Special tokens that the
     tokenizer puts in front are kept (once), those it appends are not; `add_eos` has every
-    completion end with one scored EOS (the end-of-turn token under `chat_template`), whether its
-    text ends with one or not. A separator counts with the completion behind it.
+    completion end with one scored EOS, in a chat template with all that it closes the turn with,
+    whether its text ends with one or not. A separator counts with the completion behind it.
     `max_length` in tokens: the prompt is cut from the left after its BOS, never a completion, and
     by the same amount for all completions of an example, so that all are given one prompt.
     Dropped: no completion token, no token of context, too long, completions that differ in rank but
-    not in tokens, and dialogues that the chat template refuses.
+    not in tokens, dialogues that the chat template refuses, and tool calls without one.
+    Raises ValueError where a template or an end of a turn is asked for and there is none.
     """
     fast = exact_offset_tokenizer(tokenizer)
-    end = end_of_turn_id(tokenizer) if chat_template else tokenizer.eos_token_id
-    if add_eos and end is None:
-        raise ValueError("--add-eos: this tokenizer has no EOS token")
-    closing = end if add_eos else None
-    ending = end if end in tokenizer.added_tokens_decoder else None  # not a word of the answer
+    check_template(tokenizer, chat, "this tokenizer")
+    endings = find_endings(tokenizer, examples, chat, add_eos)
     kept: list[int] = []
     tokenized: list[list[TokenizedCompletion]] = []
     dropped: Counter[str] = Counter()
     numbers: dict[int, int] = {}  # one object for a number, however often it occurs
     for first in range(0, len(examples), EXAMPLES_PER_CALL):
-        waiting: list[tuple[int, str, list[str]]] = []
+        waiting: list[Written] = []
         for k, example in enumerate(examples[first : first + EXAMPLES_PER_CALL], start=first):
-            prompt, completions = example.prompt, list(example.completions)
-            separators = example.separators or [""] * len(completions)
-            if add_eos or chat_template:
-                completions = [without_endings(tokenizer, text, ending) for text in completions]
-            if chat_template:
-                separators, completions = in_chat(prompt, separators, completions)
-                try:
-                    prompt = chat_prompt(tokenizer, prompt)
-                except ValueError:
-                    dropped["chat template refuses the dialogue"] += 1
-                    continue
-            texts = [prompt + s + text for s, text in zip(separators, completions, strict=True)]
-            waiting.append((k, prompt, texts))
-        together = [text for _, _, texts in waiting for text in texts]
-        encodings = iter(fast.encode_batch(together, add_special_tokens=not chat_template))
-        for k, prompt, texts in waiting:
+            renders = goes_through_template(tokenizer, example, chat)
+            write = write_in_template if renders else write_as_text
+            try:
+                prompt, texts = write(tokenizer, example, chat, endings[renders], add_eos)
+                waiting.append(Written(k, prompt, texts, renders))
+            except Dropped as drop:
+                dropped[str(drop)] += 1
+        encodings = {}
+        for renders in (False, True):
+            together = [text for w in waiting if w.in_template == renders for text in w.texts]
+            encodings[renders] = iter(fast.encode_batch(together, add_special_tokens=not renders))
+        for k, prompt, texts, renders in waiting:
+            closing = endings[renders].appended
             parts = [
-                locate_completion(next(encodings), len(prompt), closing, tokenizer.bos_token_id)
+                locate_completion(
+                    next(encodings[renders]), len(prompt), closing, tokenizer.bos_token_id
+                )
                 for _ in texts
             ]
             ranks = examples[k].ranks or range(len(parts))
@@ -178,17 +153,54 @@ def tokenize_examples(
     return Tokenized(kept, tokenized, dict(dropped))
 
 
-def in_chat(
-    prompt: str, separators: Sequence[str], completions: Sequence[str]
-) -> tuple[list[str], list[str]]:
-    """Separators and completions as a chat template takes them: stripped, with nothing between,
-    but for a turn that the prompt has begun: white space that the template strips stays."""
-    space = prompt[len(prompt.rstrip()) :] if is_begun(parse_dialogue(prompt)) else None
-    between = [
-        "" if space is None else space + s + text[: len(text) - len(text.lstrip())]
-        for s, text in zip(separators, completions, strict=True)
-    ]
-    return between, [text.strip() for text in completions]
+class Endings(NamedTuple):
+    """How completions end."""
+
+    left_out: int | None = None  # id that, written out, ends no text: it is no word of the answer
+    appended: int | None = None  # id that is put behind each
+
+
+def find_endings(
+    tokenizer, examples: Sequence[PreferenceExample | Texts], chat: ChatOptions, add_eos: bool
+) -> dict[bool, Endings]:
+    """The endings of what is rendered by the template (True), and of what is not (False)."""
+    eos = tokenizer.eos_token_id
+    found = {False: Endings(), True: Endings()}
+    for renders in {goes_through_template(tokenizer, example, chat) for example in examples}:
+        end = end_of_turn_id(tokenizer, chat) if renders else eos
+        closed = renders and closing_text(tokenizer, chat).strip()  # by the template itself
+        if add_eos and not closed and end is None:
+            raise ValueError("--add-eos: this tokenizer has no EOS token")
+        left_out = end if end in tokenizer.added_tokens_decoder else None
+        found[renders] = Endings(left_out, end if add_eos and not closed else None)
+    return found
+
+
+def write_as_text(
+    tokenizer, item: PreferenceExample | Texts, chat: ChatOptions, ends: Endings, add_eos: bool
+) -> tuple[str, list[str]]:
+    """The prompt, and prompt + separator + completion; without the EOS that a completion ends
+    with where one is appended."""
+    messages = item.dialogue.messages if item.dialogue else ()
+    if any(m.get("tool_calls") and not m.get("content") for m in messages):
+        raise Dropped("tool calls without text need a chat template")
+    prompt, texts = plain_prompt(item, chat), list(item.completions)
+    if add_eos:
+        texts = [without_endings(tokenizer, text, ends.left_out) for text in texts]
+    separators = item.separators or [""] * len(texts)
+    return prompt, [prompt + s + text for s, text in zip(separators, texts, strict=True)]
+
+
+def write_in_template(
+    tokenizer, item: PreferenceExample | Texts, chat: ChatOptions, ends: Endings, add_eos: bool
+) -> tuple[str, list[str]]:
+    """The prompt in the chat template, and behind it each assistant's turn; closed if `add_eos`."""
+    texts = [without_endings(tokenizer, text, ends.left_out) for text in item.completions]
+    try:
+        prompt, turns, closing = render_example(tokenizer, item, chat, texts)
+    except ValueError:
+        raise Dropped("chat template refuses the dialogue") from None
+    return prompt, [prompt + turn + closing * add_eos for turn in turns]
 
 
 def locate_completion(

@@ -11,6 +11,7 @@ from ranking.data.examples import PreferenceData
 from ranking.metrics.accuracy import exact_ties, ranking_accuracy
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record
+from ranking.scoring.chat import ChatOptions
 from ranking.scoring.loading import context_length, load_model, load_tokenizer
 from ranking.scoring.score import score_examples
 from ranking.scoring.start_up_check import check_fast_path
@@ -24,7 +25,7 @@ def checkpoint_facts(
     reference: str,
     data: PreferenceData,
     *,
-    chat_template: bool,
+    chat: ChatOptions,
     dtype: str,
     device: str,
     trust_remote_code: bool,
@@ -40,7 +41,7 @@ def checkpoint_facts(
         distance = distance_from(initial, reference, checkpoint, trust)
         model = load_model(checkpoint, dtype=dtype, device=device, **trust)
         tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
-        scored = list(score(model, tokenizer, data, chat_template))
+        scored = list(score(model, tokenizer, data, chat))
         del model  # before the next one is loaded
         n_equal = sum(exact_ties(logps, ranks) for logps, ranks in scored)
         if n_equal:
@@ -78,11 +79,11 @@ def distance_from(
 
 
 def score(
-    model, tokenizer, data: PreferenceData, chat_template: bool
+    model, tokenizer, data: PreferenceData, chat: ChatOptions
 ) -> Iterator[tuple[list[float], Sequence[int]]]:
     """log π(y|x) of the completions (Eq. 13, nats), and the ranks, of each example that fits."""
     kept, tokenized, _ = tokenize_examples(
-        tokenizer, data.examples, chat_template=chat_template, max_length=context_length(model)
+        tokenizer, data.examples, chat, max_length=context_length(model)
     )
     for batch in score_examples(
         model, tokenized, path=check_fast_path(model, tokenized), batch_size=128,

@@ -4,12 +4,10 @@ What each of them means stands in `parsing.FLAG_GROUPS`, which --help shows.
 """
 
 import importlib.util
-import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,8 @@ from trl import ModelConfig
 
 from ranking.plumbing.processes import announce
 from ranking.plumbing.wandb_runs import check_wandb
-from ranking.scoring.chat import ChatOptions
+from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
+from ranking.scoring.flags import chat_options
 
 
 def parse_columns(columns):
@@ -59,14 +58,14 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1 and (name, value) != ("max_eval_samples", -1):
                 raise ValueError(f"--{name} {value}: give a positive number")
-        read_json_object("chat_template_kwargs", self.chat_template_kwargs)
         if self.dataset_shares is not None:
             check_shares(self.dataset_shares, self.dataset_name)
         self.chat_template = SWITCH.get(self.chat_template.lower(), self.chat_template)
-        if self.chat_template not in ("auto", "always", "never"):
+        if self.chat_template not in TEMPLATE_MODES:
             raise ValueError(f"--chat_template {self.chat_template}: give auto, always or never")
         if self.chat_template == "always" and self.separator is not None:
             raise ValueError("--separator: --chat_template joins prompt and completion, give one")
+        self.of_chat()
         if self.wandb_project:
             check_wandb(self.wandb_project)
         if self.sanity_check:
@@ -87,12 +86,7 @@ class DataArguments:
 
     def of_chat(self) -> ChatOptions:
         """How dialogues are rendered."""
-        return ChatOptions(
-            self.chat_template,
-            self.system,
-            read_json_object("chat_template_kwargs", self.chat_template_kwargs),
-            self.chat_template_file and Path(self.chat_template_file).read_text(encoding="utf-8"),
-        )
+        return chat_options(vars(self))
 
     def of_description(self, with_dialogues: bool) -> dict[str, Any]:
         """The flags for run_config.json. Where one of those that earlier runs did not have changes
@@ -228,17 +222,6 @@ class TrainingDefaults:
             unused["num_train_epochs"] = f"--max_steps {self.max_steps} is the length of the run"
         for name in sorted(given & unused.keys()):
             announce(f"--{name} has no effect: {unused[name]}")
-
-
-def read_json_object(name: str, text: str | None) -> dict[str, Any]:
-    """The object that a flag's JSON is, empty without one; ValueError for anything else."""
-    try:
-        value = json.loads(text or "{}")
-    except ValueError as error:
-        raise ValueError(f"--{name} {text}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"--{name} {text}: should be a JSON object, {{...}}")
-    return value
 
 
 def check_shares(shares: Sequence[float], names: Sequence[str]) -> None:

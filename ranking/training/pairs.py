@@ -25,9 +25,9 @@ from datasets import Dataset
 from ranking.data.conversions import preference_pairs
 from ranking.data.examples import PreferenceData
 from ranking.plumbing.processes import announce
-from ranking.scoring.chat import ChatOptions
+from ranking.scoring.chat import ChatOptions, Texts
 from ranking.scoring.loading import context_length
-from ranking.scoring.tokenization import Texts, TokenizedCompletion, tokenize_examples
+from ranking.scoring.tokenization import TokenizedCompletion, tokenize_examples
 from ranking.training.reference_cache import reference_logps
 from ranking.training.templates import describe_template, ends_turn
 

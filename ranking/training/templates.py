@@ -4,17 +4,15 @@ from collections.abc import Mapping
 
 from ranking.data.examples import PreferenceData, PreferenceExample
 from ranking.plumbing.processes import announce
-from ranking.scoring.chat import ChatOptions, Texts, goes_through_template
+from ranking.scoring.chat import ChatOptions, Texts, check_template, goes_through_template
 
 
-def use_template(tokenizer, chat: ChatOptions) -> None:
-    """Give the tokenizer the template of --chat_template_file, which is saved with it. ValueError
-    where --chat_template always has none to use."""
+def use_template(tokenizer, chat: ChatOptions, name: str) -> None:
+    """Give the tokenizer of model `name` the template of --chat_template_file, which is saved with
+    it. ValueError where --chat_template always has none to use."""
+    check_template(tokenizer, chat, name)
     if chat.template is not None:
         tokenizer.chat_template = chat.template
-    if chat.mode == "always" and not tokenizer.chat_template:
-        raise ValueError("--chat_template always: the tokenizer has no chat template, give one by "
-                         "--chat_template_file")  # fmt: skip
 
 
 def ends_turn(

@@ -4,6 +4,7 @@ from conftest import LONGROPE, make_model, make_tokenizer, tokenize
 from tokenizers import processors
 
 from ranking.judging.responses import generate_batches, tokenize_prompts
+from ranking.scoring.chat import AUTO, ChatOptions, Texts
 
 
 def test_responses_continue_what_scoring_takes_for_the_prompt(sample_text):
@@ -13,13 +14,13 @@ def test_responses_continue_what_scoring_takes_for_the_prompt(sample_text):
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
     )
     tokenizer.backend_tokenizer.post_processor = steps
-    prompts = ["Is it?", "<s>Is it?"]
+    prompts = [Texts("Is it?", [" yes"]), Texts("<s>Is it?", [" yes"])]
     plain = [0, *tokenizer("Is it?", add_special_tokens=False)["input_ids"]]
-    assert tokenize_prompts(tokenizer, prompts, chat_template=False) == [plain, plain]
-    for scored in tokenize(tokenizer, [(prompt, [" yes"]) for prompt in prompts]):
+    assert tokenize_prompts(tokenizer, prompts, AUTO) == [plain, plain]
+    for scored in tokenize(tokenizer, prompts):
         assert list(scored[0].ids[: scored[0].start]) == plain
     tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}"
-    assert tokenize_prompts(tokenizer, prompts[:1], chat_template=True) == [plain]
+    assert tokenize_prompts(tokenizer, prompts[:1], ChatOptions("always")) == [plain]
 
 
 def test_responses_do_not_depend_on_what_shares_their_batch(tokenizer):
@@ -30,7 +31,7 @@ def test_responses_do_not_depend_on_what_shares_their_batch(tokenizer):
     prompts = [{"id": str(k), "prompt": text} for k, text in enumerate(["Hi", "word " * 40])]
 
     def responses(chosen):
-        batches = generate_batches(model, tokenizer, chosen, set(), settings, 8)
+        batches = generate_batches(model, tokenizer, chosen, set(), settings, AUTO, 8)
         return {row["id"]: row["response"] for batch in batches for row in batch}
 
     assert responses(prompts) == responses(prompts[:1]) | responses(prompts[1:])
@@ -43,6 +44,7 @@ def test_a_chat_template_opens_the_turn_or_goes_on_with_a_begun_one(tokenizer):
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     prompt = "\n\nHuman: number 0?\n\nAssistant:"
-    ids = tokenize_prompts(tokenizer, [prompt, f"{prompt} It is"], chat_template=True)
+    items = [Texts(prompt, ()), Texts(f"{prompt} It is", ())]
+    ids = tokenize_prompts(tokenizer, items, ChatOptions("always"))
     texts = ["[user] number 0? [assistant]", "[user] number 0? [assistant] It is"]
     assert ids == tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -7,7 +7,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ranking.data.dialogues import parse_dialogue
+from ranking.scoring.chat import ChatOptions
 from ranking.scoring.tokenization import EXAMPLES_PER_CALL
+
+ALWAYS = ChatOptions("always")
 
 PAIRS = [
     ("Hello wor", ["ld is here", "k"]),  # mid-word
@@ -66,10 +69,10 @@ def test_a_text_that_ends_with_eos_gets_no_second(tokenizer):
 
 def test_completions_equal_in_tokens_cannot_be_ranked(tokenizer, chat):
     texts, same = ["yes", " yes\n", "no"], {"identical completions": 1}
-    assert reasons_to_drop(chat, [("q", texts[:2])], chat_template=True) == same
+    assert reasons_to_drop(chat, [("q", texts[:2])], chat=ALWAYS) == same
     ranked = [("q", texts, None, (1, 2, 3))]
-    assert reasons_to_drop(chat, ranked, chat_template=True) == same
-    (tied,) = tokenize(chat, [("q", texts, None, (1, 1, 2))], chat_template=True)
+    assert reasons_to_drop(chat, ranked, chat=ALWAYS) == same
+    (tied,) = tokenize(chat, [("q", texts, None, (1, 1, 2))], chat=ALWAYS)
     assert len(tied) == 3
     assert reasons_to_drop(tokenizer, [("q", [" a</s>", " a"])], add_eos=True) == same
     assert len(tokenize(tokenizer, [("q", texts[:2])])) == 1
@@ -133,14 +136,14 @@ def chat(tokenizer):
 def test_chat_template(chat):
     dialogue = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
     example = [(dialogue, [" Because.", " No."])]
-    (found,) = tokenize(chat, example, chat_template=True)
+    (found,) = tokenize(chat, example, chat=ALWAYS)
     prompt = "<s>[user]Hi</s>[assistant]Hello.</s>[user]Why?</s>[assistant]"
     assert list(found[0].ids) == chat(prompt + "Because.", add_special_tokens=False)["input_ids"]
-    (closed,) = tokenize(chat, example, chat_template=True, add_eos=True)
+    (closed,) = tokenize(chat, example, chat=ALWAYS, add_eos=True)
     assert closed[0].ids == (*found[0].ids, 1)
     ended = [(dialogue, [" Because.</s>", " No.</s>\n"])]
-    assert tokenize(chat, ended, chat_template=True) == [found]
-    assert tokenize(chat, ended, chat_template=True, add_eos=True) == [closed]
+    assert tokenize(chat, ended, chat=ALWAYS) == [found]
+    assert tokenize(chat, ended, chat=ALWAYS, add_eos=True) == [closed]
 
 
 def test_dialogues_with_a_preamble_or_a_begun_answer(chat):
@@ -176,7 +179,7 @@ def test_dialogues_with_a_preamble_or_a_begun_answer(chat):
     }
     for prompt, (completions, separators, *expected) in texts.items():
         separators = ["" if c[0].isspace() else s for s, c in zip(separators, completions)]
-        (found,) = tokenize(chat, [(prompt, completions, separators)], chat_template=True)
+        (found,) = tokenize(chat, [(prompt, completions, separators)], chat=ALWAYS)
         head = "<s>[user]6 times 7?</s>[assistant]"
         for completion, text in zip(found, expected):
             assert list(completion.ids) == chat(head + text, add_special_tokens=False)["input_ids"]
