@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ranking.data.schemas import read_votes
+from ranking.data.cells import read_votes
 from ranking.metrics.accuracy import (
     NORMALIZATIONS,
     ranking_accuracy,

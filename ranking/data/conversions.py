@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from ranking.data.cells import Row
 from ranking.data.dialogues import as_turns, is_begun
 from ranking.data.examples import Message, PreferenceExample
-from ranking.data.schemas import Row
 
 
 def preference_pairs(examples: Sequence[PreferenceExample]) -> list[Row]:

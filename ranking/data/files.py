@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ranking.data.schemas import SCHEMAS, Row
+from ranking.data.cells import Row
+from ranking.data.schemas import SCHEMAS
 
 FILE_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?\.")  # in names of a split's files

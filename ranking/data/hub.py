@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ranking.data.cells import Row
 from ranking.data.files import read_file
-from ranking.data.schemas import Row
 
 ALPACA_FARM = "tatsu-lab/alpaca_eval"
 ALPACA_FARM_FILE = "alpaca_farm_human_crossannotations"

@@ -1,9 +1,9 @@
 """What stands between a prompt and its completion, and prompts that completions repeat."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 
-from ranking.data.schemas import Row
+from ranking.data.cells import Dropped, Reading
 
 # after which nothing is put: HH's, and the special tokens of chat templates
 TURN_MARKER = re.compile(r"(?:(?:\A|\n)[^\S\n]*Assistant:|<\|[^\s<>|]+\|>|\[/INST\])\Z")
@@ -32,14 +32,20 @@ def without_prompt(prompt: str, completion: str) -> str | None:
     return None
 
 
-def are_whole_texts(rows: Sequence[Row]) -> bool:
-    """Whether pairs or lists are whole texts: in nine of ten usable rows, every completion begins
-    with the prompt."""
+def are_whole_texts(n_items: int, read: Callable[[int], Reading]) -> bool:
+    """Whether pairs or lists of text are whole texts: in nine of ten usable ones, every completion
+    begins with the prompt. As soon as too many do not, no more are read."""
     usable = repeating = 0
-    for row in rows:
-        listed = row["completions"] if "completions" in row else [row["chosen"], row["rejected"]]
-        texts = [row["prompt"], *(listed if isinstance(listed, list) else [None])]
-        if all(isinstance(text, str) and text.strip() for text in texts):
+    for index in range(n_items):
+        if usable - repeating > 0.1 * n_items:
+            return False
+        try:
+            prompt, completions, *_ = read(index)
+        except (Dropped, ValueError):
+            continue
+        if not isinstance(prompt, str) or not completions:
+            continue
+        if all(text.strip() for text in (prompt, *completions)):
             usable += 1
-            repeating += None not in [without_prompt(texts[0], text) for text in texts[1:]]
+            repeating += None not in [without_prompt(prompt, text) for text in completions]
     return usable > 0 and repeating >= 0.9 * usable

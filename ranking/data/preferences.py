@@ -1,15 +1,27 @@
 """One dataset → preference examples: rows are read, drawn, converted; drops counted by reason."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ranking.data.examples import PreferenceData, PreferenceExample, Votes, content_hash
+from ranking.data.cells import Dropped, Reading, Row
+from ranking.data.columns import check_known, group_columns, groups_of, renamed
+from ranking.data.dialogues import as_turns, parse_dialogue
+from ranking.data.examples import (
+    Dialogue,
+    Message,
+    PreferenceData,
+    PreferenceExample,
+    Votes,
+    content_hash,
+)
 from ranking.data.files import Origins, place, read_path
+from ranking.data.gathering import GRADES, expand_trees, group_graded
 from ranking.data.hub import DATASETS, Source, hub_dataset_commit, read_hub, split_name
 from ranking.data.joining import (
     are_whole_texts,
@@ -17,19 +29,12 @@ from ranking.data.joining import (
     separator_between,
     without_prompt,
 )
-from ranking.data.schemas import (
-    Dropped,
-    Row,
-    group_votes,
-    read_hh,
-    read_list,
-    read_pair,
-    read_rated_pair,
-    recognize_schema,
-    unread_prompt_column,
-)
+from ranking.data.prompts import unread
+from ranking.data.schemas import Plan, make_plan, unread_prompt_column
+from ranking.data.votes import NumberedReading, describe_raters, group_raters
 
 SAMPLE_FILE = Path(__file__).parents[2] / "data" / "sample_preferences.jsonl"
+BAR_FROM = 20_000  # rows, from which on reading them shows its progress
 
 
 def load_preferences(
@@ -42,15 +47,21 @@ def load_preferences(
     include_ties: bool = False,
     stream_shuffle_buffer: int = 0,
     separator: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    group_by: Sequence[str] | None = None,
+    progress: Callable[[str, int], Any] | None = None,
 ) -> PreferenceData:
     """Load one dataset: a name of `DATASETS`, "sample", or a local file or directory.
 
     `sample_size` examples are drawn without replacement by `default_rng(seed)` before anything is
     dropped (streamed datasets: the first rows); None takes all. Dropped and counted by reason: no
     common prompt, empty completion, identical completions, missing score, no preference, fewer
-    than two completions, lone surrogate, and, unless `include_ties`, all ranks tied.
+    than two completions, lone surrogate, images, what is no turn of text, and, unless
+    `include_ties`, all ranks tied.
     `separator` replaces what joins prompts and completions; in it, backslash and n are a newline
-    (t: a tab), as a shell passes them.
+    (t: a tab), as a shell passes them. `columns`: what each of our columns is called in the data
+    (`parse_columns`). `group_by`: columns whose values become `groups` (None: `GROUP_COLUMNS`).
+    `progress`: called with a text and the number of rows of a large set, gives a bar to update.
     Raises FileNotFoundError, OSError or ValueError with one line: file, row, what was found.
     """
     name, config, named_split = split_name(spec)
@@ -84,8 +95,9 @@ def load_preferences(
     if separator is not None:
         separator = separator.replace("\\n", "\n").replace("\\t", "\t")
     data = sample_and_convert(
-        rows, origins, (name, config, split), source, sample_size, seed, include_ties, separator
-    )
+        rows, origins, (name, config, split), source, sample_size, seed, include_ties, separator,
+        columns, group_by, progress,
+    )  # fmt: skip
     if path is not None:
         return data
     commit = hub_dataset_commit(name)
@@ -102,99 +114,189 @@ def sample_and_convert(
     seed: int,
     include_ties: bool,
     separator: str | None,
+    columns: Mapping[str, str] | None = None,
+    group_by: Sequence[str] | None = None,
+    progress: Callable[[str, int], Any] | None = None,
 ) -> PreferenceData:
     """Draw rows, turn them into examples, and count what is dropped by reason.
 
     `names`: of the dataset, its configuration and split.
     """
     file = origins[0][0]
+    if columns:
+        check_known("--columns", columns.values(), rows, file)
+        if "group" in columns:
+            group_by = [*(group_by or ()), columns["group"]]
+    if group_by:
+        check_known("--group-by", group_by, rows, file)
+    grouped_by = group_columns(rows, group_by)
+    originals, rows = rows, renamed(rows, columns) if columns else rows
     try:
-        needed, reader, joint = recognize_schema(list(rows[0]))
+        plan = make_plan(rows, columns)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    joint = source.separator if source is not None else joint
+    check_columns(rows, plan, origins)
+    joint = source.separator if source is not None else plan.separator
     joint = joint if separator is None else separator
-    check_columns(rows, needed, origins)
-    notes = []
-    if reader is read_rated_pair:
-        rows, n_missing = group_votes(rows, partial(place, origins))
-        if n_missing:
-            notes.append(f"rater rows without a preference: {n_missing}")
-    whole = sample_size is None or sample_size > len(rows)
+    notes = [plan.rule] if plan.rule else []
+    items, more = gather(rows, plan, partial(place, origins))
+    notes += more
+    n_items = len(rows) if items is None else len(items)
+    whole = sample_size is None or sample_size > n_items
     if whole and sample_size is not None:
-        notes.append(f"{len(rows)} examples, fewer than the {sample_size} asked for: all taken")
+        notes.append(f"{n_items} examples, fewer than the {sample_size} asked for: all taken")
     streamed = source is not None and source.streamed
-    picked = range(len(rows)) if whole else sampled_rows(len(rows), sample_size, seed, streamed)
-    joined_texts = reader in (read_pair, read_list)
-    whole_texts = joined_texts and are_whole_texts(rows)
+    picked = range(n_items) if whole else sampled_rows(n_items, sample_size, seed, streamed)
+
+    def read(index: int) -> tuple[int, Reading]:
+        """Row number and what the item says. Raises Dropped, or ValueError naming the row."""
+        number, reading = (index, None) if items is None else items[index]
+        if isinstance(reading, Dropped):
+            raise reading
+        if reading is not None:
+            return number, reading
+        try:
+            return number, plan.read(rows[number])
+        except ValueError as error:
+            raise ValueError(f"{place(origins, number)}: {error}") from None
+
+    joined_texts = plan.separator is None
+    whole_texts = joined_texts and are_whole_texts(n_items, lambda index: read(index)[1])
+    of_the_paper = source is not None or names[0] == "sample" or plan.kind == "dialogue text"
     examples: list[PreferenceExample] = []
     dropped: Counter[str] = Counter()
     occurrences: Counter[str] = Counter()
+    remarks: Counter[str] = Counter()
+    known_groups: dict[tuple, dict[str, str]] = {}
     n_repeated = n_kept = 0
+    bar = progress("rows read", len(picked)) if progress and len(picked) > BAR_FROM else None
     for index in picked:
-        number = rows[index]["row"] if reader is read_rated_pair else index
+        if bar is not None:
+            bar.update(1)
         try:
-            prompt, completions, ranks, votes, cluster = reader(rows[index])
-            rest = [without_prompt(prompt, c) for c in completions] if joined_texts else [None]
-            repeated = None not in rest and (whole_texts or ends_with_marker(prompt.rstrip()))
+            number, reading = read(index)
+            prompt, completions, ranks, votes, cluster, *_ = reading
+            messages = prompt if isinstance(prompt, list) else None
+            text = as_turns(prompt) if isinstance(prompt, list) else prompt
+            rest: list[str | None] = [None]
+            if joined_texts and messages is None:
+                rest = [without_prompt(text, c) for c in completions]
+            repeated = None not in rest and (whole_texts or ends_with_marker(text.rstrip()))
             n_kept += not repeated and any(rest)
-            completions = [text or "" for text in rest] if repeated else completions
-            if not is_unicode([prompt, *completions]):
+            completions = [t or "" for t in rest] if repeated else completions
+            if not is_unicode([text, *completions]):
                 raise Dropped("lone surrogate")
+            if votes == {}:
+                raise Dropped("no preference")
             if reason := reason_to_drop(completions, ranks, include_ties):
                 raise Dropped(reason)
         except Dropped as drop:
             dropped[str(drop)] += 1
             continue
-        except ValueError as error:
-            raise ValueError(f"{place(origins, number)}: {error}") from None
         if contradiction := contradicting_pair(ranks, votes):
             raise ValueError(
                 f"{place(origins, number)}: votes and ranks contradict each other for "
                 f"{contradiction}"
             )
         n_repeated += repeated
-        content = content_hash([prompt, *completions])
+        remarks.update(reading.remarks)
+        if messages is None and not of_the_paper and is_dialogue_text(text):
+            messages = parse_dialogue(text)
+        try:
+            groups = groups_of(originals[number], grouped_by)
+        except ValueError as error:
+            raise ValueError(f"{place(origins, number)}: {error}") from None
+        content = content_hash([text, *completions])
         occurrences[content] += 1
-        separators = [separator_between(prompt, c) if joint is None else joint for c in completions]
         examples.append(
             PreferenceExample(
                 id=f"{content}-{occurrences[content]}",
-                prompt_id=content_hash([cluster or prompt]),
-                prompt=prompt,
+                prompt_id=content_hash([cluster or text]),
+                prompt=text,
                 completions=tuple(completions),
-                separators=tuple(separators),
+                separators=tuple(joints_of(text, completions, joint, isinstance(prompt, list))),
                 ranks=tuple(ranks),
                 votes=votes,
                 dataset=names[0],
                 row=int(number),
+                dialogue=None if messages is None else as_dialogue(messages, reading),
+                groups=known_groups.setdefault(tuple(groups.items()), groups),
             )
         )
+    if bar is not None:
+        bar.close()
     if n_repeated:
         notes.append(f"completions repeat the prompt, which is read once: {n_repeated} examples")
     if n_kept:
         notes.append(f"completions begin with the prompt, and stay as they are: {n_kept} examples")
+    notes += [f"{remark}: {n} examples" for remark, n in remarks.items()]
+    if plan.rule and plan.gather == "rows":
+        notes.append(describe_raters(sum(e.votes[0, 1]) for e in examples if e.votes))
     if not examples:
-        why = explain_drops(dropped, rows[0] if reader is read_hh else None)
+        why = explain_drops(dropped, rows[0] if plan.kind == "dialogue text" else None)
         raise ValueError(f"{file}: no usable example left of {len(picked)} {why}")
     return PreferenceData(*names, joint, examples, dict(dropped), notes)
 
 
-def check_columns(rows: Sequence[Row], needed: Sequence[str], origins: Origins) -> None:
+def gather(
+    rows: list[Row], plan: Plan, where: Callable[[int], str]
+) -> tuple[list[NumberedReading] | None, list[str]]:
+    """What becomes an example where that is not a row by itself (else None), and notes."""
+
+    def read(number: int) -> Reading | Dropped:
+        try:
+            return plan.read(rows[number])
+        except Dropped as drop:
+            return drop
+        except ValueError as error:
+            raise ValueError(f"{where(number)}: {error}") from None
+
+    if plan.gather == "raters":
+        return group_raters(rows, read, plan.rated)
+    if plan.gather == "graded":
+        grade = next(grade for grade in GRADES if grade in plan.needed)
+        return group_graded(rows, read, grade, where)
+    if plan.gather == "trees":
+        return expand_trees(rows, where)
+    return None, []
+
+
+def joints_of(
+    prompt: str, completions: Sequence[str], joint: str | None, messages: bool
+) -> list[str]:
+    """What joins each completion to a prompt: `joint`, or, between messages written as turns, a
+    space, or, between texts, what `separator_between` says."""
+    if joint is not None:
+        return [joint] * len(completions)
+    if messages:
+        return ["" if text[:1].isspace() else " " for text in completions]
+    return [separator_between(prompt, text) for text in completions]
+
+
+def as_dialogue(messages: Sequence[Message], reading: Reading) -> Dialogue:
+    """A reading's prompt for a chat template."""
+    tools = tuple(reading.tools) if reading.tools else None
+    return Dialogue(tuple(messages), tools, reading.template_kwargs or {})
+
+
+def is_dialogue_text(prompt: str) -> bool:
+    """Whether a prompt is text of turns that ends where the assistant's begins."""
+    opened = prompt.startswith("Human:") or "\n\nHuman:" in prompt
+    return opened and prompt.rstrip().endswith("\n\nAssistant:")
+
+
+def check_columns(rows: Sequence[Row], plan: Plan, origins: Origins) -> None:
     """Raise ValueError for the first row without a column that is needed, or with a part of its
     prompt in one that is not read."""
+    needed = set(plan.needed)
     for number, row in enumerate(rows):
-        if not set(needed) <= row.keys():
-            missing = ", ".join(column for column in needed if column not in row)
+        if not needed <= row.keys():
+            missing = ", ".join(column for column in plan.needed if column not in row)
             raise ValueError(
                 f"{place(origins, number)}: missing column {missing} (found {', '.join(row)})"
             )
-        if (column := unread_prompt_column(row, needed)) is not None:
-            raise ValueError(
-                f"{place(origins, number)}: column {column!r} is part of the prompt, but with the "
-                f"columns {', '.join(needed)} it is not read: put its text into the prompt "
-                "(`prompt`), or take the column out"
-            )
+        if plan.unread and (column := unread_prompt_column(row, plan)) is not None:
+            raise ValueError(f"{place(origins, number)}: {unread(column, plan.needed)}")
 
 
 def sampled_rows(n_rows: int, sample_size: int, seed: int, streamed: bool) -> Sequence[int]:

@@ -1,294 +1,353 @@
-"""How rows are read: one reader per schema, recognized by its columns.
+"""How rows are read: schemas, recognized by their columns and what stands in them.
 
-A reader turns a row into prompt, completions, ranks, votes and cluster, or raises `Dropped` with
-the reason why a valid row cannot be used.
+A schema says where the answers and the preference stand; what makes up the prompt is found apart
+from it (`prompts.py`), so that every schema takes text or messages, a system column, a context.
 """
 
 import difflib
-import math
-import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
-from ranking.data.examples import Votes
-
-Row = dict[str, Any]
-Reading = tuple[str, list[str], Sequence[int], Votes | None, str | None]  # ..., cluster
-
-
-class Dropped(Exception):
-    """Raised by a schema reader for a row that is valid but cannot be used; str() is the reason."""
-
-
-# a list of chat messages, or one, as JSON, Python's repr or numpy's
-MESSAGES_OPEN = re.compile(
-    r"""(?:array\()?\[\s*\{|\{\s*['"](?:role|content|from|value|messages|conversations)['"]"""
+from ranking.data.answers import (
+    TURN_MARKER_HH,
+    answer_of,
+    common_words,
+    holds_entries,
+    read_entries,
+    read_hh,
+    read_implicit,
+    read_list,
+    read_many,
+    read_pair,
+    read_scored_list,
+    read_shp,
+    read_stack_exchange,
+    read_targets,
+    read_ultrafeedback,
 )
-MESSAGES_ROLE = re.compile(
-    r"""['"](?:role|from)['"]\s*:\s*"""
-    r"""['"](?:system|user|assistant|tool|function|human|gpt|observation)['"]"""
+from ranking.data.cells import Reading, Row, is_empty, is_texts, plain_name, text_of
+from ranking.data.columns import EXAMPLE
+from ranking.data.gathering import GRADES
+from ranking.data.messages import has_messages
+from ranking.data.prompts import PROMPT_COLUMNS, PromptColumns, find_prompt_columns, make_reading
+from ranking.data.votes import (
+    ANNOTATOR,
+    LABELS,
+    RATER_LISTS,
+    Rule,
+    label_rule,
+    ranks_of,
+    read_two,
+    share_from,
+    share_of_second,
+    votes_by_label,
+    votes_by_raters,
+    votes_by_scores,
 )
-MESSAGES_TEXT = re.compile(r"""['"](?:content|value)['"]\s*:""")
-# columns that are part of a prompt wherever they stand (but for case and underscores); a schema
-# reads those among its own columns
-PROMPT_COLUMNS = {
-    "prompt", "instruction", "input", "question", "query", "request", "problem", "system",
-    "systemprompt", "systemmessage", "systeminstruction", "context", "history", "chathistory",
-    "conversation", "conversations", "dialogue", "dialog", "turns", "trajectory", "messages",
-    "document", "documents", "passage", "article", "post", "tools", "image", "images",
-}  # fmt: skip
+
+Reader = Callable[[Row, Sequence[str], PromptColumns], Reading]
 
 
-def text_of(row: Row, column: str) -> str:
-    """The string in `column`; ValueError names the column otherwise."""
-    return checked_text(row[column], f"column {column!r}")
+class Schema(NamedTuple):
+    """Columns that must be there, the kind (see `KINDS`), the reader (None: of two answers with a
+    label), what joins prompt and completion (None: `separator_between`), and what else must hold
+    of the first row and the columns of its prompt."""
+
+    columns: tuple[str, ...]
+    kind: str
+    reader: Reader | None
+    separator: str | None = None
+    fits: Callable[[Row, PromptColumns], bool] = lambda row, asked: True
 
 
-def checked_text(value: Any, what: str) -> str:
-    """`value` if it is text; ValueError for anything else, chat messages written as text too."""
-    if not isinstance(value, str):
-        raise ValueError(f"{what} should be text, found {type(value).__name__}")
-    if is_message_dump(value):
-        raise ValueError(f"{what} holds chat messages written as text: give the text they hold")
-    return value
+class Plan(NamedTuple):
+    """How the rows of one file are read.
 
-
-def is_message_dump(text: str) -> bool:
-    """Whether a text is chat messages in some notation, and not what they say."""
-    text = text.strip()
-    written = MESSAGES_OPEN.match(text) and text.endswith(("]", "}", ")"))
-    return bool(written and MESSAGES_ROLE.search(text) and MESSAGES_TEXT.search(text))
-
-
-def ranks_from_scores(scores: Sequence[Any]) -> tuple[int, ...]:
-    """Rank 1 for the highest score; equal scores share a rank. Missing scores drop the row."""
-    try:
-        values = [float("nan") if score is None else float(score) for score in scores]
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"scores should be numbers, found {list(scores)!r:.80}") from None
-    if not all(math.isfinite(value) for value in values):
-        raise Dropped("missing score")
-    return tuple(1 + sum(other > value for other in values) for value in values)
-
-
-def read_hh(row: Row) -> Reading:
-    """Whole dialogues; the prompt ends with the last "\\n\\nAssistant:" of *chosen*."""
-    chosen, rejected = text_of(row, "chosen"), text_of(row, "rejected")
-    marker = "\n\nAssistant:"
-    cut = chosen.rfind(marker)
-    if cut < 0 or not rejected.startswith(chosen[: cut + len(marker)]):
-        raise Dropped("no common prompt")
-    cut += len(marker)
-    return chosen[:cut], [chosen[cut:], rejected[cut:]], (1, 2), None, None
-
-
-def read_pair(row: Row) -> Reading:
-    """prompt, chosen, rejected."""
-    completions = [text_of(row, "chosen"), text_of(row, "rejected")]
-    return text_of(row, "prompt"), completions, (1, 2), None, None
-
-
-def read_shp(row: Row) -> Reading:
-    """Two comments on a post; labels = 1 where A is preferred. The post is the cluster."""
-    label = row["labels"]
-    if label not in (0, 1, "0", "1"):
-        raise ValueError(f"labels should be 0 or 1, found {label!r}")
-    completions = [text_of(row, "human_ref_A"), text_of(row, "human_ref_B")]
-    ranks = (1, 2) if int(label) == 1 else (2, 1)
-    return text_of(row, "history"), completions, ranks, None, f"post {row['post_id']}"
-
-
-def read_ultrafeedback(row: Row) -> Reading:
-    """K graded responses, ranked by overall_score."""
-    answers = list_of(row, "completions", ("response", "overall_score"))
-    ranks = ranks_from_scores([answer["overall_score"] for answer in answers])
-    return text_of(row, "instruction"), [text_of(a, "response") for a in answers], ranks, None, None
-
-
-def read_stack_exchange(row: Row) -> Reading:
-    """Answers to a question, ranked by pm_score."""
-    answers = list_of(row, "answers", ("text", "pm_score"))
-    ranks = ranks_from_scores([answer["pm_score"] for answer in answers])
-    return text_of(row, "question"), [text_of(a, "text") for a in answers], ranks, None, None
-
-
-def list_of(row: Row, column: str, keys: Sequence[str]) -> list[Row]:
-    """The list of objects in `column`, each holding `keys`."""
-    value = row[column]
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ValueError(f"column {column!r} should be a list of objects")
-    for item in value:
-        for key in keys:
-            if key not in item:
-                raise ValueError(f"an entry of {column!r} has no {key!r} (found {', '.join(item)})")
-    return value
-
-
-def read_list(row: Row) -> Reading:
-    """prompt, completions, ranks and, if there, votes."""
-    completions = row["completions"]
-    if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
-        raise ValueError("column 'completions' should be a list of text")
-    for text in completions:
-        checked_text(text, "an entry of 'completions'")
-    ranks = row["ranks"]
-    if (
-        not isinstance(ranks, list)
-        or len(ranks) != len(completions)
-        or not all(is_rank(rank) for rank in ranks)
-    ):
-        raise ValueError("column 'ranks' should hold one integer ≥ 1 for each completion")
-    votes = None if row.get("votes") is None else read_votes(row["votes"], len(completions))
-    return text_of(row, "prompt"), completions, [int(rank) for rank in ranks], votes, None
-
-
-def is_rank(value: Any) -> bool:
-    """Whether a value is a whole number ≥ 1 (1.0 too: pandas writes so), and no truth value."""
-    if isinstance(value, float):
-        return value.is_integer() and value >= 1
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def read_rated_pair(row: Row) -> Reading:
-    """A row of `group_votes`."""
-    if not any(row["votes"]):
-        raise Dropped("no preference")
-    return read_list(row)
-
-
-def read_votes(value: Any, n_completions: int) -> Votes:
-    """Votes as `[v_1, v_2]` for a pair or `{"i,j": [v_i, v_j]}` with indices from 0."""
-    if isinstance(value, list) and n_completions == 2:
-        value = {"0,1": value}
-    if not isinstance(value, dict):
-        raise ValueError("votes should be two counts for a pair, or {'i,j': [v_i, v_j], …}")
-    votes: Votes = {}
-    for key, counts in value.items():
-        if counts is None:
-            continue  # columnar files hold every key, absent pairs as null
-        try:
-            i, j = (int(part) for part in key.split(","))
-            first, second = (float(count) for count in counts)
-        except (ValueError, TypeError, AttributeError, OverflowError):
-            raise ValueError(f"votes {key!r}: {counts!r} should be 'i,j': [v_i, v_j]") from None
-        if not 0 <= i < n_completions or not 0 <= j < n_completions or i == j:
-            raise ValueError(
-                f"votes {key!r}: there are {n_completions} completions, counted from 0"
-            )
-        if not (0 <= first < math.inf and 0 <= second < math.inf and first + second > 0):
-            raise ValueError(f"votes {key!r}: counts {counts!r} should be ≥ 0 and not both 0")
-        if (min(i, j), max(i, j)) in votes:
-            raise ValueError(f"votes {key!r}: the pair is given twice")
-        votes[min(i, j), max(i, j)] = (first, second) if i < j else (second, first)
-    return votes
-
-
-def group_votes(rows: Sequence[Row], where: Callable[[int], str]) -> tuple[list[Row], int]:
-    """AlpacaFarm's rater rows → one row per prompt and pair of outputs, with its votes, and the
-    number of rows without a preference. ValueError says `where` the row at fault stands.
-
-    A preference between 1 and 2 is divided: 1.25 is 0.75 votes for output_1 and 0.25 for output_2.
-    The outputs may stand in either order.
+    needed: columns that every row has. gather: how rows become examples: "rows" (each by itself),
+    "raters", "graded" or "trees". rated: the rows are raters' (None: if they look so).
     """
-    pairs: dict[tuple, Row] = {}
-    n_missing = 0
-    for number, row in enumerate(rows):
-        try:
-            prompt, *outputs = (text_of(row, c) for c in ("instruction", "output_1", "output_2"))
-            missing = str(row["preference"]).strip().lower() in ("", "none", "nan", "null")
-            share = 0.0 if missing else share_of_second(row)
-        except ValueError as error:
-            raise ValueError(f"{where(number)}: {error}") from None
-        pair = pairs.setdefault(
-            (prompt, *sorted(outputs)),
-            {"prompt": prompt, "completions": outputs, "votes": [0.0, 0.0], "row": number},
-        )
-        n_missing += missing
-        if missing:
-            continue
-        first = pair["completions"].index(outputs[0])
-        pair["votes"][first] += 1.0 - share
-        pair["votes"][1 - first] += share
-    for pair in pairs.values():
-        pair["votes"] = [round(votes, 9) for votes in pair["votes"]]  # 0.1 + 0.2
-        pair["ranks"] = list(ranks_from_scores(pair["votes"]))
-    return list(pairs.values()), n_missing
+
+    kind: str
+    needed: tuple[str, ...]
+    unread: tuple[str, ...]
+    asked: PromptColumns
+    read: Callable[[Row], Reading]
+    separator: str | None
+    gather: str = "rows"
+    rated: bool | None = None
+    rule: str | None = None
 
 
-def share_of_second(row: Row) -> float:
-    """The share of a vote that goes to output_2: `preference` 1 … 2 → 0 … 1; a tie, 0 → 1/2."""
-    value = row["preference"]
+PAIRS = (
+    ("chosen", "rejected"), ("chosen_response", "rejected_response"),
+    ("response_chosen", "response_rejected"), ("response_j", "response_k"),
+    ("pos_answer", "neg_answer"), ("preferred_output", "non_preferred_output"),
+    ("chosen_messages", "rejected_messages"), ("chosen", "reject"), ("preferred", "dispreferred"),
+    ("accepted", "rejected"),
+)  # fmt: skip
+STEMS = ("response", "answer", "output", "completion", "conversation", "eval_solution", "summary",
+         "candidate")  # fmt: skip
+ENDINGS = (("_0", "_1"), ("_1", "_2"), ("_a", "_b"), ("_A", "_B"), ("1", "2"), ("A", "B"))
+LISTS = ("completions", "responses", "answers", "generations", "outputs")
+LABEL_COLUMNS = [*[(name,) for name in LABELS], *[(name,) for name in RATER_LISTS],
+                 ("annotator1",), ("annotator_1",)]  # fmt: skip
+
+
+def is_many(row: Row, columns: Sequence[str]) -> bool:
+    """Whether right and wrong answers are lists of text."""
+    values = [row.get(column) for column in columns]
+    return any(map(is_texts, values)) and all(is_texts(v) or isinstance(v, str) for v in values)
+
+
+def is_whole_text(row: Row, columns: Sequence[str], asked: PromptColumns) -> bool:
+    """Whether a pair of texts is all there is."""
+    texts = all(isinstance(row.get(column), str) for column in columns)
+    return (
+        asked.main is None
+        and texts
+        and not any(is_written_messages(row[column]) for column in columns)
+    )
+
+
+def is_written_messages(text: str) -> bool:
+    """Whether a text holds messages as JSON."""
     try:
-        preference = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        preference = math.nan
-    if preference == 0.0:
-        return 0.5
-    if not 1.0 <= preference <= 2.0:
-        raise ValueError(
-            f"preference should be 1, 2 or 0 (tie), or between 1 and 2, found {value!r:.60}"
-        )
-    return preference - 1.0
+        return not isinstance(answer_of(text, ""), str)
+    except ValueError:
+        return False
 
 
-# columns, how a row is read, what joins prompt and completion (None: `separator_between`)
-SCHEMAS: list[tuple[tuple[str, ...], Callable[[Row], Reading], str | None]] = [
-    (("instruction", "output_1", "output_2", "preference"), read_rated_pair, " "),
-    (("post_id", "history", "human_ref_A", "human_ref_B", "labels"), read_shp, " "),
-    (("instruction", "completions"), read_ultrafeedback, " "),
-    (("question", "answers"), read_stack_exchange, " "),
-    (("prompt", "completions", "ranks"), read_list, None),
-    (("prompt", "chosen", "rejected"), read_pair, None),
-    (("chosen", "rejected"), read_hh, ""),
-]
+def is_implicit(row: Row, columns: Sequence[str], asked: PromptColumns) -> bool:
+    """Whether two whole texts without turns begin alike, for a few words at least."""
+    if not is_whole_text(row, columns, asked):
+        return False
+    texts = [row[column] for column in columns]
+    return TURN_MARKER_HH not in texts[0] and len(texts[0][: common_words(texts)].split()) > 2
+
+
+def pair_schemas(columns: tuple[str, str]) -> list[Schema]:
+    """The forms of a better and a worse answer, the most special one first."""
+    return [
+        Schema(columns, "one against many", read_many, None, lambda r, a: is_many(r, columns)),
+        Schema(columns, "whole text", read_implicit, "", lambda r, a: is_implicit(r, columns, a)),
+        Schema(columns, "dialogue text", read_hh, "", lambda r, a: is_whole_text(r, columns, a)),
+        Schema(columns, "pair", read_pair),
+    ]  # fmt: skip
+
+
+def read_summaries(
+    row: Row, columns: Sequence[str], asked: PromptColumns, votes_of: Callable
+) -> Reading:
+    """summarize_from_feedback: a post or an article and two summaries, in the prompt that its
+    authors used."""
+    info, summaries = row["info"], row["summaries"]
+    if not isinstance(info, dict) or not isinstance(summaries, list) or len(summaries) != 2:
+        raise ValueError("columns 'info' and 'summaries' should be an object and a list of two")
+    text = text_of(info, "post" if info.get("post") else "article")
+    heads = [("SUBREDDIT: r/", "subreddit"), ("TITLE: ", "title")] if info.get("post") else []
+    parts = [head + text_of(info, key) for head, key in heads if info.get(key)]
+    parts.append(f"POST: {text}" if info.get("post") else text)
+    reading = make_reading(
+        {"prompt": "\n\n".join([*parts, "TL;DR:"])},
+        PromptColumns(main="prompt"),
+        [answer_of(summary, "an entry of 'summaries'") for summary in summaries],
+        (1, 1),
+        votes_of(row),
+    )
+    return reading._replace(ranks=ranks_of(reading.votes or {}))
+
+
+def read_single(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:
+    """One answer of several to a prompt, each in a row of its own."""
+    return make_reading(row, asked, [answer_of(row[columns[0]], f"column {columns[0]!r}")], (1,))
+
+
+SCHEMAS: list[Schema] = [
+    Schema(("instruction", "output_1", "output_2", "preference"), "AlpacaFarm", None, " "),
+    Schema(("post_id", "history", "human_ref_A", "human_ref_B", "labels"), "SHP", read_shp, " "),
+    Schema(("instruction", "completions"), "UltraFeedback", read_ultrafeedback, " ",
+           lambda row, asked: not is_texts(row["completions"])),
+    Schema(("question", "answers"), "Stack Exchange", read_stack_exchange, " ",
+           lambda row, asked: not is_texts(row["answers"])),
+    *[Schema((texts, ranks), "ranked list", read_list)
+      for texts in LISTS for ranks in ("ranks", "rankings")],
+    *[Schema((texts, scores), "scored list", read_scored_list, None,
+             lambda row, asked, texts=texts: is_texts(row[texts]))  # type: ignore[misc]
+      for texts in LISTS for scores in ("scores", "ratings")],
+    *[schema for columns in PAIRS for schema in pair_schemas(columns)],
+    Schema(("info", "summaries", "choice"), "summaries", None),
+    *[Schema((stem + one, stem + two, *label), "two answers", None)
+      for stem in STEMS for one, two in ENDINGS
+      for label in (*LABEL_COLUMNS, (f"score_{one.strip('_')}", f"score_{two.strip('_')}"))],
+    Schema(("targets",), "choices", read_targets, None,
+           lambda row, asked: isinstance(row["targets"], dict)),
+    *[Schema((column,), "list of objects", read_entries, None,
+             lambda row, asked, column=column: holds_entries(row[column]))  # type: ignore[misc]
+      for column in LISTS],
+    Schema(("message_tree_id", "prompt"), "tree", read_single, None,
+           lambda row, asked: isinstance(row["prompt"], dict) and "replies" in row["prompt"]),
+    *[Schema(("response", grade), "graded answers", read_single) for grade in GRADES],
+]  # fmt: skip
+# columns that are known, and why they cannot be read
+WITHOUT_PROMPT = ("dialogue text", "whole text", "pair", "summaries", "SHP")  # columns of one
+UNPAIRED = "one answer a row with a label (unpaired, as for KTO): nothing to rank"
+NO_PAIRS = (
+    (("g1_user_prompt", "g1_winner"), "verdicts of a judge, whose prompts hold the answers inside "
+     "their text: give the answers in columns of their own"),
+    (("messages", "label"), UNPAIRED),
+    (("prompt", "completion", "label"), UNPAIRED),
+    (("summary", "info"), "one summary a row, rated by itself: no preference between two"),
+    (("winner", "loser"), "a winner and a loser without a prompt (pictures?): no text to rank"),
+)  # fmt: skip
 
 
 def recognize_schema(
-    columns: Sequence[str],
-) -> tuple[tuple[str, ...], Callable[[Row], Reading], str | None]:
-    """The first schema whose columns are all there; ValueError names the nearest columns."""
-    for needed, reader, separator in SCHEMAS:
-        if set(needed) <= set(columns):
-            return needed, reader, separator
+    columns: Sequence[str], row: Row, named: Mapping[str, str] | None = None
+) -> tuple[Schema, PromptColumns]:
+    """The schema that the columns and the first row fit, and the columns of the prompt.
+
+    named: what --columns gives. ValueError where none fits, or two that contradict each other.
+    """
+    found: dict[tuple[str, ...], tuple[Schema, PromptColumns]] = {}
+    for schema in SCHEMAS:
+        if not set(schema.columns) <= set(row):
+            continue
+        if {"chosen", "rejected"} <= set(named or ()) and schema.columns != ("chosen", "rejected"):
+            continue
+        if "completions" in (named or ()) and "completions" not in schema.columns:
+            continue
+        asked = find_prompt_columns(columns, schema.columns if schema.kind != "tree" else ())
+        if schema.kind in ("AlpacaFarm", "UltraFeedback", "Stack Exchange"):
+            asked = find_prompt_columns(columns, schema.columns[1:])
+        answers = schema.columns if schema.reader is not None else schema.columns[:2]
+        if schema.kind == "AlpacaFarm":
+            answers = schema.columns[1:3]
+        if answers not in found and schema.fits(row, asked):
+            found[answers] = schema, asked
+    wholes = [set(schema.columns) for schema, _ in found.values()]
+    found = {
+        answers: (schema, asked)
+        for answers, (schema, asked) in found.items()
+        if not any(set(schema.columns) < whole for whole in wholes)
+    }
+    if len(found) > 1:
+        fitting = " and ".join("/".join(schema.columns) for schema, _ in found.values())
+        raise ValueError(f"two schemas fit, {fitting}: say which by the flag, as in {EXAMPLE}")
+    if not found:
+        raise ValueError(explain_unknown(columns))
+    return next(iter(found.values()))
+
+
+def explain_unknown(columns: Sequence[str]) -> str:
+    """Why no schema fits, and the nearest one as a command-line flag."""
+    for known, why in NO_PAIRS:
+        if set(known) <= set(columns) and not (known[0] == "winner" and "prompt" in columns):
+            return f"{why} (found {', '.join(columns)})"
 
     def nearest(column: str) -> str | None:
-        if column in ("answers", "completions"):
+        if column in LISTS:
             return None  # a list, which no column of text becomes by another name
-        likely = [name for name in others if column in re.split(r"[\W_]", name.lower())]
-        if column == "prompt":
-            likely += [name for name in others if plain_name(name) in PROMPT_COLUMNS]
-        return next(iter(likely or difflib.get_close_matches(column, others, 1, 0.8)), None)
+        likely = [name for name in others if plain_name(column) in plain_name(name)]
+        return next(iter(likely or difflib.get_close_matches(column, others, 1, 0.75)), None)
 
-    known = "; ".join("/".join(needed) for needed, *_ in SCHEMAS)
-    closest: tuple[str, ...] = ()
-    hints: dict[str, str] = {}
-    score = 0.0
-    for needed, *_ in SCHEMAS:
-        missing = [column for column in needed if column not in columns]
-        others = [column for column in columns if column not in needed]
-        found = {column: name for column in missing if (name := nearest(column))}
-        likeness = (len(needed) - len(missing) + 0.9 * len(found)) / len(needed)
-        if likeness > score:
-            closest, hints, score = needed, found, likeness
-    if score < 0.5:
-        raise ValueError(f"unknown columns: {', '.join(columns)} (known: {known})")
-    wanted = ", ".join(
-        f"{column} (is it {hints[column]!r}? then rename it)" if column in hints else column
-        for column in closest
+    best: tuple[float, tuple[str, ...], dict[str, str]] = (0.0, (), {})
+    for schema in SCHEMAS:
+        missing = [column for column in schema.columns if column not in columns]
+        others = [column for column in columns if column not in schema.columns]
+        hints = {column: name for column in missing if (name := nearest(column))}
+        n = len(schema.columns)
+        likeness = (n - len(missing) + 0.9 * len(hints)) / n
+        if likeness > best[0]:
+            best = likeness, schema.columns, hints
+    likeness, needed, hints = best
+    found = ", ".join(columns)
+    if likeness < 0.5:
+        return f"unknown columns: {found}; name them by the flag, as in {EXAMPLE}"
+    asked = find_prompt_columns(columns, needed).main
+    missing_names = ", ".join(
+        f"{column} (is it {hints[column]!r}?)" if column in hints else column
+        for column in needed
         if column not in columns
     )
-    raise ValueError(f"missing column {wanted} (found {', '.join(columns)}; known: {known})")
+    example = EXAMPLE
+    if {"chosen", "rejected"} <= set(needed):
+        sides = [f"{c}={hints.get(c, c if c in columns else 'COLUMN')}" for c in needed]
+        example = f"--columns prompt={asked or 'COLUMN'} {' '.join(sides)}"
+    return (
+        f"missing column {missing_names} (found {found}; nearest: {', '.join(needed)}); other "
+        f"names are given by the flag, as in {example}"
+    )
 
 
-def plain_name(column: str) -> str:
-    """A column's name in small letters without underscores."""
-    return re.sub(r"[\W_]", "", column.lower())
+def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Plan:
+    """How to read rows: by their schema and the columns of the prompt. ValueError as
+    `recognize_schema`."""
+    columns = [
+        column
+        for column in dict.fromkeys(column for row in rows for column in row)
+        if column == "prompt"
+        or plain_name(column) not in PROMPT_COLUMNS
+        or not all(is_empty(row.get(column)) for row in rows)
+    ]
+    schema, asked = recognize_schema(columns, rows[0], named)
+    needed = dict.fromkeys(schema.columns)
+    if asked.main is not None:
+        needed = dict.fromkeys([asked.main, *needed])
+    elif schema.kind not in WITHOUT_PROMPT and not has_messages(rows[0][schema.columns[0]]):
+        raise ValueError(
+            f"missing column prompt (found {', '.join(rows[0])}); other names are given by the "
+            f"flag, as in {EXAMPLE}"
+        )
+    reader: Any = schema.reader
+    gather, rated, rule = "rows", None, None
+    if reader is None:
+        reader, gather, rated, rule = two_answers(schema, columns, rows)
+    own = schema.columns[1:3] if schema.kind == "AlpacaFarm" else schema.columns
+    read = partial(reader, columns=own, asked=asked)
+    gather = {"tree": "trees", "graded answers": "graded"}.get(schema.kind, gather)
+    taken = asked.read() | needed.keys()
+    if schema.kind in ("dialogue text", "SHP"):  # which read their own columns and no others
+        taken = set(schema.columns)
+    unread = [c for c in columns if plain_name(c) in PROMPT_COLUMNS and c not in taken]
+    return Plan(schema.kind, tuple(needed), tuple(unread), asked, read, schema.separator, gather,
+                rated, rule)  # fmt: skip
 
 
-def unread_prompt_column(row: Row, needed: Sequence[str]) -> str | None:
+def two_answers(
+    schema: Schema, columns: Sequence[str], rows: Sequence[Row]
+) -> tuple[Any, str, bool | None, str]:
+    """Reader of two answers with a label or raters, how its rows are gathered, whether they are
+    raters', and the rule by which labels are read."""
+    first, second, *labels = schema.columns
+    if schema.kind == "AlpacaFarm":
+        first, second, labels = "output_1", "output_2", ["preference"]
+    if schema.kind == "summaries":
+        first, second, labels = "summaries[0]", "summaries[1]", ["choice"]
+    raters = [c for c in columns if c in RATER_LISTS or ANNOTATOR.match(c)]
+    reader: Any = read_summaries if schema.kind == "summaries" else read_two
+    if raters:
+        votes_of = votes_by_raters(raters, first, second)
+        sentence = (
+            f"votes of the raters in {', '.join(raters)}: a grade counts by its sign, no "
+            "preference half for each answer"
+        )
+        return partial(reader, votes_of=votes_of), "rows", None, sentence
+    if len(labels) == 2:
+        votes_of = votes_by_scores(*labels)
+        sentence = f"the answer with the higher of {labels[0]} and {labels[1]} is preferred"
+        return partial(reader, votes_of=votes_of), "raters", None, sentence
+    (label,) = labels
+    if schema.kind == "AlpacaFarm":
+        rule = Rule(share_of_second, "preference 1 is output_1, 2 is output_2, divided in between")
+    elif schema.kind == "summaries":
+        rule = Rule(share_from(0), f"choice counts from 0: 0 is {first}, 1 is {second}")
+    else:
+        rule = label_rule((row.get(label) for row in rows), label, first, second)
+    rated = True if schema.kind == "AlpacaFarm" else None
+    return partial(reader, votes_of=votes_by_label(rule, label)), "raters", rated, rule.sentence
+
+
+def unread_prompt_column(row: Row, plan: Plan) -> str | None:
     """The first column that is part of the prompt, holds something and is not read, or None."""
-    for column, value in row.items():
-        empty = not value.strip() if isinstance(value, str) else value in (None, [], {})
-        if plain_name(column) in PROMPT_COLUMNS and column not in needed and not empty:
-            return column
-    return None
+    return next((c for c in plan.unread if not is_empty(row.get(c))), None)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+from ranking.data.cells import read_votes
 from ranking.data.examples import dataset_label
-from ranking.data.schemas import read_votes
 from ranking.metrics.accuracy import NORMALIZATIONS, record_scores
 from ranking.metrics.idealized import preferred_proportion
 from ranking.plumbing.outputs import row_key

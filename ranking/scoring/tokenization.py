@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
+from ranking.data.cells import Dropped
 from ranking.data.examples import PreferenceExample
-from ranking.data.schemas import Dropped
 from ranking.scoring.chat import (
     AUTO,
     ChatOptions,

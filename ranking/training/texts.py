@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from ranking.data.conversions import sft_texts
 from ranking.data.examples import PreferenceData
-from ranking.data.schemas import Dropped
+from ranking.data.cells import Dropped
 from ranking.plumbing.processes import announce
 from ranking.scoring.chat import (
     ChatOptions,

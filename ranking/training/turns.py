@@ -6,7 +6,7 @@ from functools import partial
 
 from ranking.data.dialogues import is_begun
 from ranking.data.examples import Message
-from ranking.data.schemas import Dropped
+from ranking.data.cells import Dropped
 from ranking.scoring.chat import (
     ChatOptions,
     Texts,

@@ -73,10 +73,10 @@ def test_rater_rows_are_grouped_before_sampling(tmp_path):
         ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": [2, 2]}], "contradict"),
         ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": [1, -3]}], "≥ 0"),
         ([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "votes": {"0,2": [1, 0]}}], "2 comp"),
-        ([{**PAIR, "reject": "b"} | {"rejected": None}], "row 1: column 'rejected' should be text"),
-        ([{"prompt": "p", "chosen_response": "a", "rejected_response": "b"}], "is it 'chosen_response'"),
-        ([{"question": "p", "response_chosen": "a", "response_rejected": "b"}], "prompt .is it 'question'.*'response_chosen'"),
-        ([{"request": "p", "answer_a": "a", "answer_b": "b"}], "unknown columns: request, answer_a"),
+        ([{**PAIR, "reject": "b"}], "two schemas fit, chosen/rejected and chosen/reject: .*--columns"),
+        ([{"prompt": "p", "chosen_text": "a", "rejected_text": "b"}],
+         "is it 'chosen_text'.*--columns prompt=prompt chosen=chosen_text rejected=rejected_text"),
+        ([{"request": "p", "answer_a": "a", "answer_b": "b"}], "missing column label .found request, answer_a"),
         ([{"topic": "p", "chosen": "a", "rejected": "b"}], "without a column `prompt`.*found topic"),
         ([], "no rows"),
         ([{**PAIR, "prompt": "\ud83d"}], "lone surrogate: 1"),
@@ -90,12 +90,12 @@ def test_bad_rows_are_one_line_with_file_and_row(tmp_path, rows, message):
 
 
 def test_a_column_of_the_prompt_that_is_not_read_is_refused(tmp_path):
-    rows = [{"system": "", "tools": [], **PAIR}, {"system": "Be brief.", **PAIR}]
+    rows = [{"post": "", "tools": [], **PAIR}, {"post": "Be brief.", **PAIR}]
     path = write(tmp_path / "s.jsonl", rows)
-    with pytest.raises(ValueError, match="s.jsonl: row 2: column 'system' is part of the prompt"):
+    with pytest.raises(ValueError, match="s.jsonl: row 2: column 'post' is part of the prompt"):
         load_preferences(path)
-    for column, row in {"input": FARM, "context": PAIR, "history": LISTED, "question": HH,
-                        "systemPrompt": PAIR, "chat_history": PAIR}.items():  # fmt: skip
+    for column, row in {"document": FARM, "article": PAIR, "passage": LISTED, "system": HH,
+                        "Document": PAIR, "history": HH, "context": SHP}.items():  # fmt: skip
         assert load_preferences(write(tmp_path / "s.jsonl", [{**row, column: " "}])).examples
         with pytest.raises(ValueError, match=f"row 1: column '{column}' is part of the prompt"):
             load_preferences(write(tmp_path / "s.jsonl", [{**row, column: "x"}]))
@@ -106,14 +106,14 @@ MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": 
 
 @pytest.mark.parametrize(
     "text",
-    [json.dumps(MESSAGES), json.dumps(MESSAGES, indent=1), str(MESSAGES), str(MESSAGES[1]),
-     str(np.array(MESSAGES)), repr(np.array(MESSAGES)), json.dumps([{"from": "human", "value": "Hi"}]),
-     json.dumps([{"weight": 1.0, **m} for m in MESSAGES]), json.dumps({"messages": MESSAGES})],
+    [str(MESSAGES), str(MESSAGES[1]), str({"messages": MESSAGES}), str(np.array(MESSAGES)),
+     repr(np.array(MESSAGES)), str([{"from": "human", "value": "Hi"}]), json.dumps(MESSAGES) + "]"],
 )  # fmt: skip
 def test_messages_written_as_text_are_refused(tmp_path, text):
     pattern = "row 1: .* holds chat messages written as text"
     for row in ({**PAIR, "chosen": text}, {**PAIR, "prompt": text}, {**FARM, "output_2": text},
-                {**LISTED, "completions": ["a", text]}):  # fmt: skip
+                {**LISTED, "completions": ["a", text]},
+                {**LISTED, "completions": ["a", json.dumps(MESSAGES)]}):  # fmt: skip
         with pytest.raises(ValueError, match=pattern):
             load_preferences(write(tmp_path / "m.jsonl", [row]))
     fair = ['[{"name": "x"}]', '{"role": "admin", "content": "x"}', "[{role: 'user'}]", f"See {text}",
@@ -142,4 +142,9 @@ def test_graded_and_missing_preferences(tmp_path):
     (example,) = data.examples
     assert example.votes == {(0, 1): (0.75, 1.25)} and example.ranks == (2, 1)
     assert data.dropped == {"no preference": 1}
-    assert data.notes == ["rater rows without a preference: 2"]
+    assert data.notes == [
+        "preference 1 is output_1, 2 is output_2, divided in between",
+        "a row is a rater's vote, half for each answer where it is a tie",
+        "rater rows without a preference: 2",
+        "raters of a pair: 0 (1 pair), 2 (1 pair)",
+    ]

@@ -5,7 +5,7 @@ from conftest import make_tokenizer
 from marked_texts import marked
 
 from ranking.data.examples import Dialogue
-from ranking.data.schemas import Dropped
+from ranking.data.cells import Dropped
 from ranking.scoring.chat import ChatOptions, Texts
 from ranking.training.turns import rendered_turns
 

@@ -1,0 +1,309 @@
+"""Labels of two answers and raters' votes: whom a label prefers, and rows of one pair together.
+
+A graded preference counts by its sign, no preference half for each answer. Only AlpacaFarm's own
+`preference` between 1 and 2 is divided: 1.25 is 0.75 votes for output_1 and 0.25 for output_2.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ranking.data.answers import answer_of
+from ranking.data.cells import Dropped, Reading, Row, is_texts, ranks_from_scores
+from ranking.data.examples import Votes
+from ranking.data.messages import Turns
+from ranking.data.prompts import PromptColumns, make_reading
+
+# labels of two answers, in the order in which they are looked for
+LABELS = ("label", "labels", "better_response_id", "winner", "overall_preference", "preference",
+          "preference_strength", "choice", "chosen_position")  # fmt: skip
+SIGNED = ("overall_preference", "preference_strength", "score", "strength")  # below 0: the first
+INDICES = ("better_response_id", "safer_response_id", "choice")
+# lists of the raters of a pair, and where in an entry the preference stands
+RATER_LISTS = {
+    "normal_worker_annotations": "overall_pref", "expert_worker_annotations": "overall_pref",
+    "individual_preference": "score", "all_preferences_unprocessed": "strength",
+}  # fmt: skip
+ANNOTATOR = re.compile(r"annotator_?\d+\Z")  # PandaLM's columns of raters
+RATERS = ("annotator", "annotator_index", "annotator_id", "worker", "worker_id", "judge", "rater",
+          "rater_id", "evaluator", "labeler")  # fmt: skip  # who gave the label of a row
+SIDE = re.compile(
+    r"\W*(?:(?:model|response|answer|output|completion|assistant|summary|option)[ _-]?)?"
+    r"([ab]|\d)\W*"
+)
+Share = float | None  # of a vote that goes to the second answer; None: no preference was given
+NumberedReading = tuple[int, Reading | Dropped]  # row number, and what the row says
+
+
+class Rule(NamedTuple):
+    """Whom the cells of a column prefer: `share` of one cell, and a sentence that says so."""
+
+    share: Callable[[Any], Share]
+    sentence: str
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a label is none: empty, or an error of the judge."""
+    return str(value).strip().lower() in ("", "none", "nan", "null", "error")
+
+
+def share_of_word(value: Any, first: str, second: str) -> Share:
+    """A verdict in words: A, model_b, "A>B", tie, "A-is-clearly-better", or an answer's column."""
+    word = str(value).strip().lower()
+    ends = [column.lower()[-1] for column in (first, second)]
+    if is_missing(value):
+        return None
+    if re.match(r"\W*(?:tie|both|neither|equal|draw|same)", word) or word in ("a=b", "b=a"):
+        return 0.5
+    if found := re.fullmatch(r"([ab])(>+|<+)([ab])", word):
+        return float((found[1] == "b") == (found[2][0] == ">"))
+    if found := re.match(r"([ab])[ -]is[ -]", word):
+        return float(found[1] == "b")
+    side = SIDE.fullmatch(word)
+    for k, column in enumerate((first, second)):
+        if word == column.lower() or (side and side[1] in ("ab"[k], ends[k])):
+            return float(k)
+    raise ValueError(f"{value!r:.40} says neither which answer is preferred, nor a tie")
+
+
+def share_of_sign(value: Any) -> Share:
+    """A grade below 0 for the first answer, above 0 for the second."""
+    if is_missing(value):
+        return None
+    grade = number(value)
+    return 0.5 if grade == 0 else float(grade > 0)
+
+
+def share_from(start: int) -> Callable[[Any], Share]:
+    """A number that counts the answers from 0, or from 1 (0 and 3 are ties then)."""
+
+    def share(value: Any) -> Share:
+        if is_missing(value):
+            return None
+        place = number(value) - start
+        if place in (0, 1):
+            return float(place)
+        if start == 1 and place in (-1, 2):
+            return 0.5
+        raise ValueError(f"should be {start} or {start + 1}, found {value!r:.40}")
+
+    return share
+
+
+def number(value: Any) -> float:
+    """A finite number; ValueError otherwise."""
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"should be a number, found {value!r:.40}")
+    return found
+
+
+def share_of_second(value: Any) -> Share:
+    """AlpacaFarm's `preference`: 1 … 2 → 0 … 1; a tie, 0 → 1/2."""
+    if is_missing(value):
+        return None
+    try:
+        preference = number(value)
+    except ValueError:
+        preference = math.nan
+    if preference == 0.0:
+        return 0.5
+    if not 1.0 <= preference <= 2.0:
+        raise ValueError(
+            f"preference should be 1, 2 or 0 (tie), or between 1 and 2, found {value!r:.60}"
+        )
+    return preference - 1.0
+
+
+def label_rule(values: Iterable[Any], label: str, first: str, second: str) -> Rule:
+    """How the labels of a file are meant: by the column's name, or by the values it holds.
+
+    ValueError where they can be meant in two ways.
+    """
+    if label in SIGNED:
+        return Rule(share_of_sign, f"{label} below 0 prefers {first}, above 0 {second}")
+    if label in INDICES:
+        return Rule(share_from(0), f"{label} counts from 0: 0 is {first}, 1 is {second}")
+    found = {str(v).removesuffix(".0") for v in values if not isinstance(v, bool | list | dict)}
+    found -= {v for v in found if is_missing(v)}
+    if not found or not found <= {"-1", "0", "1", "2", "3"}:
+        numeric = all(re.fullmatch(r"-?\d+(\.\d+)?", v) for v in found)
+        if found and label == "preference" and numeric and all(float(v) >= 0 for v in found):
+            return Rule(share_of_second, f"preference 1 is {first}, 2 {second}, divided in between")
+        if numeric and any(float(v) < 0 for v in found):
+            return Rule(share_of_sign, f"{label} below 0 prefers {first}, above 0 {second}")
+        return Rule(
+            lambda value: share_of_word(value, first, second), f"{label} names the preferred answer"
+        )
+    if "-1" in found and not found & {"2", "3"}:
+        return Rule(share_of_sign, f"{label} -1 is {first}, 1 is {second}, 0 a tie")
+    if found & {"2", "3"} and "-1" not in found:
+        tie = ", 0 or 3 a tie" if found & {"0", "3"} else ""
+        return Rule(share_from(1), f"{label} 1 is {first}, 2 is {second}{tie}")
+    if "0" in found and (first[-1] == "0" or second[-1] not in "12") and "-1" not in found:
+        return Rule(share_from(0), f"{label} counts from 0: 0 is {first}, 1 is {second}")
+    if found == {"1"} and first[-1] in "01":
+        start = int(first[-1])
+        return Rule(share_from(start), f"{label} counts from {start}: {start} is {first}")
+    raise ValueError(
+        f"column {label!r} holds {', '.join(sorted(found))}: which answer that prefers is not "
+        f"said; write {first} or {second} there, or chosen and rejected"
+    )
+
+
+def read_two(
+    row: Row,
+    columns: Sequence[str],
+    asked: PromptColumns,
+    votes_of: Callable[[Row], Votes],
+) -> Reading:
+    """Two answers in the order of the columns, with the votes of the row's raters."""
+    answers = [answer_of(steps(row[c]), f"column {c!r}") for c in columns[:2]]
+    turn = row.get("turn")
+    if isinstance(turn, int) and all(isinstance(answer, list) for answer in answers):
+        answers = [up_to_turn(answer, turn) for answer in answers]  # the turn that was judged
+    reading = make_reading(row, asked, answers, (1, 1), votes_of(row))
+    return reading._replace(ranks=ranks_of(reading.votes or {}))
+
+
+def steps(value: Any) -> Any:
+    """An answer in steps (a list of text), a step a line."""
+    return "\n".join(value) if is_texts(value) else value
+
+
+def up_to_turn(turns: Turns, n: int) -> Turns:
+    """A dialogue up to its n-th assistant turn."""
+    ends = [k for k, message in enumerate(turns) if message["role"] == "assistant"]  # type: ignore
+    return turns[: ends[n - 1] + 1] if len(ends) >= n > 0 else turns
+
+
+def ranks_of(votes: Votes) -> tuple[int, ...]:
+    """The ranks of a pair by its votes."""
+    return ranks_from_scores(votes.get((0, 1), (0, 0)))
+
+
+def votes_from(shares: Iterable[Share]) -> Votes:
+    """Votes of the raters of one pair; {} where none has a preference."""
+    given = [share for share in shares if share is not None]
+    second = round(sum(given), 9)  # 0.1 + 0.2
+    return {(0, 1): (round(len(given) - second, 9), second)} if given else {}
+
+
+def votes_by_label(rule: Rule, label: str) -> Callable[[Row], Votes]:
+    """One rater, whose label stands in a column."""
+
+    def votes_of(row: Row) -> Votes:
+        try:
+            return votes_from([rule.share(row[label])])
+        except ValueError as error:
+            described = str(error)
+            own = described.startswith(label)
+            raise ValueError(described if own else f"column {label!r}: {described}") from None
+
+    return votes_of
+
+
+def votes_by_scores(first: str, second: str) -> Callable[[Row], Votes]:
+    """One rater, who gave a score to each answer."""
+
+    def votes_of(row: Row) -> Votes:
+        if is_missing(row[first]) or is_missing(row[second]):
+            return {}
+        return votes_from([share_of_sign(number(row[second]) - number(row[first]))])
+
+    return votes_of
+
+
+def votes_by_raters(columns: Sequence[str], first: str, second: str) -> Callable[[Row], Votes]:
+    """All raters of a row: lists of their preferences, or a column for each of them."""
+
+    def shares(row: Row) -> Iterable[Share]:
+        for column in columns:
+            cell = row.get(column)
+            if column not in RATER_LISTS:
+                yield share_from(1)(cell)
+                continue
+            key = RATER_LISTS[column]
+            for entry in cell or []:
+                if not isinstance(entry, dict) or key not in entry:
+                    raise ValueError(f"an entry of {column!r} has no {key!r}")
+                value = entry[key]
+                words = isinstance(value, str) and not re.fullmatch(r"-?[\d.]+", value.strip())
+                yield share_of_word(value, first, second) if words else share_of_sign(value)
+
+    return lambda row: votes_from(shares(row))
+
+
+def same_pair(reading: Reading, turn: Any) -> tuple:
+    """What rows of one pair have in common, whatever the order of the answers."""
+    prompt = reading.prompt
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt)
+    return text, str(turn), *sorted(reading.completions)
+
+
+def group_raters(
+    rows: Sequence[Row], read: Callable[[int], Reading | Dropped], rated: bool | None
+) -> tuple[list[NumberedReading], list[str]]:
+    """Rows of one pair → one item with all their votes, in the order of the first, and notes.
+
+    rated: the rows are raters' (None: if a column names the rater, or a tenth of the rows are
+    further ones of a pair). Where they are not, each row is an item without votes.
+    """
+    items = [(number, read(number)) for number in range(len(rows))]
+    pairs: dict[tuple, int] = {}
+    first_of = []
+    for number, reading in items:
+        turn = rows[number].get("turn")
+        key = same_pair(reading, turn) if isinstance(reading, Reading) else (number,)
+        first_of.append(pairs.setdefault(key, number))
+    n_further = len(items) - len(pairs)
+    named = any(column in rows[0] for column in RATERS)
+    if rated is None and not (n_further and (named or n_further >= 0.1 * len(items))):
+        return [(k, without_votes(reading)) for k, reading in items], []
+    votes: dict[int, list[float]] = {}
+    raters: Counter[int] = Counter()
+    n_missing = 0
+    for (_, reading), first in zip(items, first_of):
+        if not isinstance(reading, Reading):
+            continue
+        total = votes.setdefault(first, [0.0, 0.0])
+        counts = (reading.votes or {}).get((0, 1), (0.0, 0.0))
+        n_missing += not any(counts)
+        raters[first] += bool(any(counts))
+        kept = items[first][1].completions  # type: ignore[union-attr]
+        flipped = list(kept) != list(reading.completions)
+        total[0] += counts[flipped]
+        total[1] += counts[not flipped]
+    grouped: list[NumberedReading] = []
+    for number, reading in items:
+        if number != first_of[number]:
+            continue
+        if isinstance(reading, Reading):
+            a, b = (round(count, 9) for count in votes[number])
+            both: Votes = {(0, 1): (a, b)} if a + b else {}
+            reading = reading._replace(votes=both, ranks=ranks_of(both))
+        grouped.append((number, reading))
+    notes = ["a row is a rater's vote, half for each answer where it is a tie"]
+    if n_missing:
+        notes.append(f"rater rows without a preference: {n_missing}")
+    return grouped, [*notes, describe_raters(raters.values())]
+
+
+def describe_raters(numbers: Iterable[float]) -> str:
+    """How many raters the pairs have."""
+    counts = Counter(round(n) for n in numbers)
+    parts = [f"{n} ({pairs} pair{'s' * (pairs > 1)})" for n, pairs in sorted(counts.items())]
+    return f"raters of a pair: {', '.join(parts)}"
+
+
+def without_votes(reading: Reading | Dropped) -> Reading | Dropped:
+    """A single label as ranks alone: one rater says nothing about how raters differ."""
+    if isinstance(reading, Dropped):
+        return reading
+    return reading._replace(votes=None) if reading.votes else Dropped("no preference")
