@@ -4,10 +4,12 @@ An example of them has one completion. That of a conversation is empty: its dial
 assistant turn, which stays as it is.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ranking.data.cells import Dropped, Reading, Row, is_empty, text_of
+from ranking.data.dialogues import as_turns
+from ranking.data.examples import Message
 from ranking.data.messages import has_messages, read_turns
 from ranking.data.prompts import (
     DIALOGUES,
@@ -17,17 +19,24 @@ from ranking.data.prompts import (
     make_reading,
     unread,
 )
+from ranking.data.schemas import Plan
 
 ANSWERS = ("completion", "response", "output")
 
 
-def recognize_conversations(columns: Mapping[str, Any]) -> Callable[[Row], Reading] | None:
-    """How rows are read that are like this one; None where none of the forms fits."""
-    if any(has_messages(columns.get(name)) for name in DIALOGUES):
-        return read_conversation
-    if answer_columns(columns)[0].main not in (None, "text"):
-        return read_answer
-    return read_text if isinstance(columns.get("text"), str) else None
+def plan_conversations(rows: Sequence[Row]) -> Plan | None:
+    """How rows without a preference are read; None where none of the forms fits the first."""
+    first = rows[0]
+    if any(has_messages(first.get(name)) for name in DIALOGUES):
+        kind, reader = "conversations", read_conversation
+    elif answer_columns(first)[0].main not in (None, "text"):
+        kind, reader = "prompts with an answer", read_answered
+    elif isinstance(first.get("text"), str):
+        kind, reader = "texts", read_text
+    else:
+        return None
+    rule = f"{kind}, without a preference"
+    return Plan(kind, (), (), PromptColumns(), reader, None, gather="single", rule=rule)
 
 
 def read_conversation(row: Row) -> Reading:
@@ -44,15 +53,17 @@ def read_conversation(row: Row) -> Reading:
         text = row.get(name)
         if not is_empty(text) and not (isinstance(text, str) and text.strip() in said):
             raise ValueError(unread(name, [column]))
-    return whole._replace(prompt=up_to_answer(messages), completions=[""])
+    return as_conversation(whole, messages)
 
 
-def up_to_answer(messages: list[dict]) -> list[dict]:
-    """Messages up to the last assistant turn; Dropped where there is none."""
-    last = max((k for k, m in enumerate(messages) if m["role"] == "assistant"), default=None)
-    if last is None:
+def as_conversation(reading: Reading, messages: list[Message]) -> Reading:
+    """A reading whose prompt is all messages up to the last assistant turn; Dropped where there is
+    none. Conversations that open alike are a cluster."""
+    turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns:
         raise Dropped("no assistant turn")
-    return messages[: last + 1]
+    opening = as_turns(messages[: turns[0]]) if turns[0] else None
+    return reading._replace(prompt=messages[: turns[-1] + 1], completions=[""], cluster=opening)
 
 
 def answer_columns(columns: Mapping[str, Any]) -> tuple[PromptColumns, str | None]:
@@ -61,7 +72,7 @@ def answer_columns(columns: Mapping[str, Any]) -> tuple[PromptColumns, str | Non
     return (PromptColumns() if answer is None else find_prompt_columns(columns, [answer])), answer
 
 
-def read_answer(row: Row) -> Reading:
+def read_answered(row: Row) -> Reading:
     """A prompt and its answer, as texts or as messages."""
     drop_bad(row)
     asked, column = answer_columns(row)
@@ -71,13 +82,19 @@ def read_answer(row: Row) -> Reading:
         prompt = whole.prompt
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
-        return whole._replace(prompt=up_to_answer([*prompt, *answer]), completions=[""])
-    return make_reading(row, asked, [answer], (1,))
+        return as_conversation(whole, [*prompt, *answer])
+    reading = make_reading(row, asked, [answer], (1,))
+    if not reading.completions[0].strip():
+        raise Dropped("empty completion")
+    return reading
 
 
 def read_text(row: Row) -> Reading:
     """A text, of which all is trained on."""
-    return Reading("", [text_of(row, "text")], (1,))
+    text = text_of(row, "text")
+    if not text.strip():
+        raise Dropped("empty text")
+    return Reading("", [text], (1,))
 
 
 def drop_bad(row: Row) -> None:

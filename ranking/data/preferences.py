@@ -11,6 +11,7 @@ import numpy as np
 
 from ranking.data.cells import Dropped, Reading, Row
 from ranking.data.columns import check_known, group_columns, groups_of, renamed
+from ranking.data.conversations import plan_conversations
 from ranking.data.dialogues import as_turns, parse_dialogue
 from ranking.data.examples import (
     Dialogue,
@@ -50,6 +51,7 @@ def load_preferences(
     columns: Mapping[str, str] | None = None,
     group_by: Sequence[str] | None = None,
     progress: Callable[[str, int], Any] | None = None,
+    conversations: bool = False,
 ) -> PreferenceData:
     """Load one dataset: a name of `DATASETS`, "sample", or a local file or directory.
 
@@ -61,6 +63,7 @@ def load_preferences(
     `separator` replaces what joins prompts and completions; in it, backslash and n are a newline
     (t: a tab), as a shell passes them. `columns`: what each of our columns is called in the data
     (`parse_columns`). `group_by`: columns whose values become `groups` (None: `GROUP_COLUMNS`).
+    `conversations`: rows without a preference are read too (`plan_conversations`).
     `progress`: called with a text and the number of rows of a large set, gives a bar to update.
     Raises FileNotFoundError, OSError or ValueError with one line: file, row, what was found.
     """
@@ -96,7 +99,7 @@ def load_preferences(
         separator = separator.replace("\\n", "\n").replace("\\t", "\t")
     data = sample_and_convert(
         rows, origins, (name, config, split), source, sample_size, seed, include_ties, separator,
-        columns, group_by, progress,
+        columns, group_by, progress, conversations,
     )  # fmt: skip
     if path is not None:
         return data
@@ -117,6 +120,7 @@ def sample_and_convert(
     columns: Mapping[str, str] | None = None,
     group_by: Sequence[str] | None = None,
     progress: Callable[[str, int], Any] | None = None,
+    conversations: bool = False,
 ) -> PreferenceData:
     """Draw rows, turn them into examples, and count what is dropped by reason.
 
@@ -134,7 +138,10 @@ def sample_and_convert(
     try:
         plan = make_plan(rows, columns)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+        unpaired = plan_conversations(rows) if conversations else None
+        if unpaired is None:
+            raise ValueError(f"{file}: {error}") from None
+        plan = unpaired
     check_columns(rows, plan, origins)
     joint = source.separator if source is not None else plan.separator
     joint = joint if separator is None else separator
@@ -188,7 +195,8 @@ def sample_and_convert(
                 raise Dropped("lone surrogate")
             if votes == {}:
                 raise Dropped("no preference")
-            if reason := reason_to_drop(completions, ranks, include_ties):
+            paired = plan.gather != "single"
+            if paired and (reason := reason_to_drop(completions, ranks, include_ties)):
                 raise Dropped(reason)
         except Dropped as drop:
             dropped[str(drop)] += 1
@@ -269,7 +277,7 @@ def joints_of(
     if joint is not None:
         return [joint] * len(completions)
     if messages:
-        return ["" if text[:1].isspace() else " " for text in completions]
+        return ["" if not text or text[:1].isspace() else " " for text in completions]
     return [separator_between(prompt, text) for text in completions]
 
 

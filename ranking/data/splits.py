@@ -1,6 +1,6 @@
 """Train, validation and test parts of a dataset; no prompt is in two of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +57,8 @@ def load_training_splits(
     seed: int = 0,
     sample_size: int | None = None,
     separator: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    conversations: bool = False,
 ) -> tuple[dict[str, PreferenceData], list[str]]:
     """Train, validation and test parts of a dataset, and notes that say where they come from.
 
@@ -87,7 +89,13 @@ def load_training_splits(
     def load(split: str | None) -> PreferenceData:
         full = f"{name}:{config}:{split}" if config else name
         return load_preferences(
-            full, split=split, data_dir=data_dir, sample_size=sample_size, separator=separator
+            full,
+            split=split,
+            data_dir=data_dir,
+            sample_size=sample_size,
+            separator=separator,
+            columns=columns,
+            conversations=conversations,
         )
 
     train = load(train_split)

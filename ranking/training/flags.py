@@ -14,15 +14,11 @@ import torch
 from transformers.hf_argparser import HfArg
 from trl import ModelConfig
 
+from ranking.data.columns import parse_columns
 from ranking.plumbing.processes import announce
 from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
-
-
-def parse_columns(columns):
-    return dict(c.split("=") for c in columns) if columns else None
-
 
 LATER_FLAGS = ("dataset_shares", "columns", "chat_template_file", "chat_template_kwargs", "system")
 SWITCH = {"true": "always", "false": "never"}  # when the flag was a switch
@@ -65,6 +61,7 @@ class DataArguments:
             raise ValueError(f"--chat_template {self.chat_template}: give auto, always or never")
         if self.chat_template == "always" and self.separator is not None:
             raise ValueError("--separator: --chat_template joins prompt and completion, give one")
+        parse_columns(self.columns)
         self.of_chat()
         if self.wandb_project:
             check_wandb(self.wandb_project)

@@ -76,9 +76,6 @@ def load_dataset_parts(
                 f"{dataset_name} has 10 million rows: give --max_train_samples (or --data_dir)"
             )
         sample_size = n_train and round(n_train / 0.8)
-    how = {k: v for k, v in how.items() if v and k not in ("columns", "conversations")} | {
-        "seed": how["seed"]
-    }
     parts, notes = load_training_splits(dataset_name, sample_size=sample_size, **how)
     texts = [e for e in parts["train"].examples if e.dialogue is None or chat_template == "never"]
     if texts and chat_template != "always":
@@ -91,11 +88,11 @@ def load_dataset_parts(
 def limit_part(name: str, part: str, data: PreferenceData, limit: int | None, seed: int) -> None:
     """Leave `limit` examples, drawn by `seed`, of a dataset's part (None or -1: all)."""
     if limit is not None and 0 <= limit < len(data.examples):
-        draw(data, limit, seed)
+        draw_examples(data, limit, seed)
         announce(f"{name}: {part} limited to {limit} examples")
 
 
-def draw(data: PreferenceData, n: int, seed: int) -> None:
+def draw_examples(data: PreferenceData, n: int, seed: int) -> None:
     """Leave n examples drawn without replacement, in the order of the data."""
     chosen = np.random.default_rng(seed).choice(len(data.examples), n, replace=False)
     data.examples[:] = [data.examples[i] for i in sorted(chosen)]
@@ -114,7 +111,7 @@ def draw_shares(
     whole = whole if n_train is None or n_train < 0 else min(whole, n_train)
     for label, data, share in zip(labels, parts, shares):
         n, n_kept = len(data.examples), max(1, int(whole * share + 1e-6))
-        draw(data, n_kept, seed)
+        draw_examples(data, n_kept, seed)
         announce(f"{label}: share {share:g} of the training examples, {n_kept} of {n} drawn")
 
 

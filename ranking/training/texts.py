@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from datasets import Dataset
 
+from ranking.data.cells import Dropped
 from ranking.data.conversions import sft_texts
 from ranking.data.examples import PreferenceData
-from ranking.data.cells import Dropped
 from ranking.plumbing.processes import announce
 from ranking.scoring.chat import (
     ChatOptions,

@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from ranking.data.cells import Dropped
 from ranking.data.dialogues import is_begun
 from ranking.data.examples import Message
-from ranking.data.cells import Dropped
 from ranking.scoring.chat import (
     ChatOptions,
     Texts,

@@ -119,8 +119,8 @@ def test_metrics_of_each_dataset_of_a_mixture(tmp_path, sample_text):
         for name, first, evaluated in (("one", 0, 5), ("two", 20, 3))
     ]
     pairs = prepared(tokenizer, names)
-    policy = tiny_model(1, config=VOCABULARY)
-    run = trainer(tmp_path, tokenizer, pairs["train"], model=policy, alpha=0.5,
+    policy, reference = (tiny_model(k, config=VOCABULARY) for k in (1, 0))
+    run = trainer(tmp_path, tokenizer, pairs["train"], model=policy, ref_model=reference, alpha=0.5,
                   eval_dataset=pairs["validation"])  # fmt: skip
     metrics = run.evaluate()
     ids = {name: [] for name in ("one", "two")}
@@ -128,7 +128,7 @@ def test_metrics_of_each_dataset_of_a_mixture(tmp_path, sample_text):
         ids[row["dataset"]].append(row)
     n = {name: len(rows) for name, rows in ids.items()}
     for name, rows in ids.items():
-        alone = trainer(tmp_path, tokenizer, pairs["train"], model=policy, alpha=0.5,
+        alone = trainer(tmp_path, tokenizer, pairs["train"], model=policy, ref_model=reference, alpha=0.5,
                         eval_dataset=Dataset.from_list(rows))  # fmt: skip
         own = alone.evaluate()
         for key in ("loss", "ranking/accuracy", "rewards/margins", "logps/chosen"):

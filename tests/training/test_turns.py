@@ -4,8 +4,8 @@ import pytest
 from conftest import make_tokenizer
 from marked_texts import marked
 
-from ranking.data.examples import Dialogue
 from ranking.data.cells import Dropped
+from ranking.data.examples import Dialogue
 from ranking.scoring.chat import ChatOptions, Texts
 from ranking.training.turns import rendered_turns
 
