@@ -138,9 +138,10 @@ def sample_and_convert(
     try:
         plan = make_plan(rows, columns)
     except ValueError as error:
-        unpaired = plan_conversations(rows) if conversations else None
-        if unpaired is None:
-            raise ValueError(f"{file}: {error}") from None
+        unpaired = plan_conversations(rows)
+        if unpaired is None or not conversations:
+            hint = "" if unpaired is None else f"; {unpaired.kind} are for sft.py"
+            raise ValueError(f"{file}: {error}{hint}") from None
         plan = unpaired
     check_columns(rows, plan, origins)
     joint = source.separator if source is not None else plan.separator
