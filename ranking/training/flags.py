@@ -83,7 +83,10 @@ class DataArguments:
 
     def of_chat(self) -> ChatOptions:
         """How dialogues are rendered."""
-        return chat_options(vars(self))
+        return chat_options(
+            {"chat_template": self.chat_template, "chat_template_file": self.chat_template_file,
+             "chat_template_kwargs": self.chat_template_kwargs, "system": self.system}
+        )  # fmt: skip
 
     def of_description(self, with_dialogues: bool) -> dict[str, Any]:
         """The flags for run_config.json. Where one of those that earlier runs did not have changes
