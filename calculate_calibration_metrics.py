@@ -4,16 +4,19 @@ r"""Ranking accuracy of a language model on preference datasets (Fig. 1, Tables 
         --output-dir results --output-filename gpt2.jsonl
 
 Writes DIR/NAME.jsonl (one line per dataset, normalization and metric), NAME.examples.jsonl (one
-line per example, with the log-likelihood of every completion), NAME.config.json and NAME.png.
-A killed run resumes from the examples file when the same command is given again. Many devices:
+line per example, with the log-likelihood of every completion), NAME.config.json and NAME.png, and
+NAME.groups.png where the data have groups (subset, domain, …). A killed run resumes from the
+examples file when the same command is given again. Many devices:
 
     torchrun --nproc_per_node 8 calculate_calibration_metrics.py …
 """
 
 import argparse
+from typing import Any
 
 from ranking.data.hub import DATASETS
 from ranking.metrics.accuracy import compare_runs, summarize_dataset
+from ranking.metrics.benchmarks import summarize_benchmarks
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.outputs import plan_output
 from ranking.plumbing.processes import process_rank
@@ -21,10 +24,13 @@ from ranking.plumbing.result_files import write_json_lines
 from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
 from ranking.reports.accuracy import (
     log_accuracy,
+    plot_accuracy_by_group,
     plot_ranking_accuracy,
     show_accuracy,
     show_comparison,
 )
+from ranking.reports.benchmarks import show_benchmarks
+from ranking.reports.groups import has_groups
 from ranking.reports.style import draw
 from ranking.scoring.comparable import (
     announce_uneven_cuts,
@@ -44,6 +50,8 @@ from ranking.scoring.flags import (
 )
 from ranking.scoring.models import check_model_path, check_revision, find_model
 from ranking.scoring.run_config import dataset_facts, make_run_config
+
+FILES_BESIDE = ("examples.jsonl", "config.json", "png", "groups.png")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -67,7 +75,11 @@ def main(args: argparse.Namespace) -> None:
     check_model_path(args.lm_name_or_path)
     check_revision("--revision", args.revision, args.lm_name_or_path)
     output = plan_output(
-        args.output_dir, args.output_filename, args.overwrite, [*args.dataset, args.compare]
+        args.output_dir,
+        args.output_filename,
+        args.overwrite,
+        [*args.dataset, args.compare],
+        FILES_BESIDE,
     )
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS))
     found = find_model(args.lm_name_or_path, args.revision, args.dtype, args.device)
@@ -85,25 +97,37 @@ def main(args: argparse.Namespace) -> None:
     )
     if process_rank() > 0:
         return  # the first process has all records and reports
-    rows, records = [], []
-    for data, result in zip(datasets, scored):
-        if result.records:
-            common = {**dataset_facts(data, config), **result.facts}
-            rows += summarize_dataset(result.records, common, args.include_ties, args.seed)
-            records += result.records
+    parts = [
+        (result.records, {**dataset_facts(data, config), **result.facts})
+        for data, result in zip(datasets, scored)
+        if result.records
+    ]
+    records = [record for of_dataset, _ in parts for record in of_dataset]
+    rows: list[Any] = []
+    for of_dataset, common in parts:
+        rows += summarize_dataset(of_dataset, common, args.include_ties, args.seed)
+    rows += summarize_benchmarks(parts, args.seed)
 
     draw(plot_ranking_accuracy, rows, output.picture)
+    groups = output.beside("groups.png") if has_groups(rows) else None
+    if groups is not None:
+        draw(plot_accuracy_by_group, rows, groups)
+    else:
+        output.beside("groups.png").unlink(missing_ok=True)  # of a run that was overwritten
     write_json_lines(output.summary, rows)  # last: it marks the run as finished
     show_accuracy(rows)
+    show_benchmarks(rows)
     if other is not None:
         shared = shared_examples(records, other.records)
         announce_uneven_cuts(shared)
         show_comparison(compare_runs(shared), args.compare)
     print(f"summary   {output.summary}\nexamples  {output.examples}\npicture   {output.picture}")
+    if groups is not None:
+        print(f"groups    {groups}")
     if args.wandb_project:
         run = start_wandb(project=args.wandb_project, config=config)
         with finishing_wandb(run):
-            log_accuracy(run, rows, records, output.picture)
+            log_accuracy(run, rows, records, output.picture, groups)
 
 
 if __name__ == "__main__":

@@ -34,11 +34,18 @@ from ranking.plumbing.result_files import Record, write_json_lines
 from ranking.plumbing.wandb_runs import check_wandb, finishing_wandb, start_wandb
 from ranking.reports.style import draw
 from ranking.reports.win_rate import log_win_rates, plot_win_rate, show_win_rates
-from ranking.scoring.flags import add_chat_arguments, add_trust_arguments, chat_options, take
+from ranking.scoring.flags import (
+    add_chat_arguments,
+    add_column_arguments,
+    add_trust_arguments,
+    chat_options,
+    checked_columns,
+    take,
+)
 from ranking.scoring.models import DTYPES, REMOTE_CODE_FLAG, check_model_path
 
 # flags by the functions they go to, which call them the same
-PROMPT_FLAGS = ("sample_size", "seed", "data_dir")
+PROMPT_FLAGS = ("sample_size", "seed", "data_dir", "columns")
 GENERATION_FLAGS = (
     "temperature", "top_p", "max_new_tokens", "chat", "seed", "dtype", "device",
     "trust_remote_code",
@@ -154,6 +161,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
     data.add_argument("--sample-size", type=sample_size, default=500, help="examples; -1: all")
     data.add_argument("--seed", type=count, default=0, help="of the sample, generation, bootstrap")
+    add_column_arguments(data)
     text = parser.add_argument_group("responses")
     text.add_argument("--temperature", type=float, default=1.0, help="0: greedy")
     text.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling")
@@ -174,6 +182,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     output.add_argument("--wandb-project", help="also log to this wandb project")
     args = parser.parse_args(argv)
+    args.columns = checked_columns(parser, args.columns)
     if args.judge.startswith("reward-model:") and args.judge_base_url:
         parser.error("--judge-base-url: a reward model runs here, without an endpoint")
     if args.reference_name_or_path is None and (args.against == "reference" or args.checkpoints):

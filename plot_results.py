@@ -12,7 +12,11 @@ from typing import Any
 
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import read_json_lines
-from ranking.reports.accuracy import accuracies_of, plot_ranking_accuracy
+from ranking.reports.accuracy import (
+    accuracies_of,
+    plot_accuracy_by_group,
+    plot_ranking_accuracy,
+)
 from ranking.reports.dynamics import (
     plot_accuracy_against_distance,
     plot_dynamics,
@@ -28,6 +32,9 @@ from ranking.reports.win_rate import plot_win_rate
 SUMMARIES: dict[str, tuple[Callable, set[str], str]] = {
     "ranking-accuracy": (
         plot_ranking_accuracy, {"wilson_95"}, "calculate_calibration_metrics.py"
+    ),
+    "accuracy-by-group": (
+        plot_accuracy_by_group, {"by_group"}, "calculate_calibration_metrics.py"
     ),
     "idealized-accuracy": (
         plot_idealized_curves, {"critical_betas"}, "calculate_upper_bound_rlhf.py, .curve.jsonl"
@@ -76,7 +83,10 @@ def main(args: argparse.Namespace) -> None:
     else:
         plot, columns, script = SUMMARIES[args.figure]
         rows: list[Any] = [row for file in args.files for row in read_json_lines(file)]
-        if args.figure == "ranking-accuracy":  # its file has other metrics' rows too
+        if args.figure in (
+            "ranking-accuracy",
+            "accuracy-by-group",
+        ):  # its file has other metrics' rows too
             rows = accuracies_of(rows)
         if not rows or not all(columns <= row.keys() for row in rows):
             raise ValueError(f"{args.files[0]}: not a file of {script}")

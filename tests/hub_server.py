@@ -1,4 +1,5 @@
-"""As much of the hub's interface as loading a model needs: files of one commit of one repository."""
+"""As much of the hub's interface as loading a model or a dataset needs: files of one commit of one
+repository."""
 
 import hashlib
 import json
@@ -13,9 +14,12 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, send_body: bool) -> None:
         repository, _, rest = self.path.lstrip("/").split("?")[0].partition("/resolve/")
         server = self.server
-        if self.path.startswith(f"/api/models/{server.name}"):
-            files = [{"type": "file", "path": p.name, "oid": "0" * 40, "size": p.stat().st_size}
-                     for p in server.folder.iterdir()]  # fmt: skip
+        if server.kind == "datasets":
+            repository = repository.removeprefix("datasets/")
+        if self.path.startswith(f"/api/{server.kind}/{server.name}"):
+            files = [{"type": "file", "path": p.relative_to(server.folder).as_posix(),
+                      "oid": "0" * 40, "size": p.stat().st_size}
+                     for p in sorted(server.folder.rglob("*")) if p.is_file()]  # fmt: skip
             facts = {"id": server.name, "sha": server.commit,
                      "siblings": [{"rfilename": f["path"]} for f in files]}  # fmt: skip
             body = json.dumps(files if "/tree/" in self.path else facts).encode()
@@ -23,6 +27,8 @@ class Handler(BaseHTTPRequestHandler):
         revision, _, name = rest.partition("/")
         if repository != server.name:
             return self.reply(404, b"", send_body, {"X-Error-Code": "RepoNotFound"})
+        if server.gated:
+            return self.reply(403, b"", send_body, {"X-Error-Code": "GatedRepo"})
         if revision not in ("main", server.commit):
             return self.reply(404, b"", send_body, {"X-Error-Code": "RevisionNotFound"})
         if not (server.folder / name).is_file():
@@ -52,12 +58,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves `folder` as the model `name` at `commit`; `served` lists the files asked for."""
+    """Serves `folder` as the model (or another `kind`) `name` at `commit`; `served` lists the files
+    asked for; to a gated one, access is refused."""
 
     daemon_threads = True
 
-    def __init__(self, name: str, folder: Path, commit: str):
+    def __init__(self, name: str, folder: Path, commit: str, kind: str = "models"):
         super().__init__(("127.0.0.1", 0), Handler)
+        self.kind, self.gated = kind, False
         self.name, self.folder, self.commit = name, folder, commit
         self.served: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_port}"

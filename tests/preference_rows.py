@@ -11,6 +11,7 @@ FARM = {"instruction": "i", "output_1": "x", "output_2": "y", "preference": 2, "
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 LISTED = {"prompt": "p", "completions": ["a", "b"], "ranks": [1.0, 2.0]}
 DATA_DIR = Path(os.environ.get("DATA_DIR", "DATA_DIR"))
+DATA_DIR_2026 = Path(os.environ.get("DATA_DIR_2026", "DATA_DIR_2026"))  # files in newer schemas
 
 
 def write(path: Path, rows) -> str:

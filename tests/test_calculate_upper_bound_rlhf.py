@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calculate_upper_bound_rlhf import main, parse_args
-from ranking.metrics.idealized import CurveRow, IdealizedRow, PairRow, idealized_correctness
+from ranking.metrics.idealized import (
+    CurveRow,
+    IdealizedGroup,
+    IdealizedGroupMean,
+    IdealizedRow,
+    PairRow,
+    idealized_correctness,
+)
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import hash_config, read_json_lines, write_json_lines
 from ranking.scoring.examples_file import load_examples
@@ -66,7 +73,9 @@ def files(tmp_path):
     for number in range(400):
         votes, ranks = choices[rng.integers(4)]
         logps = rng.normal(-80, 15, size=2)
-        reference.append(make_record(logps.tolist(), {"0,1": votes}, ranks, number))
+        groups = {"domain": ("chat", "code", "math")[number % 3]}
+        made = make_record(logps.tolist(), {"0,1": votes}, ranks, number)
+        reference.append({**made, "groups": groups})
         moved = (logps + rng.normal(0, 10, size=2)).tolist()
         policy.append(make_record(moved, {"0,1": votes}, ranks, number, model="tuned"))
     write_json_lines(tmp_path / "ref.jsonl", reference)
@@ -95,7 +104,7 @@ def test_script_against_the_definition(files):
     assert len(rows) == 2 * 5
     for row in rows:
         summed = row["calib_property"] == "ranks_non-length-normalized"
-        correct, observed = [], []
+        correct, observed, domains = [], [], []
         for ref, tuned in zip(reference, policy):
             a, b = ref["votes"]["0,1"]
             if a == b:
@@ -108,11 +117,19 @@ def test_script_against_the_definition(files):
                 score[0][w] - score[0][l] + math.log(alpha / (1 - alpha)) / row["beta"] > 0
             )
             observed.append(score[1][w] >= score[1][l])
+            domains.append(ref["groups"]["domain"])
         assert row["distance_metric_value_mean"] == pytest.approx(np.mean(correct))
         assert row["observed_accuracy"] == pytest.approx(np.mean(observed))
         assert row["gap"] == pytest.approx(np.mean(correct) - np.mean(observed))
         assert row["gap_95"][0] <= row["gap"] <= row["gap_95"][1]
         assert (row["n"], row["model"], row["reference_model"]) == (len(correct), "tuned", "ref")
+        assert_documented(row["by_group"], IdealizedGroup)
+        assert_documented(row["mean_over_groups"], IdealizedGroupMean)
+        for entry in row["by_group"]:
+            own = np.array(domains) == entry["group"]
+            assert entry["n"] == own.sum()
+            assert entry["value"] == pytest.approx(np.array(correct)[own].mean())
+            assert entry["observed_accuracy"] == pytest.approx(np.array(observed)[own].mean())
     for curve in read_json_lines(folder / "ideal.curve.jsonl"):
         for row in rows:
             if row["calib_property"] == curve["calib_property"]:

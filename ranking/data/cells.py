@@ -75,8 +75,12 @@ def parsed(value: Any, what: str) -> Any:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a cell holds nothing."""
-    return not value.strip() if isinstance(value, str) else value in (None, [], {})
+    """Whether a cell holds no text, list or object (a number of `turns` is none)."""
+    return (
+        not value.strip()
+        if isinstance(value, str)
+        else not isinstance(value, list | dict) or (not value)
+    )
 
 
 def without_nulls(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """Columns by other names (`--columns`), and columns that results are grouped by (`--group-by`)."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ TARGETS = ("prompt", "system", "chosen", "rejected", "completions", "ranks", "sc
            "label", "group")  # fmt: skip
 # grouped by without being asked, where a file holds 2 to 50 values of them
 GROUP_COLUMNS = ("subset", "category", "domain", "source", "language", "task_type")
-MOST_GROUPS = 50
+MOST_VALUES = 50
 EXAMPLE = "--columns prompt=question chosen=answer_a rejected=answer_b"
 
 
@@ -54,9 +55,10 @@ def has_column(row: Row, path: str) -> bool:
 
 def check_known(flag: str, paths: Iterable[str], rows: Sequence[Row], file: Path | str) -> None:
     """Raise ValueError for a column that no row has; it names the nearest one."""
+    some = rows if isinstance(rows, list) else [rows[0]]  # all rows of a table have all columns
     for path in paths:
-        if not any(has_column(row, path) for row in rows):
-            columns = list(dict.fromkeys(column for row in rows[:100] for column in row))
+        if not any(has_column(row, path) for row in some):
+            columns = list(dict.fromkeys(column for row in some[:100] for column in row))
             close = difflib.get_close_matches(path, columns, 1, 0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(
@@ -64,15 +66,38 @@ def check_known(flag: str, paths: Iterable[str], rows: Sequence[Row], file: Path
             )
 
 
-def renamed(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
-    """Rows under the names that schemas know; a column that is named so by itself is left out."""
-    targets = {target: source for target, source in columns.items() if target != "group"}
-    gone = {*targets, *targets.values()}
-    return [
-        {target: cell(row, source) for target, source in targets.items() if has_column(row, source)}
-        | {column: value for column, value in row.items() if column not in gone}
-        for row in rows
-    ]
+class RenamedRows(Sequence[Row]):
+    """Rows under the names that schemas know, each made when it is asked for; a column that is
+    named so by itself is left out."""
+
+    def __init__(self, rows: Sequence[Row], columns: Mapping[str, str]):
+        self.rows = rows
+        self.targets = {target: path for target, path in columns.items() if target != "group"}
+        self.gone = {*self.targets, *self.targets.values()}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[k] for k in range(*number.indices(len(self)))]
+        row = self.rows[number]
+        given = {t: cell(row, path) for t, path in self.targets.items() if has_column(row, path)}
+        return given | {name: value for name, value in row.items() if name not in self.gone}
+
+
+def values_of(rows: Sequence[Row], column: str) -> Iterator[Any]:
+    """The values of a column, row by row; of a table, without making its rows."""
+    if hasattr(rows, "table"):
+        return (value.as_py() for value in rows.table.column(column))
+    return (row.get(column) for row in rows)
+
+
+def names_of(rows: Sequence[Row]) -> list[str]:
+    """The columns that some row has."""
+    if hasattr(rows, "table"):
+        return list(rows.table.column_names)
+    return list(dict.fromkeys(column for row in rows for column in row))
 
 
 def group_columns(rows: Sequence[Row], group_by: Sequence[str] | None) -> list[str]:
@@ -81,21 +106,21 @@ def group_columns(rows: Sequence[Row], group_by: Sequence[str] | None) -> list[s
         return list(group_by)
     names = {plain_name(column) for column in GROUP_COLUMNS}
     candidates = [column for column in rows[0] if plain_name(column) in names]
-    found = []
-    for column in candidates:
-        values: set[str] = set()
-        for row in rows:
-            value = row.get(column)
-            if value is not None and not isinstance(value, str):
-                values.clear()
-                break
-            if value:
-                values.add(value)
-            if len(values) > MOST_GROUPS:
-                break
-        if 2 <= len(values) <= MOST_GROUPS:
-            found.append(column)
-    return found
+    return [column for column in candidates if 2 <= count_texts(rows, column) <= MOST_VALUES]
+
+
+def count_texts(rows: Sequence[Row], column: str) -> int:
+    """How many different texts a column holds, up to one more than `MOST_VALUES`; 0 where it holds
+    something else."""
+    values: set[str] = set()
+    for value in values_of(rows, column):
+        if value is not None and not isinstance(value, str):
+            return 0
+        if value:
+            values.add(value)
+        if len(values) > MOST_VALUES:
+            break
+    return len(values)
 
 
 def groups_of(row: Row, columns: Sequence[str]) -> dict[str, str]:
@@ -108,3 +133,9 @@ def groups_of(row: Row, columns: Sequence[str]) -> dict[str, str]:
         if value not in (None, ""):
             groups[column] = f"{value}"
     return groups
+
+
+def file_domain(where: str) -> dict[str, str]:
+    """The domain of a row of RM-Bench, which its files are named by (`chat_filtered.json`)."""
+    found = re.search(r"([\w-]+)_filtered\.", where)
+    return {"domain": found[1]} if found else {}

@@ -16,12 +16,14 @@ class Dialogue:
     """A prompt as chat messages, which a chat template renders.
 
     The last message is the user's or a tool's, or an assistant turn that the completion goes on
-    with. tools, template_kwargs: what else the template is given for this example.
+    with. tools, template_kwargs: what else the template is given for this example. of_text: read
+    from text of turns, where white space around a turn is no part of it.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    of_text: bool = False
 
 
 @dataclass(frozen=True)

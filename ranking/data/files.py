@@ -1,27 +1,34 @@
-"""Files and folders → rows: json, jsonl, parquet, csv, gzipped or not, shards, saved datasets."""
+"""Files → rows: json, jsonl, parquet, arrow, csv, tsv, gzipped or not; shards; saved datasets."""
 
 import gzip
 import io
 import json
 import re
+import sys
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ranking.data.cells import Row
 from ranking.data.schemas import SCHEMAS
 
-FILE_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+LINES = (".jsonl", ".ndjson")
+TABLES = (".parquet", ".arrow")
+FILE_SUFFIXES = (".json", *LINES, ".csv", ".tsv", *TABLES)
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?\.")  # in names of a split's files
 NOT_DATA = {"config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json",
             "state.json"}  # fmt: skip
 LFS_POINTER = b"version https://git-lfs"
+LARGE_FILE = 50 * 2**20  # bytes; reading shows its progress from here on
+Rows = Sequence[Row]  # a list, or a `datasets.Dataset`, whose rows are made when they are asked for
 Origins = list[tuple[Path | str, int]]  # files one after the other, and their numbers of rows
+Progress = Callable[[str, int], Any]  # what is read and its size → a bar with update(n), close()
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> Row:
     """A JSON object; ValueError if a key is there twice, of which one value would be lost."""
-    row = dict(pairs)
+    row = {sys.intern(key): value for key, value in pairs}  # one key for all rows
     if len(row) < len(pairs):
         twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
         raise ValueError(f"the key {twice!r} is there twice")
@@ -34,33 +41,31 @@ def file_kind(path: Path) -> str | None:
     return next((suffix for suffix in reversed(suffixes) if suffix in FILE_SUFFIXES), None)
 
 
-def read_file(path: Path) -> list[Row]:
-    """Rows of a json, jsonl, parquet or csv file, optionally gzipped. ValueError names the row."""
+def read_file(path: Path, progress: Progress | None = None) -> Rows:
+    """Rows of a file, optionally gzipped, by its suffix. ValueError names the row.
+
+    progress: makes a bar for the megabytes of a large file of JSON lines.
+    """
     kind = file_kind(path)
     if kind is None:
         raise ValueError(f"{path}: not one of {', '.join(FILE_SUFFIXES)} (optionally .gz)")
     try:
-        raw = path.read_bytes()
-        if raw.startswith(LFS_POINTER):
-            raise ValueError("a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
-        raw = gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw
-        if kind == ".parquet":
-            import pyarrow.parquet
-
-            return pyarrow.parquet.read_table(pyarrow.BufferReader(raw)).to_pylist()
-        text = raw.decode("utf-8-sig")
-        if kind == ".csv":
-            import csv
-
-            csv.field_size_limit(2**31 - 1)
-            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-            unique_keys([(name, None) for name in reader.fieldnames or ()])
-            rows = list(reader)
-            for number, row in enumerate(rows, start=1):
-                if None in row or None in row.values():
-                    raise ValueError(f"row {number}: not as many fields as the header has")
-            return rows
-        rows = read_json(text) if kind == ".json" else read_json_rows(text)
+        with path.open("rb") as raw:
+            if raw.peek(len(LFS_POINTER)).startswith(LFS_POINTER):
+                raise ValueError(
+                    "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
+                )
+            zipped = path.suffix.lower() == ".gz"
+            if kind in TABLES:
+                return as_rows([read_table(raw, kind, gzip.decompress if zipped else None)])
+            file: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
+            if kind in LINES:
+                show = progress if path.stat().st_size >= LARGE_FILE else None
+                rows = read_json_rows(text_lines(file, raw, path.name, show))
+            elif kind == ".json":
+                rows = read_json(file.read().decode("utf-8-sig"))
+            else:
+                rows = read_csv(file, "\t" if kind == ".tsv" else ",")
     except (OSError, EOFError, ValueError, ArithmeticError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
     except Exception as error:  # csv.Error, zlib.error and pyarrow's own share no base class
@@ -73,13 +78,77 @@ def read_file(path: Path) -> list[Row]:
     return rows
 
 
+def text_lines(
+    file: IO[bytes], raw: IO[bytes], name: str, progress: Progress | None
+) -> Iterator[str]:
+    """The lines of a file, with a bar for the megabytes of it on disk (`raw`)."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
+    if progress is None:
+        yield from text
+        return
+    bar = progress(f"reading {name} (MB)", raw.seek(0, io.SEEK_END) // 10**6)
+    raw.seek(0)
+    done = 0
+    for line in text:
+        yield line
+        if (now := raw.tell() // 10**6) > done:
+            bar.update(now - done)
+            done = now
+    bar.close()
+
+
+def read_csv(file: IO[bytes], delimiter: str) -> list[Row]:
+    """The rows of a table with a header. ValueError names a row of another length."""
+    import csv
+
+    csv.field_size_limit(2**31 - 1)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    reader = csv.DictReader(text, strict=True, delimiter=delimiter)
+    unique_keys([(name, None) for name in reader.fieldnames or ()])
+    rows = []
+    for number, row in enumerate(reader, start=1):
+        if None in row or None in row.values():
+            raise ValueError(f"row {number}: not as many fields as the header has")
+        rows.append(row)
+    return rows
+
+
+def read_table(raw: IO[bytes], kind: str, decompress: Callable[[bytes], bytes] | None):
+    """The Arrow table of a parquet or arrow file; an arrow file stays on disk until it is used."""
+    import pyarrow
+    import pyarrow.parquet
+
+    source = pyarrow.memory_map(raw.name)
+    if decompress is not None:
+        source = pyarrow.BufferReader(decompress(source.read()))
+    if kind == ".parquet":
+        return pyarrow.parquet.ParquetFile(source).read()
+    try:  # what `datasets` writes, then what Feather and pyarrow's file writer do
+        return pyarrow.ipc.open_stream(source).read_all()
+    except pyarrow.ArrowInvalid:
+        source.seek(0)
+        return pyarrow.ipc.open_file(source).read_all()
+
+
+def as_rows(tables: Sequence[Any]) -> Rows:
+    """Arrow tables, one after the other, as rows that are made when they are asked for."""
+    import datasets
+    import pyarrow
+
+    whole = pyarrow.concat_tables(
+        [table.replace_schema_metadata(None) for table in tables], promote_options="permissive"
+    )
+    # without a fingerprint of its own, `datasets` would hash all of it
+    return datasets.Dataset(datasets.table.InMemoryTable(whole), fingerprint="rows")
+
+
 def read_json(text: str) -> list[Any]:
     """The rows of a JSON text: a list, an object with one list in it, or an object a line."""
     if not text.lstrip().startswith("["):
         try:
             whole = json.loads(text, object_pairs_hook=unique_keys)
         except ValueError:
-            return read_json_rows(text)
+            return read_json_rows(text.split("\n"))
         if not isinstance(whole, dict) or any(set(needed) <= set(whole) for needed, *_ in SCHEMAS):
             return [whole]
         lists = [value for value in whole.values() if isinstance(value, list)]
@@ -87,10 +156,10 @@ def read_json(text: str) -> list[Any]:
     return json.loads(text, object_pairs_hook=unique_keys)
 
 
-def read_json_rows(text: str) -> list[Any]:
+def read_json_rows(lines: Iterable[str]) -> list[Any]:
     """The values of JSON lines; empty lines are none."""
     rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line, object_pairs_hook=unique_keys))
@@ -99,35 +168,40 @@ def read_json_rows(text: str) -> list[Any]:
     return rows
 
 
-def data_files(folder: Path) -> list[Path]:
-    """The data files of a folder, or, as in a clone of a hub repository, of its `data`."""
-    for place in (folder, folder / "data"):
-        found = sorted(place.iterdir()) if place.is_dir() else []
-        files = [f for f in found if f.is_file() and file_kind(f) and f.name not in NOT_DATA]
-        if files := [f for f in files if not f.name.startswith(".")]:
-            return files
-    return []
+def pick_rows(rows: Rows, numbers: Sequence[int]) -> list[Row]:
+    """Some of the rows, by number; of a table, only these are made."""
+    if hasattr(rows, "select"):
+        return rows.select(numbers).to_list()
+    return [rows[number] for number in numbers]
 
 
-def find_files(folder: Path, split: str | None) -> list[Path]:
-    """The file of `split` in `folder` (its name starts with the split), or all shards of it."""
-    files = data_files(folder)
-    matching = files if split is None else [f for f in files if f.name.startswith(f"{split}.")]
-    matching = matching or [f for f in files if split and f.name.startswith(f"{split}-")]
-    shards = [SHARD.search(f.name) for f in matching]
-    if len({f.name[: m.start()] for f, m in zip(matching, shards) if m}) == 1 and all(shards):
-        numbers = [int(shard[1]) for shard in shards]
-        if sorted(numbers) == list(range(int(shards[0][2]))):
-            return matching
-        raise FileNotFoundError(
-            f"{folder}: of the {int(shards[0][2])} files of this split, numbers "
-            f"{', '.join(map(str, sorted(numbers)))} are there (from 0)"
-        )
-    if len(matching) != 1:
-        wanted = "one data file" if split is None else f"one file of split {split!r}"
-        found = ", ".join(f.name for f in matching or files) or "no data file"
-        raise FileNotFoundError(f"{folder}: expected {wanted}, found {found}")
-    return matching
+def check_shards(where: Path | str, names: Sequence[str]) -> None:
+    """FileNotFoundError where of the numbered files of a split some are missing, or there twice."""
+    shards = [SHARD.search(name) for name in names]
+    found = [shard for shard in shards if shard]
+    if len({name[: s.start()] for name, s in zip(names, shards) if s}) == 1 and all(shards):
+        numbers = sorted(int(shard[1]) for shard in found)
+        if numbers != list(range(int(found[0][2]))):
+            raise FileNotFoundError(
+                f"{where}: of the {int(found[0][2])} files of this split, numbers "
+                f"{', '.join(map(str, numbers))} are there (from 0)"
+            )
+
+
+def read_files(files: Sequence[Path], progress: Progress | None = None) -> tuple[Rows, Origins]:
+    """Rows of files, one after the other, and where they stand."""
+    if all(file_kind(file) in TABLES for file in files):
+        parts: list[Any] = [read_file(file) for file in files]
+        try:
+            rows = parts[0] if len(parts) == 1 else as_rows([part.data.table for part in parts])
+        except Exception as error:  # pyarrow's errors share no base class
+            raise ValueError(
+                f"{files[0].parent}: the files of this split have different columns: {error}"
+            ) from None
+        return rows, list(zip(files, map(len, parts)))
+    lists = [list(read_file(file, progress)) for file in files]
+    origins: Origins = list(zip(files, map(len, lists)))
+    return (lists[0] if len(lists) == 1 else [row for part in lists for row in part]), origins
 
 
 def saved_splits(folder: Path) -> list[str]:
@@ -137,7 +211,7 @@ def saved_splits(folder: Path) -> list[str]:
     return sorted(f.parent.name for f in folder.glob("*/state.json"))
 
 
-def read_saved(folder: Path, split: str | None) -> list[Row]:
+def read_saved(folder: Path, split: str | None) -> Rows:
     """Rows of a folder that `datasets.save_to_disk` wrote. FileNotFoundError names its splits."""
     import datasets
 
@@ -150,22 +224,13 @@ def read_saved(folder: Path, split: str | None) -> list[Row]:
             f"{', '.join(splits) or 'one without a name'}"
         )
     try:
-        return datasets.load_from_disk(str(folder / split if splits else folder)).to_list()
+        saved = datasets.load_from_disk(str(folder / split if splits else folder))
+        return as_rows([saved.data.table])
     except Exception as error:  # arrow's and datasets' errors share no base class
         first_line = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"{folder}: cannot be read: {type(error).__name__}: {first_line}"
         ) from None
-
-
-def read_path(path: Path, split: str | None) -> tuple[list[Row], Origins]:
-    """Rows of a file or folder, and where they stand."""
-    if path.is_dir() and any((path / f).is_file() for f in ("state.json", "dataset_dict.json")):
-        rows = read_saved(path, split)
-        return rows, [(path, len(rows))]
-    files = find_files(path, split) if path.is_dir() else [path]
-    parts = [read_file(file) for file in files]
-    return [row for part in parts for row in part], list(zip(files, map(len, parts)))
 
 
 def place(origins: Origins, k: int) -> str:

@@ -113,6 +113,20 @@ def expand_trees(
     return items, notes
 
 
+def trees_of(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
+    """Messages that name their parent → trees of them, and the row where each begins."""
+    nodes = {row["message_id"]: {**row, "replies": []} for row in rows}
+    trees, starts = [], []
+    for k, row in enumerate(rows):
+        node, parent = nodes[row["message_id"]], nodes.get(row["parent_id"])
+        if parent is not None:
+            parent["replies"].append(node)
+        elif row["parent_id"] is None:
+            trees.append({"prompt": node})
+            starts.append(k)
+    return trees, starts
+
+
 def tree_message(node: Any) -> Message:
     """A node of a tree as a message."""
     role = {"prompter": "user", "assistant": "assistant"}.get(node.get("role"))

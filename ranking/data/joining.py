@@ -1,7 +1,7 @@
 """What stands between a prompt and its completion, and prompts that completions repeat."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ranking.data.cells import Dropped, Reading
 
@@ -32,12 +32,12 @@ def without_prompt(prompt: str, completion: str) -> str | None:
     return None
 
 
-def are_whole_texts(n_items: int, read: Callable[[int], Reading]) -> bool:
+def are_whole_texts(items: Sequence[int], read: Callable[[int], Reading]) -> bool:
     """Whether pairs or lists of text are whole texts: in nine of ten usable ones, every completion
     begins with the prompt. As soon as too many do not, no more are read."""
     usable = repeating = 0
-    for index in range(n_items):
-        if usable - repeating > 0.1 * n_items:
+    for index in items:
+        if usable - repeating > 0.1 * len(items):
             return False
         try:
             prompt, completions, *_ = read(index)

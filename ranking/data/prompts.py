@@ -128,9 +128,7 @@ def read_main(row: Row, asked: PromptColumns) -> tuple[Turns | None, list[dict[s
         tools = read_tools(value.get("tools"), asked.main)
     elif isinstance(value, dict) and isinstance(value.get("full_text"), str):
         value = value["full_text"]  # WebGPT's question
-    elif isinstance(value, list) and is_pairs(value):
-        value = from_pairs(value)
-    prompt = read_turns(value, f"column {asked.main!r}")
+    prompt = read_turns(without_pairs(value), f"column {asked.main!r}")
     if asked.input and not is_empty(row.get(asked.input)):
         text = checked_text(row[asked.input], f"column {asked.input!r}")
         if not isinstance(prompt, str):
@@ -139,27 +137,26 @@ def read_main(row: Row, asked: PromptColumns) -> tuple[Turns | None, list[dict[s
     return prompt, tools
 
 
-def is_pairs(value: list[Any]) -> bool:
-    """Whether a history is a list of [user, assistant] pairs."""
-    return bool(value) and all(
-        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(t, str) for t in pair)
-        for pair in value
-    )
-
-
-def from_pairs(value: list[Any]) -> list[Message]:
-    """[user, assistant] pairs as messages."""
+def without_pairs(value: Any) -> Any:
+    """A history of [user, assistant] pairs, or {input, output} objects, as messages; all else as
+    it is."""
+    if not isinstance(value, list) or not value:
+        return value
+    pairs = [[p.get("input"), p.get("output")] if isinstance(p, dict) else p for p in value]
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            return value
+        if not all(isinstance(text, str) for text in pair):
+            return value
     roles = ("user", "assistant")
-    return [{"role": role, "content": text} for pair in value for role, text in zip(roles, pair)]
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair)]
 
 
 def with_earlier(value: Any, prompt: Turns, column: str) -> Turns:
     """A prompt after what comes before it: text and a blank line, or messages."""
     if is_empty(value):
         return prompt
-    if isinstance(value, list) and is_pairs(value):
-        value = from_pairs(value)
-    earlier = read_turns(value, f"column {column!r}")
+    earlier = read_turns(without_pairs(value), f"column {column!r}")
     if isinstance(earlier, str):
         if not isinstance(prompt, str):
             raise ValueError(f"column {column!r} is text, but the prompt is messages")
@@ -198,7 +195,7 @@ def check_repeated(
     value = row.get(column)
     if is_empty(value):
         return
-    turns = read_turns(value, f"column {column!r}")
+    turns = read_turns(without_pairs(value), f"column {column!r}")
     if isinstance(turns, str):
         said = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
         known = turns.strip() in [text.strip() for text in said]

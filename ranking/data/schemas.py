@@ -27,7 +27,7 @@ from ranking.data.answers import (
     read_ultrafeedback,
 )
 from ranking.data.cells import Reading, Row, is_empty, is_texts, plain_name, text_of
-from ranking.data.columns import EXAMPLE
+from ranking.data.columns import EXAMPLE, names_of, values_of
 from ranking.data.gathering import GRADES
 from ranking.data.messages import has_messages
 from ranking.data.prompts import PROMPT_COLUMNS, PromptColumns, find_prompt_columns, make_reading
@@ -50,8 +50,8 @@ Reader = Callable[[Row, Sequence[str], PromptColumns], Reading]
 
 
 class Schema(NamedTuple):
-    """Columns that must be there, the kind (see `KINDS`), the reader (None: of two answers with a
-    label), what joins prompt and completion (None: `separator_between`), and what else must hold
+    """Columns that must be there, the kind (see `DATA_KINDS`), the reader (None: of two answers
+    with a label), what joins prompt and answer (None: `separator_between`), and what else must hold
     of the first row and the columns of its prompt."""
 
     columns: tuple[str, ...]
@@ -65,8 +65,8 @@ class Plan(NamedTuple):
     """How the rows of one file are read.
 
     needed: columns that every row has. gather: how rows become examples: "rows" (each by itself),
-    "raters", "graded", "trees", or "single" (each by itself, without a preference). rated: the rows
-    are raters' (None: if they look so).
+    "raters", "graded", "trees" or "messages" (of trees), "single" (each by itself, without a
+    preference). rated: the rows are raters' (None: if they look so).
     """
 
     kind: str
@@ -188,10 +188,18 @@ SCHEMAS: list[Schema] = [
       for column in LISTS],
     Schema(("message_tree_id", "prompt"), "tree", read_single, None,
            lambda row, asked: isinstance(row["prompt"], dict) and "replies" in row["prompt"]),
+    Schema(("message_id", "parent_id", "text", "role", "rank"), "messages of trees", read_single),
     *[Schema(("response", grade), "graded answers", read_single) for grade in GRADES],
 ]  # fmt: skip
 # columns that are known, and why they cannot be read
-WITHOUT_PROMPT = ("dialogue text", "whole text", "pair", "summaries", "SHP")  # columns of one
+WITHOUT_PROMPT = (
+    "dialogue text",
+    "whole text",
+    "pair",
+    "summaries",
+    "SHP",
+    "messages of trees",
+)  # columns of one
 UNPAIRED = "one answer a row with a label (unpaired, as for KTO): nothing to rank"
 NO_PAIRS = (
     (("g1_user_prompt", "g1_winner"), "verdicts of a judge, whose prompts hold the answers inside "
@@ -286,10 +294,10 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
     `recognize_schema`."""
     columns = [
         column
-        for column in dict.fromkeys(column for row in rows for column in row)
+        for column in names_of(rows)
         if column == "prompt"
         or plain_name(column) not in PROMPT_COLUMNS
-        or not all(is_empty(row.get(column)) for row in rows)
+        or not all(map(is_empty, values_of(rows, column)))
     ]
     schema, asked = recognize_schema(columns, rows[0], named)
     needed = dict.fromkeys(schema.columns)
@@ -306,7 +314,11 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
         reader, gather, rated, rule = two_answers(schema, columns, rows)
     own = schema.columns[1:3] if schema.kind == "AlpacaFarm" else schema.columns
     read = partial(reader, columns=own, asked=asked)
-    gather = {"tree": "trees", "graded answers": "graded"}.get(schema.kind, gather)
+    gather = {
+        "tree": "trees",
+        "messages of trees": "messages",
+        "graded answers": "graded",
+    }.get(schema.kind, gather)
     taken = asked.read() | needed.keys()
     if schema.kind in ("dialogue text", "SHP"):  # which read their own columns and no others
         taken = set(schema.columns)
@@ -344,7 +356,7 @@ def two_answers(
     elif schema.kind == "summaries":
         rule = Rule(share_from(0), f"choice counts from 0: 0 is {first}, 1 is {second}")
     else:
-        rule = label_rule((row.get(label) for row in rows), label, first, second)
+        rule = label_rule(values_of(rows, label), label, first, second)
     rated = True if schema.kind == "AlpacaFarm" else None
     return partial(reader, votes_of=votes_by_label(rule, label)), "raters", rated, rule.sentence
 

@@ -7,25 +7,29 @@ from pathlib import Path
 import numpy as np
 
 from ranking.data.examples import PreferenceData, PreferenceExample
-from ranking.data.files import SHARD, data_files, saved_splits
-from ranking.data.hub import DATASETS, split_name
+from ranking.data.files import Progress
+from ranking.data.hub import split_name
 from ranking.data.preferences import load_preferences
+from ranking.data.sources import available_splits
+
+# the first that is there is taken; of several for evaluation, one that ends as the split trained
+# on does (train_prefs: validation_prefs, test_prefs) comes first
+TRAIN_SPLITS = ("train", "train_prefs", "training", "train_sft")
+VALIDATION_SPLITS = (
+    "validation", "valid", "val", "dev", "eval", "evaluation", "test", "testing",
+)  # fmt: skip
+TEST_SPLITS = ("test", "testing")
 
 
-def available_splits(spec: str, data_dir: str | Path | None = None) -> list[str]:
-    """Names of the splits of a hub dataset or local folder; none for a single file."""
-    name = split_name(spec)[0]
-    folder = Path(data_dir) / name if data_dir is not None else Path(name)
-    if name in DATASETS and data_dir is None:
-        return list(DATASETS[name].splits)
-    if not folder.is_dir():
-        return []
-    if (folder / "state.json").is_file():  # a saved dataset, without splits
-        return []
-    if saved := saved_splits(folder):
-        return saved
-    names = [SHARD.sub(".", file.name) for file in data_files(folder)]
-    return list(dict.fromkeys(name.split(".")[0] for name in names))
+def first_split(names: Sequence[str], splits: Sequence[str], like: str | None = None) -> str | None:
+    """The first of `names` among the splits; before all, with what stands after the underscore in
+    the split `like`, and after all, with _prefs or _sft."""
+    endings = ["", "_prefs", "_sft"]
+    if like is not None and "_" in like:
+        own = like[like.index("_") :]
+        endings = [own, *(ending for ending in endings if ending != own)]
+    candidates = [name + ending for ending in endings for name in names]
+    return next((name for name in candidates if name in splits), None)
 
 
 def divide_by_prompt(
@@ -57,46 +61,48 @@ def load_training_splits(
     seed: int = 0,
     sample_size: int | None = None,
     separator: str | None = None,
+    progress: Progress | None = None,
     columns: Mapping[str, str] | None = None,
     conversations: bool = False,
 ) -> tuple[dict[str, PreferenceData], list[str]]:
     """Train, validation and test parts of a dataset, and notes that say where they come from.
 
-    A validation and a test split are taken as they are; a lone evaluation split (HH-RLHF's test)
-    is halved with seed 0; a lone split is divided 80/10/10 by `seed`. Halving and division go by
-    prompt, so that no prompt is in two parts; after a division, dialogues that also open a training
-    dialogue are left out of validation and test, and counted. Where that leaves a part empty, they
-    go by example, which the notes say. `sample_size` limits the rows read of a split.
+    Splits are found by their names, in the orders of `TRAIN_SPLITS`, `VALIDATION_SPLITS` and
+    `TEST_SPLITS`, where none is given. A validation and a test split are taken as they are; a lone
+    evaluation split (HH-RLHF's test) is halved with seed 0; a lone split is divided 80/10/10 by
+    `seed`. Halving and division go by prompt, so that no prompt is in two parts; after a division,
+    dialogues that also open a training dialogue are left out of validation and test, and counted.
+    Where that leaves a part empty, they go by example, which the notes say. `sample_size` limits
+    the rows read of a split; `columns`, `conversations`: as for `load_preferences`.
     Raises as `load_preferences`, and ValueError where a split has to be named.
     """
     name, config, named_split = split_name(spec)
     splits = available_splits(spec, data_dir)
+    if config is None and named_split is not None and named_split not in splits and splits:
+        config, named_split = named_split, None
     if train_split and named_split and train_split != named_split:
         raise ValueError(f"{spec} names a split, and --train_split {train_split} another")
-    train_split = train_split or named_split or ("train" if "train" in splits else None)
+    train_split = train_split or named_split or first_split(TRAIN_SPLITS, splits)
     if train_split is None and len(splits) > 1:
         raise ValueError(f"{name} has the splits {', '.join(splits)}: choose one by --train_split")
     train_split = train_split or (splits[0] if splits else None)
     if eval_split is None:
         others = [s for s in splits if s != train_split]
-        preferred = [s for s in ("validation", "test") if s in others]
-        if others and not preferred:
+        preferred = first_split(VALIDATION_SPLITS, others, like=train_split)
+        if others and preferred is None:
             raise ValueError(
                 f"{name} has the splits {', '.join(splits)}: choose one by --eval_split"
             )
-        eval_split = preferred[0] if preferred else train_split
+        eval_split = preferred or train_split
+    left = [s for s in splits if s not in (train_split, eval_split)]
+    test_split = first_split(TEST_SPLITS, left, like=train_split)
 
     def load(split: str | None) -> PreferenceData:
-        full = f"{name}:{config}:{split}" if config else name
+        full = name if config is None else ":".join([name, config, *([split] if split else [])])
         return load_preferences(
-            full,
-            split=split,
-            data_dir=data_dir,
-            sample_size=sample_size,
-            separator=separator,
-            columns=columns,
-            conversations=conversations,
-        )
+            full, split=split, data_dir=data_dir, sample_size=sample_size, separator=separator,
+            progress=progress, columns=columns, conversations=conversations,
+        )  # fmt: skip
 
     train = load(train_split)
     notes = [describe(train)]
@@ -118,8 +124,9 @@ def load_training_splits(
     else:
         evaluation = load(eval_split)
         notes.append(describe(evaluation))
-        if eval_split != "test" and "test" in splits and train_split != "test":
-            loaded = [train, evaluation, load("test")]
+        tested = first_split(TEST_SPLITS, [eval_split], like=train_split) is not None
+        if test_split is not None and not tested:
+            loaded = [train, evaluation, load(test_split)]
             notes.append(describe(loaded[2]))
         else:
             halves = divide_by_prompt(evaluation.examples, (0.5, 0.5), 0)

@@ -27,6 +27,7 @@ from ranking.scoring.chat import (
     plain_prompt,
     render_prompt,
 )
+from ranking.scoring.chat_notes import describe_rendering
 from ranking.scoring.loading import context_length, load_config, load_model, load_tokenizer, unwrap
 from ranking.scoring.models import adapter_base, model_fingerprint, resolve_dtype, resolve_model
 from ranking.scoring.rotary import length_class
@@ -48,6 +49,7 @@ class Prompt(TypedDict):
     prompt: str
     chosen: str  # that example's preferred completion
     dialogue: NotRequired[Dialogue]  # the same prompt as messages
+    groups: NotRequired[dict[str, str]]  # of that example: column → value
 
 
 class Generation(TypedDict):
@@ -101,6 +103,8 @@ def unique_prompts(data: PreferenceData, chat: ChatOptions = AUTO) -> list[Promp
         if example.dialogue is not None or (chat.system is not None and chat.mode == "always"):
             dialogue = example.dialogue or Dialogue(())
             prompt["dialogue"] = replace(dialogue, messages=tuple(messages_of(example, chat)))
+        if example.groups:
+            prompt["groups"] = example.groups
         prompts[example.prompt_id] = prompt
     dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
     repeated = len(data.examples) - len(prompts)
@@ -264,6 +268,8 @@ def generate_batches(
     import torch
 
     items = [Texts(p["prompt"], (), dialogue=p.get("dialogue")) for p in prompts]
+    for line in describe_rendering(tokenizer, items, chat):
+        announce(f"{settings['model']}: {line}")
     ids = tokenize_prompts(tokenizer, items, chat)
     check_vocabulary(model, [*ids, [tokenizer.pad_token_id]])
     longest = (context_length(model) or math.inf) - settings["max_new_tokens"]

@@ -43,6 +43,7 @@ class Pair(TypedDict):
     tools: NotRequired[list[dict[str, Any]]]
     policy_response: str
     other_response: str  # the reference's, or the dataset's preferred completion
+    groups: NotRequired[dict[str, str]]  # column → value: what win rates are also given by
 
 
 class Judged(Pair):
@@ -194,6 +195,8 @@ def pair_responses(
                 pair["messages"] = list(dialogue.messages)
                 if dialogue.tools:
                     pair["tools"] = list(dialogue.tools)
+            if "groups" in prompt:
+                pair["groups"] = prompt["groups"]
             pairs.append(pair)
     if not pairs:
         raise ValueError("no prompt has tokens and leaves room for --max-new-tokens in the context")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
+from ranking.metrics.groups import GroupMean, GroupValue, accuracy_by_group, record_groups
 from ranking.metrics.intervals import (
     bootstrap_95,
     exact_mcnemar,
@@ -20,6 +21,7 @@ from ranking.metrics.intervals import (
 )
 
 TIE_EPSILON = 0.01  # Def. C.1
+SHARES = ("acc", "acc_literal_ties", "top1")  # metrics that count examples
 NORMALIZATIONS = ("length-normalized", "non-length-normalized")
 
 
@@ -219,6 +221,8 @@ class AccuracyRow(SettingColumns, TextColumns, ScoringColumns):
     wilson_95: tuple[float, float] | tuple[None, None]  # of shares of examples
     bootstrap_95: list[float | None]  # over prompts; [null, null]: there is but one
     n_clusters: int  # prompts
+    by_group: list[GroupValue]  # empty: the data have no groups
+    mean_over_groups: list[GroupMean]
     k_min: int  # completions of an example
     k_max: int
     n_examples_with_ties: int  # examples in which two human ranks are equal
@@ -244,19 +248,26 @@ def summarize_dataset(
     rows: list[Any] = []
     for normalization in NORMALIZATIONS:
         n_equal = sum(exact_ties(record_scores(r, normalization), r["ranks"]) for r in records)
-        by_metric: dict[str, list[Outcome]] = {}
+        by_metric: dict[str, list[tuple[dict, Outcome]]] = {}
         for record in records:
             for outcome in example_outcomes(record, normalization, include_ties):
-                by_metric.setdefault(outcome.metric, []).append(outcome)
-        for metric, outcomes in by_metric.items():
+                by_metric.setdefault(outcome.metric, []).append((record, outcome))
+        for metric, measured in by_metric.items():
+            outcomes = [outcome for _, outcome in measured]
             clusters = [outcome.cluster for outcome in outcomes]
             top = np.array([outcome.top for outcome in outcomes], dtype=float)
             bottom = np.array([outcome.bottom for outcome in outcomes], dtype=float)
             by_ties = sum(outcome.by_ties for outcome in outcomes)
             p_values = [o.p_value for o in outcomes if o.p_value is not None]
+            has_chance = metric == "acc" and not include_ties
+            by_group, over_groups = accuracy_by_group(
+                [record_groups(record) for record, _ in measured], clusters, seed, top, bottom,
+                chances=[chance_level(r["ranks"]) for r, _ in measured] if has_chance else None,
+                is_share=metric in SHARES,
+            )  # fmt: skip
             wilson: tuple = (None, None)
             below = None
-            if metric in ("acc", "acc_literal_ties", "top1"):
+            if metric in SHARES:
                 wilson = wilson_interval(int(top.sum()), len(top))
             if p_values:
                 below = float(np.mean(np.array(p_values) < 0.05))
@@ -269,10 +280,12 @@ def summarize_dataset(
                     "n_exact_ties": n_equal,
                     "mean_if_exact_ties_are_wrong": float((top.sum() - by_ties) / bottom.sum()),
                     "n": len(outcomes),
-                    "chance": chance if metric == "acc" and not include_ties else None,
+                    "chance": chance if has_chance else None,
                     "wilson_95": wilson,
                     "bootstrap_95": bootstrap_95(top, clusters, seed, bottom),
                     "n_clusters": len(set(clusters)),
+                    "by_group": by_group,
+                    "mean_over_groups": over_groups,
                     **of_dataset,
                     "example_distance_metric_values": (top / bottom).tolist(),
                     "example_p_values": p_values or None,

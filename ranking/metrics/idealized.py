@@ -6,7 +6,19 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from ranking.metrics.accuracy import TIE_EPSILON, ScoringColumns, SettingColumns, TextColumns
+from ranking.metrics.accuracy import (
+    TIE_EPSILON,
+    ScoringColumns,
+    SettingColumns,
+    TextColumns,
+)
+from ranking.metrics.groups import (
+    GroupColumns,
+    GroupMeanColumns,
+    Groups,
+    group_means,
+    record_groups,
+)
 from ranking.metrics.intervals import bootstrap_95
 
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)
@@ -89,21 +101,25 @@ def summarize_idealized(
     critical = tie_aware_critical_betas(ref, np.array([pair["alpha"] for pair in pairs]), tied)
     observed = observed_correctness(policy, tied)
     clusters = [pair["record"]["prompt_id"] for pair in pairs]
+    groups = [record_groups(pair["record"]) for pair in pairs]
     by_beta: list[dict[str, Any]] = []
     for beta in sorted(betas):
         correct = critical > beta
         difference = correct.astype(float) - observed
+        by_group, over_groups = idealized_groups(groups, clusters, seed, correct, observed)
         by_beta.append(
             {"beta": beta, "correct": correct, "accuracy": float(correct.mean()),
              "accuracy_95": bootstrap_95(correct, clusters, seed),
              "gap": float(difference.mean()),
-             "gap_95": bootstrap_95(difference, clusters, seed)}
+             "gap_95": bootstrap_95(difference, clusters, seed),
+             "by_group": by_group, "mean_over_groups": over_groups}
         )  # fmt: skip
     accuracies = [entry["accuracy"] for entry in by_beta]
     # R* falls with β: the median over β is the mean of the outcomes at the middle one or two
     middle = (by_beta[(len(by_beta) - 1) // 2]["correct"] * 0.5) + (
         by_beta[len(by_beta) // 2]["correct"] * 0.5
     )
+    add_median_of_groups(by_beta, groups, clusters, seed, middle - observed)
     return {
         "ref": ref,
         "critical": critical,
@@ -117,6 +133,69 @@ def summarize_idealized(
         "gap_to_median": float(np.median(accuracies) - observed.mean()),
         "gap_to_median_95": bootstrap_95(middle - observed, clusters, seed),
     }
+
+
+def idealized_groups(
+    groups: Sequence[Groups],
+    clusters: Sequence[str],
+    seed: int,
+    correct: np.ndarray,
+    observed: np.ndarray,
+) -> tuple[list[Any], list[Any]]:
+    """`group_means` of R* at one β, with the observed accuracy and the gap."""
+    found = group_means(groups, clusters, seed, correct)
+    seen = group_means(groups, clusters, seed, observed)
+    gaps = group_means(groups, clusters, seed, correct.astype(float) - observed)
+    for entries, observations, differences in zip(found, seen, gaps):
+        for entry, observation, difference in zip(entries, observations, differences):
+            entry["observed_accuracy"] = observation["value"]
+            entry["gap"], entry["gap_95"] = difference["value"], difference["bootstrap_95"]
+    return found
+
+
+def add_median_of_groups(
+    by_beta: Sequence[dict[str, Any]],
+    groups: Sequence[Groups],
+    clusters: Sequence[str],
+    seed: int,
+    gap_to_middle: np.ndarray,
+) -> None:
+    """Add to every group what is over all β: minimum, median and maximum of R*, and the gap to the
+    median, of which `gap_to_middle` is each pair's share."""
+    for kind, gaps in zip(
+        ("by_group", "mean_over_groups"), group_means(groups, clusters, seed, gap_to_middle)
+    ):
+        for entries, gap in zip(zip(*(at_beta[kind] for at_beta in by_beta)), gaps):
+            values = [entry["value"] for entry in entries]
+            known = None not in values  # of too many groups nothing is
+            for entry in entries:
+                entry["min_median_max"] = (
+                    [min(values), float(np.median(values)), max(values)] if known else None
+                )
+                entry["gap_to_median"] = gap["value"]
+                entry["gap_to_median_95"] = gap["bootstrap_95"]
+
+
+class GapColumns(TypedDict):
+    """What `by_group` and `mean_over_groups` of an `IdealizedRow` add to R*; null where `value` is.
+
+    As in the row itself, but of the group, or the unweighted mean over groups.
+    """
+
+    observed_accuracy: float | None
+    gap: float | None
+    gap_95: list[float | None]
+    min_median_max: list[float] | None
+    gap_to_median: float | None
+    gap_to_median_95: list[float | None]
+
+
+class IdealizedGroup(GroupColumns, GapColumns):
+    """An entry of `by_group` of an `IdealizedRow`: R* at its β among the pairs of one group."""
+
+
+class IdealizedGroupMean(GroupMeanColumns, GapColumns):
+    """An entry of `mean_over_groups` of an `IdealizedRow`."""
 
 
 class IdealizedColumns(SettingColumns, TextColumns, ScoringColumns):
@@ -159,6 +238,8 @@ class IdealizedRow(IdealizedColumns):
     min_median_max: list[float]  # of R* over the run's β
     gap_to_median: float  # of R* over β
     gap_to_median_95: list[float | None]
+    by_group: list[IdealizedGroup]  # empty: the data have no groups
+    mean_over_groups: list[IdealizedGroupMean]
     example_distance_metric_values: list[float]  # 1.0 or 0.0 per pair, as in NAME.pairs.jsonl
 
 
@@ -216,6 +297,8 @@ def summary_rows(summary: dict, normalization: str, common: dict[str, Any]) -> l
             "gap_to_median": summary["gap_to_median"],
             "gap_to_median_95": summary["gap_to_median_95"],
             "min_median_max": summary["min_median_max"],
+            "by_group": entry["by_group"],
+            "mean_over_groups": entry["mean_over_groups"],
             "example_distance_metric_values": entry["correct"].astype(float).tolist(),
         }
         for entry in summary["by_beta"]

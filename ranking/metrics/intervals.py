@@ -7,7 +7,7 @@ from itertools import chain, combinations, permutations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import sparse, stats
 
 DRAWS_AT_ONCE = 2**20  # of a bootstrap: 24 MiB in all, whatever the number of clusters (up to it)
 EXACT_UP_TO = 9  # values of a correlation: 9! orders take 0.1 s
@@ -63,6 +63,49 @@ def bootstrap_95(
         denominators = np.ones(len(clusters))
     interval = clustered_bootstrap_interval(numerators, denominators, clusters, seed)
     return [None if math.isnan(bound) else bound for bound in interval]
+
+
+def resampled_means(
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    clusters: Sequence[str],
+    cells: ArrayLike,
+    n_cells: int,
+    seed: int = 0,
+    n_resamples: int = 2000,
+) -> np.ndarray:
+    """Σ numerators / Σ denominators of every cell when whole clusters are resampled.
+
+    cells: the cell of each value, 0 to n_cells − 1; a cluster may have values in several. One draw
+    of clusters serves all cells, so that functions of several of them can be resampled too.
+    Returns (n_resamples, n_cells), NaN where a resample has nothing of a cell, and everywhere for
+    a single cluster.
+    """
+    _, owner = np.unique(np.asarray(clusters), return_inverse=True)
+    n = int(owner.max()) + 1
+    if n < 2:
+        return np.full((n_resamples, n_cells), np.nan)
+    place = (owner, np.asarray(cells))
+    tops, bottoms = (
+        sparse.coo_array((np.asarray(values, dtype=float), place), (n, n_cells)).tocsr()
+        for values in (numerators, denominators)
+    )
+    rng = np.random.default_rng(seed)
+    means = np.empty((n_resamples, n_cells))
+    at_once = max(1, DRAWS_AT_ONCE // n)
+    for start in range(0, n_resamples, at_once):
+        size = min(at_once, n_resamples - start)
+        drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(float)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            means[start : start + size] = (times @ tops) / (times @ bottoms)
+    return means
+
+
+def interval_95(resampled: np.ndarray) -> list[float | None]:
+    """Percentile interval of resampled values, NaN left out; [null, null] where all are NaN."""
+    known = resampled[np.isfinite(resampled)]
+    return np.percentile(known, [2.5, 97.5]).tolist() if len(known) else [None, None]
 
 
 def exact_mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:

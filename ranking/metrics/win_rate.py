@@ -6,6 +6,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from ranking.metrics.groups import GroupColumns, GroupMeanColumns, group_means, record_groups
 from ranking.metrics.intervals import bootstrap_95, correlation_test
 
 
@@ -73,6 +74,8 @@ class WinRateRow(TypedDict):
     n_empty_responses: int  # of both sides
     mean_characters_policy: float
     mean_characters_other: float
+    by_group: list[GroupColumns]  # win rates; empty: the data have no groups
+    mean_over_groups: list[GroupMeanColumns]
     order_disagreement: NotRequired[float | None]  # where a judge saw both orders
     first_reply_share: NotRequired[float | None]
     correlations: NotRequired[list[dict[str, Any]]]  # `correlations` of all lines
@@ -85,10 +88,12 @@ def summarize_win_rate(rows: list[dict[str, Any]], common: dict[str, Any], seed:
     lengths = {side: [len(row[f"{side}_response"]) for row in rows] for side in ("policy", "other")}
     differences = [len(r["policy_response"]) - len(r["other_response"]) for r in judged]
     verdicts = [row["verdicts"] for row in rows if row.get("verdicts")]
+    prompts = [row["prompt_id"] for row in judged]
+    by_group, over_groups = group_means(list(map(record_groups, judged)), prompts, seed, wins)
     row: Any = {
         **common,
         "win_rate": float(np.mean(wins)) if wins else None,
-        "bootstrap_95": bootstrap_95(wins, [r["prompt_id"] for r in judged], seed),
+        "bootstrap_95": bootstrap_95(wins, prompts, seed),
         "length_controlled_win_rate": length_controlled_win_rate(wins, differences),
         "n": len(judged),
         "n_wins": wins.count(1.0),
@@ -98,6 +103,8 @@ def summarize_win_rate(rows: list[dict[str, Any]], common: dict[str, Any], seed:
         "n_empty_responses": [*lengths["policy"], *lengths["other"]].count(0),
         "mean_characters_policy": float(np.mean(lengths["policy"])),
         "mean_characters_other": float(np.mean(lengths["other"])),
+        "by_group": by_group,
+        "mean_over_groups": over_groups,
         **(position_bias(verdicts) if verdicts else {}),
     }
     return row

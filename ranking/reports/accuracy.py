@@ -10,6 +10,12 @@ import numpy as np
 from ranking.data.examples import dataset_label
 from ranking.metrics.accuracy import AccuracyRow
 from ranking.plumbing.result_files import Record
+from ranking.reports.groups import (
+    columns_to_show,
+    group_name,
+    groups_to_show,
+    largest_groups,
+)
 from ranking.reports.labels import (
     SYMBOLS,
     by_normalization,
@@ -47,7 +53,8 @@ def accuracy_table(rows: Sequence[AccuracyRow], published: Published | None = No
     """Tables 2-5: a line per dataset and model, R̃ and R with their 95 % Wilson intervals.
 
     With published numbers: those and the differences, with a * where the published number lies
-    outside the interval. Without: as one run shows it, with K, what was dropped, and ties.
+    outside the interval. Without: as one run shows it, with K, what was dropped, ties, and a line
+    for each group of examples and for the mean over groups.
     """
     accuracies = accuracies_of(rows)
     if not accuracies or not all("wilson_95" in row for row in accuracies):
@@ -86,7 +93,24 @@ def accuracy_table(rows: Sequence[AccuracyRow], published: Published | None = No
         if alone:
             line += [str(sum(row["dropped"].values())), str(row["n_examples_with_ties"])]
         lines.append(line)
+        if alone:
+            lines += group_lines([pair[kind] for kind in SYMBOLS], len(columns))
     return columns, lines
+
+
+def group_lines(pair: Sequence[AccuracyRow], width: int) -> list[list[str]]:
+    """Lines of `accuracy_table` for the groups of one dataset; pair: its rows for R̃ and R."""
+    lines = []
+    for label, entries in groups_to_show(pair):
+        line = [label]
+        if entries:
+            first = entries[0]
+            line += ["", str(first.get("n", "")), percent(first["chance"])]
+            for entry in entries:
+                interval = entry["wilson_95"] if "wilson_95" in entry else entry["bootstrap_95"]
+                line.append(with_interval(entry["value"], interval, digits=1))
+        lines.append(line + [""] * (width - len(line)))
+    return lines
 
 
 def show_accuracy(rows: Sequence[AccuracyRow]) -> None:
@@ -104,6 +128,8 @@ def show_accuracy(rows: Sequence[AccuracyRow]) -> None:
 def report_accuracy_ties(rows: Sequence[AccuracyRow]) -> None:
     """A line where untied pairs have exactly equal scores, and a warning where they decide."""
     for row in rows:
+        if "n_exact_ties" not in row:
+            continue  # a benchmark, where they are wrong
         metric, kind = row["distance_metric"], row["calib_property"].removeprefix("ranking_")
         where = f"{dataset_label(row['dataset_name'], row['dataset_split'])}, {kind}"
         value, strict = row["distance_metric_value_mean"], row["mean_if_exact_ties_are_wrong"]
@@ -134,9 +160,14 @@ def show_comparison(comparisons: list[Record], name: str) -> None:
 
 
 def log_accuracy(
-    run, rows: Sequence[AccuracyRow], records: Sequence[Record], picture: Path
+    run,
+    rows: Sequence[AccuracyRow],
+    records: Sequence[Record],
+    picture: Path,
+    groups: Path | None = None,
 ) -> None:
-    """Accuracies as summary values of a wandb run, the table, the picture and every example."""
+    """Accuracies as summary values of a wandb run, the table, the picture, that of groups where
+    there are any, and every example."""
     import wandb
 
     splits = {(row["dataset_name"], row["dataset_split"]) for row in rows}
@@ -145,7 +176,7 @@ def log_accuracy(
         name = row["dataset_name"]
         if names.count(name) > 1:
             name = dataset_label(name, row["dataset_split"])
-        key = f"{name}/{row['calib_property']}/{row['distance_metric']}"
+        key = f"{row.get('benchmark', name)}/{row['calib_property']}/{row['distance_metric']}"
         run.summary[key] = row["distance_metric_value_mean"]
     examples = [
         {
@@ -168,6 +199,8 @@ def log_accuracy(
             "figure": wandb.Image(str(picture)),
         }
     )
+    if groups is not None:
+        run.log({"groups": wandb.Image(str(groups))})
 
 
 def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
@@ -249,6 +282,81 @@ def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Pat
     figure.tight_layout()
     legend_below(figure, grid[0], ncols=5)
     save_figure(figure, path)
+
+
+def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
+    """Ranking accuracy of each group (the 30 largest of a column), length-normalized and summed,
+    with 95 % Wilson intervals and chance; a dotted line at the mean over groups; a mark per model.
+    """
+    accuracies = accuracies_of(rows)
+    refuse_two_runs(accuracies, "calib_property")
+    labels = setting_labels(accuracies)
+    models = model_labels(dict.fromkeys(row["model"] for row in accuracies))
+    panels = [
+        (setting, column, [row for row in accuracies if setting_of(row) == setting])
+        for setting in labels
+        for column in columns_to_show(next(r for r in accuracies if setting_of(r) == setting))
+    ]
+    if not panels:
+        raise ValueError("no column of groups in these results")
+    names = [
+        [chosen[0]["by_group"][k]["group"] for k in largest_groups(chosen[0], column)]
+        for _, column, chosen in panels
+    ]
+    heights = [0.35 + len(of_panel) * max(0.24, 0.13 * len(models)) for of_panel in names]
+    figure, grid = subplots(
+        len(panels), 2, figsize=(10, 1 + sum(heights)), sharex=True, squeeze=False,
+        height_ratios=heights, layout="constrained",
+    )  # fmt: skip
+    for line, (setting, column, chosen), shown in zip(grid, panels, names):
+        n_groups = sum(entry["column"] == column for entry in chosen[0]["by_group"])
+        title = f"{labels[setting]}, by {plain(column)}"
+        title += f" ({len(shown)} largest of {n_groups})" if n_groups > len(shown) else ""
+        for axes, (kind, symbol) in zip(line, SYMBOLS.items()):
+            marked = [row for row in chosen if row["calib_property"] == f"ranking_{kind}"]
+            for row in marked:
+                draw_groups(axes, row, column, shown, models)
+            axes.set_title(f"{symbol}: {title}", fontsize=8)
+            axes.set_ylim(len(shown) - 0.4, -0.6)
+            axes.set_xlim(0, 100)
+            axes.grid(axis="x", alpha=0.3)
+            axes.set_yticks(range(len(shown)), [])
+        sizes = {e["group"]: e["n"] for e in chosen[0]["by_group"] if e["column"] == column}
+        texts = [f"{plain(group_name(name))} (n = {sizes[name]})" for name in shown]
+        line[0].set_yticks(range(len(shown)), texts, fontsize=7)
+    for axes in grid[-1]:
+        axes.set_xlabel("ranking accuracy (%), 95 % Wilson interval")
+    handles, texts = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=5, fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_groups(
+    axes, row: AccuracyRow, column: str, shown: Sequence[str | None], models: dict[str, str]
+) -> None:
+    """The groups of one row in a panel, at the places of their names in `shown`."""
+    number = list(models).index(row["model"])
+    entries = [e for e in row["by_group"] if e["column"] == column and e["group"] in shown]
+    x, bars = percents([e["value"] for e in entries], [e["wilson_95"] for e in entries])
+    shift = 0.6 * ((number + 0.5) / len(models) - 0.5)
+    axes.errorbar(
+        x, [shown.index(e["group"]) + shift for e in entries], xerr=bars, capsize=2,
+        linestyle="none", markersize=4, label=models[row["model"]], **model_style(number),
+    )  # fmt: skip
+    (mean,) = (mean for mean in row["mean_over_groups"] if mean["column"] == column)
+    axes.axvline(
+        100 * mean["value"], color=model_style(number)["color"], linestyle="dotted",
+        label=f"{models[row['model']]}, mean over groups",
+    )  # fmt: skip
+    if number == 0:
+        chances = [
+            (shown.index(e["group"]), e["chance"]) for e in entries if e["chance"] is not None
+        ]
+        if chances:
+            axes.vlines(
+                [100 * chance for _, chance in chances], [y - 0.4 for y, _ in chances],
+                [y + 0.4 for y, _ in chances], colors=GREY, linestyles="dashed", label="chance",
+            )  # fmt: skip
 
 
 def accuracy_bars(rows: Sequence[AccuracyRow]) -> tuple[np.ndarray, np.ndarray]:

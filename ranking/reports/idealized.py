@@ -9,6 +9,7 @@ import numpy as np
 from ranking.data.examples import dataset_label
 from ranking.metrics.idealized import CurveRow, IdealizedRow, PairRow, curve_steps
 from ranking.plumbing.result_files import Record
+from ranking.reports.groups import groups_to_show
 from ranking.reports.labels import (
     SYMBOLS,
     by_normalization,
@@ -36,7 +37,8 @@ from ranking.reports.tables import (
 def idealized_table(rows: Sequence[IdealizedRow], alone: bool = False) -> Table:
     """Tables 1 and 6: observed and idealized accuracy (over β), and the gap to its median.
 
-    alone: the rows of one run, whose models stand elsewhere; intervals to a tenth.
+    alone: the rows of one run, whose models stand elsewhere; intervals to a tenth, and lines for
+    the groups of pairs and for the mean over groups.
     """
     if not all("min_median_max" in row for row in rows):
         raise ValueError("not a summary of calculate_upper_bound_rlhf.py")
@@ -53,14 +55,26 @@ def idealized_table(rows: Sequence[IdealizedRow], alone: bool = False) -> Table:
             models = dict.fromkeys((row["reference_model"], row["model"]))
             line = [setting_label(row, rows), " → ".join(map(short, models))]
         line.append(str(row["n"]))
-        for row in (pair[normalization] for normalization in SYMBOLS):
-            line += [
-                percent(row["observed_accuracy"]),
-                BETWEEN.join(map(percent, row["min_median_max"])),
-                with_interval(row["gap_to_median"], row["gap_to_median_95"], digits=int(alone)),
-            ]
-        lines.append(line)
+        both = [pair[normalization] for normalization in SYMBOLS]
+        lines.append(line + idealized_cells(both, alone))
+        for label, entries in groups_to_show(both) if alone else []:
+            line = [label, ""]
+            if entries:
+                line = [label, str(entries[0].get("n", "")), *idealized_cells(entries, alone)]
+            lines.append(line + [""] * (len(columns) - len(line)))
     return columns, lines
+
+
+def idealized_cells(both: Sequence, alone: bool) -> list[str]:
+    """Observed and idealized accuracy and the gap, by R̃ and R; both: rows, or entries of groups."""
+    cells = []
+    for found in both:
+        cells += [
+            percent(found["observed_accuracy"]),
+            BETWEEN.join(map(percent, found["min_median_max"])),
+            with_interval(found["gap_to_median"], found["gap_to_median_95"], digits=int(alone)),
+        ]
+    return cells
 
 
 def show_idealized(rows: Sequence[IdealizedRow]) -> None:

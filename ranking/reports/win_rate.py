@@ -7,6 +7,7 @@ from typing import Any
 
 from ranking.metrics.win_rate import WinRateRow, means_by_gamma
 from ranking.plumbing.result_files import Record
+from ranking.reports.groups import groups_to_show
 from ranking.reports.style import BLUE, GREY, ORANGE, percents, save_figure, subplots
 from ranking.reports.tables import Table, percent, show_table, wandb_table, with_interval
 
@@ -15,7 +16,8 @@ def win_rate_table(rows: Sequence[WinRateRow], alone: bool = False) -> Table:
     """Win rates, and for checkpoints ranking accuracy and distance (Fig. 4, 9-12 in numbers), the
     nearest to the reference first, then the correlations.
 
-    alone: the rows of one run, in its order, with all counts; intervals to a tenth.
+    alone: the rows of one run, in its order, with all counts and a line for each group of prompts
+    and for the mean over groups; intervals to a tenth.
     """
     checkpoints = all({"win_rate", "squared_distance"} <= row.keys() for row in rows)
     if not checkpoints and not alone:
@@ -43,10 +45,23 @@ def win_rate_table(rows: Sequence[WinRateRow], alone: bool = False) -> Table:
         if twice:
             line.append(percent(row.get("order_disagreement")))
         lines.append(line)
+        lines += [
+            group_line(label, entries, columns) for label, entries in groups_to_show([row]) if alone
+        ]
     if not alone:
         blank = [""] * (len(columns) - 4)
         lines += [[text, "", "", value, *blank] for text, value in correlation_cells(rows)]
     return columns, lines
+
+
+def group_line(label: str, entries: Sequence[Record], columns: Sequence[str]) -> list[str]:
+    """A line of `win_rate_table` for a group, or a mean over groups: win rate and n."""
+    cells = dict.fromkeys(columns, "")
+    cells[columns[0]] = label
+    for entry in entries:
+        cells["win rate [95 %]"] = with_interval(entry["value"], entry["bootstrap_95"], digits=1)
+        cells["n"] = str(entry.get("n", ""))
+    return list(cells.values())
 
 
 def correlation_cells(rows: Sequence[WinRateRow]) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from jinja2.ext import loopcontrols
 
 from ranking.data.dialogues import is_begun, parse_dialogue
 from ranking.data.examples import Dialogue, Message, PreferenceExample
+from ranking.data.joining import ends_with_marker
 
 TEMPLATE_MODES = ("auto", "always", "never")
 RESERVED = {  # arguments of `apply_chat_template` that are not the template's own
@@ -127,6 +128,21 @@ def read_template(path: str) -> str:
 
 
 # ---------------------------------------------------------------------------- rendering
+class Applied(NamedTuple):
+    """A template and what it is given beside messages."""
+
+    template: str
+    tools: list[dict[str, Any]] | None
+    settings: dict[str, Any]  # --chat-template-kwargs, behind them an example's own
+
+
+def applied_to(tokenizer, chat: ChatOptions, dialogue: Dialogue | None) -> Applied:
+    """The template for a dialogue. ValueError where there is none."""
+    tools = list(dialogue.tools) if dialogue and dialogue.tools else None
+    settings = {**chat.kwargs, **(dialogue.template_kwargs if dialogue else {})}
+    return Applied(chat.template or tokenizer.get_chat_template(None, tools), tools, settings)
+
+
 def apply_template(
     tokenizer, messages: Sequence[Message], chat: ChatOptions, item: Asked | None = None, **how
 ) -> str:
@@ -135,15 +151,12 @@ def apply_template(
     System messages stand in the next user turn where the template does not take them, as model
     cards have it. how: as `apply_chat_template` takes it. ValueError where the template refuses.
     """
-    dialogue = item.dialogue if item is not None else None
-    tools = list(dialogue.tools) if dialogue and dialogue.tools else None
-    kwargs = {**chat.kwargs, **(dialogue.template_kwargs if dialogue else {})}
-    own = chat.template or tokenizer.get_chat_template(None, tools)
-    if has_system(messages) and not takes_system(tokenizer, own, as_key(kwargs)):
-        messages = system_in_user_turn(messages)
+    template, tools, settings = applied_to(tokenizer, chat, item.dialogue if item else None)
     try:
+        if has_system(messages) and not takes_system(tokenizer, template, as_key(settings)):
+            messages = system_in_user_turn(messages)
         return tokenizer.apply_chat_template(
-            list(messages), tools, chat_template=own, tokenize=False, **{**kwargs, **how}
+            list(messages), tools, chat_template=template, tokenize=False, **{**settings, **how}
         )
     except REFUSALS as error:
         start = str(messages[-1].get("content") or "")[:60]
@@ -199,21 +212,20 @@ def closing_of(tokenizer, template: str, settings: str) -> str:
     text = tokenizer.apply_chat_template(
         messages, chat_template=template, tokenize=False, **json.loads(settings)
     )
-    return text.rpartition(PROBE)[2] if PROBE in text else ""
+    if PROBE not in text:
+        raise ValueError("it leaves the assistant's text out")
+    return text.rpartition(PROBE)[2]
 
 
 def closing_text(tokenizer, chat: ChatOptions, dialogue: Dialogue | None = None) -> str:
-    """What closes an assistant's turn in the chat template; ValueError where it writes none."""
-    tools = list(dialogue.tools) if dialogue and dialogue.tools else None
-    own = chat.template or tokenizer.get_chat_template(None, tools)
-    kwargs = {**chat.kwargs, **(dialogue.template_kwargs if dialogue else {})}
+    """What closes an assistant's turn in the chat template. ValueError where it refuses a question
+    with its answer."""
+    template, _, settings = applied_to(tokenizer, chat, dialogue)
     try:
-        return closing_of(tokenizer, own, as_key(kwargs))
+        return closing_of(tokenizer, template, as_key(settings))
     except REFUSALS as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the chat template refuses a question and its answer ({reason})"
-        ) from None
+        raise ValueError(f"the chat template cannot be applied ({reason})") from None
 
 
 def end_of_turn_id(tokenizer, chat: ChatOptions = AUTO) -> int | None:
@@ -257,17 +269,26 @@ def render_prompt(tokenizer, item: Asked, chat: ChatOptions = AUTO) -> str:
 def assistant_turn(item: Asked, number: int, begun: Message | None, text: str) -> Message:
     """The assistant's message with `text` as completion `number`, behind what the prompt has begun.
 
-    Where no separator joins it to the prompt, the data are text, and white space around it is no
-    part of a turn; messages are taken as they are.
+    Messages are taken as they are. Of text, white space at the ends is no part of a turn, but for
+    the indentation of a first line that no turn's marker precedes.
     """
     separator = item.separators[number] if item.separators else ""
-    is_text = item.dialogue is None or not separator
+    is_text = item.dialogue is None or item.dialogue.of_text
     if begun is None:
-        return {"role": "assistant", "content": text.strip() if is_text else text}
+        return {"role": "assistant", "content": bare_turn(item.prompt, text) if is_text else text}
     start, space = begun["content"], item.prompt[len(item.prompt.rstrip()) :]
     if not start[-1:].isspace():
         start += space + separator
     return {**begun, "content": start + (text.rstrip() if is_text else text)}
+
+
+def bare_turn(prompt: str, text: str) -> str:
+    """A completion without white space at its ends; indentation stays, unless a marker such as
+    `Assistant:` precedes it."""
+    before = text[: len(text) - len(text.lstrip())]
+    indentation = before.rpartition("\n")[2]
+    keep = len(indentation) > 1 and not ends_with_marker(prompt.rstrip())
+    return (indentation if keep else "") + text.strip()
 
 
 def render_example(

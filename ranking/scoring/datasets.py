@@ -1,11 +1,13 @@
 """The datasets of a run, with lines that say what was read and dropped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ranking.data.examples import PreferenceData, dataset_label, describe_joining
 from ranking.data.hub import DATASETS, split_name
 from ranking.data.preferences import load_preferences
+from ranking.data.sources import local_path
+from ranking.plumbing.command_line import progress_bar
 from ranking.plumbing.processes import announce
 
 
@@ -20,6 +22,8 @@ def load_datasets(
     stream_shuffle_buffer: int = 0,
     separator: str | None = None,
     chat_template: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    group_by: Sequence[str] | None = None,
 ) -> list[PreferenceData]:
     """The datasets asked for, as `load_preferences` gives them. Raises as it does, and ValueError
     for a dataset given twice, or a flag of the data that does nothing on any of them."""
@@ -29,7 +33,7 @@ def load_datasets(
         data = load_preferences(
             spec, sample_size=sample_size, seed=seed, split=split, data_dir=data_dir,
             include_ties=include_ties, stream_shuffle_buffer=stream_shuffle_buffer,
-            separator=separator,
+            separator=separator, progress=progress_bar, columns=columns, group_by=group_by,
         )  # fmt: skip
         dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
         messages = [f"{len(data.examples)} examples, dropped: {dropped}", *data.notes]
@@ -54,24 +58,27 @@ def check_data_flags(
     data_dir: str | None,
     stream_shuffle_buffer: int,
 ) -> None:
-    """Raise ValueError for a flag that does nothing on any dataset of the run; a line where it does
-    nothing on some. --data-dir and --seed only get the line: the one says where to look, the other
-    seeds the bootstrap as well."""
+    """Raise ValueError for a flag that does nothing on any dataset of the run, and
+    FileNotFoundError for a name that stands for nothing; a line where a flag does nothing on some.
+    --data-dir and --seed only get the line: the one says where to look, the other seeds the
+    bootstrap as well."""
     whole = sample_size is None
     idle: dict[str, list[str]] = {}
     for spec in specs:
-        name, _, named_split = split_name(spec)
+        name, config, named_split = split_name(spec)
         source = DATASETS.get(name)
         own = name == "sample" or (source is None and Path(name).exists())
-        large = source is not None and source.streamed
-        streamed = large and data_dir is None and not whole
-        first_rows = large and not (streamed and stream_shuffle_buffer)
+        large = source is None or source.streamed  # or may be: only the hub knows its size
+        known = config is not None or (source is not None and named_split in source.splits)
+        names_split = known and named_split is not None  # else it may be a configuration
+        streamed = large and not own and data_dir is None and not whole
+        first_rows = source is not None and large and not (streamed and stream_shuffle_buffer)
         for flag, does_nothing in (
-            ("--split (it names one)", split is not None and named_split is not None),
+            ("--split (it names one)", split is not None and names_split),
             ("--data-dir (a file of its own)", data_dir is not None and own),
             ("--stream-shuffle-buffer (not streamed)", stream_shuffle_buffer and not streamed),
             ("--seed (all, or the first rows, are taken)", seed and (whole or first_rows)),
-        ):
+        ):  # fmt: skip
             if does_nothing:
                 idle.setdefault(flag, []).append(spec)
     for flag, idle_specs in idle.items():
@@ -79,3 +86,5 @@ def check_data_flags(
         if len(idle_specs) == len(specs) and not flag.startswith(("--data-dir", "--seed")):
             raise ValueError(message)
         announce(message + ("; it seeds the bootstrap" if flag.startswith("--seed") else ""))
+    for spec in specs:
+        local_path(split_name(spec)[0], data_dir)

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ranking.data.columns import GROUP_COLUMNS, TARGETS, parse_columns
 from ranking.plumbing.command_line import count, positive_int, sample_size
 from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions, read_kwargs, read_template
@@ -11,7 +12,7 @@ from ranking.scoring.models import DEVICE_MAPS, DTYPES, PICKLE_FLAG, QUANTIZATIO
 
 DATA_FLAGS = (  # of `load_datasets`
     "sample_size", "seed", "split", "data_dir", "include_ties", "stream_shuffle_buffer",
-    "separator", "chat_template",
+    "separator", "chat_template", "columns", "group_by",
 )  # fmt: skip
 CONFIG_FLAGS = (  # of `make_run_config`
     "sample_size", "seed", "include_ties", "max_length", "chat", "add_eos",
@@ -44,16 +45,21 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
     )  # fmt: skip
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--dataset", action="append", metavar="NAME[:[CONFIG:]SPLIT]",
-        help="sample, a hub name, or a local file or directory; repeatable "
+        "--dataset", action="append", metavar="NAME[:CONFIG][:SPLIT]",
+        help="sample, any hub name, or a local file or directory; SPLIT *: all files of a "
+        "directory together; repeatable "
         f"(default: {', '.join(default_datasets)})",
     )  # fmt: skip
     data.add_argument(
-        "--split", help="split for datasets that name none (default: as in the paper)"
+        "--split",
+        help="split for datasets that name none (default: the paper's, else test, validation, …)",
     )
     data.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
     data.add_argument(
-        "--sample-size", type=sample_size, default=1000, help="examples per dataset, -1: all"
+        "--sample-size",
+        type=sample_size,
+        default=1000,
+        help="examples per dataset, -1: all; of a hub split over 1 GiB, its first rows",
     )
     data.add_argument("--seed", type=count, default=0, help="seed of the sample and the bootstrap")
     data.add_argument(
@@ -63,6 +69,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
         "--stream-shuffle-buffer", type=count, default=0, metavar="ROWS",
         help="shuffle streamed hub data through a buffer (0: the first rows, as the paper)",
     )  # fmt: skip
+    add_column_arguments(data)
     text = parser.add_argument_group("text")
     text.add_argument(
         "--max-length",
@@ -130,6 +137,30 @@ def chat_options(flags: dict[str, Any]) -> ChatOptions:
     )  # fmt: skip
 
 
+def add_column_arguments(group) -> None:
+    """Flags for data whose columns have names of their own."""
+    group.add_argument(
+        "--columns", nargs="+", metavar="TARGET=COLUMN",
+        help=f"what columns are called in the data ({', '.join(TARGETS)}), as in "
+        "prompt=question chosen=answer_a rejected=answer_b; a dot leads into an object",
+    )  # fmt: skip
+    group.add_argument(
+        "--group-by", nargs="+", metavar="COLUMN",
+        help="also give results by the values of these columns (default: "
+        f"{', '.join(GROUP_COLUMNS)}, where the data have them)",
+    )  # fmt: skip
+
+
+def checked_columns(
+    parser: argparse.ArgumentParser, texts: Sequence[str] | None
+) -> dict[str, str] | None:
+    """What --columns says; an error of the command line where it cannot be read."""
+    try:
+        return parse_columns(texts)
+    except ValueError as error:
+        parser.error(str(error))
+
+
 def add_trust_arguments(group) -> None:
     """Flags for models that could run code of theirs; both are off unless given."""
     group.add_argument(
@@ -145,6 +176,7 @@ def parse_scoring_args(
 ) -> argparse.Namespace:
     """The flags of `add_scoring_arguments`; those that no run can honour together are an error."""
     args = parser.parse_args(argv)
+    args.columns = checked_columns(parser, args.columns)
     if args.device_map is not None and args.device != "auto":
         parser.error("--device-map spreads the model over all devices: leave out --device")
     if args.separator is not None and args.chat_template == "always":

@@ -19,6 +19,7 @@ from ranking.plumbing.processes import (
 )
 from ranking.plumbing.result_files import Record, append_json_lines, hash_config
 from ranking.scoring.chat import ChatOptions, check_template
+from ranking.scoring.chat_notes import describe_rendering
 from ranking.scoring.examples_file import example_record
 from ranking.scoring.loading import context_length, load_model, load_tokenizer
 from ranking.scoring.log_likelihood import (
@@ -221,12 +222,14 @@ def score_dataset(
     One of several processes scores its share into a part file; the first merges the parts and has
     all records. Raises ValueError if an example is missing after the merge, or was scored twice.
     """
+    where = dataset_label(data.name, data.split)
+    for line in describe_rendering(scorer.tokenizer, data.examples, scorer.chat):
+        announce(f"{where}: {line}")
     kept, tokenized, dropped = tokenize_examples(
         scorer.tokenizer, data.examples, scorer.chat,
         add_eos=scorer.add_eos, max_length=scorer.max_length,
     )  # fmt: skip
     counts = {r: data.dropped.get(r, 0) + dropped.get(r, 0) for r in {**data.dropped, **dropped}}
-    where = dataset_label(data.name, data.split)
     if not kept:
         announce(f"{where}: no example left to score ({counts})")
         return Scored([], {**scorer.facts, "dropped": counts})

@@ -88,11 +88,11 @@ def load_dataset_parts(
 def limit_part(name: str, part: str, data: PreferenceData, limit: int | None, seed: int) -> None:
     """Leave `limit` examples, drawn by `seed`, of a dataset's part (None or -1: all)."""
     if limit is not None and 0 <= limit < len(data.examples):
-        draw_examples(data, limit, seed)
+        draw_subset(data, limit, seed)
         announce(f"{name}: {part} limited to {limit} examples")
 
 
-def draw_examples(data: PreferenceData, n: int, seed: int) -> None:
+def draw_subset(data: PreferenceData, n: int, seed: int) -> None:
     """Leave n examples drawn without replacement, in the order of the data."""
     chosen = np.random.default_rng(seed).choice(len(data.examples), n, replace=False)
     data.examples[:] = [data.examples[i] for i in sorted(chosen)]
@@ -111,7 +111,7 @@ def draw_shares(
     whole = whole if n_train is None or n_train < 0 else min(whole, n_train)
     for label, data, share in zip(labels, parts, shares):
         n, n_kept = len(data.examples), max(1, int(whole * share + 1e-6))
-        draw_examples(data, n_kept, seed)
+        draw_subset(data, n_kept, seed)
         announce(f"{label}: share {share:g} of the training examples, {n_kept} of {n} drawn")
 
 

@@ -3,7 +3,9 @@
 import csv
 import gzip
 import json
+from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 from preference_rows import PAIR, write
@@ -55,8 +57,12 @@ def test_shards_hub_clones_and_saved_datasets(tmp_path):
     clone = str(tmp_path / "clone")
     assert len(load_preferences(clone, split="train").examples) == 20
     assert load_training_splits(clone, train_split="train", eval_split="train")[0]
-    with pytest.raises(FileNotFoundError, match="expected one data file, found test-00000"):
-        load_preferences(clone)
+    data = load_preferences(clone)
+    assert (data.split, len(data.examples), data.notes) == (
+        "test",
+        1,
+        ["split test of test, train"],
+    )
     write(tmp_path / "flat" / "train-00001-of-00002.jsonl", [rows[3], {**rows[4], "chosen": 1}])
     with pytest.raises(ValueError, match="train-00001-of-00002.jsonl: row 2: column 'chosen'"):
         load_preferences(str(tmp_path / "flat"))
@@ -86,8 +92,9 @@ def test_shards_hub_clones_and_saved_datasets(tmp_path):
     assert len(load_preferences(str(tmp_path / "two"), split="test").examples) == 1
     parts, _ = load_training_splits(str(tmp_path / "two"), eval_split="train")
     assert len(parts["train"].examples) == 16
-    with pytest.raises(FileNotFoundError, match="found test, train"):
-        load_preferences(str(tmp_path / "two"))
+    assert load_preferences(str(tmp_path / "two")).split == "test"
+    with pytest.raises(FileNotFoundError, match="expected split 'dev', found test, train"):
+        load_preferences(str(tmp_path / "two"), split="dev")
 
 
 def test_unreadable_files(tmp_path):
@@ -106,3 +113,32 @@ def test_unreadable_files(tmp_path):
         FileNotFoundError, match="unknown dataset 'nope'.*sample, Anthropic/hh-rlhf"
     ):
         load_preferences("nope")
+
+
+def test_reading_a_large_file_shows_its_progress(tmp_path, monkeypatch):
+    """Megabytes of the file on disk, gzipped or not; nothing for a small one."""
+    import ranking.data.files
+
+    rng = np.random.default_rng(0)
+    rows = [{**PAIR, "prompt": rng.bytes(50_000).hex()} for _ in range(60)]
+    path = tmp_path / "rows.jsonl"
+    zipped = tmp_path / "rows.jsonl.gz"
+    zipped.write_bytes(gzip.compress(Path(write(path, rows)).read_bytes(), 1))
+    shown = []
+
+    class Bar:
+        def __init__(self, text, total):
+            shown.append([text, total, 0])
+
+        def update(self, n):
+            shown[-1][2] += n
+
+        def close(self):
+            shown[-1].append("closed")
+
+    assert len(load_preferences(str(path), progress=Bar).examples) == 60 and not shown
+    monkeypatch.setattr(ranking.data.files, "LARGE_FILE", 1000)
+    for file in (path, zipped):
+        assert len(load_preferences(str(file), progress=Bar).examples) == 60
+        size = file.stat().st_size // 10**6
+        assert size >= 2 and shown.pop() == [f"reading {file.name} (MB)", size, size, "closed"]

@@ -57,7 +57,7 @@ def test_everything_results_depend_on_changes_the_fingerprint(tmp_path):
 
 def test_what_cannot_be_honoured_is_refused(tmp_path):
     write(tmp_path / "Anthropic/hh-rlhf/test.jsonl", [HH])
-    with pytest.raises(ValueError, match="holds no configurations"):
+    with pytest.raises(FileNotFoundError, match="holds no configurations"):
         load_preferences("Anthropic/hh-rlhf:harmless-base:test", data_dir=tmp_path)
     with pytest.raises(ValueError, match="one file, without splits"):
         load_preferences("sample:train")

@@ -5,6 +5,7 @@ import json
 import pytest
 from preference_rows import DATA_DIR
 
+from ranking.data.sources import available_splits
 from ranking.data.splits import load_training_splits
 
 
@@ -64,13 +65,45 @@ def test_evaluation_splits(tmp_path):
     odd = write_folder(tmp_path / "odd", first=pair_rows(9), second=pair_rows(9))
     with pytest.raises(ValueError, match="choose one by --train_split"):
         load_training_splits(odd)
-    dev = write_folder(tmp_path / "dev", train=pair_rows(9), dev=pair_rows(9, "v"))
+    held = write_folder(tmp_path / "held", train=pair_rows(9), held=pair_rows(9, "v"))
     with pytest.raises(ValueError, match="choose one by --eval_split"):
-        load_training_splits(dev)
+        load_training_splits(held)
     with pytest.raises(ValueError, match="names a split, and --train_split train another"):
-        load_training_splits("Anthropic/hh-rlhf:test", data_dir=tmp_path, train_split="train")
+        load_training_splits(f"{three}:test", train_split="train")
     with pytest.raises(ValueError, match="too few examples to divide"):
         load_training_splits(write_folder(tmp_path / "few", train=pair_rows(3)))
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        (["train_sft", "test_sft", "train_prefs", "test_prefs", "test_gen"], "train_prefs test_prefs"),
+        (["train", "dev"], "train dev"),
+        (["train", "eval", "test"], "train eval test"),
+        (["train", "valid", "dev", "test"], "train valid test"),
+        (["train_prefs", "validation_prefs", "test_prefs"], "train_prefs validation_prefs test_prefs"),
+        (["training", "evaluation"], "training evaluation"),
+        (["train_sft", "test_sft", "test"], "train_sft test_sft"),
+        (["training", "test", "testing"], "training test"),
+    ],
+)  # fmt: skip
+def test_splits_as_people_name_them(splits, expected, tmp_path):
+    """The names of the splits that are read, by the first letters of their prompts."""
+    folder = write_folder(tmp_path / "d", **{s: pair_rows(20, f"{s} ") for s in splits})
+    parts, _ = load_training_splits(folder)
+    read = [prompt.split()[0] for found in prompts(parts).values() for prompt in found]
+    assert list(dict.fromkeys(read)) == expected.split()
+    assert available_splits(folder) == sorted(splits)
+
+
+def test_a_configuration_is_trained_on_by_its_name(tmp_path):
+    for config in ("chat", "code"):
+        write_folder(tmp_path / config, train=pair_rows(9, config), dev=pair_rows(8, f"{config}-v"))
+    parts, _ = load_training_splits(f"{tmp_path}:code")
+    assert [len(data.examples) for data in parts.values()] == [9, 4, 4]
+    assert all(p.startswith("code") for found in prompts(parts).values() for p in found)
+    parts, _ = load_training_splits(f"{tmp_path}:code:dev", eval_split="train")
+    assert {p[:6] for p in prompts(parts)["train"]} == {"code-v"}
 
 
 def test_too_few_prompts_are_divided_by_example(tmp_path):

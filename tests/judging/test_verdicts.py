@@ -25,6 +25,13 @@ def test_pairs_are_of_prompts_that_both_could_answer():
         pairs_of("m", None, None, None, "no")
 
 
+def test_a_pair_has_the_groups_of_its_prompt():
+    prompts = [{**PROMPTS[0], "groups": {"domain": "code"}}, PROMPTS[1]]
+    answers = {"a": "yes", "b": "no"}
+    pairs = pair_responses({"model": "m"}, prompts, answers, answers, DATA)
+    assert [pair.get("groups") for pair in pairs] == [{"domain": "code"}, None]
+
+
 def test_only_what_differs_is_asked_and_what_is_judged_is_kept(tmp_path, capsys):
     """Like responses are a tie, a policy without any response has no verdict, earlier rows stay."""
     path, asked = tmp_path / "examples.jsonl", []

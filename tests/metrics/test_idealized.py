@@ -17,6 +17,8 @@ from ranking.metrics.idealized import (
     preferred_proportion,
     required_loss,
     required_margin,
+    summarize_idealized,
+    summary_rows,
 )
 
 
@@ -172,3 +174,32 @@ def test_curve_falls_by_one_pair_at_each_breakpoint():
     """Of four pairs one is wrong from β → 0 on, and one is never wrong."""
     curve = {"n": 4, "limit_beta_to_0": 0.75, "critical_betas": [0.1, 2.0]}
     assert curve_steps(curve).tolist() == [0.75, 0.5, 0.25]
+
+
+@given(st.lists(st.tuples(RATIO, RATIO, ALPHA, st.sampled_from("ab")), min_size=2, max_size=20))
+def test_each_group_is_what_its_pairs_alone_say(found):
+    pairs = [
+        {"record": {"prompt_id": str(k), "groups": {"g": name}}, "alpha": alpha, "tied": False,
+         "ref_logratio length-normalized": ref, "policy_logratio length-normalized": policy}
+        for k, (ref, policy, alpha, name) in enumerate(found)
+    ]  # fmt: skip
+
+    def rows_of(chosen):
+        return summary_rows(
+            summarize_idealized(chosen, "length-normalized", [0.1, 1, 5], 0),
+            "length-normalized",
+            {},
+        )
+
+    names = sorted({name for *_, name in found})
+    alone = [rows_of([p for p in pairs if p["record"]["groups"]["g"] == name]) for name in names]
+    for k, row in enumerate(rows_of(pairs)):
+        assert [entry["group"] for entry in row["by_group"]] == names
+        (mean,) = row["mean_over_groups"]
+        for entry, rows in zip(row["by_group"], alone):
+            assert entry["n"] == rows[k]["n"]
+            assert entry["value"] == pytest.approx(rows[k]["distance_metric_value_mean"])
+            for key in ("observed_accuracy", "gap", "min_median_max", "gap_to_median"):
+                assert entry[key] == pytest.approx(rows[k][key]), key
+        for key in ("observed_accuracy", "gap", "gap_to_median"):
+            assert mean[key] == pytest.approx(np.mean([rows[k][key] for rows in alone])), key

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from ranking.metrics.win_rate import correlations, length_controlled_win_rate, position_bias
+from ranking.metrics.win_rate import (
+    correlations,
+    length_controlled_win_rate,
+    position_bias,
+    summarize_win_rate,
+)
 
 
 def test_length_controlled_win_rate_is_the_intercept():
@@ -52,3 +57,20 @@ def test_correlations_of_near_and_far_half():
 def test_position_bias_is_of_clear_verdicts():
     bias = position_bias([(1.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5), (None, 1.0)])
     assert bias == {"order_disagreement": 0.5, "first_reply_share": 6 / 8}
+
+
+def test_win_rates_by_group_leave_unclear_verdicts_out():
+    """code: 1 and 1/2; chat: 0, and one that is unclear. The mean over both is 3/8."""
+    judged = [("code", 1.0), ("code", 0.5), ("chat", 0.0), ("chat", None)]
+    rows = [
+        {"prompt_id": str(k), "win": win, "groups": {"domain": domain}, "policy_response": "a",
+         "other_response": "b"}
+        for k, (domain, win) in enumerate(judged)
+    ]  # fmt: skip
+    row = summarize_win_rate(rows, {}, 0)
+    assert [(e["group"], e["n"], e["value"]) for e in row["by_group"]] == [
+        ("chat", 1, 0.0), ("code", 2, 0.75)]  # fmt: skip
+    assert row["by_group"][1]["bootstrap_95"] == [0.5, 1.0]
+    assert [(e["n_groups"], e["value"]) for e in row["mean_over_groups"]] == [(2, 0.375)]
+    plain = [{**row, "groups": {}} for row in rows]
+    assert summarize_win_rate(plain, {}, 0)["by_group"] == []

@@ -4,7 +4,11 @@ import matplotlib.pyplot as plt
 import pytest
 from result_rows import HH, ranking_rows
 
-from ranking.reports.accuracy import accuracy_table, plot_ranking_accuracy
+from ranking.reports.accuracy import (
+    accuracy_table,
+    plot_accuracy_by_group,
+    plot_ranking_accuracy,
+)
 
 ROWS = [
     {"dataset_name": name, "dataset_split": None, "model": "m", "calib_property": f"ranking_{kind}",
@@ -99,3 +103,64 @@ def test_figures_of_several_models_and_splits(tmp_path, monkeypatch):
         f"{HH}, test", f"{HH}, train", f"{HH}, test, ties"]  # fmt: skip
     (chance,) = [c for c in axes.collections if c.get_label() == "chance"]
     assert len(chance.get_segments()) == 2
+
+
+def grouped_rows(names, values=(0.5, 0.6)):
+    """Summary rows of a dataset whose column `subset` has these names, the k-th with k + 1
+    examples."""
+    more = {"k_min": 2, "k_max": 2, "dropped": {}, "n_examples_with_ties": 0}
+    return [
+        {**row, **more,
+         "by_group": [
+             {"column": "subset", "group": name, "n": k + 1, "value": row["distance_metric_value_mean"],
+              "chance": 0.5, "wilson_95": [0.4, 0.7], "bootstrap_95": [0.3, 0.8]}
+             for k, name in enumerate(names)
+         ],
+         "mean_over_groups": [
+             {"column": "subset", "n_groups": len(names), "value": row["distance_metric_value_mean"],
+              "chance": 0.5, "bootstrap_95": [0.25, 0.75]}
+         ]}
+        for row in ranking_rows(values=values)
+    ]  # fmt: skip
+
+
+def test_lines_of_groups_stand_under_their_dataset():
+    _, lines = accuracy_table(grouped_rows(["chat", None]))
+    assert [line[0] for line in lines] == [
+        f"{HH} (test)", "  subset: chat", "  subset: –", "  subset: mean over 2"]  # fmt: skip
+    assert lines[1][1:] == ["", "1", "50.0", "50.0 [40.0, 70.0]", "60.0 [40.0, 70.0]", "", ""]
+    assert lines[3][1:] == ["", "", "50.0", "50.0 [25.0, 75.0]", "60.0 [25.0, 75.0]", "", ""]
+    _, lines = accuracy_table(grouped_rows(["all alike"]))
+    assert len(lines) == 1
+
+
+def test_the_largest_30_groups_are_shown():
+    _, lines = accuracy_table(grouped_rows([f"{k:02}" for k in range(40)]))
+    assert [line[0] for line in lines[1:31]] == [f"  subset: {k:02}" for k in range(10, 40)]
+    assert lines[31][0] == "  subset: 10 smaller: by_group in the summary"
+    assert lines[32][0] == "  subset: mean over 40" and len(lines) == 33
+    many = [{**row, "by_group": [],
+             "mean_over_groups": [{"column": "url", "n_groups": 5000, "value": None}]}
+            for row in grouped_rows([])]  # fmt: skip
+    assert accuracy_table(many)[1][1][0] == "  url: 5000 values, too many for groups"
+
+
+def test_figure_of_groups(tmp_path, monkeypatch):
+    """R̃ left, R right, a place for each group; of 40 groups, the 30 largest."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    plot_accuracy_by_group(grouped_rows(["chat", "math"]), tmp_path / "g.png")
+    left, right = plt.gcf().axes
+    for axes, value in ((left, 50), (right, 60)):
+        (marks,) = axes.containers
+        assert list(marks.lines[0].get_xdata()) == pytest.approx([value] * 2)
+        assert list(marks.lines[0].get_ydata()) == [0, 1]
+        (bars,) = marks.lines[2]
+        assert [s[:, 0].tolist() for s in bars.get_segments()] == [pytest.approx([40, 70])] * 2
+        (mean,) = [x for x in axes.lines if x.get_label() == "gpt2, mean over groups"]
+        assert mean.get_xdata()[0] == pytest.approx(value)
+    assert [text.get_text() for text in left.get_yticklabels()] == ["chat (n = 1)", "math (n = 2)"]
+    plot_accuracy_by_group(grouped_rows([f"{k:02}" for k in range(40)]), tmp_path / "g.png")
+    axes = plt.gcf().axes[0]
+    assert len(axes.get_yticklabels()) == 30 and "30 largest of 40" in axes.get_title()
+    with pytest.raises(ValueError, match="no column of groups"):
+        plot_accuracy_by_group(ranking_rows(), tmp_path / "g.png")

@@ -46,3 +46,19 @@ def test_idealized_curves_of_two_runs_have_a_panel_each(tmp_path, monkeypatch):
     ]
     with pytest.raises(ValueError, match="several γ or β"):
         plot_required_loss(pairs, tmp_path / "l.png")
+
+
+def test_lines_of_groups_stand_under_their_dataset():
+    gap = {"observed_accuracy": 0.5, "min_median_max": [0.6, 0.7, 0.8], "gap_to_median": 0.2,
+           "gap_to_median_95": [0.1, 0.3]}  # fmt: skip
+    more = {
+        "by_group": [{"column": "domain", "group": g, "n": 3, "value": 0.7, **gap} for g in "ab"],
+        "mean_over_groups": [{"column": "domain", "n_groups": 2, "value": 0.7, **gap}],
+    }
+    rows = [{**row, "dataset_split": "test", **more} for row in idealized_rows()]
+    _, lines = idealized_table(rows, alone=True)
+    cells = ["50.0", "60.0 / 70.0 / 80.0", "20.0 [10.0, 30.0]"] * 2
+    assert lines[1:] == [
+        ["  domain: a", "3", *cells], ["  domain: b", "3", *cells],
+        ["  domain: mean over 2", "", *cells]]  # fmt: skip
+    assert len(idealized_table(rows)[1]) == 1  # beside the paper's: whole datasets

@@ -37,6 +37,22 @@ def test_tables_of_one_run_and_of_checkpoints():
     assert [line[:3] for line in lines] == [["far", "9", "62.5"], ["checkpoint-2", "1.25", "62.5"]]
 
 
+def test_lines_of_groups_stand_under_their_policy():
+    entries = [
+        {"column": "domain", "group": g, "n": 4, "value": 0.25, "bootstrap_95": [0.1, 0.4]}
+        for g in "ab"
+    ]
+    mean = {"column": "domain", "n_groups": 2, "value": 0.5, "bootstrap_95": [None, None]}
+    row = {**ROW, "by_group": entries, "mean_over_groups": [mean]}
+    _, lines = win_rate_table([row], alone=True)
+    assert lines[1:] == [
+        ["  domain: a", "25.0 [10.0, 40.0]", "", "", "4", "", ""],
+        ["  domain: b", "25.0 [10.0, 40.0]", "", "", "4", "", ""],
+        ["  domain: mean over 2", "50.0", "", "", "", "", ""],
+    ]
+    assert len(win_rate_table([{**row, **OF_CHECKPOINT}])[1]) == 1
+
+
 def test_win_rates_of_several_seeds_are_joined_by_their_means(tmp_path, monkeypatch):
     monkeypatch.setattr(plt, "close", lambda figure: None)
     rows = [

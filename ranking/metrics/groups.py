@@ -1,0 +1,145 @@
+"""Results by group: an accuracy, idealized accuracy or win rate for each subset, domain, language …
+
+A column of the data, such as `domain`, divides examples into groups by its values.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ranking.metrics.intervals import interval_95, resampled_means, wilson_interval
+
+MAX_GROUPS = 1000  # of a column; one with more values is no grouping
+
+Groups = Mapping[str, str]  # of an example: column → value
+
+
+class GroupMeanColumns(TypedDict):
+    """What every entry of `mean_over_groups` says."""
+
+    column: str
+    n_groups: int  # values of the column
+    value: float | None  # unweighted mean; null: more than 1000 groups, which `by_group` lacks
+    bootstrap_95: list[float | None]  # over prompts; [null, null]: there is but one
+
+
+class GroupColumns(TypedDict):
+    """What every entry of `by_group` says."""
+
+    column: str
+    group: str | None  # value of the column; null: examples that have none, in no mean over groups
+    n: int  # examples
+    value: float
+    bootstrap_95: list[float | None]  # over prompts; [null, null]: there is but one
+
+
+class GroupValue(GroupColumns):
+    """An entry of `by_group` of an `AccuracyRow`: the metric in one group."""
+
+    chance: float | None  # as the row's, in the group
+    wilson_95: tuple[float, float] | tuple[None, None]  # of shares of examples
+
+
+class GroupMean(GroupMeanColumns):
+    """An entry of `mean_over_groups` of an `AccuracyRow`: the metric's mean over a column's groups.
+
+    Groups count alike, whatever their number of examples.
+    """
+
+    chance: float | None
+
+
+def record_groups(record: Mapping[str, Any]) -> Groups:
+    """Those of an example's record; {} in files from before there were groups."""
+    return record.get("groups") or {}
+
+
+def columns_of(groups: Sequence[Groups]) -> list[str]:
+    """The columns that any example has a value of, as they come."""
+    return list(dict.fromkeys(column for values in groups for column in values))
+
+
+def group_means(
+    groups: Sequence[Groups],
+    clusters: Sequence[str],
+    seed: int,
+    tops: ArrayLike,
+    bottoms: ArrayLike | None = None,
+) -> tuple[list[Any], list[Any]]:
+    """Σ tops / Σ bottoms (default: ones) in each group of each column, and the mean over groups.
+
+    groups, clusters, tops, bottoms: of each example. Groups are ordered by name, examples without a
+    value last. Intervals are of one bootstrap for all groups of a column. Returns `GroupColumns`
+    and `GroupMeanColumns`, to which callers add what else they know of a group.
+    """
+    top = np.asarray(tops, dtype=float)
+    bottom = np.ones(len(top)) if bottoms is None else np.asarray(bottoms, dtype=float)
+    by_group: list[GroupColumns] = []
+    over_groups: list[GroupMeanColumns] = []
+    for column in columns_of(groups):
+        values = [own.get(column) for own in groups]
+        names = sorted(set(values), key=lambda name: (name is None, name))
+        named = [name for name in names if name is not None]
+        if len(named) > MAX_GROUPS:
+            over_groups.append(
+                {"column": column, "n_groups": len(named), "value": None,
+                 "bootstrap_95": [None, None]}
+            )  # fmt: skip
+            continue
+        numbers = {name: k for k, name in enumerate(names)}
+        cells = np.array([numbers[value] for value in values])
+        means = np.bincount(cells, top) / np.bincount(cells, bottom)
+        drawn = resampled_means(top, bottom, clusters, cells, len(names), seed)
+        sizes = Counter(values)
+        prompts = Counter(value for _, value in set(zip(clusters, values)))
+        for k, name in enumerate(names):
+            interval = interval_95(drawn[:, k] if prompts[name] > 1 else np.array([]))
+            by_group.append(
+                {"column": column, "group": name, "n": sizes[name], "value": float(means[k]),
+                 "bootstrap_95": interval}
+            )  # fmt: skip
+        n = len(named)
+        over_groups.append(
+            {"column": column, "n_groups": n, "value": float(means[:n].mean()),
+             "bootstrap_95": interval_95(mean_of_known(drawn[:, :n]))}
+        )  # fmt: skip
+    return by_group, over_groups
+
+
+def mean_of_known(drawn: np.ndarray) -> np.ndarray:
+    """Mean of each row over its groups, without those of which the resample has nothing (NaN)."""
+    known = np.isfinite(drawn)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, drawn, 0).sum(axis=1) / known.sum(axis=1)
+
+
+def accuracy_by_group(
+    groups: Sequence[Groups],
+    clusters: Sequence[str],
+    seed: int,
+    tops: ArrayLike,
+    bottoms: ArrayLike,
+    *,
+    chances: Sequence[float] | None,
+    is_share: bool,
+) -> tuple[list[GroupValue], list[GroupMean]]:
+    """`group_means` of a metric, with chance and, for shares of examples, Wilson's interval.
+
+    chances: of each example; None where the metric has none.
+    """
+    by_group, over_groups = group_means(groups, clusters, seed, tops, bottoms)
+    of_chance: dict[tuple, float | None] = {}
+    if chances is not None:
+        levels, means = group_means(groups, clusters, seed, chances)
+        of_chance = {(entry["column"], entry["group"]): entry["value"] for entry in levels}
+        of_chance |= {(entry["column"],): entry["value"] for entry in means}
+    for entry in by_group:
+        n_correct = round(entry["value"] * entry["n"])
+        entry["chance"] = of_chance.get((entry["column"], entry["group"]))
+        entry["wilson_95"] = wilson_interval(n_correct, entry["n"]) if is_share else (None, None)
+    for entry in over_groups:
+        entry["chance"] = of_chance.get((entry["column"],))
+    return by_group, over_groups

@@ -1,0 +1,55 @@
+"""Benchmarks by their own protocols, as tables."""
+
+from collections.abc import Sequence
+
+from ranking.metrics.benchmarks import BenchmarkPart, BenchmarkRow
+from ranking.reports.labels import SYMBOLS, by_normalization, refuse_two_runs, short
+from ranking.reports.tables import Table, percent, show_table, with_interval
+
+
+def benchmarks_of(rows: Sequence) -> list[BenchmarkRow]:
+    """The rows of benchmarks, among those of datasets."""
+    return [row for row in rows if row.get("distance_metric") == "benchmark"]
+
+
+def benchmark_table(rows: Sequence, alone: bool = False) -> Table:
+    """Each part of a benchmark with R̃ and R in its sense, and the score last.
+
+    alone: rows of one benchmark and model, which stand elsewhere; intervals to a tenth.
+    """
+    found = benchmarks_of(rows)
+    if not found:
+        raise ValueError(
+            "no benchmark in these results: see docs/evaluation.md for which are known"
+        )
+    refuse_two_runs(found, "benchmark", "calib_property")
+    columns = ["part", "what", "n", "chance", "per token", "summed"]
+    if not alone:
+        columns = ["benchmark", "model", *columns]
+    lines = []
+    for pair in by_normalization(found, "benchmark"):
+        row = pair["non-length-normalized"]
+        kinds: list[list[BenchmarkPart]] = [pair[kind]["parts"] for kind in SYMBOLS]
+        for entries in zip(*kinds):
+            part = entries[0]
+            line = [] if alone else [row["benchmark"], short(row["model"])]
+            line += [part["part"], part["kind"], str(part["n"]), percent(part["chance"])]
+            for entry in entries:
+                low, _ = entry["wilson_95"]
+                interval = entry["wilson_95"] if low is not None else entry["bootstrap_95"]
+                line.append(with_interval(entry["value"], interval, digits=int(alone)))
+            lines.append(line)
+    return columns, lines
+
+
+def show_benchmarks(rows: Sequence) -> None:
+    """A table for each benchmark of a run, and lines for what is missing or was left out."""
+    for pair in by_normalization(benchmarks_of(rows), "benchmark"):
+        row = pair["non-length-normalized"]
+        name = row["benchmark"]
+        title = f"{name}, by {row['scored_by']}, % [95 % interval]"
+        show_table(benchmark_table(list(pair.values()), alone=True), title)
+        if row["missing"]:
+            print(f"{name}: the mean is over what is there; missing: {', '.join(row['missing'])}")
+        if row["n_left_out"]:
+            print(f"{name}: {row['n_left_out']} examples are not of its form, and left out")

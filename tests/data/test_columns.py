@@ -1,0 +1,89 @@
+"""Columns by other names: --columns, in every form of data, and its one-line errors."""
+
+import pyarrow.parquet
+import pytest
+from preference_rows import write
+
+from ranking.data.columns import parse_columns
+from ranking.data.preferences import load_preferences
+from ranking.data.splits import load_training_splits
+
+ROW = {"ask": {"text": "Why?"}, "a": "Because.", "b": "No.", "role": "Be brief.", "prompt": "unused",
+       "topic": "x"}  # fmt: skip
+
+
+def test_a_pair_by_other_names(tmp_path):
+    columns = parse_columns(
+        ["prompt=ask.text", "chosen=a", "rejected=b", "system=role", "group=topic"]
+    )
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([ROW]), path)
+    for file in (write(tmp_path / "rows.jsonl", [ROW]), str(path)):
+        (example,) = load_preferences(file, columns=columns).examples
+        assert [m["content"] for m in example.dialogue.messages] == ["Be brief.", "Why?"]
+        assert example.completions == ("Because.", "No.") and example.groups == {"topic": "x"}
+
+
+def test_lists_votes_and_labels_by_other_names(tmp_path):
+    row = {"q": "Why?", "texts": ["a", "b"], "order": [2, 1], "counts": [1, 3], "how_good": [1, 5]}
+    path = write(tmp_path / "rows.jsonl", [row])
+    ranked = {"prompt": "q", "completions": "texts", "ranks": "order", "votes": "counts"}
+    (example,) = load_preferences(path, columns=ranked).examples
+    assert example.ranks == (2, 1) and example.votes == {(0, 1): (1, 3)}
+    scored = {"prompt": "q", "completions": "texts", "scores": "how_good"}
+    assert load_preferences(path, columns=scored).examples[0].ranks == (2, 1)
+    safer = {"prompt": "Why?", "response_0": "a", "response_1": "b", "better_response_id": 0,
+             "safer_response_id": 1}  # fmt: skip
+    path = write(
+        tmp_path / "rows.jsonl", [safer, {**safer, "prompt": "How?", "safer_response_id": 0}]
+    )
+    asked = load_preferences(path, columns={"label": "safer_response_id"}).examples
+    assert [e.ranks for e in asked] == [(2, 1), (1, 2)]
+
+
+def test_training_reads_the_same_names(tmp_path):
+    rows = [{"q": f"{k}?", "a": "x", "b": "y"} for k in range(20)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    parts, _ = load_training_splits(path, columns={"prompt": "q", "chosen": "a", "rejected": "b"})
+    assert len(parts["train"].examples) == 16
+
+
+def test_given_columns_decide_between_two_schemas(tmp_path):
+    row = {
+        "prompt": "p",
+        "chosen": "a",
+        "rejected": "b",
+        "completions": ["c", "d"],
+        "ranks": [1, 2],
+    }
+    path = write(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(ValueError, match="two schemas fit, completions/ranks and chosen/rejected"):
+        load_preferences(path)
+    pair = load_preferences(path, columns={"chosen": "chosen", "rejected": "rejected"})
+    assert pair.examples[0].completions == ("a", "b")
+    listed = load_preferences(path, columns={"completions": "completions", "ranks": "ranks"})
+    assert listed.examples[0].completions == ("c", "d")
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["prompt"], "--columns prompt: give TARGET=COLUMN"),
+        (["prompt="], "--columns prompt=: give TARGET=COLUMN"),
+        (["promt=q"], "the targets are prompt, system.*; did you mean prompt"),
+        (["prompt=q", "prompt=r"], "--columns prompt=r: prompt is given twice"),
+    ],
+)
+def test_what_cannot_be_parsed(texts, message):
+    with pytest.raises(ValueError, match=message) as error:
+        parse_columns(texts)
+    assert "\n" not in str(error.value)
+
+
+def test_a_column_that_is_not_there(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"question": "p", "chosen": "a", "rejected": "b"}])
+    with pytest.raises(
+        ValueError, match="--columns questoin: no such column .*did you mean question"
+    ):
+        load_preferences(path, columns={"prompt": "questoin"})
+    assert parse_columns(None) is None

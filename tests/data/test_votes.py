@@ -1,0 +1,85 @@
+"""Votes of several raters: rows of one pair belong together, whatever the order of the answers."""
+
+import pytest
+from preference_rows import write
+
+from ranking.data.preferences import load_preferences
+from ranking.data.votes import label_rule
+
+
+def row(label, a="x", b="y", **more):
+    return {"prompt": "p", "response_a": a, "response_b": b, "label": label, **more}
+
+
+def test_rows_of_one_pair_are_its_votes(tmp_path):
+    rows = [row("A", judge="1", turn=1), row("A", "y", "x", judge="2", turn=1),
+            row("tie", judge="3", turn=1), row("A", judge="4", turn=2), row("error", judge="5", turn=2)]  # fmt: skip
+    data = load_preferences(write(tmp_path / "r.jsonl", rows), include_ties=True)
+    first, second = data.examples
+    assert first.completions == ("x", "y") and first.ranks == (1, 1)
+    assert first.votes == {(0, 1): (1.5, 1.5)} and second.votes == {(0, 1): (1, 0)}
+    assert data.notes == [
+        "label names the preferred answer",
+        "a row is a rater's vote, half for each answer where it is a tie",
+        "rater rows without a preference: 1",
+        "raters of a pair: 1 (1 pair), 3 (1 pair)",
+    ]
+
+
+def test_pairs_are_drawn_with_all_their_votes(tmp_path):
+    rows = [{**row(label, judge=str(k)), "prompt": f"p{pair}"}
+            for k, label in enumerate("AAB") for pair in range(30)]  # fmt: skip
+    data = load_preferences(write(tmp_path / "r.jsonl", rows), sample_size=5)
+    assert [e.votes for e in data.examples] == [{(0, 1): (2, 1)}] * 5
+
+
+def test_one_label_a_pair_gives_no_votes(tmp_path):
+    rows = [{**row("B", judge="1"), "prompt": f"p{k}"} for k in range(20)]
+    data = load_preferences(write(tmp_path / "r.jsonl", rows))
+    assert {e.votes for e in data.examples} == {None} and {e.ranks for e in data.examples} == {
+        (2, 1)
+    }
+    twice = [{**row("B"), "prompt": f"p{k}"} for k in range(20)]  # nobody says who rated
+    data = load_preferences(write(tmp_path / "r.jsonl", [*twice, twice[0]]))
+    assert len(data.examples) == 21 and data.examples[0].votes is None
+    data = load_preferences(write(tmp_path / "r.jsonl", [*twice, *twice[:5]]))
+    assert len(data.examples) == 20 and data.examples[0].votes == {(0, 1): (0, 2)}
+    missing = [*twice, row(None)]
+    assert load_preferences(write(tmp_path / "r.jsonl", missing)).dropped == {"no preference": 1}
+
+
+SHARES = {  # values of a label column, and what of a vote goes to the second answer
+    "words": (["model_a", "model_b", "tie", "tie (bothbad)", "both_bad"], [0, 1, 0.5, 0.5, 0.5]),
+    "letters": (["A", "b", "[[A]]", "Response B", ""], [0, 1, 0, 1, None]),
+    "comparisons": (["A>B", "B>A", "A=B", "A>>B", "A<B"], [0, 1, 0.5, 0, 1]),
+    "degrees": (["A-is-clearly-better", "B-is-slightly-better", "Tie"], [0, 1, 0.5]),
+    "from one": ([1, 2, 0], [0, 1, 0.5]),
+    "from one, as floats": ([1.0, 2.0], [0, 1]),
+    "from zero": (["0", "1"], [0, 1]),
+    "signs": ([-1, 1, 0], [0, 1, 0.5]),
+    "grades": ([-3, -2, 2, 0, None], [0, 0, 1, 0.5, None]),
+    "columns": (["response_a", "response_b"], [0, 1]),
+}
+
+
+@pytest.mark.parametrize("case", SHARES)
+def test_labels(case):
+    values, shares = SHARES[case]
+    rule = label_rule(values, "label", "response_a", "response_b")
+    assert [rule.share(value) for value in values] == shares
+
+
+@pytest.mark.parametrize("values", [[1], [-1, 2], [0, -1, 3]])
+def test_labels_that_can_be_meant_in_two_ways(values):
+    with pytest.raises(ValueError, match="which answer that prefers is not said"):
+        label_rule(values, "label", "response_a", "response_b")
+
+
+def test_names_of_columns_say_how_labels_count():
+    assert label_rule([1], "label", "output_1", "output_2").share(1) == 0
+    assert label_rule([1], "label", "answer_0", "answer_1").share(1) == 1
+    assert label_rule([1], "choice", "a", "b").share(1) == 1
+    assert label_rule([1], "overall_preference", "a", "b").share(1) == 1
+    assert label_rule([1.5], "preference", "output_1", "output_2").share(1.5) == 0.5
+    with pytest.raises(ValueError, match="holds 0, 1"):
+        label_rule([0, 1], "label", "output_1", "output_2")
