@@ -10,6 +10,7 @@ import numpy as np
 from ranking.data.examples import PreferenceData, PreferenceExample, describe_joining
 from ranking.data.hub import split_name
 from ranking.data.splits import load_training_splits, opening
+from ranking.plumbing.command_line import progress_bar
 from ranking.plumbing.processes import announce
 
 Parts = dict[str, PreferenceData]  # train, validation, test
@@ -76,7 +77,9 @@ def load_dataset_parts(
                 f"{dataset_name} has 10 million rows: give --max_train_samples (or --data_dir)"
             )
         sample_size = n_train and round(n_train / 0.8)
-    parts, notes = load_training_splits(dataset_name, sample_size=sample_size, **how)
+    parts, notes = load_training_splits(
+        dataset_name, sample_size=sample_size, progress=progress_bar, **how
+    )
     texts = [e for e in parts["train"].examples if e.dialogue is None or chat_template == "never"]
     if texts and chat_template != "always":
         notes.append(describe_joining(texts))
