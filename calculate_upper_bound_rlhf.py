@@ -6,8 +6,9 @@ r"""Idealized ranking accuracy and the alignment gap (Theorem 3.1, Corollary 3.3
 How accurate could perfect RLHF or DPO make the ranking, starting from a reference model, and how
 far from that is a tuned model? Writes NAME.jsonl (one line per dataset, normalization and β),
 NAME.pairs.jsonl (one line per pair: log-ratio, α, critical β, loss needed), NAME.curve.jsonl (all
-breakpoints of R*(β)), NAME.curve.png and NAME.required_loss.png. Models are scored into
-NAME.examples.jsonl and NAME.policy.examples.jsonl.
+breakpoints of R*(β)), NAME.curve.png, NAME.required_loss.png and, where the data have groups
+(subset, domain, …), NAME.groups.png. Models are scored into NAME.examples.jsonl and
+NAME.policy.examples.jsonl.
 """
 
 import argparse
@@ -33,8 +34,10 @@ from ranking.plumbing.outputs import Output, plan_output, take_output
 from ranking.plumbing.processes import process_rank
 from ranking.plumbing.result_files import Record, write_json_lines
 from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
+from ranking.reports.groups import has_groups
 from ranking.reports.idealized import (
     log_idealized,
+    plot_idealized_by_group,
     plot_idealized_curves,
     plot_required_loss,
     report_idealized_ties,
@@ -71,7 +74,7 @@ from ranking.scoring.run_config import LIBRARIES, make_run_config, scoring_setti
 
 WRITES = {  # of every run; more where a model is scored
     "pairs": "pairs.jsonl", "curve": "curve.jsonl", "picture": "curve.png",
-    "losses": "required_loss.png",
+    "losses": "required_loss.png", "groups": "groups.png",
 }  # fmt: skip
 OF_RESULTS = {  # flags that do something where no model is scored
     "output_dir", "output_filename", "overwrite", "wandb_project", "loglevel", "seed",
@@ -113,12 +116,14 @@ def scored_run(
 
     scored = score_datasets(run.found, datasets, output, run.config, overwrite, **model_flags)
     records: list[Record] = [record for result in scored for record in result.records]
-    facts = {(data.name, data.split): result.facts for data, result in zip(datasets, scored)}
+    facts = {
+        (data.name, data.split, data.config): result.facts for data, result in zip(datasets, scored)
+    }
     return run._replace(records=records), facts
 
 
 def common_columns(
-    key: tuple[str, str | None],
+    key: tuple[str, str | None, str | None],
     reference: ScoringRun,
     policy: ScoringRun,
     rules: PairRules,
@@ -201,6 +206,10 @@ def write_results(output: Output, rows: list, curves: list, per_pair: list) -> d
     write_json_lines(files["curve"], curves)
     draw(plot_idealized_curves, curves, files["picture"])
     draw(plot_required_loss, per_pair, files["losses"])
+    if has_groups(rows):
+        draw(plot_idealized_by_group, rows, files["groups"])
+    else:
+        files.pop("groups").unlink(missing_ok=True)  # of a run that was overwritten
     write_json_lines(output.summary, rows)
     return {"summary": output.summary, **files}
 
@@ -311,7 +320,9 @@ def main(args: argparse.Namespace) -> None:
         settings = {key: str(value) for key, value in flags.items()}
         run = start_wandb(project=args.wandb_project, config=settings)
         with finishing_wandb(run):
-            log_idealized(run, rows, files["picture"], files["losses"])
+            names = {"picture": "curve", "losses": "required_loss", "groups": "groups"}
+            pictures = {names[name]: path for name, path in files.items() if name in names}
+            log_idealized(run, rows, pictures)
 
 
 if __name__ == "__main__":

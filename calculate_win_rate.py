@@ -36,7 +36,7 @@ from ranking.reports.style import draw
 from ranking.reports.win_rate import log_win_rates, plot_win_rate, show_win_rates
 from ranking.scoring.flags import (
     add_chat_arguments,
-    add_column_arguments,
+    add_columns_argument,
     add_trust_arguments,
     chat_options,
     checked_columns,
@@ -161,7 +161,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
     data.add_argument("--sample-size", type=sample_size, default=500, help="examples; -1: all")
     data.add_argument("--seed", type=count, default=0, help="of the sample, generation, bootstrap")
-    add_column_arguments(data)
+    add_columns_argument(data)
     text = parser.add_argument_group("responses")
     text.add_argument("--temperature", type=float, default=1.0, help="0: greedy")
     text.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling")

@@ -24,7 +24,11 @@ from ranking.reports.dynamics import (
     plot_sweep,
     read_dynamics,
 )
-from ranking.reports.idealized import plot_idealized_curves, plot_required_loss
+from ranking.reports.idealized import (
+    plot_idealized_by_group,
+    plot_idealized_curves,
+    plot_required_loss,
+)
 from ranking.reports.length import plot_length_difference
 from ranking.reports.win_rate import plot_win_rate
 
@@ -38,6 +42,9 @@ SUMMARIES: dict[str, tuple[Callable, set[str], str]] = {
     ),
     "idealized-accuracy": (
         plot_idealized_curves, {"critical_betas"}, "calculate_upper_bound_rlhf.py, .curve.jsonl"
+    ),
+    "idealized-by-group": (
+        plot_idealized_by_group, {"by_group", "beta"}, "calculate_upper_bound_rlhf.py"
     ),
     "required-loss": (
         plot_required_loss, {"required_loss"}, "calculate_upper_bound_rlhf.py, .pairs.jsonl"

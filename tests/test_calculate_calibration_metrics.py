@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import assert_documented
 from paused import ROWS_WRITTEN, paused_command, start_paused, stopped_processes
+from preference_rows import write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calculate_calibration_metrics import main, parse_args
@@ -426,6 +427,20 @@ def test_each_split_has_its_own_counts_and_names(tiny_model_directory, tmp_path,
     assert [line.split(" of ")[1][0] for line in lines] == ["1", "1", "2", "2"]
 
 
+def test_configurations_of_one_dataset_in_one_run(tiny_model_directory, tmp_path, capsys):
+    for config, answer in (("helpful", "yes"), ("honest", "no")):
+        rows = [
+            {"prompt": f"Q{k}?", "chosen": f" {answer} {k}", "rejected": " -"} for k in range(3)
+        ]
+        write(tmp_path / "data/owner/name" / config / "test.jsonl", rows)
+    datasets = ["--dataset", "owner/name:helpful:test", "--dataset", "owner/name:honest:test"]
+    run(*flags(tiny_model_directory, tmp_path, "--data-dir", tmp_path / "data", *datasets))
+    rows = read_json_lines(tmp_path / "run.jsonl")
+    assert [row["n"] for row in rows if row["distance_metric"] == "acc"] == [3] * 4
+    assert {row["dataset_config"] for row in rows} == {"helpful", "honest"}
+    assert "owner/name (honest, test): 3 examples" in capsys.readouterr().err
+
+
 def test_flags_that_do_nothing_for_some_datasets_are_said(tiny_model_directory, tmp_path, capsys):
     write_json_lines(tmp_path / "mine.jsonl", [{"prompt": "p", "chosen": " a", "rejected": " b"}])
     more = ["--dataset", tmp_path / "mine.jsonl", "--data-dir", tmp_path, "--seed", 3, "--sample-size",
@@ -598,3 +613,55 @@ def test_a_fingerprint_is_of_content(tiny_model_directory, tmp_path):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert len({first, second, model_fingerprint(str(copy))}) == 3
+
+
+def test_messages_go_through_the_template_and_text_does_not(tiny_model_directory, tmp_path, capsys):
+    """Log-likelihoods in float64 from the template's own rendering; lines and rows say what was done."""
+    shutil.copytree(tiny_model_directory, model_path := tmp_path / "chat")
+    template = (
+        "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+    )
+    (model_path / "chat_template.jinja").write_text(template)
+    asked = {"role": "user", "content": "A fruit?"}
+    answers = [[{"role": "assistant", "content": text}] for text in ("An apple.", "A stone.")]
+    write_json_lines(
+        tmp_path / "messages.jsonl",
+        [{"prompt": [asked], "chosen": answers[0], "rejected": answers[1]}],
+    )
+    write_json_lines(
+        tmp_path / "text.jsonl",
+        [{"prompt": "A fruit?", "chosen": "An apple.", "rejected": "A stone."}],
+    )
+    data = [f"--dataset={tmp_path / name}.jsonl" for name in ("messages", "text")]
+    more = ("--system", "Be brief.", "--add-eos", "--sample-size", -1, "--dtype", "float32")
+    run(*flags(model_path, tmp_path, *data, *more))
+    said = capsys.readouterr().err
+    assert "messages.jsonl: 1 of 1 prompts go through the chat template" in said
+    assert "text.jsonl: 1 of 1 prompts are plain text and stay so" in said
+    rows = read_json_lines(tmp_path / "run.jsonl")
+    assert_documented(rows, AccuracyRow)
+    assert_documented([json.loads((tmp_path / "run.config.json").read_text())], RunConfig)
+    done = {(row["chat_template"], row["in_template"], row["system"]) for row in rows}
+    assert done == {(True, 1, "Be brief."), (False, 0, "Be brief.")}
+
+    records = read_json_lines(tmp_path / "run.examples.jsonl")
+    assert [record["messages"] for record in records] == [[asked], None]
+    model = AutoModelForCausalLM.from_pretrained(model_path).double().eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    system = {"role": "system", "content": "Be brief."}
+    for answer, completion in zip(answers, records[0]["completions"]):
+        prompt, whole = (
+            tokenizer.apply_chat_template(messages, return_dict=False, **how)
+            for messages, how in (
+                ([system, asked], {"add_generation_prompt": True}),
+                ([system, asked, *answer], {}),
+            )
+        )
+        assert whole[: len(prompt)] == prompt
+        ids = torch.tensor(whole)
+        with torch.no_grad():
+            logps = model(ids[None]).logits[0, :-1].log_softmax(-1)
+        scored = logps.gather(1, ids[1:, None])[len(prompt) - 1 :].sum().item()
+        assert completion["logp"] == pytest.approx(scored, abs=1e-3)
+        assert completion["n_tokens"] == len(whole) - len(prompt)

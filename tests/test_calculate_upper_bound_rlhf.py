@@ -138,7 +138,7 @@ def test_script_against_the_definition(files):
                 assert total == pytest.approx(row["distance_metric_value_mean"])
     pairs = read_json_lines(folder / "ideal.pairs.jsonl")
     assert pairs[0]["required_loss"]["0.1"] == pytest.approx(np.log1p(np.exp(-0.1 * pairs[0]["c"])))
-    for picture in ("ideal.curve.png", "ideal.required_loss.png"):
+    for picture in ("ideal.curve.png", "ideal.required_loss.png", "ideal.groups.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 

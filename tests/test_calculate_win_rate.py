@@ -221,7 +221,7 @@ def test_a_prompt_beyond_the_context_is_counted_and_a_chat_template_is_needed(
     (row,) = read_json_lines(tmp_path / "wins.jsonl")
     assert (row["n"], row["n_unanswered"]) == (4, 1)
     message = error_of(capsys, *flags(tmp_path, judge, *more, "--chat-template", name="c.jsonl"))
-    assert f"--chat-template: {bad} has none" in message
+    assert f"--chat-template: {good} has none" in message
 
 
 def test_only_the_flags_and_the_ends_of_turns_shape_responses(

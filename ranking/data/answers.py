@@ -4,6 +4,7 @@ A reader is given the row, the columns of its schema, and the columns of the pro
 """
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -166,10 +167,16 @@ def holds_entries(value: Any) -> bool:
 
 
 def read_many(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:
-    """Right answers and wrong ones: all right ones tied before all wrong ones, in their order."""
+    """Right answers and wrong ones: all right ones tied before all wrong ones, in their order.
+
+    In RewardBench 2's subset Ties, the question with one right answer (`ref:7`) and that with
+    several (`tied:7`) are one cluster: its protocol compares the two.
+    """
     good, bad = ([row[c]] if isinstance(row[c], str) else texts_in(row, c) for c in columns)
     answers = [checked_text(text, f"an entry of {columns[0]!r}") for text in (*good, *bad)]
-    return make_reading(row, asked, answers, [1] * len(good) + [2] * len(bad))
+    both = re.fullmatch(r"(?:ref|tied):(\d+)", str(row.get("id"))) if "subset" in row else None
+    cluster = f"ties {both[1]}" if both else None
+    return make_reading(row, asked, answers, [1] * len(good) + [2] * len(bad), cluster=cluster)
 
 
 def read_targets(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:

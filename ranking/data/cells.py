@@ -45,7 +45,7 @@ MESSAGES_TEXT = re.compile(r"""['"](?:content|value)['"]\s*:""")
 
 def text_of(row: Row, column: str) -> str:
     """The string in `column`; ValueError names the column otherwise."""
-    return checked_text(row[column], f"column {column!r}")
+    return checked_text(row.get(column), f"column {column!r}")
 
 
 def checked_text(value: Any, what: str) -> str:

@@ -137,7 +137,7 @@ def gather(
     if plan.gather == "trees":
         return expand_trees(rows, where)
     if plan.gather == "messages":
-        trees, starts = trees_of(rows)
+        trees, starts = trees_of(rows, where)
         items, notes = expand_trees(trees, lambda tree: where(starts[tree]))
         return [(starts[tree], reading) for tree, reading in items], notes
     return None, []

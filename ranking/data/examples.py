@@ -99,6 +99,7 @@ def content_hash(texts: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
 
 
-def dataset_label(name: str, split: str | None) -> str:
-    """How lines and tables name a dataset."""
-    return f"{name} ({split})" if split else name
+def dataset_label(name: str, split: str | None, config: str | None = None) -> str:
+    """How lines and tables name a dataset: with its split, and a configuration of another name."""
+    parts = [part for part in (config if config != split else None, split) if part]
+    return f"{name} ({', '.join(parts)})" if parts else name

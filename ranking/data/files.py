@@ -21,7 +21,8 @@ NOT_DATA = {"config.json", "dataset_dict.json", "dataset_info.json", "dataset_in
             "state.json"}  # fmt: skip
 LFS_POINTER = b"version https://git-lfs"
 LARGE_FILE = 50 * 2**20  # bytes; reading shows its progress from here on
-Rows = Sequence[Row]  # a list, or a `datasets.Dataset`, whose rows are made when they are asked for
+BLOCK = 500  # rows of a table that are made at a time
+Rows = Sequence[Row]  # a list, or `TableRows`
 Origins = list[tuple[Path | str, int]]  # files one after the other, and their numbers of rows
 Progress = Callable[[str, int], Any]  # what is read and its size → a bar with update(n), close()
 
@@ -41,10 +42,11 @@ def file_kind(path: Path) -> str | None:
     return next((suffix for suffix in reversed(suffixes) if suffix in FILE_SUFFIXES), None)
 
 
-def read_file(path: Path, progress: Progress | None = None) -> Rows:
+def read_file(path: Path, progress: Progress | None = None, whole: bool = True) -> Rows:
     """Rows of a file, optionally gzipped, by its suffix. ValueError names the row.
 
-    progress: makes a bar for the megabytes of a large file of JSON lines.
+    progress: makes a bar for the megabytes of a large file of JSON lines. whole: all rows are
+    wanted, so that those of a table are made, and it is not kept.
     """
     kind = file_kind(path)
     if kind is None:
@@ -57,7 +59,11 @@ def read_file(path: Path, progress: Progress | None = None) -> Rows:
                 )
             zipped = path.suffix.lower() == ".gz"
             if kind in TABLES:
-                return as_rows([read_table(raw, kind, gzip.decompress if zipped else None)])
+                read = gzip.decompress if zipped else None
+                if whole:
+                    batches = table_batches(raw.name, kind, read)
+                    return [row for batch in batches for row in batch.to_pylist()]
+                return TableRows(list(table_batches(raw.name, kind, read)))
             file: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
             if kind in LINES:
                 show = progress if path.stat().st_size >= LARGE_FILE else None
@@ -113,33 +119,57 @@ def read_csv(file: IO[bytes], delimiter: str) -> list[Row]:
     return rows
 
 
-def read_table(raw: IO[bytes], kind: str, decompress: Callable[[bytes], bytes] | None):
-    """The Arrow table of a parquet or arrow file; an arrow file stays on disk until it is used."""
+def table_batches(
+    path: str, kind: str, decompress: Callable[[bytes], bytes] | None
+) -> Iterator[Any]:
+    """The rows of a parquet or arrow file, a thousand at a time, as Arrow tables."""
     import pyarrow
     import pyarrow.parquet
 
-    source = pyarrow.memory_map(raw.name)
+    source = pyarrow.memory_map(path)
     if decompress is not None:
         source = pyarrow.BufferReader(decompress(source.read()))
     if kind == ".parquet":
-        return pyarrow.parquet.ParquetFile(source).read()
-    try:  # what `datasets` writes, then what Feather and pyarrow's file writer do
-        return pyarrow.ipc.open_stream(source).read_all()
-    except pyarrow.ArrowInvalid:
-        source.seek(0)
-        return pyarrow.ipc.open_file(source).read_all()
+        file = pyarrow.parquet.ParquetFile(source)
+        schema, batches = file.schema_arrow, file.iter_batches(1000)
+    else:
+        try:  # what `datasets` writes, then what Feather and pyarrow's file writer do
+            table = pyarrow.ipc.open_stream(source).read_all()
+        except pyarrow.ArrowInvalid:
+            source.seek(0)
+            table = pyarrow.ipc.open_file(source).read_all()
+        schema, batches = table.schema, table.to_batches(1000)
+    unique_keys([(name, None) for name in schema.names])
+    yield schema.empty_table()
+    yield from (pyarrow.Table.from_batches([batch]) for batch in batches)
 
 
-def as_rows(tables: Sequence[Any]) -> Rows:
-    """Arrow tables, one after the other, as rows that are made when they are asked for."""
-    import datasets
-    import pyarrow
+class TableRows(Sequence[Row]):
+    """Rows of Arrow tables, one after the other, each made when it is asked for: in blocks where
+    they are asked for in order, so that a large table is never in memory as Python objects."""
 
-    whole = pyarrow.concat_tables(
-        [table.replace_schema_metadata(None) for table in tables], promote_options="permissive"
-    )
-    # without a fingerprint of its own, `datasets` would hash all of it
-    return datasets.Dataset(datasets.table.InMemoryTable(whole), fingerprint="rows")
+    def __init__(self, tables: Sequence[Any]):
+        import pyarrow
+
+        self.table = pyarrow.concat_tables(tables, promote_options="permissive")
+        self.start, self.next = 0, 0
+        self.block: list[Row] = []
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[k] for k in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        number %= len(self)
+        if not self.start <= number < self.start + len(self.block):
+            in_order = number == self.next
+            self.start = number
+            self.block = self.table.slice(number, BLOCK if in_order else 1).to_pylist()
+        self.next = number + 1
+        return self.block[number - self.start]
 
 
 def read_json(text: str) -> list[Any]:
@@ -168,13 +198,6 @@ def read_json_rows(lines: Iterable[str]) -> list[Any]:
     return rows
 
 
-def pick_rows(rows: Rows, numbers: Sequence[int]) -> list[Row]:
-    """Some of the rows, by number; of a table, only these are made."""
-    if hasattr(rows, "select"):
-        return rows.select(numbers).to_list()
-    return [rows[number] for number in numbers]
-
-
 def check_shards(where: Path | str, names: Sequence[str]) -> None:
     """FileNotFoundError where of the numbered files of a split some are missing, or there twice."""
     shards = [SHARD.search(name) for name in names]
@@ -188,12 +211,14 @@ def check_shards(where: Path | str, names: Sequence[str]) -> None:
             )
 
 
-def read_files(files: Sequence[Path], progress: Progress | None = None) -> tuple[Rows, Origins]:
-    """Rows of files, one after the other, and where they stand."""
-    if all(file_kind(file) in TABLES for file in files):
-        parts: list[Any] = [read_file(file) for file in files]
+def read_files(
+    files: Sequence[Path], progress: Progress | None = None, whole: bool = True
+) -> tuple[Rows, Origins]:
+    """Rows of files, one after the other, and where they stand. whole: all of them are wanted."""
+    if not whole and all(file_kind(file) in TABLES for file in files):
+        parts: list[Any] = [read_file(file, whole=False) for file in files]
         try:
-            rows = parts[0] if len(parts) == 1 else as_rows([part.data.table for part in parts])
+            rows = parts[0] if len(parts) == 1 else TableRows([part.table for part in parts])
         except Exception as error:  # pyarrow's errors share no base class
             raise ValueError(
                 f"{files[0].parent}: the files of this split have different columns: {error}"
@@ -225,7 +250,7 @@ def read_saved(folder: Path, split: str | None) -> Rows:
         )
     try:
         saved = datasets.load_from_disk(str(folder / split if splits else folder))
-        return as_rows([saved.data.table])
+        return TableRows([saved.data.table])
     except Exception as error:  # arrow's and datasets' errors share no base class
         first_line = (str(error).splitlines() or [""])[0]
         raise ValueError(

@@ -113,8 +113,12 @@ def expand_trees(
     return items, notes
 
 
-def trees_of(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
-    """Messages that name their parent → trees of them, and the row where each begins."""
+def trees_of(rows: Sequence[Row], where: Callable[[int], str]) -> tuple[list[Row], list[int]]:
+    """Messages that name their parent → trees of them, and the row where each begins. ValueError
+    says `where` one stands that does not."""
+    for k, row in enumerate(rows):
+        if not isinstance(row["message_id"], str) or not isinstance(row["parent_id"], str | None):
+            raise ValueError(f"{where(k)}: message_id should be text, parent_id text or null")
     nodes = {row["message_id"]: {**row, "replies": []} for row in rows}
     trees, starts = [], []
     for k, row in enumerate(rows):

@@ -249,7 +249,7 @@ def read_hub(
             paths = download_files(repository, part.files)
         except Exception as error:  # hub, network and file errors share no base class
             raise OSError(explain_hub_error(name, error)) from None
-        rows, origins = read_files(paths, progress)
+        rows, origins = read_files(paths, progress, whole=n_rows is None)
         notes = ["--stream-shuffle-buffer does nothing: it is not streamed"] if buffer else []
         return Found(part, rows, origins, repository.commit, False, notes)
     try:
@@ -325,7 +325,7 @@ def read_prepared(
     if not layout.configs:
         return None
     part = choose_part(layout, name, config, word, split, usual)
-    rows, origins = read_files([prepared_folder(name) / file for file in part.files])
+    rows, origins = read_files([prepared_folder(name) / f for f in part.files], whole=False)
     commit = Path(part.files[0]).parts[-2]
     known = commit if re.fullmatch("[0-9a-f]{40}", commit) else None
     return Found(part, rows, origins, known, False, [])

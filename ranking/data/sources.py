@@ -83,7 +83,7 @@ def read_dataset(
     name, config, word = split_name(spec)
     path = local_path(name, data_dir)
     if path is not None:
-        found = read_local(name, path, config, word, split, progress, usual)
+        found = read_local(name, path, config, word, split, n_rows is None, progress, usual)
         found.notes[:0] = describe_choice(found.part, split)
         return found
     repository = find_repository(name)
@@ -115,16 +115,17 @@ def read_local(
     config: str | None,
     word: str | None,
     split: str | None,
+    whole: bool,
     progress: Progress | None,
     usual: Sequence[str],
 ) -> Found:
-    """Rows of a local file or folder."""
+    """Rows of a local file or folder; whole: all of them are wanted."""
     if path.is_file():
         if config or word or split:
             raise ValueError(
                 f"{name}, split {word or split}: {path.name} is one file, without splits"
             )
-        rows, origins = read_files([path], progress)
+        rows, origins = read_files([path], progress, whole)
         return Found(Part(None, None, [path.name], []), rows, origins, None, False, [])
     source = DATASETS.get(name)
     if source is not None and word is None:
@@ -144,7 +145,7 @@ def read_local(
             part = part._replace(split=None)  # the only one
         if source is not None and part.config is None:
             part = part._replace(config=source.config)
-        rows, origins = read_files([path / file for file in part.files], progress)
+        rows, origins = read_files([path / file for file in part.files], progress, whole)
     return Found(part, rows, origins, None, False, [])
 
 

@@ -296,7 +296,7 @@ def summarize_dataset(
 
 
 def compare_runs(shared: list[tuple[dict, dict]]) -> list[dict[str, Any]]:
-    """Exact McNemar test per dataset, split and normalization.
+    """Exact McNemar test per dataset, configuration, split and normalization.
 
     shared: the records of two runs for each example that both scored; those without an untied pair
     are left out. `if_exact_ties_are_wrong` holds the counts and p-value without those of Def. 2.3.
@@ -304,9 +304,10 @@ def compare_runs(shared: list[tuple[dict, dict]]) -> list[dict[str, Any]]:
     groups: dict[tuple, list[tuple[dict, dict]]] = {}
     for pair in shared:
         if len(set(pair[0]["ranks"])) > 1:
-            groups.setdefault((pair[0]["dataset"], pair[0]["split"]), []).append(pair)
+            key = (pair[0]["dataset"], pair[0].get("dataset_config"), pair[0]["split"])
+            groups.setdefault(key, []).append(pair)
     rows = []
-    for (dataset, split), pairs in groups.items():
+    for (dataset, config, split), pairs in groups.items():
         for normalization in NORMALIZATIONS:
             correct: tuple[list[bool], list[bool]] = ([], [])
             equal: tuple[list[bool], list[bool]] = ([], [])
@@ -320,6 +321,7 @@ def compare_runs(shared: list[tuple[dict, dict]]) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "dataset": dataset,
+                    "dataset_config": config,
                     "split": split,
                     "calib_property": f"ranking_{normalization}",
                     "n": len(pairs),

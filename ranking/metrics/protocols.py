@@ -71,7 +71,7 @@ class Measured(NamedTuple):
     """One number that an example adds to a cell, whose mean is taken."""
 
     cell: str
-    example: tuple  # its dataset, split and id
+    example: tuple  # its dataset, split, configuration and id
     cluster: str  # the prompt
     value: float
     chance: float | None  # expected in random order; None: depends on more than the order
@@ -123,7 +123,7 @@ def strictly_best(record: Mapping[str, Any], scores: Sequence[float]) -> bool:
 
 def measured(cell: str, record: Mapping[str, Any], value: float, chance: float | None) -> Measured:
     """What one record adds to a cell."""
-    example = (record["dataset"], record["split"], record["id"])
+    example = tuple(map(record.get, ("dataset", "split", "dataset_config", "id")))
     return Measured(cell, example, record["prompt_id"], float(value), chance)
 
 

@@ -89,9 +89,9 @@ def plan_output(
     return output
 
 
-def row_key(row: Record) -> tuple[str, str | None, str]:
-    """What identifies an example's row: dataset, split and id."""
-    return row["dataset"], row["split"], row["id"]
+def row_key(row: Record) -> tuple[str, str | None, str | None, str]:
+    """What identifies an example's row: dataset, split, configuration and id."""
+    return row["dataset"], row["split"], row.get("dataset_config"), row["id"]
 
 
 def take_output(output: Output) -> None:

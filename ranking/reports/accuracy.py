@@ -11,18 +11,20 @@ from ranking.data.examples import dataset_label
 from ranking.metrics.accuracy import AccuracyRow
 from ranking.plumbing.result_files import Record
 from ranking.reports.groups import (
+    BELOW,
     columns_to_show,
-    group_name,
+    group_grid,
     groups_to_show,
-    largest_groups,
+    names_to_show,
 )
 from ranking.reports.labels import (
     SYMBOLS,
     by_normalization,
+    dataset_of,
     model_labels,
     plain,
     refuse_two_runs,
-    scoring_label,
+    run_label,
     setting_label,
     setting_labels,
     setting_of,
@@ -71,7 +73,7 @@ def accuracy_table(rows: Sequence[AccuracyRow], published: Published | None = No
     lines = []
     for row, pair in sorted(pairs, key=lambda both: settings.index(setting_of(both[0]))):
         if alone:
-            name = dataset_label(row["dataset_name"], row["dataset_split"])
+            name = dataset_of(row)
             sizes = dict.fromkeys((row["k_min"], row["k_max"]))
             line = [name, "–".join(map(str, sizes))]
         else:
@@ -115,11 +117,11 @@ def group_lines(pair: Sequence[AccuracyRow], width: int) -> list[list[str]]:
 
 def show_accuracy(rows: Sequence[AccuracyRow]) -> None:
     """The table of one run, and lines for scores that are not finite or exactly equal."""
-    how = scoring_label(rows[0])
+    how = run_label(rows)
     title = "Ranking accuracy, % [95 % interval]" + (f"; {how}" if how else "")
     show_table(accuracy_table(rows), title)
     for row in accuracies_of(rows)[::2]:
-        where, n = dataset_label(row["dataset_name"], row["dataset_split"]), row["n_non_finite"]
+        where, n = dataset_of(row), row["n_non_finite"]
         if n:
             print(f"{where}: {n} examples with a non-finite log-likelihood, counted as wrong")
     report_accuracy_ties(rows)
@@ -131,7 +133,7 @@ def report_accuracy_ties(rows: Sequence[AccuracyRow]) -> None:
         if "n_exact_ties" not in row:
             continue  # a benchmark, where they are wrong
         metric, kind = row["distance_metric"], row["calib_property"].removeprefix("ranking_")
-        where = f"{dataset_label(row['dataset_name'], row['dataset_split'])}, {kind}"
+        where = f"{dataset_of(row)}, {kind}"
         value, strict = row["distance_metric_value_mean"], row["mean_if_exact_ties_are_wrong"]
         if metric == "acc" and row["n_exact_ties"]:
             print(f"{where}: {row['n_exact_ties']} untied pairs have exactly equal scores")
@@ -147,7 +149,8 @@ def show_comparison(comparisons: list[Record], name: str) -> None:
     if not comparisons:
         print(f"McNemar: no example of this run is in {name}")
     for row in comparisons:
-        where = f"{dataset_label(row['dataset'], row['split'])}, {row['calib_property']}"
+        where = dataset_label(row["dataset"], row["split"], row["dataset_config"])
+        where += f", {row['calib_property']}"
         kinds = [("", row)]
         if any(row["n_exact_ties"]):
             kinds.append((", exact ties counted as wrong", row["if_exact_ties_are_wrong"]))
@@ -170,12 +173,12 @@ def log_accuracy(
     there are any, and every example."""
     import wandb
 
-    splits = {(row["dataset_name"], row["dataset_split"]) for row in rows}
-    names = [name for name, _ in splits]
+    parts = {(row["dataset_name"], dataset_of(row)) for row in rows}
+    names = [name for name, _ in parts]
     for row in rows:
         name = row["dataset_name"]
         if names.count(name) > 1:
-            name = dataset_label(name, row["dataset_split"])
+            name = dataset_of(row)
         key = f"{row.get('benchmark', name)}/{row['calib_property']}/{row['distance_metric']}"
         run.summary[key] = row["distance_metric_value_mean"]
     examples = [
@@ -293,41 +296,20 @@ def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
     labels = setting_labels(accuracies)
     models = model_labels(dict.fromkeys(row["model"] for row in accuracies))
     panels = [
-        (setting, column, [row for row in accuracies if setting_of(row) == setting])
+        (column, [row for row in accuracies if setting_of(row) == setting])
         for setting in labels
         for column in columns_to_show(next(r for r in accuracies if setting_of(r) == setting))
     ]
-    if not panels:
-        raise ValueError("no column of groups in these results")
-    names = [
-        [chosen[0]["by_group"][k]["group"] for k in largest_groups(chosen[0], column)]
-        for _, column, chosen in panels
-    ]
-    heights = [0.35 + len(of_panel) * max(0.24, 0.13 * len(models)) for of_panel in names]
-    figure, grid = subplots(
-        len(panels), 2, figsize=(10, 1 + sum(heights)), sharex=True, squeeze=False,
-        height_ratios=heights, layout="constrained",
+    figure, grid = group_grid(
+        [(labels[setting_of(chosen[0])], chosen[0], column) for column, chosen in panels],
+        height=max(0.24, 0.13 * len(models)), across="ranking accuracy (%), 95 % Wilson interval",
     )  # fmt: skip
-    for line, (setting, column, chosen), shown in zip(grid, panels, names):
-        n_groups = sum(entry["column"] == column for entry in chosen[0]["by_group"])
-        title = f"{labels[setting]}, by {plain(column)}"
-        title += f" ({len(shown)} largest of {n_groups})" if n_groups > len(shown) else ""
-        for axes, (kind, symbol) in zip(line, SYMBOLS.items()):
-            marked = [row for row in chosen if row["calib_property"] == f"ranking_{kind}"]
-            for row in marked:
-                draw_groups(axes, row, column, shown, models)
-            axes.set_title(f"{symbol}: {title}", fontsize=8)
-            axes.set_ylim(len(shown) - 0.4, -0.6)
-            axes.set_xlim(0, 100)
-            axes.grid(axis="x", alpha=0.3)
-            axes.set_yticks(range(len(shown)), [])
-        sizes = {e["group"]: e["n"] for e in chosen[0]["by_group"] if e["column"] == column}
-        texts = [f"{plain(group_name(name))} (n = {sizes[name]})" for name in shown]
-        line[0].set_yticks(range(len(shown)), texts, fontsize=7)
-    for axes in grid[-1]:
-        axes.set_xlabel("ranking accuracy (%), 95 % Wilson interval")
-    handles, texts = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=5, fontsize=8)
+    for line, (column, chosen) in zip(grid, panels):
+        shown = names_to_show(chosen[0], column)
+        for row in chosen:
+            axes = line[list(SYMBOLS).index(row["calib_property"].removeprefix("ranking_"))]
+            draw_groups(axes, row, column, shown, models)
+    figure.legend(*grid[0][0].get_legend_handles_labels(), ncols=5, **BELOW)
     save_figure(figure, path)
 
 

@@ -3,8 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ranking.reports.labels import SYMBOLS, plain
+from ranking.reports.style import subplots
+
 MOST_GROUPS = 30  # of a column that are shown; all are in the result file
 LONGEST_NAME = 40  # characters
+BELOW = {"loc": "outside lower center", "fontsize": 8}  # a legend of all panels
 
 
 def group_name(name: str | None) -> str:
@@ -27,6 +31,11 @@ def largest_groups(row: Mapping[str, Any], column: str) -> list[int]:
     places = [k for k, entry in enumerate(groups) if entry["column"] == column]
     largest = sorted(places, key=lambda k: -groups[k]["n"])[:MOST_GROUPS]
     return sorted(largest)
+
+
+def names_to_show(row: Mapping[str, Any], column: str) -> list[str | None]:
+    """Names of a column's largest groups."""
+    return [row["by_group"][k]["group"] for k in largest_groups(row, column)]
 
 
 def groups_to_show(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -57,3 +66,37 @@ def groups_to_show(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[di
 def has_groups(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether any row has groups to show."""
     return any(columns_to_show(row) for row in rows)
+
+
+def group_grid(
+    panels: Sequence[tuple[str, Mapping[str, Any], str]], height: float, across: str
+) -> tuple[Any, Any]:
+    """A figure with a line of two panels (R̃, R) for each column of groups, and a place in them for
+    each group that is shown, from 0 on downward.
+
+    panels: label of the dataset, a row with its groups, the column. height: inches of a group.
+    across: what is drawn from 0 to 100. Raises ValueError where there are no groups.
+    """
+    if not panels:
+        raise ValueError("no column of groups in these results")
+    places = [largest_groups(row, column) for _, row, column in panels]
+    heights = [0.35 + height * len(of_panel) for of_panel in places]
+    figure, grid = subplots(
+        len(panels), 2, figsize=(10, 1 + sum(heights)), sharex=True, squeeze=False,
+        height_ratios=heights, layout="constrained",
+    )  # fmt: skip
+    for line, (label, row, column), of_panel in zip(grid, panels, places):
+        for axes in line:
+            axes.set_ylim(len(of_panel) - 0.4, -0.6)
+            axes.set_xlim(-2, 102)
+            axes.grid(axis="x", alpha=0.3)
+            axes.set_yticks(range(len(of_panel)), [])
+        entries = [row["by_group"][k] for k in of_panel]
+        texts = [f"{plain(group_name(e['group']))} (n = {e['n']})" for e in entries]
+        line[0].set_yticks(range(len(of_panel)), texts, fontsize=7)
+        n_all = sum(entry["column"] == column for entry in row["by_group"])
+        some = f" ({len(of_panel)} largest of {n_all})" if n_all > len(of_panel) else ""
+        line[0].set_title(f"{label}, by {plain(column)}{some}", fontsize=8, loc="left")
+    for axes, symbol in zip(grid[-1], SYMBOLS.values()):
+        axes.set_xlabel(f"{symbol}: {across}", fontsize=9)
+    return figure, grid

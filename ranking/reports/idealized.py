@@ -6,17 +6,23 @@ from pathlib import Path
 
 import numpy as np
 
-from ranking.data.examples import dataset_label
 from ranking.metrics.idealized import CurveRow, IdealizedRow, PairRow, curve_steps
 from ranking.plumbing.result_files import Record
-from ranking.reports.groups import groups_to_show
+from ranking.reports.groups import (
+    BELOW,
+    columns_to_show,
+    group_grid,
+    groups_to_show,
+    names_to_show,
+)
 from ranking.reports.labels import (
     SYMBOLS,
     by_normalization,
+    dataset_of,
     model_labels,
     plain,
     refuse_two_runs,
-    scoring_label,
+    run_label,
     setting_label,
     setting_labels,
     setting_of,
@@ -50,7 +56,7 @@ def idealized_table(rows: Sequence[IdealizedRow], alone: bool = False) -> Table:
     for pair in by_normalization(rows):
         row = pair["non-length-normalized"]
         if alone:
-            line = [dataset_label(row["dataset_name"], row["dataset_split"])]
+            line = [dataset_of(row)]
         else:
             models = dict.fromkeys((row["reference_model"], row["model"]))
             line = [setting_label(row, rows), " → ".join(map(short, models))]
@@ -79,7 +85,7 @@ def idealized_cells(both: Sequence, alone: bool) -> list[str]:
 
 def show_idealized(rows: Sequence[IdealizedRow]) -> None:
     """The table of one run."""
-    observed = ", ".join(filter(None, (rows[0]["model"], scoring_label(rows[0]))))
+    observed = ", ".join(filter(None, (rows[0]["model"], run_label(rows))))
     show_table(
         idealized_table(rows, alone=True), f"Idealized ranking accuracy, %; observed: {observed}"
     )
@@ -100,7 +106,7 @@ def report_idealized_ties(rows: Sequence[IdealizedRow], same_model: bool) -> Non
                 logging.warning(
                     "%s, %s: %d untied pairs have exactly equal scores: %s accuracy %.1f %% as "
                     "Def. 2.3 counts them (right), %.1f %% if they were wrong",
-                    dataset_label(row["dataset_name"], row["dataset_split"]),
+                    dataset_of(row),
                     row["calib_property"].removeprefix("ranks_"), row[ties], whose, 100 * value,
                     100 * strict,
                 )  # fmt: skip
@@ -140,8 +146,8 @@ def show_selected_pairs(
             show_pairs(title, chosen)
 
 
-def log_idealized(run, rows: Sequence[IdealizedRow], curve: Path, losses: Path) -> None:
-    """The table per β and both pictures, in a wandb run."""
+def log_idealized(run, rows: Sequence[IdealizedRow], pictures: dict[str, Path]) -> None:
+    """The table per β and the pictures by their names, in a wandb run."""
     import wandb
 
     columns = ("dataset_name", "dataset_split", "calib_property", "beta",
@@ -149,8 +155,7 @@ def log_idealized(run, rows: Sequence[IdealizedRow], curve: Path, losses: Path) 
     run.log(
         {
             "idealized_accuracy": wandb_table(rows, columns),
-            "curve": wandb.Image(str(curve)),
-            "required_loss": wandb.Image(str(losses)),
+            **{name: wandb.Image(str(path)) for name, path in pictures.items()},
         }
     )
 
@@ -190,6 +195,42 @@ def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:
         axes.grid(alpha=0.3)
     grid[0][0].set_ylabel("ranking accuracy (%)")
     legend_below(figure, grid[0][0], ncols=2, y=0.0)
+    save_figure(figure, path)
+
+
+def plot_idealized_by_group(rows: Sequence[IdealizedRow], path: Path) -> None:
+    """Observed accuracy of each group (the 30 largest of a column), and from least to most R* over
+    the run's β, with its median; rows of one policy."""
+    refuse_two_runs(rows, "calib_property", "beta")
+    if len({row["model"] for row in rows}) > 1:
+        raise ValueError("groups of several models: draw each file by itself")
+    labels = setting_labels(rows)
+    pairs = {setting_of(pair["length-normalized"]): pair for pair in by_normalization(rows)}
+    panels = [
+        (setting, column)
+        for setting, pair in pairs.items()
+        for column in columns_to_show(pair["length-normalized"])
+    ]
+    figure, grid = group_grid(
+        [(labels[s], pairs[s]["length-normalized"], column) for s, column in panels],
+        height=0.24, across="ranking accuracy (%)",
+    )  # fmt: skip
+    for line, (setting, column) in zip(grid, panels):
+        for axes, (kind, colour) in zip(line, zip(SYMBOLS, (BLUE, ORANGE))):
+            row = pairs[setting][kind]
+            shown = names_to_show(row, column)
+            entries = [e for e in row["by_group"] if e["column"] == column and e["group"] in shown]
+            places = np.array([shown.index(entry["group"]) for entry in entries])
+            least, median, most = 100 * np.array([e["min_median_max"] for e in entries]).T
+            axes.hlines(
+                places, least, most, colors=colour, linewidth=5, alpha=0.35, label="R*, over β"
+            )
+            axes.vlines(
+                median, places - 0.3, places + 0.3, colors=colour, label="its median over β"
+            )
+            observed = [100 * entry["observed_accuracy"] for entry in entries]
+            axes.plot(observed, places, "o", color="black", markersize=4, label="observed")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), ncols=3, **BELOW)
     save_figure(figure, path)
 
 

@@ -5,18 +5,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ranking.data.examples import dataset_label
 from ranking.data.hub import DATASETS
 
 ResultRow = Mapping[str, Any]  # a line of a result file
 SYMBOLS = {"length-normalized": "R̃", "non-length-normalized": "R"}
 DATASET_COLUMNS = ("dataset_name", "dataset_config", "dataset_split")
-SCORING_COLUMNS = ("chat_template", "add_eos", "max_length", "separator", "sample_size")
+CHAT_COLUMNS = ("system", "chat_template_kwargs", "chat_template_file")
+SCORING_COLUMNS = (
+    "chat_template", "add_eos", "max_length", "separator", "sample_size", *CHAT_COLUMNS,
+)  # fmt: skip
+
+
+def dataset_of(row: ResultRow) -> str:
+    """How lines name the dataset of a summary row."""
+    return dataset_label(row["dataset_name"], row["dataset_split"], row.get("dataset_config"))
 
 
 def setting_of(row: ResultRow) -> tuple:
     """Dataset, its part, whether ties count, and how it was scored (None: not given, or off)."""
     values = (row.get(key) for key in (*DATASET_COLUMNS, "include_ties", *SCORING_COLUMNS))
-    return tuple(None if value is False else value for value in values)
+    return tuple(
+        json.dumps(value) if isinstance(value, dict) else None if value is False else value
+        for value in values
+    )
 
 
 def scoring_label(row: ResultRow, beside: Iterable[ResultRow] = ()) -> str:
@@ -24,6 +36,9 @@ def scoring_label(row: ResultRow, beside: Iterable[ResultRow] = ()) -> str:
     as the rows `beside` it of the same dataset (separator, sample size)."""
     parts = [
         "chat template" if row.get("chat_template") else "",
+        f"given {json.dumps(given)}" if (given := row.get("chat_template_kwargs")) else "",
+        f"from file {row['chat_template_file'][:6]}" if row.get("chat_template_file") else "",
+        f"system message {json.dumps(row['system'][:30])}" if row.get("system") else "",
         "EOS scored" if row.get("add_eos") else "",
         f"at most {row['max_length']} tokens" if row.get("max_length") else "",
     ]
@@ -35,6 +50,15 @@ def scoring_label(row: ResultRow, beside: Iterable[ResultRow] = ()) -> str:
     if size != "unknown" and any(r.get("sample_size", "unknown") != size for r in others):
         parts.append("all examples" if size is None else f"sample of {size}")
     return ", ".join(filter(None, parts))
+
+
+def run_label(rows: Sequence[ResultRow]) -> str:
+    """How a run scored all of its datasets: in a chat template, some may be and some not."""
+    labels = list(dict.fromkeys(scoring_label(row) for row in rows))
+    if len(labels) == 1:
+        return labels[0]
+    rest = scoring_label({**rows[0], "chat_template": False})
+    return ", ".join(filter(None, ("chat template where prompts are dialogues", rest)))
 
 
 def setting_label(row: ResultRow, beside: Iterable[ResultRow] = ()) -> str:

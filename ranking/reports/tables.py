@@ -33,7 +33,7 @@ def show_table(table: Table, title: str) -> None:
     columns, lines = table
     grid = Grid(title=title)
     for number, column in enumerate(columns):
-        grid.add_column(column, justify="right" if number else "left")
+        grid.add_column(column, justify="right" if number else "left", overflow="fold")
     for line in lines:
         grid.add_row(*line)
     console().print(grid)

@@ -37,6 +37,11 @@ def planned_scoring_run(
     return ScoringRun(found.name, planned_records(datasets), config, found)
 
 
+def label_of(record: Record) -> str:
+    """How lines name the dataset of a record."""
+    return dataset_label(record["dataset"], record["split"], record.get("dataset_config"))
+
+
 def shared_examples(records: Sequence[Any], other: Sequence[Any]) -> list[tuple[Record, Record]]:
     """The records of two runs for each example that both scored, in the order of the first."""
     by_key = {row_key(record): record for record in other}
@@ -55,7 +60,7 @@ def check_comparable(first: ScoringRun, second: ScoringRun) -> None:
                       for r in (a, b)]  # fmt: skip
             if values[0] != values[1]:
                 raise ValueError(
-                    f"{dataset_label(a['dataset'], a['split'])}, row {a['row']}: its {key} differ "
+                    f"{label_of(a)}, row {a['row']}: its {key} differ "
                     f"between {first.name} and {second.name}: score the same data"
                 )
     one, two = first.config, second.config
@@ -73,7 +78,7 @@ def check_comparable(first: ScoringRun, second: ScoringRun) -> None:
         if one.get(key) != two.get(key):
             refuse(key, (one.get(key), two.get(key)))
     for a, b in pairs:
-        where = dataset_label(a["dataset"], a["split"])
+        where = label_of(a)
         rendered = (record_in_template(a, one), record_in_template(b, two))
         if rendered[0] != rendered[1]:
             refuse(f"{where}: chat_template", rendered)

@@ -37,15 +37,14 @@ def load_datasets(
         )  # fmt: skip
         dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
         messages = [f"{len(data.examples)} examples, dropped: {dropped}", *data.notes]
-        if chat_template != "always":
-            messages.append(describe_joining(data.examples))
+        texts = [e for e in data.examples if chat_template == "never" or e.dialogue is None]
+        if texts and chat_template != "always":
+            messages.append(describe_joining(texts))
+        key = (data.name, data.split, data.config)
         for message in messages:
-            announce(f"{dataset_label(data.name, data.split)}: {message}")
-        if any((data.name, data.split) == (other.name, other.split) for other in loaded):
-            raise ValueError(
-                f"--dataset {spec}: {data.name} with this split is given twice (configurations: "
-                "score each in a run of its own)"
-            )
+            announce(f"{dataset_label(*key)}: {message}")
+        if any(key == (other.name, other.split, other.config) for other in loaded):
+            raise ValueError(f"--dataset {spec}: {dataset_label(*key)} is given twice")
         loaded.append(data)
     return loaded
 

@@ -134,6 +134,7 @@ def planned_records(datasets: Sequence[PreferenceData]) -> list[Record]:
     return [
         {
             "dataset": data.name,
+            "dataset_config": data.config,
             "split": data.split,
             "id": example.id,
             "row": example.row,

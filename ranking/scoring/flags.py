@@ -69,7 +69,12 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
         "--stream-shuffle-buffer", type=count, default=0, metavar="ROWS",
         help="shuffle streamed hub data through a buffer (0: the first rows, as the paper)",
     )  # fmt: skip
-    add_column_arguments(data)
+    add_columns_argument(data)
+    data.add_argument(
+        "--group-by", nargs="+", metavar="COLUMN",
+        help="also give results by the values of these columns (default: "
+        f"{', '.join(GROUP_COLUMNS)}, where the data have them)",
+    )  # fmt: skip
     text = parser.add_argument_group("text")
     text.add_argument(
         "--max-length",
@@ -137,17 +142,12 @@ def chat_options(flags: dict[str, Any]) -> ChatOptions:
     )  # fmt: skip
 
 
-def add_column_arguments(group) -> None:
-    """Flags for data whose columns have names of their own."""
+def add_columns_argument(group) -> None:
+    """The flag for data whose columns have names of their own."""
     group.add_argument(
         "--columns", nargs="+", metavar="TARGET=COLUMN",
         help=f"what columns are called in the data ({', '.join(TARGETS)}), as in "
         "prompt=question chosen=answer_a rejected=answer_b; a dot leads into an object",
-    )  # fmt: skip
-    group.add_argument(
-        "--group-by", nargs="+", metavar="COLUMN",
-        help="also give results by the values of these columns (default: "
-        f"{', '.join(GROUP_COLUMNS)}, where the data have them)",
     )  # fmt: skip
 
 

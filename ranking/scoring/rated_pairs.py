@@ -54,9 +54,9 @@ def usable_pairs(record: Record, rules: PairRules) -> tuple[list[Record], int]:
     return (pairs, 0) if rules.include_ties else (untied, len(pairs) - len(untied))
 
 
-def dataset_key(record: Record) -> tuple[str, str | None]:
-    """What results are grouped by: dataset and split."""
-    return record["dataset"], record["split"]
+def dataset_key(record: Record) -> tuple[str, str | None, str | None]:
+    """What results are grouped by: dataset, split and configuration."""
+    return record["dataset"], record["split"], record.get("dataset_config")
 
 
 def check_all_scored(

@@ -127,7 +127,10 @@ def template_counts(
 
 
 def scoring_settings(
-    config: Mapping[str, Any] | None, name: str, split: str | None
+    config: Mapping[str, Any] | None,
+    name: str,
+    split: str | None,
+    dataset_config: str | None = None,
 ) -> dict[str, Any]:
     """What a summary row says of how its texts were made; null where nobody knows."""
     keys = ("add_eos", "max_length", "sample_size")
@@ -135,56 +138,75 @@ def scoring_settings(
     for key in CHAT_KEYS:
         if config is not None and key in config:
             settings[key] = config[key]
-    entry = dataset_entry(config, name, split)
+    entry = dataset_entry(config, name, split, dataset_config)
     if entry and "in_template" in entry:
         settings["in_template"] = entry["in_template"]
     return {
-        "chat_template": in_template(config, name, split),
+        "chat_template": in_template(config, name, split, dataset_config),
         **settings,
-        "separator": separator_of(config, name, split),
+        "separator": separator_of(config, name, split, dataset_config),
     }
 
 
 def dataset_entry(
-    config: Mapping[str, Any] | None, name: str, split: str | None
+    config: Mapping[str, Any] | None,
+    name: str,
+    split: str | None,
+    dataset_config: str | None = None,
 ) -> Mapping[str, Any] | None:
-    """The `DatasetConfig` of a dataset; None where nobody knows."""
+    """The `DatasetConfig` of a dataset; None where nobody knows. Rows of older files do not name
+    their configuration, of which their run had but one."""
     entries = config["datasets"] if config is not None else []
-    return next((e for e in entries if (e["name"], e["split"]) == (name, split)), None)
+    of_split = [e for e in entries if (e["name"], e["split"]) == (name, split)]
+    return next((e for e in of_split if dataset_config in (None, e.get("config"))), None)
 
 
-def in_template(config: Mapping[str, Any] | None, name: str, split: str | None) -> bool | None:
+def in_template(
+    config: Mapping[str, Any] | None,
+    name: str,
+    split: str | None,
+    dataset_config: str | None = None,
+) -> bool | None:
     """Whether examples of a dataset went through the chat template; None where nobody knows."""
     whole = (config or {}).get("chat_template")
-    entry = dataset_entry(config, name, split)
+    entry = dataset_entry(config, name, split, dataset_config)
     return entry["in_template"] > 0 if entry and "in_template" in entry else whole
 
 
 def record_in_template(record: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a record went through the chat template: where only some did, the dialogues."""
-    name, split = record["dataset"], record["split"]
-    some = in_template(config, name, split)
-    entry = dataset_entry(config, name, split) or {}
+    key = record["dataset"], record["split"], record.get("dataset_config")
+    some = in_template(config, *key)
+    entry = dataset_entry(config, *key) or {}
     return bool(some and ("in_template" not in entry or record.get("messages") is not None))
 
 
-def separator_of(config: Mapping[str, Any] | None, name: str, split: str | None) -> Any:
+def separator_of(
+    config: Mapping[str, Any] | None,
+    name: str,
+    split: str | None,
+    dataset_config: str | None = None,
+) -> Any:
     """What joined prompt and completion of a dataset; null under a chat template."""
-    entry = dataset_entry(config, name, split)
-    return entry["separator"] if entry and not in_template(config, name, split) else None
+    entry = dataset_entry(config, name, split, dataset_config)
+    return (
+        entry["separator"]
+        if entry and not in_template(config, name, split, dataset_config)
+        else None
+    )
 
 
 def separators_of(record: Mapping[str, Any], config: Mapping[str, Any]) -> list:
     """What joined each completion of a record to the prompt; older rows: what the config says."""
-    whole = separator_of(config, record["dataset"], record["split"])
+    whole = separator_of(config, record["dataset"], record["split"], record.get("dataset_config"))
     return [completion.get("separator", whole) for completion in record["completions"]]
 
 
 def joined_by(data: PreferenceData, config: Mapping[str, Any]) -> dict[str, int] | None:
     """How many completions each separator joins to their prompt; null where the template does."""
-    if not in_template(config, data.name, data.split):
+    if not in_template(config, data.name, data.split, data.config):
         return joining(data.examples)
-    entry = dataset_entry(config, data.name, data.split)
+    entry = dataset_entry(config, data.name, data.split, data.config)
     some = entry is not None and "in_template" in entry
     return joining([e for e in data.examples if some and e.dialogue is None]) or None
 
@@ -202,6 +224,6 @@ def dataset_facts(data: PreferenceData, config: Mapping[str, Any]) -> dict[str, 
         "seed": config["seed"],
         "revision": config["revision"],
         "config_hash": hash_config(config),
-        **scoring_settings(config, data.name, data.split),
+        **scoring_settings(config, data.name, data.split, data.config),
         "versions": {name: version(name) for name in LIBRARIES},
     }

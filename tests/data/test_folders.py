@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 
 import numpy as np
 import pyarrow
@@ -173,24 +174,30 @@ def test_more_kinds_of_files(tmp_path, kind):
     assert [(e.prompt, *e.completions) for e in examples] == [tuple(row.values()) for row in rows]
 
 
-def test_of_a_table_only_the_drawn_rows_are_made(tmp_path, monkeypatch):
-    """Parquet in shards: the rows that numpy draws, and no others are turned into Python."""
-    import datasets
-
+def test_of_a_table_only_the_drawn_rows_are_made(tmp_path):
+    """Parquet in shards: the rows that numpy draws, and blocks of rows where all are read."""
     for k in range(2):
-        table = pyarrow.Table.from_pylist(rows_of(f"part{k}", 500))
+        table = pyarrow.Table.from_pylist(rows_of(f"part{k}", 700))
         pyarrow.parquet.write_table(table, tmp_path / f"train-0000{k}-of-00002.parquet")
     whole = load_preferences(str(tmp_path)).examples
-    made, to_list = [], datasets.Dataset.to_list
-    monkeypatch.setattr(
-        datasets.Dataset, "to_list", lambda rows: made.append(len(rows)) or to_list(rows)
-    )
     drawn = load_preferences(str(tmp_path), sample_size=20, seed=3).examples
-    assert [e.row for e in drawn] == np.random.default_rng(3).choice(
-        1000, 20, replace=False
-    ).tolist()
-    assert made == [20]
-    assert [e.prompt for e in drawn] == [whole[e.row].prompt for e in drawn]
+    expected = np.random.default_rng(3).choice(1400, 20, replace=False).tolist()
+    assert [e.row for e in drawn] == expected
+    assert [e.prompt for e in drawn] == [whole[number].prompt for number in expected]
+
+    rows = read_dataset(str(tmp_path), n_rows=20).rows
+    for number in expected:
+        assert rows[number]["prompt"] == whole[number].prompt and len(rows.block) == 1
+    rows = read_dataset(str(tmp_path), n_rows=20).rows
+    blocks = Counter()
+    for _ in rows:
+        blocks[rows.start, len(rows.block)] += 1
+    assert blocks == {(0, 500): 500, (500, 500): 500, (1000, 400): 400}
+    assert [row["prompt"] for row in rows[698:702]] == [e.prompt for e in whole[698:702]]
+    assert rows[-1] == rows[1399] and rows[1399]["prompt"] == "part1 699"
+    with pytest.raises(IndexError):
+        rows[1400]
+    assert list(rows) == read_dataset(str(tmp_path)).rows
 
 
 def test_rows_of_different_types_stay_as_they_are(tmp_path):

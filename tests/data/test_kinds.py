@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from preference_rows import write
 
 from ranking.data.kinds import DATA_KINDS, schema_table
@@ -192,6 +194,37 @@ def test_all_schemas_are_in_the_table_and_the_table_in_the_docs():
     assert {kind.schema for kind in DATA_KINDS} == {schema.kind for schema in SCHEMAS}
     assert len({kind.example for kind in DATA_KINDS}) == len(DATA_KINDS) == len(EXPECTED)
     assert schema_table() in (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+VALUES = st.recursive(
+    SCALARS | st.sampled_from([USER, GOOD, [USER, GOOD], [BEST], {"messages": [USER]}]),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from", "x"]), x, max_size=3),
+)  # fmt: skip
+
+
+@settings(
+    max_examples=400,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+)
+@given(data=st.data())
+def test_damaged_rows_are_counted_or_one_line(data, tmp_path):
+    """Anything JSON can say, in any column of any kind."""
+    rows = [dict(row) for row in EXPECTED[data.draw(st.sampled_from(sorted(EXPECTED)))][0]]
+    for row in rows:
+        for key in data.draw(st.lists(st.sampled_from(sorted(row)), max_size=2)):
+            row[key] = data.draw(VALUES)
+    path = write(tmp_path / "rows.jsonl", rows)
+    try:
+        loaded = load_preferences(path, include_ties=True)
+    except ValueError as error:
+        assert str(error).startswith(path) and "\n" not in str(error)
+        return
+    for example in loaded.examples:
+        texts = [example.prompt, *example.completions]
+        texts += [m["content"] for m in (example.dialogue.messages if example.dialogue else ())]
+        assert all(isinstance(text, str) for text in texts)
 
 
 def test_groups_are_kept(tmp_path):

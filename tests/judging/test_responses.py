@@ -3,8 +3,10 @@
 from conftest import LONGROPE, make_model, make_tokenizer, tokenize
 from tokenizers import processors
 
-from ranking.judging.responses import generate_batches, tokenize_prompts
+from ranking.data.examples import Dialogue, PreferenceData, PreferenceExample
+from ranking.judging.responses import generate_batches, tokenize_prompts, unique_prompts
 from ranking.scoring.chat import AUTO, ChatOptions, Texts
+from ranking.scoring.tokenization import tokenize_examples
 
 
 def test_responses_continue_what_scoring_takes_for_the_prompt(sample_text):
@@ -48,3 +50,29 @@ def test_a_chat_template_opens_the_turn_or_goes_on_with_a_begun_one(tokenizer):
     ids = tokenize_prompts(tokenizer, items, ChatOptions("always"))
     texts = ["[user] number 0? [assistant]", "[user] number 0? [assistant] It is"]
     assert ids == tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def test_prompts_of_dialogues_are_rendered_as_for_scoring(tokenizer):
+    """With the system message that is asked for, once, in both."""
+    tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    messages = ({"role": "user", "content": "number 0?"},)
+    examples = [
+        PreferenceExample("a-1", "a", "\n\nHuman: number 0?\n\nAssistant:", ("yes", "no"),
+                          (" ", " "), (2, 1), None, "d", 0, Dialogue(messages)),
+        PreferenceExample("b-1", "b", "Is it?", ("yes", "no"), (" ", " "), (1, 2), None, "d", 1),
+    ]  # fmt: skip
+    for chat in (AUTO, AUTO._replace(system="Be brief."), ChatOptions("always", "Be brief.")):
+        prompts = unique_prompts(PreferenceData("d", None, None, None, examples, {}, []), chat)
+        items = [Texts(p["prompt"], (), dialogue=p.get("dialogue")) for p in prompts]
+        rendered = tokenize_prompts(tokenizer, items, chat)
+        scored = tokenize_examples(tokenizer, examples, chat).completions
+        for ids, (first, _), said in zip(rendered, scored, ("[user] number 0? ", "Is it?")):
+            assert list(first.ids[: len(ids)]) == ids
+            text = tokenizer.decode(ids)
+            assert text.count("Be brief.") == (chat.system is not None and (
+                chat.mode == "always" or said != "Is it?")) and said in text  # fmt: skip
+    assert [p["chosen"] for p in prompts] == ["no", "yes"]

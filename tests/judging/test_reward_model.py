@@ -7,6 +7,7 @@ from judges import train_judge
 from tokenizers import processors
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
+from ranking.data.examples import Dialogue
 from ranking.judging.reward_model import load_reward_model, reward_ids, reward_scores
 from ranking.plumbing.result_files import read_json_lines
 
@@ -79,3 +80,16 @@ def test_texts_without_a_template_end_in_eos_once_which_the_score_head_reads(
         found = dict(reward_scores(model, own, texts))
         expected = [card_reward(model, ids) for ids in cut]
         assert [found[i] for i in range(3)] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_judge_reads_the_whole_dialogue(sample_text):
+    """System message and tools included, in its template; the text has no markers to parse."""
+    tokenizer = make_tokenizer(sample_text, bos=True)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for t in tools or () %}({{ t.function.name }}){% endfor %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    )
+    messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it?"})
+    asked = Dialogue(messages, ({"type": "function", "function": {"name": "clock"}},))
+    ids = reward_ids(tokenizer, "Be brief.\n\nHuman: Is it?\n\nAssistant:", " yes\n", asked)
+    assert tokenizer.decode(ids) == "<s>(clock)<system>Be brief.<user>Is it?<assistant>yes"

@@ -161,6 +161,6 @@ def test_figure_of_groups(tmp_path, monkeypatch):
     assert [text.get_text() for text in left.get_yticklabels()] == ["chat (n = 1)", "math (n = 2)"]
     plot_accuracy_by_group(grouped_rows([f"{k:02}" for k in range(40)]), tmp_path / "g.png")
     axes = plt.gcf().axes[0]
-    assert len(axes.get_yticklabels()) == 30 and "30 largest of 40" in axes.get_title()
+    assert len(axes.get_yticklabels()) == 30 and "30 largest of 40" in axes.get_title("left")
     with pytest.raises(ValueError, match="no column of groups"):
         plot_accuracy_by_group(ranking_rows(), tmp_path / "g.png")

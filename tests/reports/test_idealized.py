@@ -6,6 +6,7 @@ from result_rows import idealized_rows
 
 from ranking.reports.idealized import (
     idealized_table,
+    plot_idealized_by_group,
     plot_idealized_curves,
     plot_required_loss,
 )
@@ -48,17 +49,35 @@ def test_idealized_curves_of_two_runs_have_a_panel_each(tmp_path, monkeypatch):
         plot_required_loss(pairs, tmp_path / "l.png")
 
 
-def test_lines_of_groups_stand_under_their_dataset():
+def grouped_rows():
     gap = {"observed_accuracy": 0.5, "min_median_max": [0.6, 0.7, 0.8], "gap_to_median": 0.2,
            "gap_to_median_95": [0.1, 0.3]}  # fmt: skip
     more = {
         "by_group": [{"column": "domain", "group": g, "n": 3, "value": 0.7, **gap} for g in "ab"],
         "mean_over_groups": [{"column": "domain", "n_groups": 2, "value": 0.7, **gap}],
     }
-    rows = [{**row, "dataset_split": "test", **more} for row in idealized_rows()]
+    return [{**row, "dataset_split": "test", **more} for row in idealized_rows()]
+
+
+def test_lines_of_groups_stand_under_their_dataset():
+    rows = grouped_rows()
     _, lines = idealized_table(rows, alone=True)
     cells = ["50.0", "60.0 / 70.0 / 80.0", "20.0 [10.0, 30.0]"] * 2
     assert lines[1:] == [
         ["  domain: a", "3", *cells], ["  domain: b", "3", *cells],
         ["  domain: mean over 2", "", *cells]]  # fmt: skip
     assert len(idealized_table(rows)[1]) == 1  # beside the paper's: whole datasets
+
+
+def test_figure_of_groups(tmp_path, monkeypatch):
+    """A bar from the least to the largest R*, its median, and the observed accuracy."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    plot_idealized_by_group(grouped_rows(), tmp_path / "g.png")
+    for axes in plt.gcf().axes:
+        drawn = {c.get_label(): [s.tolist() for s in c.get_segments()] for c in axes.collections}
+        assert drawn["R*, over β"][1] == [pytest.approx([60, 1]), pytest.approx([80, 1])]
+        assert drawn["its median over β"][0][0] == pytest.approx([70, -0.3])
+        (observed,) = axes.lines
+        assert list(observed.get_xdata()) == [50, 50] and list(observed.get_ydata()) == [0, 1]
+    with pytest.raises(ValueError, match="no column of groups"):
+        plot_idealized_by_group(idealized_rows(), tmp_path / "g.png")

@@ -1,0 +1,22 @@
+"""Answers of a row, where more than their text is read."""
+
+from ranking.data.preferences import load_preferences
+from ranking.plumbing.result_files import write_json_lines
+
+
+def test_both_questions_of_reward_bench_2_ties_are_one_cluster(tmp_path):
+    """ref:7 and tied:7 belong together, tied:8 and a row of another kind of id do not."""
+    rows = [
+        {"id": name, "prompt": f"Question {k}?", "chosen": right, "rejected": ["no", "none"],
+         "num_correct": len(right), "subset": "Ties"}
+        for k, (name, right) in enumerate(
+            [("ref:7", ["one"]), ("tied:7", ["one", "two"]), ("tied:8", ["one", "two"]), ("7", ["one"])]
+        )
+    ]  # fmt: skip
+    write_json_lines(tmp_path / "ties.jsonl", rows)
+    examples = load_preferences(str(tmp_path / "ties.jsonl"), group_by=["subset"]).examples
+    ref, tied, *others = sorted(examples, key=lambda example: example.row)
+    assert ref.prompt_id == tied.prompt_id
+    assert len({example.prompt_id for example in examples}) == 3 and len(others) == 2
+    assert [example.ranks for example in (ref, tied)] == [(1, 2, 2), (1, 1, 2, 2)]
+    assert tied.groups["subset"] == "Ties"
