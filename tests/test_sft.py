@@ -246,7 +246,7 @@ def test_mixture_of_conversations_and_preferences(tmp_path, sample_text):
     ]
     names = [
         split_folder(tmp_path / "talks", talks, 2),
-        split_folder(tmp_path / "pairs", [sharegpt(row) for row in dialogues(first=20)], 1),
+        split_folder(tmp_path / "pairs", [sharegpt(row) for row in dialogues(first=21)], 1),
     ]
     out = tmp_path / "out"
     main([f"--model_name={tmp_path / 'model'}", "--dataset_name", *names, f"--output_dir={out}",
