@@ -198,6 +198,10 @@ def prepare_texts(
 ) -> dict[str, Dataset]:
     """The tokenized texts of each part, checked against the model that is to be trained on them."""
     describe_template(tokenizer, examples, chat, add_eos)
+    rendered = [e for e in examples["train"].examples if goes_through_template(tokenizer, e, chat)]
+    if templates is not None and rendered:
+        announce("--instruction_template and --response_template have no part in what goes through "
+                 "the chat template")  # fmt: skip
     longest = min(x for x in (max_length, context_length(model)) if x is not None)
     parts = {
         part: texts_dataset(tokenizer, data, templates, longest, add_eos, chat, part)
