@@ -31,18 +31,21 @@ from ranking.reports.dynamics import (
 )
 from ranking.training.checkpoints import describe_step
 from ranking.training.flags import DataArguments, ModelArguments, TrainingDefaults, check_number
+from ranking.training.mixtures import by_dataset, print_datasets
 from ranking.training.models import (
     check_same_tokens,
     load_for_training,
     model_source,
+    training_tokenizer,
     whole_weights,
     with_base,
 )
 from ranking.training.pairs import prepare_pairs
 from ranking.training.parsing import RETIRED, parse_flags
 from ranking.training.run_directory import claim_directory, finish_run, run_description
-from ranking.training.splits import load_parts
+from ranking.training.splits import has_dialogues, load_parts
 from ranking.training.stopping import train_and_evaluate
+from ranking.training.templates import use_template
 from ranking.training.wandb_panels import GroupedPanels
 from ranking.training.wandb_run import start_training_wandb
 
@@ -84,12 +87,9 @@ class DPODataArguments(DataArguments):
     ref_model_name_or_path: str | None = None
     ref_model_revision: str | None = None
     dynamics_sample_size: int = 1000
-    chat_template: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        if self.chat_template and self.separator is not None:
-            raise ValueError("--separator: --chat_template joins prompt and completion, give one")
         size = self.dynamics_sample_size
         check_number("dynamics_sample_size", size, size >= 0, "0 or more")
 
@@ -156,8 +156,10 @@ def main(argv: list[str]) -> None:
     ref_name = data_args.ref_model_name_or_path or policy[0]
     ref_revision = data_args.ref_model_revision or (policy[1] if ref_name == policy[0] else None)
     reference = model_source(ref_name, ref_revision, "--ref_model_revision")
-    parts = load_parts(**data_args.of_parts(), chat_template=data_args.chat_template)
-    flags = [vars(data_args), vars(model_args), training_args.to_dict()]
+    chat = data_args.of_chat()
+    parts = load_parts(**data_args.of_parts())
+    flags = [data_args.of_description(has_dialogues(parts)), vars(model_args),
+             training_args.to_dict()]  # fmt: skip
     settings = run_description(flags, [policy, reference], parts, DPO_RETIRED)
     folder = Path(training_args.output_dir)
     checkpoint = claim_directory(
@@ -168,17 +170,21 @@ def main(argv: list[str]) -> None:
     how = {**model_args.of_loading(), "device": str(training_args.device)}
     with whole_weights(training_args.deepspeed_plugin):
         model, tokenizer = load_for_training(*reference, **how)
+        if reference != policy:  # whose template is the one to learn
+            own_tokenizer = training_tokenizer(*policy)
+            check_same_tokens(reference[0], tokenizer, policy[0], own_tokenizer)
+            tokenizer = own_tokenizer
+        use_template(tokenizer, chat, policy[0])
         pairs, texts = prepare_pairs(
-            parts, model, tokenizer, chat_template=data_args.chat_template,
-            add_eos=data_args.add_eos, max_length=training_args.max_length,
-            n_followed=data_args.dynamics_sample_size,
+            parts, model, tokenizer, chat=chat, add_eos=data_args.add_eos,
+            max_length=training_args.max_length, n_followed=data_args.dynamics_sample_size,
             mixed_precision=training_args.mixed_precision,
         )  # fmt: skip
         if reference != policy:
-            model, own_tokenizer = load_for_training(*policy, **how)
-            check_same_tokens(reference[0], tokenizer, policy[0], own_tokenizer)
+            model, _ = load_for_training(*policy, **how)
     lora = with_base(get_peft_config(model_args), model, tokenizer, policy, folder)
-    facts = {"joined_by": None if data_args.chat_template else joining(parts["train"].examples),
+    by_template = data_args.chat_template == "always"
+    facts = {"joined_by": None if by_template else joining(parts["train"].examples),
              "truncation_mode": "prompts from the left",
              "ref_model_name_or_path": reference[0]}  # fmt: skip
     run, callbacks = start_training_wandb(
@@ -201,6 +207,8 @@ def main(argv: list[str]) -> None:
     rows, pictures = report_dynamics(folder / DYNAMICS_FILE)
     finish_run(folder, settings, saved, metrics["test"], len(pairs["test"]))
     print_test(metrics["test"], len(pairs["test"]))
+    counts = {name: len(part) for name, part in by_dataset(pairs["test"]).items()}
+    print_datasets(metrics["test"], counts, "ranking/accuracy")
     print(f"model     {folder}: {describe_step(saved)}")
     if run is not None:
         with finishing_wandb(run):

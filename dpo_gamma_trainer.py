@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
@@ -126,9 +127,10 @@ class DPOGammaTrainer(DPOTrainer):
 
     Datasets hold either TRL's text columns, or COLUMNS (rows as they are to be trained on, which
     max_length does not cut) and, when the reference is precomputed, REFERENCE_COLUMNS; a column
-    `id` names the pairs. They may be streamed, as TRL's. dynamics_dataset: training pairs that are
-    followed beside the validation set. dynamics_file: where the values of every pair go at each
-    evaluation of these two.
+    `id` names the pairs, and of a mixture `dataset` where they are from: the metrics of each are
+    eval_<dataset>/…, beside those of all. They may be streamed, as TRL's. dynamics_dataset: the
+    training pairs that are followed beside the validation set. dynamics_file: where the values of
+    every pair go at each evaluation of these two.
     """
 
     loss_types: list[str]  # TRL's, without ours
@@ -169,6 +171,7 @@ class DPOGammaTrainer(DPOTrainer):
             raise ValueError('an eval_dataset named "train" has the metrics of dynamics_dataset')
         self.dynamics_file = Path(dynamics_file) if dynamics_file else None
         self.followed = None  # (part, dataset) while one of the two is evaluated
+        self.evaluated: Dataset | None = None  # of validation or test, while it is evaluated
         self.recorded: set[tuple[int, str]] = set()
         self.pairs: dict[int, torch.Tensor] = {}
         self.initial = initial_weights(self.model) if self.is_world_process_zero() else {}
@@ -382,9 +385,34 @@ class DPOGammaTrainer(DPOTrainer):
         if self.gamma_weight == 1.0 and not self.loss_types:
             metrics["loss"] = float(values["loss"].mean())
         output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
+        for name, members in self.members_of_datasets(order).items():
+            of_name = {k: v[members] for k, v in values.items()}
+            means = summarize_pairs(of_name, self.beta, self.rounding())
+            if self.is_equation_4:
+                means["loss"] = float(of_name["loss"].mean())
+            output.metrics.update({f"{metric_key_prefix}_{name}/{k}": v for k, v in means.items()})
         if self.followed is not None and self.dynamics_file is not None:
             self.record(*self.followed, values, order, metrics)
         return output
+
+    @property
+    def is_equation_4(self) -> bool:
+        """Whether Eq. 4's loss is trained and nothing else; TRL's sigmoid is that of γ = 1."""
+        terms = list(zip(self.loss_types, self.loss_weights))
+        if self.gamma_weight == 1.0:
+            return not terms
+        plain = self.f_divergence_type == "reverse_kl" and not self.args.use_weighting
+        return terms == [("sigmoid", 1.0)] and not self.gamma_weight and plain
+
+    def members_of_datasets(self, order: list[int]) -> dict[str, np.ndarray]:
+        """Of a mixture's evaluation: dataset → which of the pairs `order` are its own. Empty for
+        one dataset, and for the training pairs that are followed."""
+        dataset = self.evaluated
+        if dataset is None or "dataset" not in dataset.column_names:
+            return {}
+        name_of = dict(zip(dataset["pair"], dataset["dataset"]))
+        names = np.array([name_of[pair] for pair in order])
+        return {name: names == name for name in dict.fromkeys(dataset["dataset"])}
 
     def record(self, part: str, dataset: Dataset, values, order, metrics) -> None:
         """Append the values of every pair to the dynamics file, once per step and part."""
@@ -420,10 +448,13 @@ class DPOGammaTrainer(DPOTrainer):
         """Trainer's `evaluate` (DPOTrainer's would tokenize again)."""
         self._eval_dataloaders: dict = {}  # Trainer keeps persistent loaders as "eval"
         self.followed = followed
+        whole = self.eval_dataset if dataset is None else dataset
+        if isinstance(whole, Dataset) and whole is not self.dynamics_dataset:
+            self.evaluated = whole
         try:
             return Trainer.evaluate(self, dataset, ignore_keys, prefix)
         finally:
-            self.followed = None
+            self.followed = self.evaluated = None
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
         """Trainer's: metrics and, if there is room for them, logits of (chosen, rejected)."""

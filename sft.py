@@ -12,26 +12,29 @@ adapter) and tokenizer into the output directory. The same command resumes a kil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import set_seed
-from trl import SFTConfig, SFTTrainer, get_peft_config
+from trl import SFTConfig, get_peft_config
 
 from ranking.data.examples import joining
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.wandb_runs import finishing_wandb
 from ranking.training.checkpoints import describe_step
 from ranking.training.flags import DataArguments, ModelArguments, TrainingDefaults
+from ranking.training.mixtures import MixtureTrainer, by_dataset, print_datasets
 from ranking.training.models import load_for_training, model_source, with_base
 from ranking.training.parsing import RETIRED, parse_flags
 from ranking.training.run_directory import claim_directory, finish_run, run_description
-from ranking.training.splits import load_parts
+from ranking.training.splits import has_dialogues, load_parts
 from ranking.training.stopping import train_and_evaluate
+from ranking.training.templates import use_template
 from ranking.training.texts import prepare_texts
 from ranking.training.wandb_run import start_training_wandb
 
 SFT_RETIRED = {
     **RETIRED,
-    "chat_template_path": "nothing: texts are dialogues as they stand",
+    "chat_template_path": "--chat_template_file",
     "eos_token": "--add_eos",
     "formatting_func": "--dataset_name with a file in a known schema",
     "padding_free": "--packing",
@@ -56,6 +59,12 @@ class SFTDataArguments(DataArguments):
                     raise ValueError(f"--{name} is empty")
         if (self.instruction_template is None) != (self.response_template is None):
             raise ValueError("--instruction_template and --response_template go together")
+
+    def of_description(self, with_dialogues: bool) -> dict[str, Any]:
+        values = super().of_description(with_dialogues)
+        if values["chat_template"] is False:
+            del values["chat_template"]  # which earlier runs did not have
+        return values
 
     @property
     def templates(self) -> tuple[str, str] | None:
@@ -93,8 +102,10 @@ def parse_args(argv: list[str]) -> tuple[SFTDataArguments, ModelArguments, SFTAr
 def main(argv: list[str]) -> None:
     data_args, model_args, training_args = parse_args(argv)
     source = model_source(model_args.model_name_or_path, model_args.model_revision)
-    parts = load_parts(**data_args.of_parts())
-    flags = [vars(data_args), vars(model_args), training_args.to_dict()]
+    chat = data_args.of_chat()
+    parts = load_parts(**data_args.of_parts(), conversations=True)
+    flags = [data_args.of_description(has_dialogues(parts)), vars(model_args),
+             training_args.to_dict()]  # fmt: skip
     settings = run_description(flags, [source], parts, SFT_RETIRED)
     folder = Path(training_args.output_dir)
     checkpoint = claim_directory(
@@ -106,9 +117,11 @@ def main(argv: list[str]) -> None:
         *source, **model_args.of_loading(), device=str(training_args.device),
         prefer_flash=training_args.bf16,
     )  # fmt: skip
+    use_template(tokenizer, chat, source[0])
     texts = prepare_texts(
-        parts, model, tokenizer, templates=data_args.templates, add_eos=data_args.add_eos,
-        max_length=training_args.max_length, packing=training_args.packing,
+        parts, model, tokenizer, templates=data_args.templates, chat=chat,
+        add_eos=data_args.add_eos, max_length=training_args.max_length,
+        packing=training_args.packing,
     )  # fmt: skip
     lora = with_base(get_peft_config(model_args), model, tokenizer, source, folder)
     facts = {"joined_by": joining(parts["train"].examples), "truncation_mode": "texts at the end"}
@@ -117,10 +130,11 @@ def main(argv: list[str]) -> None:
         project=data_args.wandb_project, default_project="sft", entity=data_args.wandb_entity,
         name=training_args.run_name,
     )  # fmt: skip
-    trainer = SFTTrainer(
+    of_datasets = {"eval": by_dataset(texts["validation"]), "test": by_dataset(texts["test"])}
+    trainer = MixtureTrainer(
         model=model, args=training_args, train_dataset=texts["train"],
         eval_dataset=texts["validation"], processing_class=tokenizer, peft_config=lora,
-        callbacks=callbacks,
+        callbacks=callbacks, datasets=of_datasets,
     )  # fmt: skip
     saved, losses = train_and_evaluate(trainer, checkpoint, {"eval": None, "test": texts["test"]})
     if not trainer.is_world_process_zero():
@@ -131,6 +145,7 @@ def main(argv: list[str]) -> None:
     validation, test = losses["eval"]["eval_loss"], losses["test"]["test_loss"]
     print(f"validation loss {validation:.4f} {unit}, n = {len(texts['validation'])}")
     print(f"test       loss {test:.4f} {unit}, n = {len(texts['test'])}")
+    print_datasets(losses["test"], {k: len(v) for k, v in of_datasets["test"].items()})
     print(f"model      {folder}: {describe_step(saved)}")
     if run is not None:
         with finishing_wandb(run):

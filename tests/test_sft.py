@@ -11,6 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_model
+from dialogue_rows import (
+    CHATML,
+    VOCABULARY,
+    chat_tokenizer,
+    dialogues,
+    said,
+    sharegpt,
+    split_folder,
+)
 from paused import CHECKPOINT_SAVED, start_paused
 from safetensors.torch import load_file
 from test_calculate_calibration_metrics import read_wandb_keys
@@ -223,6 +233,39 @@ def test_a_checkpoint_at_the_end_of_an_epoch_holds_its_evaluation(tiny_model_dir
     for step in evaluated:
         state = json.loads((tmp_path / f"run/checkpoint-{step}/trainer_state.json").read_text())
         assert step in {e["step"] for e in state["log_history"] if "eval_loss" in e}
+
+
+def test_mixture_of_conversations_and_preferences(tmp_path, sample_text):
+    """A template of a file, each dataset's loss beside that of all, the best model by the latter."""
+    tokenizer = chat_tokenizer(sample_text, None)
+    make_model("llama", VOCABULARY).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "chatml.jinja").write_text(CHATML)
+    talks = [
+        {"messages": [*row["prompt"], said("assistant", row["chosen"])]} for row in dialogues()
+    ]
+    names = [
+        split_folder(tmp_path / "talks", talks, 2),
+        split_folder(tmp_path / "pairs", [sharegpt(row) for row in dialogues(first=21)], 1),
+    ]
+    out = tmp_path / "out"
+    main([f"--model_name={tmp_path / 'model'}", "--dataset_name", *names, f"--output_dir={out}",
+          f"--chat_template_file={tmp_path / 'chatml.jinja'}", "--report_to=none", "--max_steps=2",
+          "--eval_strategy=steps", "--eval_steps=1", "--save_strategy=steps", "--save_steps=1",
+          "--load_best_model_at_end=true", "--learning_rate=1e-3"])  # fmt: skip
+    state = json.loads((out / "trainer_state.json").read_text())
+    evaluations = [e for e in state["log_history"] if "eval_loss" in e]
+    for logged in evaluations:
+        joint = (2 * logged["eval_talks/loss"] + logged["eval_pairs/loss"]) / 3
+        assert logged["eval_loss"] == pytest.approx(joint, rel=1e-6)
+    assert state["best_metric"] == min(e["eval_loss"] for e in evaluations)
+    results = json.loads((out / "test_results.json").read_text())
+    assert (
+        results["n"] == 3 and {"test_talks/loss", "test_pairs/loss", "test_loss"} <= results.keys()
+    )
+    assert AutoTokenizer.from_pretrained(out).chat_template == CHATML
+    settings = json.loads((out / "run_config.json").read_text())["settings"]
+    assert settings["dataset_name"] == names and settings["chat_template_file"] == CHATML
 
 
 def test_wrong_template_is_one_clear_line(tiny_model_directory, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 from ranking.data.cells import Row, plain_name
 
 TARGETS = ("prompt", "system", "chosen", "rejected", "completions", "ranks", "scores", "votes",
-           "label", "group")  # fmt: skip
+           "label", "group", "messages", "completion")  # fmt: skip
 # grouped by without being asked, where a file holds 2 to 50 values of them
 GROUP_COLUMNS = ("subset", "category", "domain", "source", "language", "task_type")
 MOST_VALUES = 50

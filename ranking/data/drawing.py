@@ -8,6 +8,7 @@ import numpy as np
 
 from ranking.data.cells import Dropped, Reading, Row
 from ranking.data.columns import RenamedRows, check_known, file_domain, group_columns, groups_of
+from ranking.data.conversations import plan_conversations
 from ranking.data.files import Origins, Rows, place
 from ranking.data.gathering import GRADES, expand_trees, group_graded, trees_of
 from ranking.data.joining import are_whole_texts
@@ -43,6 +44,7 @@ def draw_examples(
     streamed: bool,
     columns: Mapping[str, str] | None = None,
     group_by: Sequence[str] | None = None,
+    conversations: bool = False,
 ) -> Drawn:
     """Find the schema, put rows of one example together, and draw. Of a table only the rows that
     are drawn are made, unless rows have to be put together. ValueError in one line."""
@@ -58,7 +60,11 @@ def draw_examples(
     try:
         plan = make_plan(named, columns)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+        unpaired = plan_conversations(named)
+        if unpaired is None or not conversations:
+            hint = "" if unpaired is None else f"; {unpaired.kind} are for sft.py"
+            raise ValueError(f"{file}: {error}{hint}") from None
+        plan = unpaired
     where = partial(place, origins)
     listed = isinstance(rows, list)
     if listed or plan.gather != "rows":  # of a table, only the rows that are drawn are made

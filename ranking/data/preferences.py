@@ -41,6 +41,7 @@ def load_preferences(
     columns: Mapping[str, str] | None = None,
     group_by: Sequence[str] | None = None,
     progress: Progress | None = None,
+    conversations: bool = False,
 ) -> PreferenceData:
     """Load one dataset: "sample", a hub name, or a local file or directory.
 
@@ -52,7 +53,8 @@ def load_preferences(
     `separator` replaces what joins prompts and completions; in it, backslash and n are a newline
     (t: a tab), as a shell passes them. `columns`: what each of our columns is called in the data
     (`parse_columns`). `group_by`: columns whose values become `groups` (None: `GROUP_COLUMNS`).
-    `progress` makes the bars of a large file.
+    `progress` makes the bars of a large file. `conversations`: rows without a preference are read
+    too (`plan_conversations`).
     Raises FileNotFoundError, OSError or ValueError with one line: file, row, what was found.
     """
     found = read_dataset(spec, split, data_dir, sample_size, stream_shuffle_buffer, seed, progress)
@@ -64,7 +66,7 @@ def load_preferences(
     data = sample_and_convert(
         found.rows, found.origins, (name, found.part.config, found.part.split), DATASETS.get(name),
         sample_size, seed, include_ties, separator, streamed=found.streamed, columns=columns,
-        group_by=group_by, progress=progress,
+        group_by=group_by, progress=progress, conversations=conversations,
     )  # fmt: skip
     return replace(data, notes=[*data.notes, *found.notes], commit=found.commit)
 
@@ -82,6 +84,7 @@ def sample_and_convert(
     columns: Mapping[str, str] | None = None,
     group_by: Sequence[str] | None = None,
     progress: Progress | None = None,
+    conversations: bool = False,
 ) -> PreferenceData:
     """Draw rows, turn them into examples, and count what is dropped by reason.
 
@@ -89,7 +92,7 @@ def sample_and_convert(
     """
     drawn = draw_examples(
         rows, origins, sample_size=sample_size, seed=seed, columns=columns, group_by=group_by,
-        streamed=streamed or (source is not None and source.streamed),
+        streamed=streamed or (source is not None and source.streamed), conversations=conversations,
     )  # fmt: skip
     plan, notes = drawn.plan, drawn.notes
     joint = source.separator if source is not None else plan.separator
@@ -110,7 +113,8 @@ def sample_and_convert(
             reading = drawn.read(k)
             if isinstance(reading.prompt, str) and plan.separator is None:
                 reading = prompt_once(reading, drawn.whole_texts)
-            reason = reason_to_drop(reading, include_ties)
+            paired = plan.gather != "single"
+            reason = reason_to_drop(reading, include_ties) if paired else reason_not_text(reading)
             if reason is not None:
                 raise Dropped(reason)
         except Dropped as drop:
@@ -177,7 +181,7 @@ def joints_of(
         return [joint] * len(completions)
     if isinstance(prompt, str):
         return [separator_between(prompt, text) for text in completions]
-    return ["" if text[:1].isspace() else " " for text in completions]
+    return ["" if not text or text[:1].isspace() else " " for text in completions]
 
 
 def dialogue_of(reading: Reading) -> Dialogue | None:
@@ -220,10 +224,8 @@ def is_unicode(texts: Sequence[str]) -> bool:
 def reason_to_drop(reading: Reading, include_ties: bool) -> str | None:
     """Why an example cannot be ranked, or None."""
     completions, ranks = reading.completions, reading.ranks
-    prompt = reading.prompt
-    asked = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
-    if not is_unicode([*asked, *completions]):
-        return "lone surrogate"
+    if reason := reason_not_text(reading):
+        return reason
     if reading.votes == {}:
         return "no preference"
     if len(completions) < 2:
@@ -237,6 +239,13 @@ def reason_to_drop(reading: Reading, include_ties: bool) -> str | None:
     if len(set(ranks)) == 1 and not include_ties:
         return "all ranks tied"
     return None
+
+
+def reason_not_text(reading: Reading) -> str | None:
+    """Why an example cannot be tokenized, or None."""
+    prompt = reading.prompt
+    asked = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+    return None if is_unicode([*asked, *reading.completions]) else "lone surrogate"
 
 
 def contradicting_pair(ranks: Sequence[int], votes: Votes | None) -> tuple[int, int] | None:

@@ -65,8 +65,8 @@ class Plan(NamedTuple):
     """How the rows of one file are read.
 
     needed: columns that every row has. gather: how rows become examples: "rows" (each by itself),
-    "raters", "graded", "trees" or "messages" (of trees). rated: the rows are raters' (None: if they
-    look so).
+    "raters", "graded", "trees" or "messages" (of trees), "single" (each by itself, without a
+    preference). rated: the rows are raters' (None: if they look so).
     """
 
     kind: str

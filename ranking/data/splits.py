@@ -63,6 +63,7 @@ def load_training_splits(
     separator: str | None = None,
     progress: Progress | None = None,
     columns: Mapping[str, str] | None = None,
+    conversations: bool = False,
 ) -> tuple[dict[str, PreferenceData], list[str]]:
     """Train, validation and test parts of a dataset, and notes that say where they come from.
 
@@ -72,7 +73,7 @@ def load_training_splits(
     `seed`. Halving and division go by prompt, so that no prompt is in two parts; after a division,
     dialogues that also open a training dialogue are left out of validation and test, and counted.
     Where that leaves a part empty, they go by example, which the notes say. `sample_size` limits
-    the rows read of a split; `columns`: as for `load_preferences`.
+    the rows read of a split; `columns`, `conversations`: as for `load_preferences`.
     Raises as `load_preferences`, and ValueError where a split has to be named.
     """
     name, config, named_split = split_name(spec)
@@ -100,7 +101,7 @@ def load_training_splits(
         full = name if config is None else ":".join([name, config, *([split] if split else [])])
         return load_preferences(
             full, split=split, data_dir=data_dir, sample_size=sample_size, separator=separator,
-            progress=progress, columns=columns,
+            progress=progress, columns=columns, conversations=conversations,
         )  # fmt: skip
 
     train = load(train_split)

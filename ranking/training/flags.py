@@ -6,6 +6,7 @@ What each of them means stands in `parsing.FLAG_GROUPS`, which --help shows.
 import importlib.util
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,16 +14,24 @@ import torch
 from transformers.hf_argparser import HfArg
 from trl import ModelConfig
 
+from ranking.data.columns import parse_columns
 from ranking.plumbing.processes import announce
 from ranking.plumbing.wandb_runs import check_wandb
+from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
+from ranking.scoring.flags import chat_options
+
+LATER_FLAGS = ("dataset_shares", "columns", "chat_template_file", "chat_template_kwargs", "system")
+SWITCH = {"true": "always", "false": "never"}  # when the flag was a switch
 
 
 @dataclass
 class DataArguments:
     """Data, output and wandb flags of both scripts."""
 
-    dataset_name: str = "Anthropic/hh-rlhf"
+    dataset_name: list[str] | None = HfArg(default=None, metadata={"action": "extend"})
+    dataset_shares: list[float] | None = None
     data_dir: str | None = None
+    columns: list[str] | None = HfArg(default=None, metadata={"action": "extend"})
     train_split: str | None = None
     eval_split: str | None = None
     split_seed: int = 0
@@ -30,16 +39,30 @@ class DataArguments:
     max_train_samples: int | None = None
     max_eval_samples: int = 1000
     separator: str | None = None
-    add_eos: bool = False
+    chat_template: str = HfArg(default="auto", metadata={"nargs": "?", "const": "always"})
+    chat_template_file: str | None = None
+    chat_template_kwargs: str | None = None
+    system: str | None = None
+    add_eos: bool | None = HfArg(default=None, metadata={"nargs": "?", "const": True})
     overwrite_output_dir: bool = False
     wandb_project: str | None = None
     wandb_entity: str | None = None
 
     def __post_init__(self):
+        self.dataset_name = self.dataset_name or ["Anthropic/hh-rlhf"]
         for name in ("max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1 and (name, value) != ("max_eval_samples", -1):
                 raise ValueError(f"--{name} {value}: give a positive number")
+        if self.dataset_shares is not None:
+            check_shares(self.dataset_shares, self.dataset_name)
+        self.chat_template = SWITCH.get(self.chat_template.lower(), self.chat_template)
+        if self.chat_template not in TEMPLATE_MODES:
+            raise ValueError(f"--chat_template {self.chat_template}: give auto, always or never")
+        if self.chat_template == "always" and self.separator is not None:
+            raise ValueError("--separator: --chat_template joins prompt and completion, give one")
+        parse_columns(self.columns)
+        self.of_chat()
         if self.wandb_project:
             check_wandb(self.wandb_project)
         if self.sanity_check:
@@ -47,12 +70,39 @@ class DataArguments:
 
     def of_parts(self) -> dict[str, Any]:
         """What `load_parts` takes."""
+        shares = self.dataset_shares
         return {
-            "dataset_name": self.dataset_name, "data_dir": self.data_dir,
+            "dataset_names": self.dataset_name,
+            "shares": shares and [share / sum(shares) for share in shares],
+            "data_dir": self.data_dir, "columns": parse_columns(self.columns),
             "train_split": self.train_split, "eval_split": self.eval_split,
             "seed": self.split_seed, "separator": self.separator,
             "n_train": self.max_train_samples, "n_eval": self.max_eval_samples,
+            "chat_template": self.chat_template,
         }  # fmt: skip
+
+    def of_chat(self) -> ChatOptions:
+        """How dialogues are rendered."""
+        return chat_options(
+            {"chat_template": self.chat_template, "chat_template_file": self.chat_template_file,
+             "chat_template_kwargs": self.chat_template_kwargs, "system": self.system}
+        )  # fmt: skip
+
+    def of_description(self, with_dialogues: bool) -> dict[str, Any]:
+        """The flags for run_config.json. Where one of those that earlier runs did not have changes
+        nothing, they stand as in these, so that these go on by the same command."""
+        values = dict(vars(self))
+        for name in LATER_FLAGS:
+            if values[name] is None:
+                del values[name]
+        if len(values["dataset_name"]) == 1:
+            (values["dataset_name"],) = values["dataset_name"]
+        if self.chat_template_file is not None:
+            values["chat_template_file"] = self.of_chat().template
+        if not with_dialogues:
+            values |= {"chat_template": self.chat_template == "always",
+                       "add_eos": bool(self.add_eos)}  # fmt: skip
+        return values
 
 
 @dataclass
@@ -172,6 +222,18 @@ class TrainingDefaults:
             unused["num_train_epochs"] = f"--max_steps {self.max_steps} is the length of the run"
         for name in sorted(given & unused.keys()):
             announce(f"--{name} has no effect: {unused[name]}")
+
+
+def check_shares(shares: Sequence[float], names: Sequence[str]) -> None:
+    """ValueError unless there is a positive share for each of several datasets."""
+    given = " ".join(f"{share:g}" for share in shares)
+    if len(names) < 2 or len(shares) != len(names):
+        raise ValueError(
+            f"--dataset_shares {given}: give one for each of several datasets, there "
+            f"{'is 1' if len(names) == 1 else f'are {len(names)}'} ({', '.join(names)})"
+        )
+    for share in shares:
+        check_number("dataset_shares", share, share > 0, "more than 0")
 
 
 def check_number(name: str, value: float | None, holds: bool, what: str) -> None:

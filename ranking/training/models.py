@@ -58,16 +58,22 @@ def load_for_training(
     has_flash = importlib.util.find_spec("flash_attn") is not None and torch.cuda.is_available()
     if attn_implementation is None and prefer_flash and has_flash:
         attn_implementation = "flash_attention_2"
-    tokenizer = load_tokenizer(name, revision)
+    tokenizer = training_tokenizer(name, revision)
     model = load_model(
         name, dtype=dtype, device=device, revision=revision,
         attn_implementation=attn_implementation, allow_pickle=allow_pickle,
     )  # fmt: skip
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload().requires_grad_(True)
+    return model, tokenizer
+
+
+def training_tokenizer(name: str, revision: str | None):
+    """A model's tokenizer, which pads with EOS if with nothing else."""
+    tokenizer = load_tokenizer(name, revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
+    return tokenizer
 
 
 def check_same_tokens(reference_name: str, reference, policy_name: str, policy) -> None:

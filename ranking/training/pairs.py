@@ -1,6 +1,6 @@
 """Every form of a preference pair on its way to the dynamics file, in order.
 
-1. texts: {id, prompt, chosen, rejected, separators} (`preference_pairs`)
+1. texts: {id, prompt, chosen, rejected, separators, dialogue, dataset} (`preference_pairs`)
 2. token ids: two TokenizedCompletions (`tokenize_pairs`)
 3. a row of a dataset: COLUMNS and REFERENCE_COLUMNS (`pairs_dataset`); of the token ids that TRL
    makes of its text columns, by `cut_pair` and `pair_columns`
@@ -14,6 +14,7 @@ From 3 to 5 padding is put on and taken off again, and put on in 6: so TRL's oth
 metrics, which read a padded batch, work on these log-likelihoods too.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,10 +25,11 @@ from datasets import Dataset
 from ranking.data.conversions import preference_pairs
 from ranking.data.examples import PreferenceData
 from ranking.plumbing.processes import announce
-from ranking.scoring.chat import ChatOptions
+from ranking.scoring.chat import ChatOptions, Texts
 from ranking.scoring.loading import context_length
-from ranking.scoring.tokenization import Texts, TokenizedCompletion, tokenize_examples
+from ranking.scoring.tokenization import TokenizedCompletion, tokenize_examples
 from ranking.training.reference_cache import reference_logps
+from ranking.training.templates import describe_template, ends_turn
 
 # number, token ids, and where in these the completion starts
 COLUMNS = ["pair", "chosen_ids", "chosen_start", "rejected_ids", "rejected_start"]
@@ -39,27 +41,42 @@ def tokenize_pairs(
     tokenizer,
     data: PreferenceData,
     *,
-    chat_template: bool = False,
-    add_eos: bool = False,
+    chat: ChatOptions,
+    add_eos: bool | None = False,
     max_length: int | None = None,
 ) -> tuple[list[dict], list, dict[str, int]]:
-    """Pairs that fit, their two TokenizedCompletions each, and how many were dropped by reason."""
+    """Pairs that fit, their two TokenizedCompletions each, and how many were dropped by reason.
+
+    add_eos None: as `ends_turn` says, pair by pair.
+    """
     pairs = preference_pairs(data.examples)
-    kept, tokenized, dropped = tokenize_examples(
-        tokenizer,
-        [Texts(p["prompt"], (p["chosen"], p["rejected"]), p["separators"]) for p in pairs],
-        ChatOptions("always" if chat_template else "never"),
-        add_eos=add_eos,
-        max_length=max_length,
-    )
-    return [pairs[i] for i in kept], tokenized, dropped
+    texts = [
+        Texts(p["prompt"], (p["chosen"], p["rejected"]), p["separators"], dialogue=p["dialogue"])
+        for p in pairs
+    ]
+    ended = [ends_turn(tokenizer, text, chat, add_eos) for text in texts]
+    found: dict[int, list] = {}
+    dropped: Counter[str] = Counter()
+    for with_eos in sorted(set(ended)):
+        chosen = [k for k, ends in enumerate(ended) if ends == with_eos]
+        kept, tokenized, reasons = tokenize_examples(
+            tokenizer, [texts[k] for k in chosen], chat=chat, add_eos=with_eos,
+            max_length=max_length,
+        )  # fmt: skip
+        found |= {chosen[i]: completions for i, completions in zip(kept, tokenized)}
+        dropped.update(reasons)
+    kept = sorted(found)
+    return [pairs[k] for k in kept], [found[k] for k in kept], dict(dropped)
 
 
 def pairs_dataset(pairs: list[dict], tokenized: list, logps: np.ndarray) -> Dataset:
-    """The columns `DPOGammaTrainer` trains on; logps (n_pairs, 2) of the reference, nats."""
+    """The columns `DPOGammaTrainer` trains on, of a mixture `dataset` too; logps (n_pairs, 2) of
+    the reference, nats."""
+    several = len({pair["dataset"] for pair in pairs}) > 1
     rows = [
         {
             "id": pair["id"],
+            **({"dataset": pair["dataset"]} if several else {}),
             "length": len(chosen.ids) + len(rejected.ids),  # for --train_sampling_strategy
             **pair_columns(k, (chosen.ids, chosen.start), (rejected.ids, rejected.start)),
             **dict(zip(REFERENCE_COLUMNS, map(float, logps[k]))),
@@ -81,8 +98,8 @@ def prepare_pairs(
     reference,
     tokenizer,
     *,
-    chat_template: bool,
-    add_eos: bool,
+    chat: ChatOptions,
+    add_eos: bool | None,
     max_length: int | None,
     n_followed: int,
     mixed_precision: str,
@@ -90,11 +107,12 @@ def prepare_pairs(
     """Tokenized parts with reference log-likelihoods, `n_followed` training pairs among them as
     "dynamics"; texts by id. mixed_precision: no, bf16 or fp16, of the reference's forward pass."""
     limits = [x for x in (max_length, context_length(reference)) if x is not None]
+    describe_template(tokenizer, examples, chat, add_eos)
     parts: dict[str, tuple[list, list]] = {}
     texts: dict[str, dict] = {}
     for part, data in examples.items():
         pairs, tokenized, dropped = tokenize_pairs(
-            tokenizer, data, chat_template=chat_template, add_eos=add_eos, max_length=min(limits)
+            tokenizer, data, chat=chat, add_eos=add_eos, max_length=min(limits)
         )
         n_truncated = sum(chosen.truncated for chosen, _ in tokenized)
         counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "none"

@@ -60,19 +60,27 @@ FLAG_GROUPS = {
         "use_peft": "Train a LoRA adapter; also --lora_r, --lora_alpha, --lora_target_modules, …",
     },
     "data": {
-        "dataset_name": "Hub name, `sample`, or a local file or directory in a known schema.",
+        "dataset_name": "Hub name, `sample`, or a local file or directory in a known schema; "
+        "several are joined (default: Anthropic/hh-rlhf).",
+        "dataset_shares": "Of several datasets: share of the training examples, each one's.",
         "data_dir": "Look for DATA_DIR/<hub name>/ instead of the hub.",
+        "columns": "Which column is what: prompt=question chosen=answer_a rejected=answer_b.",
         "train_split": "Split to train on (default: train, or the only one).",
         "eval_split": "Split to validate on (default: validation, or half of test).",
         "split_seed": "Seed that divides data with one split, and draws subsets.",
         "max_train_samples": "Train on a random subset of so many examples.",
-        "max_eval_samples": "Most examples of validation and of test; -1: all.",
+        "max_eval_samples": "Most examples of a dataset's validation and test, each; -1: all.",
         "sanity_check": "Train on 1000 examples only.",
         "max_length": "Most tokens of prompt and completion (dpo.py), of a text (sft.py).",
         "dataset_text_field": "The text to train on: chosen, the preferred answer.",
         "separator": "Between prompt and completion (default: per dataset).",
-        "chat_template": "Format prompts with the chat template.",
-        "add_eos": "End completions with the end-of-text token.",
+        "chat_template": "auto (dialogues go through the tokenizer's, where it has one), always "
+        "(which the bare flag means: text prompts too) or never.",
+        "chat_template_file": "Use this template, and save it with the tokenizer.",
+        "chat_template_kwargs": 'JSON for the template, e.g. {"enable_thinking": false}.',
+        "system": "System message of dialogues that have none.",
+        "add_eos": "End completions as the template ends a turn, or with the end-of-text token "
+        "(default: of dialogues through a template); --no_add_eos.",
         "instruction_template": "What opens a user turn (default: Human: where it does).",
         "response_template": "What opens a response turn (default: Assistant:).",
         "packing": "Fill rows with several texts, which do not see each other.",
@@ -180,6 +188,8 @@ def parse_flags(
         types, description=description, allow_abbrev=False, formatter_class=FlagFormatter
     )
     parser.retired = retired
+    parser.add_argument("--no_add_eos", "--no-add-eos", dest="add_eos", action="store_false",
+                        default=None)  # fmt: skip
     if "--help-all" in argv:
         print(parser.format_help(everything=True))
         raise SystemExit(0)

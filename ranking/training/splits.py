@@ -1,50 +1,188 @@
-"""The parts that a run trains on, validates and tests."""
+"""The parts that a run trains on, validates and tests, of one dataset or a mixture of several."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ranking.data.examples import PreferenceData, describe_joining
+from ranking.data.examples import PreferenceData, PreferenceExample, describe_joining
 from ranking.data.hub import split_name
-from ranking.data.splits import load_training_splits
+from ranking.data.splits import load_training_splits, opening
+from ranking.plumbing.command_line import progress_bar
 from ranking.plumbing.processes import announce
+
+Parts = dict[str, PreferenceData]  # train, validation, test
 
 
 def load_parts(
-    dataset_name: str,
+    dataset_names: Sequence[str],
     *,
+    shares: Sequence[float] | None = None,
     data_dir: str | None = None,
+    columns: Mapping[str, str] | None = None,
     train_split: str | None = None,
     eval_split: str | None = None,
     seed: int = 0,
     n_train: int | None = None,
     n_eval: int = 1000,
     separator: str | None = None,
-    chat_template: bool = False,
-) -> dict[str, PreferenceData]:
+    chat_template: str = "auto",
+    conversations: bool = False,
+) -> Parts:
     """Train, validation and test examples; what was read, and where from, on stderr.
 
-    n_train, n_eval: most examples of train, and of validation and test each, drawn by `seed`, which
-    also divides data with one split; None or -1: all. chat_template: no separator joins the texts.
+    n_train, n_eval: most examples of train, and of validation and test each (of each dataset),
+    drawn by `seed`, which also divides data with one split; None or -1: all. chat_template: auto,
+    always or never. conversations: data without a preference, for SFT, are read too.
+
+    Several datasets are joined part by part, and each example's `dataset` is the label of its own.
+    shares: of the training examples, each dataset's, drawn by `seed` without replacement, as many
+    as there are in these shares. An example of validation or test whose first question is in
+    another dataset's training examples is left out, and counted.
     """
+    how: dict[str, Any] = {"data_dir": data_dir, "columns": columns, "train_split": train_split,
+           "eval_split": eval_split, "seed": seed, "n_train": n_train, "separator": separator,
+           "chat_template": chat_template, "conversations": conversations}  # fmt: skip
+    labels = dataset_labels(dataset_names)
+    loaded = [load_dataset_parts(name, **how) for name in dataset_names]
+    leave_out_shared(labels, loaded)
+    if len(loaded) == 1:
+        limit_part(dataset_names[0], "train", loaded[0]["train"], n_train, seed)
+    elif shares is not None:
+        draw_shares(labels, [parts["train"] for parts in loaded], shares, n_train, seed)
+    for name, parts in zip(dataset_names, loaded):
+        for part in ("validation", "test"):
+            limit_part(name, part, parts[part], n_eval, seed)
+    if len(loaded) == 1:
+        return loaded[0]
+    joined = join_parts(labels, loaded)
+    if shares is None:
+        limit_part("all datasets", "train", joined["train"], n_train, seed)
+    for part, data in joined.items():
+        announce(f"{part} of all datasets: {describe_mixture(data.examples)}")
+    return joined
+
+
+def load_dataset_parts(
+    dataset_name: str, *, n_train: int | None, chat_template: str, **how: Any
+) -> Parts:
+    """The parts of one dataset, whole but for one of millions of rows, with lines that say what
+    they are. how: as `load_training_splits` takes it."""
     sample_size = None
     if split_name(dataset_name)[0] == "HuggingFaceH4/stack-exchange-preferences":
-        if data_dir is None and n_train is None:
+        if how["data_dir"] is None and n_train is None:
             raise ValueError(
                 f"{dataset_name} has 10 million rows: give --max_train_samples (or --data_dir)"
             )
         sample_size = n_train and round(n_train / 0.8)
     parts, notes = load_training_splits(
-        dataset_name, data_dir=data_dir, train_split=train_split, eval_split=eval_split, seed=seed,
-        sample_size=sample_size, separator=separator,
-    )  # fmt: skip
-    if not chat_template:
-        notes.append(describe_joining(parts["train"].examples))
+        dataset_name, sample_size=sample_size, progress=progress_bar, **how
+    )
+    texts = [e for e in parts["train"].examples if e.dialogue is None or chat_template == "never"]
+    if texts and chat_template != "always":
+        notes.append(describe_joining(texts))
     for note in notes:
         announce(f"{dataset_name}: {note}")
-    for part, data in parts.items():
-        limit = n_train if part == "train" else n_eval
-        if limit is not None and 0 <= limit < len(data.examples):
-            rng = np.random.default_rng(seed)
-            chosen = rng.choice(len(data.examples), limit, replace=False)
-            data.examples[:] = [data.examples[i] for i in sorted(chosen)]
-            announce(f"{dataset_name}: {part} limited to {limit} examples")
     return parts
+
+
+def limit_part(name: str, part: str, data: PreferenceData, limit: int | None, seed: int) -> None:
+    """Leave `limit` examples, drawn by `seed`, of a dataset's part (None or -1: all)."""
+    if limit is not None and 0 <= limit < len(data.examples):
+        draw_subset(data, limit, seed)
+        announce(f"{name}: {part} limited to {limit} examples")
+
+
+def draw_subset(data: PreferenceData, n: int, seed: int) -> None:
+    """Leave n examples drawn without replacement, in the order of the data."""
+    chosen = np.random.default_rng(seed).choice(len(data.examples), n, replace=False)
+    data.examples[:] = [data.examples[i] for i in sorted(chosen)]
+
+
+def draw_shares(
+    labels: Sequence[str],
+    parts: Sequence[PreferenceData],
+    shares: Sequence[float],
+    n_train: int | None,
+    seed: int,
+) -> None:
+    """Leave of each dataset's training examples its share of as many as the shares allow (at most
+    `n_train`)."""
+    whole = min(len(data.examples) / share for data, share in zip(parts, shares))
+    whole = whole if n_train is None or n_train < 0 else min(whole, n_train)
+    for label, data, share in zip(labels, parts, shares):
+        n, n_kept = len(data.examples), max(1, int(whole * share + 1e-6))
+        draw_subset(data, n_kept, seed)
+        announce(f"{label}: share {share:g} of the training examples, {n_kept} of {n} drawn")
+
+
+def dataset_labels(specs: Sequence[str]) -> list[str]:
+    """Short names by which the metrics of several datasets are told apart: the last part of each
+    hub name or path, or the whole where two would be the same. ValueError for one given twice."""
+    short = []
+    for spec in specs:
+        path = Path(spec)
+        last = spec.rstrip("/").split("/")[-1]
+        short.append(last.split(".")[0] or last if path.exists() else last)
+    twice = [spec for spec in specs if list(specs).count(spec) > 1]
+    if twice:
+        raise ValueError(f"--dataset_name {twice[0]} is given twice")
+    return [name if short.count(name) == 1 else spec for spec, name in zip(specs, short)]
+
+
+def first_question(example: PreferenceExample) -> str:
+    """What the user says first: by this, the same prompt is found in other notations too."""
+    if example.dialogue is not None:
+        users = [m.get("content") for m in example.dialogue.messages if m["role"] == "user"]
+        if users and isinstance(users[0], str):
+            return users[0].strip()
+    return opening(example).strip().removeprefix("Human:").strip()
+
+
+def leave_out_shared(labels: Sequence[str], loaded: Sequence[Parts]) -> None:
+    """Take the examples out of validation and test whose first question another dataset trains on.
+    ValueError where none is left."""
+    trained = [{first_question(e) for e in parts["train"].examples} for parts in loaded]
+    for k, (label, parts) in enumerate(zip(labels, loaded)):
+        others = set().union(*trained[:k], *trained[k + 1 :])
+        for part in ("validation", "test"):
+            examples = parts[part].examples
+            kept = [e for e in examples if first_question(e) not in others]
+            if len(kept) == len(examples):
+                continue
+            announce(
+                f"{label}: left out of {part} because another dataset trains on the question: "
+                f"{len(examples) - len(kept)} of {len(examples)}"
+            )
+            if not kept:
+                raise ValueError(f"{label}: no example of {part} is left beside the other datasets")
+            examples[:] = kept
+
+
+def join_parts(labels: Sequence[str], loaded: Sequence[Parts]) -> Parts:
+    """One dataset of several: examples in order, with their dataset's label and ids that differ."""
+    ids: set[str] = set()
+    joined = {}
+    for part in loaded[0]:
+        examples = []
+        for label, parts in zip(labels, loaded):
+            for example in parts[part].examples:
+                id_ = example.id if example.id not in ids else f"{example.id}@{label}"
+                ids.add(id_)
+                examples.append(replace(example, id=id_, dataset=label))
+        joined[part] = PreferenceData(", ".join(labels), None, None, None, examples, {}, [])
+    return joined
+
+
+def describe_mixture(examples: Sequence[PreferenceExample]) -> str:
+    """How many examples of each dataset, with their shares."""
+    names = [example.dataset for example in examples]
+    counts = {name: names.count(name) for name in dict.fromkeys(names)}
+    return ", ".join(f"{name} {n} ({100 * n / len(names):.1f} %)" for name, n in counts.items())
+
+
+def has_dialogues(parts: Parts) -> bool:
+    """Whether an example is a dialogue, for which a chat template is."""
+    return any(e.dialogue is not None for data in parts.values() for e in data.examples)

@@ -1,28 +1,41 @@
 """SFT's data: the preferred text of each example, with labels on its response turns only."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from datasets import Dataset
 
+from ranking.data.cells import Dropped
 from ranking.data.conversions import sft_texts
 from ranking.data.examples import PreferenceData
 from ranking.plumbing.processes import announce
+from ranking.scoring.chat import (
+    ChatOptions,
+    Texts,
+    end_of_turn_id,
+    goes_through_template,
+    plain_prompt,
+)
 from ranking.scoring.loading import context_length
 from ranking.scoring.rotary import length_class
 from ranking.scoring.tokenization import (
+    EXAMPLES_PER_CALL,
     check_vocabulary,
-    encode_texts,
     exact_offset_tokenizer,
     without_endings,
 )
+from ranking.training.templates import describe_template, ends_turn
+from ranking.training.turns import rendered_turns
 
 TEMPLATES = ("Human:", "Assistant:")  # HH-RLHF's
 
 
 IGNORED = -100  # a label that does not count
+AS_TEXT = ChatOptions(mode="never")
 
 
 def response_spans(text: str, instruction: str, response: str) -> list[tuple[int, int]]:
@@ -67,41 +80,109 @@ def mask_labels(
     return labels
 
 
+class Marked(NamedTuple):
+    """A text, the spans to train on, whether one more EOS is to end it, and whether it is what a
+    chat template wrote, with all special tokens in it."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    ended: bool
+    in_template: bool
+
+
+def mark_turns(
+    tokenizer,
+    given: dict,
+    templates: tuple[str, str] | None,
+    add_eos: bool | None,
+    chat: ChatOptions,
+) -> Marked:
+    """What is trained of a row of `sft_texts`. Raises `Dropped` with the reason where it cannot be
+    rendered."""
+    n = given["n_prompt_characters"]
+    prompt, separator = given["text"][:n], given.get("separator", "")
+    answer = given["text"][n + len(separator) :]
+    item = Texts(prompt, (answer,), (separator,), dialogue=given.get("dialogue"))
+    ended = ends_turn(tokenizer, item, chat, add_eos)
+    if goes_through_template(tokenizer, item, chat):
+        end = end_of_turn_id(tokenizer, chat)
+        end = end if end in tokenizer.added_tokens_decoder else None
+        item = item._replace(completions=(without_endings(tokenizer, answer, end),))
+        return Marked(*rendered_turns(tokenizer, item, chat, ended), False, True)
+    calls = item.dialogue and any(
+        m.get("tool_calls") and not m.get("content") for m in item.dialogue.messages
+    )
+    if calls:
+        raise Dropped("tool calls without text or a chat template")
+    spans = given.get("spans") if templates is None else None
+    start = spans[-1][0] if spans else n
+    text = given["text"]
+    if ended:
+        text = text[:start] + without_endings(tokenizer, text[start:], tokenizer.eos_token_id)
+    if spans is not None:
+        spans = [(first, min(last, len(text))) for first, last in spans]
+    else:
+        spans = trained_spans(text, n, templates)
+    whole = plain_prompt(item, chat)  # behind a system message, where one is asked for
+    shift = len(whole) - n
+    return Marked(whole + text[n:], [(a + shift, b + shift) for a, b in spans], ended, False)
+
+
 def tokenize_texts(
     tokenizer,
     texts: list[dict],
     templates: tuple[str, str] | None,
     max_length: int,
-    add_eos: bool,
+    add_eos: bool | None,
+    chat: ChatOptions = AS_TEXT,
 ) -> tuple[list[dict], dict[str, int]]:
-    """{input_ids, labels} of texts cut at `max_length` tokens, and what was dropped by reason."""
+    """{input_ids, labels} of texts cut at `max_length` tokens, of a mixture also `dataset`, and
+    what was dropped by reason.
+
+    add_eos: as `ends_turn`. A text that no template writes ends with EOS, once; what a template
+    writes, as the template ends it.
+    """
     eos = tokenizer.eos_token_id
     if add_eos and eos is None:
         raise ValueError("--add_eos: this tokenizer has no EOS token")
     fast = exact_offset_tokenizer(tokenizer)
-    rows, dropped = [], {"no response turn": 0, "too long": 0}
-    whole = [t["text"] for t in texts]
-    if add_eos:
-        starts = [t["n_prompt_characters"] for t in texts]
-        whole = [
-            text[:n] + without_endings(tokenizer, text[n:], eos) for text, n in zip(whole, starts)
-        ]
-    for text, given, encoding in zip(whole, texts, encode_texts(fast, whole)):
-        spans = trained_spans(text, given["n_prompt_characters"], templates)
-        end = len(encoding.ids)
-        while end and encoding.special_tokens_mask[end - 1]:
-            end -= 1  # appended by the tokenizer's template
-        ids, labels = encoding.ids[:end], mask_labels(encoding.ids, encoding.offsets, spans)[:end]
-        if add_eos:
-            ids, labels = [*ids, eos], [*labels, eos]
-        ids, labels = ids[:max_length], labels[:max_length]
-        if not spans:
-            dropped["no response turn"] += 1
-        elif all(label == IGNORED for label in labels[1:]):
-            dropped["too long"] += 1
-        else:
-            rows.append({"input_ids": ids, "labels": labels})
-    return rows, {reason: n for reason, n in dropped.items() if n}
+    several = len({given.get("dataset") for given in texts}) > 1
+    rows: list[dict] = []
+    dropped: Counter[str] = Counter()
+    for first in range(0, len(texts), EXAMPLES_PER_CALL):
+        marked = []
+        for given in texts[first : first + EXAMPLES_PER_CALL]:
+            try:
+                marked.append((given, mark_turns(tokenizer, given, templates, add_eos, chat)))
+            except Dropped as drop:
+                dropped[str(drop)] += 1
+        encodings = {
+            in_template: iter(
+                fast.encode_batch(
+                    [m.text for _, m in marked if m.in_template == in_template],
+                    add_special_tokens=not in_template,
+                )
+            )
+            for in_template in (True, False)
+        }
+        for given, (text, spans, ended, in_template) in marked:
+            encoding = next(encodings[in_template])
+            end = len(encoding.ids)
+            while not in_template and end and encoding.special_tokens_mask[end - 1]:
+                end -= 1  # appended by the tokenizer's template
+            ids, labels = encoding.ids[:end], mask_labels(encoding.ids, encoding.offsets, spans)
+            labels = labels[:end]
+            if ended:
+                ids, labels = [*ids, eos], [*labels, eos]
+            ids, labels = ids[:max_length], labels[:max_length]
+            if not any(text[a:b].strip() for a, b in spans):
+                dropped["no response turn"] += 1
+            elif all(label == IGNORED for label in labels[1:]):
+                dropped["too long"] += 1
+            else:
+                row = {"input_ids": ids, "labels": labels}
+                rows.append({**row, "dataset": given["dataset"]} if several else row)
+    return rows, dict(dropped)
 
 
 def prepare_texts(
@@ -111,13 +192,19 @@ def prepare_texts(
     *,
     templates: tuple[str, str] | None,
     max_length: int,
-    add_eos: bool,
+    add_eos: bool | None,
+    chat: ChatOptions,
     packing: bool,
 ) -> dict[str, Dataset]:
     """The tokenized texts of each part, checked against the model that is to be trained on them."""
+    describe_template(tokenizer, examples, chat, add_eos)
+    rendered = [e for e in examples["train"].examples if goes_through_template(tokenizer, e, chat)]
+    if templates is not None and rendered:
+        announce("--instruction_template and --response_template have no part in what goes through "
+                 "the chat template")  # fmt: skip
     longest = min(x for x in (max_length, context_length(model)) if x is not None)
     parts = {
-        part: texts_dataset(tokenizer, data, templates, longest, add_eos, part)
+        part: texts_dataset(tokenizer, data, templates, longest, add_eos, chat, part)
         for part, data in examples.items()
     }
     columns = [part["input_ids"] for part in parts.values()]
@@ -138,12 +225,13 @@ def texts_dataset(
     data: PreferenceData,
     templates: tuple[str, str] | None,
     max_length: int,
-    add_eos: bool,
+    add_eos: bool | None,
+    chat: ChatOptions,
     part: str,
 ) -> Dataset:
     """The tokenized texts of one part; what was dropped and cut is announced."""
     texts = sft_texts(data.examples)
-    rows, dropped = tokenize_texts(tokenizer, texts, templates, max_length, add_eos)
+    rows, dropped = tokenize_texts(tokenizer, texts, templates, max_length, add_eos, chat)
     counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "none"
     n_tokens = sum(label != IGNORED for row in rows for label in row["labels"])
     n_cut = sum(len(row["input_ids"]) == max_length for row in rows)

@@ -1,31 +1,40 @@
 """Labels of hand-marked dialogues; padded and packed losses by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import make_tokenizer
 from datasets import Dataset
+from dialogue_rows import (
+    CHATML,
+    MARKED,
+    SMOLLM2,
+    VOCABULARY,
+    chat_tokenizer,
+    dialogues,
+    explicit,
+    implicit,
+    orca,
+    said,
+    split_folder,
+)
+from marked_texts import marked
+from test_dpo_gamma_trainer import tiny_model
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from ranking.data.conversions import sft_texts
+from ranking.data.dialogues import as_turns
+from ranking.data.examples import Dialogue, PreferenceExample
 from ranking.data.splits import load_training_splits
+from ranking.scoring.chat import ChatOptions
 from ranking.scoring.tokenization import exact_offset_tokenizer
+from ranking.training.splits import load_parts
 from ranking.training.texts import IGNORED, response_spans, tokenize_texts, trained_spans
 
 HH = ("Human:", "Assistant:")
-
-
-def marked(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """A text without its ⟦ ⟧ marks, and the spans they enclose."""
-    plain, spans = "", []
-    for piece in text.split("⟦"):
-        inside, closed, rest = piece.partition("⟧")
-        if closed:
-            spans.append((len(plain), len(plain) + len(inside)))
-        plain += inside + rest
-    return plain, spans
 
 
 @pytest.mark.parametrize(
@@ -126,6 +135,84 @@ def test_other_data_trains_on_the_preferred_completion(tokenizer, tmp_path):
     texts = sft_texts(parts["train"].examples)
     (first, *_), _ = tokenize_texts(tokenizer, texts, None, 512, add_eos=False)
     assert decode_trained(tokenizer, first) == [" good"]
+
+
+# ---------------------------------------------------------------------------- dialogues
+def test_messages_without_a_template_are_turns(sample_text):
+    """Every assistant turn, whatever the messages hold; nothing ends it unless asked for."""
+    tokenizer = make_tokenizer(sample_text, bos=False, split_words=True)
+    said = (("system", "Be brief."), ("user", "Say \n\nHuman: x\n\nAssistant: y"),
+            ("assistant", "No."), ("user", "Why?"), ("assistant", "So.\n\nHuman: z"))  # fmt: skip
+    messages = tuple({"role": role, "content": text} for role, text in said)
+    example = PreferenceExample(
+        "a", "p", as_turns(messages), ("",), ("",), (1,), None, "d", 0, Dialogue(messages)
+    )
+    ((row,), dropped) = tokenize_texts(tokenizer, sft_texts([example]), None, 512, None)
+    assert decode_trained(tokenizer, row) == [" No.", " So.\n\nHuman: z"] and not dropped
+    ((ended,), _) = tokenize_texts(tokenizer, sft_texts([example]), None, 512, True)
+    assert ended["labels"] == [*row["labels"], tokenizer.eos_token_id]
+    # the same dialogue as a preference
+    paired = replace(example, prompt=as_turns(messages[:-1]), separators=(" ", " "), ranks=(2, 1),
+                     completions=("bad", messages[-1]["content"]),
+                     dialogue=Dialogue(messages[:-1]))  # fmt: skip
+    assert tokenize_texts(tokenizer, sft_texts([paired]), None, 512, None)[0] == [row]
+    calls = ({"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{"name": "f"}]})
+    called = replace(example, dialogue=Dialogue(calls))
+    assert tokenize_texts(tokenizer, sft_texts([called]), None, 512, None) == (
+        [], {"tool calls without text or a chat template": 1},
+    )  # fmt: skip
+
+
+def trl_rows(folder, tokenizer, rows, **how) -> SFTTrainer:
+    """TRL's trainer with its own preparation of the rows."""
+    arguments = SFTConfig(
+        output_dir=str(folder), per_device_train_batch_size=4, max_steps=4, logging_steps=1,
+        optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", report_to="none", seed=3,
+        use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True, max_length=2048,
+        gradient_checkpointing=False, max_grad_norm=1e9, **how,
+    )  # fmt: skip
+    return SFTTrainer(model=tiny_model(config=VOCABULARY), args=arguments,
+                      train_dataset=Dataset.from_list(rows), processing_class=tokenizer)  # fmt: skip
+
+
+def conversation(row) -> list[dict]:
+    return [*row["prompt"], said("assistant", row["chosen"])]
+
+
+@pytest.mark.parametrize(
+    ("template", "ours", "theirs", "how"),
+    [
+        (MARKED, lambda r: {"messages": conversation(r)}, lambda r: {"messages": conversation(r)},
+         {"assistant_only_loss": True}),
+        (MARKED, implicit, lambda r: {"messages": conversation(r)}, {"assistant_only_loss": True}),
+        (MARKED, lambda r: {"conversations": [{"from": m["role"], "value": m["content"]}
+                                              for m in conversation(r)]},
+         lambda r: {"messages": conversation(r)}, {"assistant_only_loss": True}),
+        (SMOLLM2, lambda r: {"prompt": r["prompt"][-1:], "completion": explicit(r)["chosen"]},
+         lambda r: {"prompt": r["prompt"][-1:], "completion": explicit(r)["chosen"]}, {}),
+        (CHATML, lambda r: orca({**r, "prompt": [said("system", "Be brief."), r["prompt"][-1]]}),
+         lambda r: {"prompt": [said("system", "Be brief."), r["prompt"][-1]],
+                    "completion": explicit(r)["chosen"]}, {}),
+    ],
+    ids=["messages", "preferences", "ShareGPT", "prompt and completion", "orca"],
+)  # fmt: skip
+def test_losses_of_dialogues_equal_trl(tmp_path, sample_text, template, ours, theirs, how):
+    """Labels and four steps' losses, TRL with its own preparation of the same dialogues."""
+    tokenizer = chat_tokenizer(sample_text, template)
+    name = split_folder(tmp_path / "data", [ours(row) for row in dialogues()])
+    data = load_parts([name], conversations=True)["train"]
+    rows, dropped = tokenize_texts(
+        tokenizer, sft_texts(data.examples), None, 2048, None, ChatOptions()
+    )
+    assert not dropped
+    peer = trl_rows(tmp_path, tokenizer, [theirs(row) for row in dialogues()], **how)
+    for mine, its in zip(rows, peer.train_dataset, strict=True):
+        assert mine == {"input_ids": its["input_ids"], "labels": its["labels"]}
+    losses = []
+    for run in (peer, trl_rows(tmp_path, tokenizer, rows)):
+        run.train()
+        losses.append([e["loss"] for e in run.state.log_history if "loss" in e])
+    assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
 # ---------------------------------------------------------------------------- losses

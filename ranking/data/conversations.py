@@ -1,0 +1,103 @@
+"""Rows without a preference, which SFT trains on: conversations, prompts with an answer, texts.
+
+An example of them has one completion. That of a conversation is empty: its dialogue ends with an
+assistant turn, which stays as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ranking.data.cells import Dropped, Reading, Row, is_empty, text_of
+from ranking.data.dialogues import as_turns
+from ranking.data.examples import Message
+from ranking.data.messages import has_messages, read_turns
+from ranking.data.prompts import (
+    DIALOGUES,
+    TEXTS,
+    PromptColumns,
+    find_prompt_columns,
+    make_reading,
+    unread,
+)
+from ranking.data.schemas import Plan
+
+ANSWERS = ("completion", "response", "output")
+
+
+def plan_conversations(rows: Sequence[Row]) -> Plan | None:
+    """How rows without a preference are read; None where none of the forms fits the first."""
+    first = rows[0]
+    if any(has_messages(first.get(name)) for name in DIALOGUES):
+        kind, reader = "conversations", read_conversation
+    elif answer_columns(first)[0].main not in (None, "text"):
+        kind, reader = "prompts with an answer", read_answered
+    elif isinstance(first.get("text"), str):
+        kind, reader = "texts", read_text
+    else:
+        return None
+    rule = f"{kind}, without a preference"
+    return Plan(kind, (), (), PromptColumns(), reader, None, gather="single", rule=rule)
+
+
+def read_conversation(row: Row) -> Reading:
+    """Messages up to the last assistant turn, with what else the template is given."""
+    drop_bad(row)
+    column = next((name for name in DIALOGUES if not is_empty(row.get(name))), None)
+    if column is None:
+        raise Dropped("empty conversation")
+    asked = find_prompt_columns(row, [name for name in DIALOGUES if name != column])
+    whole = make_reading(row, asked._replace(main=column, input=None, repeats=()), [], (1,))
+    messages = list(whole.prompt) if isinstance(whole.prompt, list) else []
+    said = {message["content"].strip() for message in messages}
+    for name in TEXTS[:-1]:  # but for `text`, which may be all of it once more
+        text = row.get(name)
+        if not is_empty(text) and not (isinstance(text, str) and text.strip() in said):
+            raise ValueError(unread(name, [column]))
+    return as_conversation(whole, messages)
+
+
+def as_conversation(reading: Reading, messages: list[Message]) -> Reading:
+    """A reading whose prompt is all messages up to the last assistant turn; Dropped where there is
+    none. Conversations that open alike are a cluster."""
+    turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns:
+        raise Dropped("no assistant turn")
+    opening = as_turns(messages[: turns[0]]) if turns[0] else None
+    return reading._replace(prompt=messages[: turns[-1] + 1], completions=[""], cluster=opening)
+
+
+def answer_columns(columns: Mapping[str, Any]) -> tuple[PromptColumns, str | None]:
+    """The columns of a prompt, and that of its answer; none for both where there is no answer."""
+    answer = next((name for name in ANSWERS if name in columns), None)
+    return (PromptColumns() if answer is None else find_prompt_columns(columns, [answer])), answer
+
+
+def read_answered(row: Row) -> Reading:
+    """A prompt and its answer, as texts or as messages."""
+    drop_bad(row)
+    asked, column = answer_columns(row)
+    answer = read_turns(row[column], f"column {column!r}")
+    if isinstance(answer, list) and len(answer) > 1:
+        whole = make_reading(row, asked, [], (1,))
+        prompt = whole.prompt
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        return as_conversation(whole, [*prompt, *answer])
+    reading = make_reading(row, asked, [answer], (1,))
+    if not reading.completions[0].strip():
+        raise Dropped("empty completion")
+    return reading
+
+
+def read_text(row: Row) -> Reading:
+    """A text, of which all is trained on."""
+    text = text_of(row, "text")
+    if not text.strip():
+        raise Dropped("empty text")
+    return Reading("", [text], (1,))
+
+
+def drop_bad(row: Row) -> None:
+    """Raise Dropped for a row that raters marked as bad, by false in the column `label`."""
+    if row.get("label") is False:
+        raise Dropped("marked as a bad answer")

@@ -1,0 +1,89 @@
+"""What data flags mean together, and what run_config.json says of them."""
+
+import pytest
+
+import dpo
+import sft
+
+BASE = ["--model_name_or_path=m", "--output_dir=o"]
+# of a run of dpo.py before there were dialogues and mixtures: that run goes on by the same command
+EARLIER = {
+    "add_eos": False, "chat_template": False, "data_dir": None, "dataset_name": "d.jsonl",
+    "dynamics_sample_size": 1000, "eval_split": None, "max_eval_samples": 1000,
+    "max_train_samples": None, "overwrite_output_dir": False, "ref_model_name_or_path": None,
+    "ref_model_revision": None, "sanity_check": False, "separator": None, "split_seed": 0,
+    "train_split": None, "wandb_entity": None, "wandb_project": None,
+}  # fmt: skip
+
+
+def data_args(script, *flags):
+    return script.parse_args([*BASE, "--dataset_name=d.jsonl", *flags])[0]
+
+
+def test_earlier_runs_have_the_same_description():
+    assert data_args(dpo).of_description(False) == EARLIER
+    given = data_args(dpo, "--chat_template", "--add_eos").of_description(False)
+    assert given == {**EARLIER, "chat_template": True, "add_eos": True}
+    of_sft = EARLIER.keys() - {"chat_template", "dynamics_sample_size", "ref_model_name_or_path",
+                               "ref_model_revision"}  # fmt: skip
+    own = {"instruction_template": None, "response_template": None}
+    assert data_args(sft).of_description(False) == {**{k: EARLIER[k] for k in of_sft}, **own}
+
+
+def test_what_changes_tokens_is_described(tmp_path):
+    file = tmp_path / "t.jinja"
+    file.write_text("{{ messages }}")
+    flags = ["other.jsonl", "--dataset_shares", "3", "1", "--columns", "prompt=q", "--system=Hi.",
+             f"--chat_template_file={file}", '--chat_template_kwargs={"a": 1}']  # fmt: skip
+    args = dpo.parse_args([*BASE, "--dataset_name", "d.jsonl", *flags])[0]
+    described = args.of_description(True)
+    changed = {k: v for k, v in described.items() if EARLIER.get(k, ...) != v}
+    assert changed == {
+        "dataset_name": ["d.jsonl", "other.jsonl"], "dataset_shares": [3.0, 1.0],
+        "columns": ["prompt=q"], "system": "Hi.", "chat_template": "auto", "add_eos": None,
+        "chat_template_file": "{{ messages }}", "chat_template_kwargs": '{"a": 1}',
+    }  # fmt: skip
+    assert args.of_parts()["shares"] == [0.75, 0.25]
+    assert args.of_parts()["columns"] == {"prompt": "q"}
+    chat = args.of_chat()
+    assert (chat.mode, chat.system, chat.kwargs) == ("auto", "Hi.", {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("flags", "mode", "add_eos"),
+    [
+        ([], "auto", None), (["--chat_template"], "always", None),
+        (["--chat_template=never", "--no_add_eos"], "never", False),
+        (["--chat-template", "auto", "--add_eos=false"], "auto", False),
+        (["--chat_template=false", "--add_eos"], "never", True),  # as the switch it was
+    ],
+)  # fmt: skip
+def test_modes(flags, mode, add_eos):
+    args = data_args(sft, *flags)
+    assert (args.chat_template, args.add_eos) == (mode, add_eos)
+
+
+def test_datasets_are_given_together_or_one_by_one():
+    one = data_args(sft, "--dataset_name", "b", "c").dataset_name
+    assert one == data_args(sft, "--dataset_name=b", "--dataset_name=c").dataset_name
+    assert one == ["d.jsonl", "b", "c"]
+    assert sft.parse_args(BASE)[0].dataset_name == ["Anthropic/hh-rlhf"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset_shares", "0.5"], "--dataset_shares 0.5: give one for each of several datasets"),
+        (["--dataset_name=e", "--dataset_shares", "1", "-1"], "finite number, more than 0"),
+        (["--chat_template=often"], "--chat_template often: give auto, always or never"),
+        (["--chat_template", "--separator=x"], "--separator: --chat_template joins prompt and"),
+        (["--chat_template_kwargs=x"], "-kwargs x: not JSON"),
+        (["--chat_template_file=absent.jinja"], "absent.jinja"),
+        (["--columns", "prompt"], "--columns prompt: give TARGET=COLUMN"),
+    ],
+)  # fmt: skip
+def test_bad_flags(flags, message):
+    for script in (dpo, sft):
+        with pytest.raises(ValueError) as error:
+            data_args(script, *flags)
+        assert message in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,95 @@
+"""Mixtures: shares, labels, questions that two datasets share."""
+
+import pytest
+from dialogue_rows import dialogues, explicit, split_folder
+from preference_rows import write
+
+from ranking.training.splits import dataset_labels, has_dialogues, load_parts
+
+
+def pairs(name: str, n: int) -> list[dict]:
+    return [{"prompt": f"{name} {k}?", "chosen": f"yes {k}", "rejected": "no"} for k in range(n)]
+
+
+def splits(folder, name: str, n: int) -> str:
+    """A dataset of n training rows, two of validation, two of test."""
+    for split, size in (("train", n), ("validation", 2), ("test", 2)):
+        write(folder / name / f"{split}.jsonl", pairs(f"{name} {split}", size))
+    return str(folder / name)
+
+
+def counts(data) -> dict[str, int]:
+    names = [example.dataset for example in data.examples]
+    return {name: names.count(name) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("shares", "n_train", "kept"),
+    [
+        (None, None, {"one": 30, "two": 10}),
+        ([0.5, 0.5], None, {"one": 10, "two": 10}),  # all of two, as many of one
+        ([0.75, 0.25], None, {"one": 30, "two": 10}),
+        ([0.9, 0.1], None, {"one": 30, "two": 3}),  # all of one, a tenth of 33.3
+        ([0.5, 0.5], 8, {"one": 4, "two": 4}),
+    ],
+)
+def test_shares_are_of_the_training_examples(tmp_path, capsys, shares, n_train, kept):
+    names = [splits(tmp_path, "one", 30), splits(tmp_path, "two", 10)]
+    parts = load_parts(names, shares=shares, n_train=n_train)
+    assert counts(parts["train"]) == kept
+    assert counts(parts["validation"]) == counts(parts["test"]) == {"one": 2, "two": 2}
+    assert len({e.id for e in parts["train"].examples}) == sum(kept.values())
+    again = load_parts(names, shares=shares, n_train=n_train)
+    assert again["train"].examples == parts["train"].examples
+    printed = capsys.readouterr().err
+    if shares is not None:
+        n = kept["two"]
+        assert f"two: share {shares[1]:g} of the training examples, {n} of 10 drawn" in printed
+    share = 100 * kept["one"] / sum(kept.values())
+    assert f"train of all datasets: one {kept['one']} ({share:.1f} %), two " in printed
+
+
+def test_most_training_examples_of_a_mixture_without_shares(tmp_path):
+    names = [splits(tmp_path, "one", 30), splits(tmp_path, "two", 10)]
+    assert len(load_parts(names, n_train=12)["train"].examples) == 12
+
+
+def test_questions_that_another_dataset_trains_on_are_left_out(tmp_path, capsys):
+    """Whatever notation they stand in."""
+    rows = [explicit(row) for row in dialogues()]
+    talks = split_folder(tmp_path / "talks", rows)
+    trained = rows[0]["prompt"][0]["content"]
+    for split, prompts in (
+        ("train", ["Is it?", "Was it?"]), ("validation", [f"\n\nHuman: {trained}\n\nAssistant:", "x?"]),
+        ("test", [trained, "y?"]),
+    ):  # fmt: skip
+        texts = [{"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in prompts]
+        write(tmp_path / "texts" / f"{split}.jsonl", texts)
+    parts = load_parts([talks, str(tmp_path / "texts")])
+    for part, left in (("validation", "x?"), ("test", "y?")):
+        examples = [e for e in parts[part].examples if e.dataset == "texts"]
+        assert [e.prompt for e in examples] == [left]
+        line = f"texts: left out of {part} because another dataset trains on the question: 1 of 2"
+        assert line in capsys.readouterr().err or part == "test"
+    assert has_dialogues(parts)
+    write(tmp_path / "texts" / "test.jsonl", texts[:1])
+    with pytest.raises(ValueError, match="texts: no example of test is left beside the other"):
+        load_parts([talks, str(tmp_path / "texts")])
+
+
+def test_examples_in_two_datasets_keep_their_own_ids(tmp_path):
+    for name in ("one", "two"):
+        write(tmp_path / name / "train.jsonl", pairs("the same", 3))
+        for split in ("validation", "test"):
+            write(tmp_path / name / f"{split}.jsonl", pairs(f"{name} {split}", 2))
+    train = load_parts([str(tmp_path / "one"), str(tmp_path / "two")])["train"]
+    ids = [example.id for example in train.examples]
+    assert len(set(ids)) == 6 and ids[3:] == [f"{id_}@two" for id_ in ids[:3]]
+
+
+def test_labels(tmp_path):
+    path = write(tmp_path / "data" / "my.pairs.jsonl", pairs("p", 2))
+    hub = ["org/a-b", "other/a-b", "org/c:test", path]
+    assert dataset_labels(hub) == ["org/a-b", "other/a-b", "c:test", "my"]
+    with pytest.raises(ValueError, match="--dataset_name org/a is given twice"):
+        dataset_labels(["org/a", "org/b", "org/a"])
