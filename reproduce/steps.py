@@ -87,10 +87,10 @@ def idealized_parts(plan: Plan) -> Iterator[Part]:
 
 def win_rate_parts(plan: Plan) -> Iterator[Part]:
     """Fig. 4, 9-12: the runs of the sweep, and the checkpoints of one, by a served judge or by a
-    reward model that is trained first."""
+    reward model that is trained first. The models were trained on text: no chat template."""
     for model in plan.train:
         sft, chosen, judge = plan.sft_folder(model), plan.chosen_run(model), plan.judge
-        words: list = ["--reference-name-or-path", sft, "--judge"]
+        words: list = ["--chat-template", "never", "--reference-name-or-path", sft, "--judge"]
         if isinstance(judge, str):
             words += [judge, *plan.win_rate]
         else:

@@ -13,7 +13,7 @@ def test_the_judge_has_not_seen_the_policys_dialogues(tmp_path):
     write_json_lines(tmp_path / "train.jsonl", rows)
     file = str(tmp_path / "train.jsonl")
     policy, unseen = train_reward_model.divided_examples(file, None, n_policy=20)
-    drawn = load_parts(str(tmp_path / "train.jsonl"), n_train=20)["train"].examples
+    drawn = load_parts([file], n_train=20)["train"].examples
     assert policy == drawn
     openings = [{opening(e) for e in part} for part in (policy, unseen)]
     assert not openings[0] & openings[1] and len(unseen) > 20
