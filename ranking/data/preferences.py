@@ -25,7 +25,7 @@ from ranking.data.sources import SAMPLE_FILE as SAMPLE_FILE
 from ranking.data.sources import read_dataset
 from ranking.data.votes import describe_raters
 
-BAR_FROM = 20_000  # examples, from which on making them shows its progress
+BAR_FROM = 20_000  # examples, from which on their progress is shown
 
 
 def load_preferences(

@@ -11,6 +11,8 @@ from tokenizers import Tokenizer
 
 from ranking.data.cells import Dropped
 from ranking.data.examples import PreferenceExample
+from ranking.data.preferences import BAR_FROM
+from ranking.plumbing.command_line import progress_bar
 from ranking.scoring.chat import (
     AUTO,
     ChatOptions,
@@ -116,6 +118,7 @@ def tokenize_examples(
     tokenized: list[list[TokenizedCompletion]] = []
     dropped: Counter[str] = Counter()
     numbers: dict[int, int] = {}  # one object for a number, however often it occurs
+    bar = progress_bar("tokenizing", len(examples)) if len(examples) >= BAR_FROM else None
     for first in range(0, len(examples), EXAMPLES_PER_CALL):
         waiting: list[Written] = []
         for k, example in enumerate(examples[first : first + EXAMPLES_PER_CALL], start=first):
@@ -150,6 +153,10 @@ def tokenize_examples(
                 kept.append(k)
             except Dropped as drop:
                 dropped[str(drop)] += 1
+        if bar is not None:
+            bar.update(len(examples[first : first + EXAMPLES_PER_CALL]))
+    if bar is not None:
+        bar.close()
     return Tokenized(kept, tokenized, dict(dropped))
 
 
