@@ -7,18 +7,20 @@ assistant turn, which stays as it is.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ranking.data.cells import Dropped, Reading, Row, is_empty, text_of
+from ranking.data.cells import Dropped, Reading, Row, is_empty, plain_name, text_of
+from ranking.data.columns import names_of
 from ranking.data.dialogues import as_turns
 from ranking.data.examples import Message
 from ranking.data.messages import has_messages, read_turns
 from ranking.data.prompts import (
     DIALOGUES,
+    PROMPT_COLUMNS,
     TEXTS,
     PromptColumns,
     find_prompt_columns,
     make_reading,
-    unread,
 )
+from ranking.data.prompts import unread as unread_column
 from ranking.data.schemas import Plan
 
 ANSWERS = ("completion", "response", "output")
@@ -26,17 +28,20 @@ ANSWERS = ("completion", "response", "output")
 
 def plan_conversations(rows: Sequence[Row]) -> Plan | None:
     """How rows without a preference are read; None where none of the forms fits the first."""
-    first = rows[0]
+    first, columns = rows[0], names_of(rows)
     if any(has_messages(first.get(name)) for name in DIALOGUES):
         kind, reader = "conversations", read_conversation
+        read = find_prompt_columns(columns, ()).read() | {*DIALOGUES, *TEXTS}
     elif answer_columns(first)[0].main not in (None, "text"):
         kind, reader = "prompts with an answer", read_answered
+        read = answer_columns(dict.fromkeys(columns))[0].read()
     elif isinstance(first.get("text"), str):
-        kind, reader = "texts", read_text
+        kind, reader, read = "texts", read_text, set()
     else:
         return None
+    unread = tuple(c for c in columns if plain_name(c) in PROMPT_COLUMNS and c not in read)
     rule = f"{kind}, without a preference"
-    return Plan(kind, (), (), PromptColumns(), reader, None, gather="single", rule=rule)
+    return Plan(kind, (), unread, PromptColumns(), reader, None, gather="single", rule=rule)
 
 
 def read_conversation(row: Row) -> Reading:
@@ -52,7 +57,7 @@ def read_conversation(row: Row) -> Reading:
     for name in TEXTS[:-1]:  # but for `text`, which may be all of it once more
         text = row.get(name)
         if not is_empty(text) and not (isinstance(text, str) and text.strip() in said):
-            raise ValueError(unread(name, [column]))
+            raise ValueError(unread_column(name, [column]))
     return as_conversation(whole, messages)
 
 

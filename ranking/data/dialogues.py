@@ -32,6 +32,12 @@ def parse_dialogue(prompt: str) -> list[Message]:
     return messages or [{"role": "user", "content": ""}]
 
 
+def is_dialogue_text(prompt: str) -> bool:
+    """Whether a prompt is text of turns that ends where the assistant's begins."""
+    opened = prompt.startswith("Human:") or "\n\nHuman:" in prompt
+    return opened and prompt.rstrip().endswith("\n\nAssistant:")
+
+
 def is_begun(messages: Sequence[Message]) -> bool:
     """Whether a dialogue ends inside an assistant turn, which the completion goes on with."""
     return messages[-1]["role"] == "assistant"

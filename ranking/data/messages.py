@@ -117,7 +117,12 @@ def split_answers(
             raise Dropped("no common prompt")
         asked = [turn["content"].strip() for turn in prompt if turn["role"] == "user"]
         if text and text.strip() not in asked:
-            remarks.append("the prompt differs from the message lists, which are read")
+            before = [turn for turn in prompt if turn["role"] == "system"]
+            if prompt[len(before) : len(before) + 1] and prompt[len(before)]["role"] == "user":
+                remarks.append("the prompt differs from the message lists, which are read")
+            else:  # the lists go on with what the prompt asks
+                question: Message = {"role": "user", "content": text}
+                prompt = [*prompt[: len(before)], question, *prompt[len(before) :]]
     completions = [completion_of(rest) for rest in rests]
     if any(set(rest[0]) - {"role", "content", "name"} for rest in rests):
         remarks.append("completions hold more than text (reasoning, say), which is left out")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ranking.data.cells import Dropped, Reading, Row
-from ranking.data.dialogues import as_turns, parse_dialogue
+from ranking.data.dialogues import as_turns, is_dialogue_text, parse_dialogue
 from ranking.data.drawing import draw_examples
 from ranking.data.examples import (
     Dialogue,
@@ -193,12 +193,6 @@ def dialogue_of(reading: Reading) -> Dialogue | None:
         messages = parse_dialogue(messages)
     tools = tuple(reading.tools) if reading.tools else None
     return Dialogue(tuple(messages), tools, reading.template_kwargs or {}, of_text)
-
-
-def is_dialogue_text(prompt: str) -> bool:
-    """Whether a prompt is text of turns that ends where the assistant's begins."""
-    opened = prompt.startswith("Human:") or "\n\nHuman:" in prompt
-    return opened and prompt.rstrip().endswith("\n\nAssistant:")
 
 
 def explain_drops(dropped: Counter[str], whole_dialogue: Row | None) -> str:

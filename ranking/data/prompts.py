@@ -13,7 +13,7 @@ from ranking.data.cells import (
     plain_name,
     without_nulls,
 )
-from ranking.data.dialogues import parse_dialogue
+from ranking.data.dialogues import is_dialogue_text, parse_dialogue
 from ranking.data.examples import Message, Votes
 from ranking.data.messages import Turns, check_turns, has_messages, read_turns, split_answers
 
@@ -106,8 +106,8 @@ def make_reading(
         arguments = without_nulls(arguments) or None
     tools = tools or inner_tools
     if isinstance(prompt, str) and (asked.system or tools or arguments):
-        turns = "\n\nAssistant:" in prompt
-        prompt = parse_dialogue(prompt) if turns else [{"role": "user", "content": prompt}]
+        turns = [{"role": "user", "content": prompt}]
+        prompt = parse_dialogue(prompt) if is_dialogue_text(prompt) else turns
     if asked.system and not is_empty(system := row.get(asked.system)):
         system = checked_text(system, f"column {asked.system!r}")
         prompt = with_system(system, prompt if isinstance(prompt, list) else [])
@@ -211,8 +211,9 @@ def check_repeated(
 
 def unread(column: str, read: Sequence[str]) -> str:
     """What is said of a column of the prompt that is not read."""
+    beside = f"with the columns {', '.join(read)} " if read else ""
     return (
-        f"column {column!r} is part of the prompt, but with the columns {', '.join(read)} it is "
+        f"column {column!r} is part of the prompt, but {beside}it is "
         "not read: put its text into the prompt (--columns prompt=COLUMN says which column that "
         "is), or take the column out"
     )
