@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
     config = make_run_config(found, datasets, **take(flags, CONFIG_FLAGS))
     if other is not None:
         planned = planned_scoring_run(found, datasets, config)._replace(name="this run")
-        check_comparable(planned, other)
+        check_comparable(planned, other, own_templates=True)
         if not shared_examples(planned.records, other.records):
             raise ValueError(f"--compare {args.compare}: it has no example of this run")
 

@@ -86,7 +86,7 @@ def fingerprint(examples: Sequence[PreferenceExample]) -> str:
         [
             json.dumps(
                 [e.id, e.prompt_id, e.row, e.separators, e.ranks, sorted((e.votes or {}).items())]
-                + ([asdict(e.dialogue)] if e.dialogue is not None else [])
+                + ([asdict(e.dialogue)] if e.dialogue and not e.dialogue.of_text else [])
                 + [e.groups] * bool(e.groups)
             )
             for e in examples

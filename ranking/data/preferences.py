@@ -1,5 +1,6 @@
 """One dataset → preference examples: rows are read, drawn, converted; drops counted by reason."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -128,7 +129,7 @@ def sample_and_convert(
         remarks.update(reading.remarks)
         text = prompt if isinstance(prompt, str) else as_turns(prompt)
         groups = drawn.groups(k)
-        content = content_hash([text, *completions])
+        content = content_hash([text, *completions, *given_besides(reading)])
         occurrences[content] += 1
         examples.append(
             PreferenceExample(
@@ -155,6 +156,12 @@ def sample_and_convert(
         n_drawn = len(drawn.numbers)
         raise ValueError(f"{origins[0][0]}: no usable example left of {n_drawn} {why}")
     return PreferenceData(*names, joint, examples, dict(dropped), notes)
+
+
+def given_besides(reading: Reading) -> list[str]:
+    """What a chat template is given beside messages, where it is, for the example's id."""
+    given = [reading.tools or [], reading.template_kwargs or {}]
+    return [json.dumps(given, sort_keys=True)] if any(given) else []
 
 
 def prompt_once(reading: Reading, whole_texts: bool) -> Reading:

@@ -6,12 +6,12 @@ Scoring, training, generation and judging all render here.
 import json
 import os.path
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, TemplateError, TemplateSyntaxError
+from jinja2 import Environment, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import loopcontrols
 
 from ranking.data.dialogues import is_begun, parse_dialogue
@@ -111,6 +111,11 @@ def read_kwargs(text: str) -> dict[str, Any]:
     return kwargs
 
 
+def parse_template(text: str) -> nodes.Template:
+    """A template as Jinja reads it. Raises TemplateSyntaxError."""
+    return Environment(extensions=[loopcontrols]).parse(GENERATION_TAG.sub("", text))
+
+
 def read_template(path: str) -> str:
     """The text of --chat-template-file. ValueError where it cannot be read or does not compile."""
     try:
@@ -118,7 +123,7 @@ def read_template(path: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--chat-template-file {path}: {error}") from None
     try:
-        Environment(extensions=[loopcontrols]).parse(GENERATION_TAG.sub("", text))
+        parse_template(text)
     except TemplateSyntaxError as error:
         reason = f"line {error.lineno}: {error.message}"
         raise ValueError(f"--chat-template-file {path}: not a Jinja template ({reason})") from None
@@ -149,19 +154,43 @@ def apply_template(
     """Messages in the template, with the tools and the template_kwargs of an item's dialogue.
 
     System messages stand in the next user turn where the template does not take them, as model
-    cards have it. how: as `apply_chat_template` takes it. ValueError where the template refuses.
+    cards have it. how: as `apply_chat_template` takes it. ValueError where the template refuses the
+    dialogue, or leaves a tool's message out.
     """
     template, tools, settings = applied_to(tokenizer, chat, item.dialogue if item else None)
+
+    def write(turns: Sequence[Message]) -> str:
+        return tokenizer.apply_chat_template(
+            list(turns), tools, chat_template=template, tokenize=False, **{**settings, **how}
+        )
+
     try:
         if has_system(messages) and not takes_system(tokenizer, template, as_key(settings)):
             messages = system_in_user_turn(messages)
-        return tokenizer.apply_chat_template(
-            list(messages), tools, chat_template=template, tokenize=False, **{**settings, **how}
-        )
+        text = write(messages)
+        if left_out(write, messages, text, "system"):
+            messages = [*messages[:1], *system_in_user_turn(messages[1:])]
+            text = write(messages)
+        if left_out(write, messages, text, "tool"):
+            raise ValueError("it leaves out what the tool says")
+        return text
     except REFUSALS as error:
         start = str(messages[-1].get("content") or "")[:60]
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the chat template refuses {start!r} ({reason})") from None
+
+
+def left_out(
+    write: Callable[[Sequence[Message]], str], messages: Sequence[Message], text: str, role: str
+) -> bool:
+    """Whether `text`, the rendering of messages, says nothing of one of this role behind the first:
+    with other words in it, the rendering is the same."""
+    said = [k for k, m in enumerate(messages) if k and m["role"] == role and m.get("content")]
+    return any(
+        write([*messages[:k], {**messages[k], "content": f"{PROBE} {k}"}, *messages[k + 1 :]])
+        == text
+        for k in said
+    )
 
 
 def has_system(messages: Sequence[Message]) -> bool:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from jinja2.meta import find_undeclared_variables
+
 from ranking.scoring.chat import (
     AUTO,
     PROBE,
@@ -15,6 +17,7 @@ from ranking.scoring.chat import (
     has_system,
     has_template,
     messages_of,
+    parse_template,
     render_example,
     render_prompt,
     takes_system,
@@ -37,6 +40,9 @@ def describe_rendering(tokenizer, examples: Sequence[Asked], chat: ChatOptions =
         lines.append(f"{n_dialogues} dialogues are written as Human: and Assistant: turns ({why})")
     if chat.system is not None and not n_inside and not n_dialogues:
         lines.append("--system does nothing: the prompts are plain text")
+    given = {"kwargs": chat.kwargs, "file": chat.template}
+    for name in [name for name, value in given.items() if value and not n_inside]:
+        lines.append(f"--chat-template-{name} does nothing: no prompt goes through a template")
     if n_inside:
         lines.append(f"{n_inside} of {n} prompts go through the chat template")
         rendered = [example for example, goes in zip(examples, inside) if goes]
@@ -48,6 +54,9 @@ def peculiarities(tokenizer, examples: Sequence[Asked], chat: ChatOptions) -> li
     """What a template does otherwise than others, if it matters for these examples."""
     template, _, settings = applied_to(tokenizer, chat, None)
     lines = []
+    read = find_undeclared_variables(parse_template(template))
+    if unread := sorted(chat.kwargs.keys() - read):
+        lines.append(f"it does not read {', '.join(unread)} of --chat-template-kwargs")
     systems = any(has_system(messages_of(example, chat)) for example in examples)
     if systems and not takes_system(tokenizer, template, as_key(settings)):
         lines.append("it takes no system message, which stands before the next user message")

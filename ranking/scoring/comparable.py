@@ -12,7 +12,7 @@ from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record
 from ranking.scoring.examples_file import config_beside, load_examples, planned_records
 from ranking.scoring.models import FoundModel
-from ranking.scoring.run_config import CHAT_KEYS, record_in_template, separators_of
+from ranking.scoring.run_config import record_in_template, separators_of
 
 
 class ScoringRun(NamedTuple):
@@ -48,9 +48,10 @@ def shared_examples(records: Sequence[Any], other: Sequence[Any]) -> list[tuple[
     return [(r, by_key[row_key(r)]) for r in records if row_key(r) in by_key]
 
 
-def check_comparable(first: ScoringRun, second: ScoringRun) -> None:
+def check_comparable(first: ScoringRun, second: ScoringRun, own_templates: bool = False) -> None:
     """Raise ValueError where two runs scored an example, but not as the same text, or not with the
-    same ranks and votes. A line says what else differs."""
+    same ranks and votes. A line says what else differs. `own_templates`: each model may have its
+    dialogues in a chat template of its own, which a line says."""
     pairs = shared_examples(first.records, second.records)
     for a, b in pairs:
         for key in ("prompt", "completions", "ranks", "votes", "messages"):
@@ -74,9 +75,14 @@ def check_comparable(first: ScoringRun, second: ScoringRun) -> None:
         )
         raise ValueError(f"not the same text: {said}: score both alike")
 
-    for key in ("add_eos", *CHAT_KEYS):
+    for key in ("add_eos", "system", "chat_template_kwargs"):
         if one.get(key) != two.get(key):
             refuse(key, (one.get(key), two.get(key)))
+    templates = one.get("template"), two.get("template")  # older runs do not say
+    if None not in templates and templates[0] != templates[1]:
+        if not own_templates:
+            refuse("the chat template", templates)
+        announce(f"{first.name} and {second.name} have dialogues in different chat templates")
     for a, b in pairs:
         where = label_of(a)
         rendered = (record_in_template(a, one), record_in_template(b, two))

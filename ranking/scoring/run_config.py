@@ -6,7 +6,13 @@ from typing import Any, NotRequired, TypedDict
 
 from ranking.data.examples import PreferenceData, content_hash, fingerprint, joining
 from ranking.plumbing.result_files import hash_config
-from ranking.scoring.chat import ChatOptions, check_template, closing_text, has_template
+from ranking.scoring.chat import (
+    ChatOptions,
+    applied_to,
+    check_template,
+    closing_text,
+    has_template,
+)
 from ranking.scoring.loading import load_tokenizer
 from ranking.scoring.models import FoundModel
 
@@ -41,6 +47,7 @@ class RunConfig(TypedDict):
     trust_remote_code: NotRequired[bool]
     max_length: int | None
     chat_template: bool  # whether examples go through it: all, but for `in_template`
+    template: NotRequired[str]  # hash of the one they go through
     system: NotRequired[str]
     chat_template_kwargs: NotRequired[dict[str, Any]]
     chat_template_file: NotRequired[str]  # hash of its text
@@ -65,7 +72,8 @@ def make_run_config(
     Reads the model's tokenizer where a chat template could be used; ValueError where there is none
     that is asked for, or it cannot be applied.
     """
-    counts = template_counts(found, datasets, chat, trust_remote_code)
+    counts, template = template_counts(found, datasets, chat, trust_remote_code)
+    is_dialogue = any(e.dialogue is not None for data in datasets for e in data.examples)
     config: RunConfig = {
         "model": found.name,
         "revision": found.revision,
@@ -92,12 +100,14 @@ def make_run_config(
     if chat.mode == "auto" and any(counts):
         for entry, n in zip(config["datasets"], counts):
             entry["in_template"] = n
-    if chat.system is not None:
+    if chat.system is not None and (any(counts) or is_dialogue):
         config["system"] = chat.system
-    if chat.kwargs:
-        config["chat_template_kwargs"] = dict(chat.kwargs)
-    if chat.template is not None:
-        config["chat_template_file"] = content_hash([chat.template])
+    if template is not None:
+        config["template"] = content_hash([template])
+        if chat.kwargs:
+            config["chat_template_kwargs"] = dict(chat.kwargs)
+        if chat.template is not None:
+            config["chat_template_file"] = content_hash([chat.template])
     if quantization:
         config["quantization"] = quantization
     if trust_remote_code:
@@ -107,8 +117,9 @@ def make_run_config(
 
 def template_counts(
     found: FoundModel, datasets: Sequence[PreferenceData], chat: ChatOptions, trusted: bool
-) -> list[int]:
-    """How many examples of each dataset go through the model's chat template.
+) -> tuple[list[int], str | None]:
+    """How many examples of each dataset go through the model's chat template, and that template,
+    where it is used.
 
     ValueError where it has none that is asked for, or it cannot be applied to an answered question.
     """
@@ -116,14 +127,15 @@ def template_counts(
         sum(chat.mode == "always" or example.dialogue is not None for example in data.examples)
         for data in datasets
     ]
+    none = [0 for _ in datasets], None
     if chat.mode == "never" or not any(wanted):
-        return [0 for _ in datasets]
+        return none
     tokenizer = load_tokenizer(found.name, found.commit, trust_remote_code=trusted)
     check_template(tokenizer, chat, found.name)
     if not has_template(tokenizer, chat):
-        return [0 for _ in datasets]
+        return none
     closing_text(tokenizer, chat)
-    return wanted
+    return wanted, applied_to(tokenizer, chat, None).template
 
 
 def scoring_settings(

@@ -1,6 +1,7 @@
 """Rows become examples: sampling, drops by reason, fingerprints, one-line errors."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,19 @@ def test_everything_results_depend_on_changes_the_fingerprint(tmp_path):
     assert len(set(found)) == len(found)
     again = load_preferences(write(tmp_path / "again.jsonl", [row, row]))
     assert fingerprint(again.examples) == found[0]
+
+
+def test_what_a_template_is_given_is_part_of_the_id_and_turns_of_text_are_not(tmp_path):
+    """Answers to one question, asked with and without thinking, are not the same example; text that
+    is a dialogue has the fingerprint of its text, as before dialogues were known."""
+    row = {"prompt": [{"role": "user", "content": "q"}], "chosen": "a", "rejected": "b"}
+    rows = [row, *({**row, "chat_template_kwargs": {"enable_thinking": x}} for x in (True, False))]
+    loaded = [load_preferences(write(tmp_path / "f.jsonl", [r])).examples[0] for r in rows]
+    assert len({example.id for example in loaded}) == 3
+    turns = {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " a", "rejected": " b"}
+    (dialogue,) = load_preferences(write(tmp_path / "f.jsonl", [turns])).examples
+    assert dialogue.dialogue is not None
+    assert fingerprint([dialogue]) == fingerprint([replace(dialogue, dialogue=None)])
 
 
 def test_what_cannot_be_honoured_is_refused(tmp_path):

@@ -332,6 +332,28 @@ def test_a_system_message_is_never_lost(chat_tokenizer):
         assert ("takes no system message" in lines) == (name in ("Mistral", "deaf"))
 
 
+LLAMA2 = (  # a system message stands first, or is left out
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content }} {% elif loop.first %}"
+    "<<SYS>>{{ m.content }}<</SYS>>{% endif %}{% endfor %}"
+)
+
+
+def test_nothing_of_a_dialogue_is_left_out_in_silence(chat_tokenizer):
+    """A later system message that the template passes over stands in the next user turn; what a
+    tool said, of which the template has no word, drops the dialogue."""
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    late = [*turns, {"role": "system", "content": "RULE"}, {"role": "user", "content": "r"}]
+    told = [*turns, {"role": "tool", "content": "SECRET"}]
+    chat = ChatOptions(template=LLAMA2)
+    items = [Texts("", ["x"], dialogue=Dialogue(tuple(messages))) for messages in (late, told)]
+    assert render_prompt(chat_tokenizer, items[0], chat).endswith("[INST] RULE\n\nr [/INST]")
+    found = tokenize_examples(chat_tokenizer, items, chat)
+    assert (found.kept, found.dropped) == ([0], {"chat template refuses the dialogue": 1})
+    with pytest.raises(ValueError, match="leaves out what the tool says"):
+        render_prompt(chat_tokenizer, items[1], chat)
+
+
 def test_a_system_message_stands_before_turns_without_a_template(tokenizer):
     question = Texts("\n\nHuman: Hi\n\nAssistant:", ["a"], [" "], None, dialogue(user("Hi")))
     asked = ChatOptions(system="Be brief.")
@@ -428,6 +450,13 @@ def test_lines_say_how_examples_are_rendered(chat_tokenizer, tokenizer):
     assert "today's date" in describe_rendering(chat_tokenizer, [asked], dated)[-1]
     fixed = dated._replace(kwargs={"date_string": "26 Jul 2024"})
     assert len(describe_rendering(chat_tokenizer, [asked], fixed)) == 1
+    misspelt = ChatOptions(kwargs={"enable_thnking": False})
+    assert (
+        "does not read enable_thnking" in describe_rendering(chat_tokenizer, [asked], misspelt)[1]
+    )
+    for tokens, item in ((chat_tokenizer, text), (tokenizer, asked)):
+        lines = describe_rendering(tokens, [item], misspelt)
+        assert lines[-1] == "--chat-template-kwargs does nothing: no prompt goes through a template"
 
 
 def test_arguments_of_a_template_are_a_json_object_of_its_own(tmp_path):

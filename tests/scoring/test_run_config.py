@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 from conftest import SMALL, make_model
 
-from ranking.data.examples import Dialogue, PreferenceData, PreferenceExample, fingerprint
+from ranking.data.examples import (
+    Dialogue,
+    PreferenceData,
+    PreferenceExample,
+    content_hash,
+    fingerprint,
+)
 from ranking.plumbing.result_files import hash_config
 from ranking.scoring.chat import AUTO, ChatOptions
 from ranking.scoring.comparable import ScoringRun, check_comparable, planned_scoring_run
@@ -65,7 +71,8 @@ def two_models(tmp_path_factory, tokenizer):
 
 
 def test_configurations_of_text_are_those_of_before(two_models):
-    """Key for key, so that unfinished runs resume and finished ones compare."""
+    """Key for key, so that unfinished runs resume and finished ones compare; those in a template
+    say which."""
     chat, plain = two_models
     for found, options, expected in (
         (chat, AUTO, False), (plain, AUTO, False), (plain, ChatOptions("never"), False),
@@ -77,6 +84,7 @@ def test_configurations_of_text_are_those_of_before(two_models):
                           "examples": fingerprint(TEXT.examples), "dropped": {}}],
             "sample_size": 2, "seed": 0, "include_ties": False, "dtype": "float32",
             "max_length": None, "chat_template": expected, "add_eos": False,
+            **({"template": content_hash([CHATML])} if expected else {}),
         }  # fmt: skip
 
 
@@ -127,12 +135,26 @@ def test_runs_that_render_otherwise_are_not_compared(two_models):
         (planned(chat, ChatOptions("always")), "mixed: chat_template false"),
         (planned(chat, ChatOptions(system="Hm.")), "system null and .* system \"Hm.\""),
         (planned(chat, ChatOptions(kwargs={"x": 1})), "chat_template_kwargs null"),
-        (planned(chat, ChatOptions(template=CHATML)), "chat_template_file null"),
+        (planned(chat, ChatOptions(template=CHATML + " ")), "the chat template"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"not the same text: .*{reason}"):
             check_comparable(ours, other)
+    check_comparable(ours, planned(chat, ChatOptions(template=CHATML)))  # which is its own
     datasets = [DIALOGUES]  # all are dialogues: auto is always
     check_comparable(planned(chat, AUTO), planned(chat, ChatOptions("always")))
+
+
+def test_models_are_compared_in_templates_of_their_own(two_models, capsys):
+    found = two_models[0]
+    ours, other = (
+        planned_scoring_run(found, [DIALOGUES], make_run_config(
+            found, [DIALOGUES], chat=ChatOptions(template=template), **ASKED))
+        for template in (None, CHATML + " ")
+    )  # fmt: skip
+    check_comparable(ours, other, own_templates=True)
+    assert "have dialogues in different chat templates" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="not the same text"):  # log-ratios need one
+        check_comparable(ours, other)
 
 
 def test_records_hold_messages_which_older_files_lack(two_models):
