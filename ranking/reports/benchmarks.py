@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ranking.metrics.benchmarks import BenchmarkPart, BenchmarkRow
-from ranking.reports.labels import SYMBOLS, by_normalization, refuse_two_runs, short
+from ranking.reports.labels import SYMBOLS, by_normalization, refuse_two_runs, scoring_label, short
 from ranking.reports.tables import Table, percent, show_table, with_interval
 
 
@@ -29,10 +29,11 @@ def benchmark_table(rows: Sequence, alone: bool = False) -> Table:
     lines = []
     for pair in by_normalization(found, "benchmark"):
         row = pair["non-length-normalized"]
+        model = ", ".join(filter(None, (short(row["model"]), scoring_label(row))))
         kinds: list[list[BenchmarkPart]] = [pair[kind]["parts"] for kind in SYMBOLS]
         for entries in zip(*kinds):
             part = entries[0]
-            line = [] if alone else [row["benchmark"], short(row["model"])]
+            line = [] if alone else [row["benchmark"], model]
             line += [part["part"], part["kind"], str(part["n"]), percent(part["chance"])]
             for entry in entries:
                 low, _ = entry["wilson_95"]
