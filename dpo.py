@@ -174,7 +174,7 @@ def main(argv: list[str]) -> None:
             own_tokenizer = training_tokenizer(*policy)
             check_same_tokens(reference[0], tokenizer, policy[0], own_tokenizer)
             tokenizer = own_tokenizer
-        use_template(tokenizer, chat, policy[0])
+        use_template(tokenizer, chat, policy[0], parts["train"].examples)
         pairs, texts = prepare_pairs(
             parts, model, tokenizer, chat=chat, add_eos=data_args.add_eos,
             max_length=training_args.max_length, n_followed=data_args.dynamics_sample_size,

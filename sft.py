@@ -117,7 +117,7 @@ def main(argv: list[str]) -> None:
         *source, **model_args.of_loading(), device=str(training_args.device),
         prefer_flash=training_args.bf16,
     )  # fmt: skip
-    use_template(tokenizer, chat, source[0])
+    use_template(tokenizer, chat, source[0], parts["train"].examples)
     texts = prepare_texts(
         parts, model, tokenizer, templates=data_args.templates, chat=chat,
         add_eos=data_args.add_eos, max_length=training_args.max_length,

@@ -26,6 +26,9 @@ SMOLLM2 = (
 MARKED = """{% for m in messages %}<|im_start|>{{ m.role }}
 {% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>\\n' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""  # noqa: E501
+# which ends no turn
+SPEAKERS = """{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}{%
+if add_generation_prompt %}assistant: {% endif %}"""
 VOCABULARY = {**SMALL, "vocab_size": 640, "max_position_embeddings": 2048}
 
 

@@ -78,7 +78,7 @@ def answer_columns(columns: Mapping[str, Any]) -> tuple[PromptColumns, str | Non
 
 
 def read_answered(row: Row) -> Reading:
-    """A prompt and its answer, as texts or as messages."""
+    """A prompt and its answer, as texts or as messages; equal answers to nothing are a cluster."""
     drop_bad(row)
     asked, column = answer_columns(row)
     answer = read_turns(row[column], f"column {column!r}")
@@ -91,15 +91,17 @@ def read_answered(row: Row) -> Reading:
     reading = make_reading(row, asked, [answer], (1,))
     if not reading.completions[0].strip():
         raise Dropped("empty completion")
+    if isinstance(reading.prompt, str) and not reading.prompt.strip():
+        return reading._replace(cluster=reading.completions[0])
     return reading
 
 
 def read_text(row: Row) -> Reading:
-    """A text, of which all is trained on."""
+    """A text, of which all is trained on; equal ones are a cluster."""
     text = text_of(row, "text")
     if not text.strip():
         raise Dropped("empty text")
-    return Reading("", [text], (1,))
+    return Reading("", [text], (1,), cluster=text)
 
 
 def drop_bad(row: Row) -> None:

@@ -48,8 +48,12 @@ def divide_by_prompt(
 
 
 def opening(example: PreferenceExample) -> str:
-    """The prompt up to the first response turn: what dialogues that continue each other share."""
-    return example.prompt.split("\n\nAssistant:")[0]
+    """The prompt up to the first response turn: what dialogues that continue each other share.
+    Of a text without a prompt, the same of the text itself."""
+    if example.prompt.strip() or example.dialogue is not None:
+        return example.prompt.split("\n\nAssistant:")[0]
+    text = example.completions[0]
+    return text.split("\n\nAssistant:")[0] or text
 
 
 def load_training_splits(

@@ -257,6 +257,12 @@ def closing_text(tokenizer, chat: ChatOptions, dialogue: Dialogue | None = None)
         raise ValueError(f"the chat template cannot be applied ({reason})") from None
 
 
+def closes_turns(tokenizer, chat: ChatOptions) -> bool:
+    """Whether the template itself ends an assistant's turn, with more than white space; where not,
+    EOS does if an end is asked for. ValueError as `closing_text`."""
+    return bool(closing_text(tokenizer, chat).strip())
+
+
 def end_of_turn_id(tokenizer, chat: ChatOptions = AUTO) -> int | None:
     """Id of the token that closes an assistant's turn in the chat template, else EOS."""
     closing = closing_text(tokenizer, chat).strip()

@@ -18,7 +18,7 @@ from ranking.scoring.chat import (
     ChatOptions,
     Texts,
     check_template,
-    closing_text,
+    closes_turns,
     end_of_turn_id,
     goes_through_template,
     plain_prompt,
@@ -175,7 +175,7 @@ def find_endings(
     found = {False: Endings(), True: Endings()}
     for renders in {goes_through_template(tokenizer, example, chat) for example in examples}:
         end = end_of_turn_id(tokenizer, chat) if renders else eos
-        closed = renders and closing_text(tokenizer, chat).strip()  # by the template itself
+        closed = renders and closes_turns(tokenizer, chat)
         if add_eos and not closed and end is None:
             raise ValueError("--add-eos: this tokenizer has no EOS token")
         left_out = end if end in tokenizer.added_tokens_decoder else None

@@ -133,7 +133,8 @@ def dataset_labels(specs: Sequence[str]) -> list[str]:
 
 
 def first_question(example: PreferenceExample) -> str:
-    """What the user says first: by this, the same prompt is found in other notations too."""
+    """What the user says first, or a text that asks nothing: by this, the same prompt is found in
+    other notations too."""
     if example.dialogue is not None:
         users = [m.get("content") for m in example.dialogue.messages if m["role"] == "user"]
         if users and isinstance(users[0], str):

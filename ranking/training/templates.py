@@ -1,17 +1,28 @@
 """The chat template in training: what goes through it, and which answers end their turn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ranking.data.examples import PreferenceData, PreferenceExample
 from ranking.plumbing.processes import announce
-from ranking.scoring.chat import ChatOptions, Texts, check_template, goes_through_template
+from ranking.scoring.chat import (
+    ChatOptions,
+    Texts,
+    check_template,
+    closes_turns,
+    goes_through_template,
+)
+from ranking.scoring.chat_notes import describe_rendering
 
 
-def use_template(tokenizer, chat: ChatOptions, name: str) -> None:
+def use_template(
+    tokenizer, chat: ChatOptions, name: str, examples: Sequence[PreferenceExample]
+) -> None:
     """Give the tokenizer of model `name` the template of --chat_template_file, which is saved with
-    it. ValueError where --chat_template always has none to use."""
+    it, where training examples go through it. ValueError where --chat_template always has none to
+    use."""
     check_template(tokenizer, chat, name)
-    if chat.template is not None:
+    used = any(goes_through_template(tokenizer, example, chat) for example in examples)
+    if chat.template is not None and used:
         tokenizer.chat_template = chat.template
 
 
@@ -28,24 +39,26 @@ def ends_turn(
 def describe_template(
     tokenizer, parts: Mapping[str, PreferenceData], chat: ChatOptions, add_eos: bool | None
 ) -> None:
-    """Lines that say how many of the training examples go through the chat template, and which end
-    their turn."""
+    """Lines that say how the training examples are rendered, and which end their turn."""
     examples = parts["train"].examples
-    n = len(examples)
-    n_rendered = sum(goes_through_template(tokenizer, e, chat) for e in examples)
-    n_dialogues = sum(e.dialogue is not None for e in examples)
-    n_ended = sum(ends_turn(tokenizer, e, chat, add_eos) for e in examples)
-    if n_rendered:
-        announce(f"{n_rendered} of {n} training examples go through the chat template")
-    elif n_dialogues:
-        why = "--chat_template never" if chat.mode == "never" else "the tokenizer has no template"
-        announce(f"{n_dialogues} dialogues are written as Human: and Assistant: turns ({why})")
-    elif getattr(tokenizer, "chat_template", None) and chat.mode == "auto":
-        announce("the data are text, and stay so beside the tokenizer's chat template "
-                 "(--chat_template always puts them through it)")  # fmt: skip
-    if n_ended:
+    for line in describe_rendering(tokenizer, examples, chat):
+        announce(f"train: {line}")
+    rendered = [goes_through_template(tokenizer, e, chat) for e in examples]
+    ended = [ends_turn(tokenizer, e, chat, add_eos) for e in examples]
+    if any(ended):
         default = " (the default for dialogues; --no_add_eos)" if add_eos is None else ""
-        how = "as the template closes a turn" if n_rendered == n else "as a template or with EOS"
-        announce(f"the answers of {n_ended} of {n} training examples end {how}{default}")
-    elif n_rendered:
+        how = describe_endings(tokenizer, [r for r, e in zip(rendered, ended) if e], chat)
+        announce(
+            f"the answers of {sum(ended)} of {len(ended)} training examples end {how}{default}"
+        )
+    elif any(rendered):
         announce("the answers do not end their turn (--add_eos has them do so)")
+
+
+def describe_endings(tokenizer, rendered: Sequence[bool], chat: ChatOptions) -> str:
+    """What ends the answers of examples, of which some go through the chat template."""
+    if not any(rendered):
+        return "with EOS"
+    if not closes_turns(tokenizer, chat):
+        return "with EOS, as the template closes no turn"
+    return "as the template closes a turn" + (", or with EOS" if not all(rendered) else "")

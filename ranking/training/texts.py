@@ -16,6 +16,7 @@ from ranking.plumbing.processes import announce
 from ranking.scoring.chat import (
     ChatOptions,
     Texts,
+    closes_turns,
     end_of_turn_id,
     goes_through_template,
     plain_prompt,
@@ -86,7 +87,7 @@ class Marked(NamedTuple):
 
     text: str
     spans: list[tuple[int, int]]
-    ended: bool
+    with_eos: bool
     in_template: bool
 
 
@@ -104,11 +105,17 @@ def mark_turns(
     answer = given["text"][n + len(separator) :]
     item = Texts(prompt, (answer,), (separator,), dialogue=given.get("dialogue"))
     ended = ends_turn(tokenizer, item, chat, add_eos)
-    if goes_through_template(tokenizer, item, chat):
+    renders = goes_through_template(tokenizer, item, chat)
+    with_eos = ended and not (renders and closes_turns(tokenizer, chat))
+    if with_eos and tokenizer.eos_token_id is None:
+        raise ValueError(
+            "--add_eos: this tokenizer has no EOS token (--no_add_eos trains without an end)"
+        )
+    if renders:
         end = end_of_turn_id(tokenizer, chat)
         end = end if end in tokenizer.added_tokens_decoder else None
         item = item._replace(completions=(without_endings(tokenizer, answer, end),))
-        return Marked(*rendered_turns(tokenizer, item, chat, ended), False, True)
+        return Marked(*rendered_turns(tokenizer, item, chat, ended), with_eos, True)
     calls = item.dialogue and any(
         m.get("tool_calls") and not m.get("content") for m in item.dialogue.messages
     )
@@ -125,7 +132,7 @@ def mark_turns(
         spans = trained_spans(text, n, templates)
     whole = plain_prompt(item, chat)  # behind a system message, where one is asked for
     shift = len(whole) - n
-    return Marked(whole + text[n:], [(a + shift, b + shift) for a, b in spans], ended, False)
+    return Marked(whole + text[n:], [(a + shift, b + shift) for a, b in spans], with_eos, False)
 
 
 def tokenize_texts(
@@ -139,12 +146,10 @@ def tokenize_texts(
     """{input_ids, labels} of texts cut at `max_length` tokens, of a mixture also `dataset`, and
     what was dropped by reason.
 
-    add_eos: as `ends_turn`. A text that no template writes ends with EOS, once; what a template
-    writes, as the template ends it.
+    add_eos: as `ends_turn`. What a template writes ends as the template closes a turn; where it
+    closes none, and where no template writes, with EOS, once.
     """
     eos = tokenizer.eos_token_id
-    if add_eos and eos is None:
-        raise ValueError("--add_eos: this tokenizer has no EOS token")
     fast = exact_offset_tokenizer(tokenizer)
     several = len({given.get("dataset") for given in texts}) > 1
     rows: list[dict] = []
@@ -165,14 +170,14 @@ def tokenize_texts(
             )
             for in_template in (True, False)
         }
-        for given, (text, spans, ended, in_template) in marked:
+        for given, (text, spans, with_eos, in_template) in marked:
             encoding = next(encodings[in_template])
             end = len(encoding.ids)
             while not in_template and end and encoding.special_tokens_mask[end - 1]:
                 end -= 1  # appended by the tokenizer's template
             ids, labels = encoding.ids[:end], mask_labels(encoding.ids, encoding.offsets, spans)
             labels = labels[:end]
-            if ended:
+            if with_eos:
                 ids, labels = [*ids, eos], [*labels, eos]
             ids, labels = ids[:max_length], labels[:max_length]
             if not any(text[a:b].strip() for a, b in spans):

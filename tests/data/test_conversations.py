@@ -89,6 +89,14 @@ def test_conversations_that_open_alike_are_one_cluster(tmp_path):
     assert first == second != third
 
 
+def test_equal_texts_are_one_cluster(tmp_path):
+    """Of different ones, and of answers to nothing, each is its own."""
+    for column in ("text", "completion"):
+        rows = [{"prompt": "", column: text} for text in ("Once.", "Once.", "Twice.")]
+        first, second, third = (e.prompt_id for e in read(tmp_path, *rows).examples)
+        assert first == second != third
+
+
 def test_a_preference_comes_first(tmp_path):
     """Of rows that hold both; and a question that is not in the messages is not lost silently."""
     pair = {"prompt": "Hi", "messages": MESSAGES[:2], "chosen": MESSAGES[:2],

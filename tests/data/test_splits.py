@@ -139,6 +139,25 @@ def test_dialogues_that_go_on_in_train_are_left_out(tmp_path):
     assert f"also in train: {120 - n_left}" in notes[1] and 96 < n_left < 120
 
 
+@pytest.mark.parametrize("column", ["text", "completion"])
+def test_texts_are_divided_by_themselves(tmp_path, column):
+    """They ask nothing: equal ones, and dialogues that open alike, are in one part."""
+    talks = [f"\n\nHuman: q{k}\n\nAssistant: {a}" for k in range(20) for a in ("yes", "no")]
+    texts = [f"text {k}" for k in range(20)]
+    rows = [{"prompt": "", column: text} for text in (*talks, *texts, *texts)]
+    spec = write_folder(tmp_path / "d", only=rows)
+    parts, notes = load_training_splits(spec, conversations=True)
+    assert "divided by prompt into 80/10/10 %" in notes[1]
+    found = [
+        {e.completions[0].split("\n\nAssistant:")[0] for e in d.examples} for d in parts.values()
+    ]
+    assert not found[0] & (found[1] | found[2])
+    copies = [[e.completions[0] for e in d.examples if "Human" not in e.completions[0]]
+              for d in parts.values()]  # fmt: skip
+    assert sorted(text for part in copies for text in part) == sorted(2 * texts)
+    assert all(part.count(text) == 2 for part in copies for text in part)
+
+
 @pytest.mark.skipif(not DATA_DIR.is_dir(), reason="needs DATA_DIR")
 def test_real_hh_is_divided():
     parts, notes = load_training_splits("Anthropic/hh-rlhf", data_dir=DATA_DIR)

@@ -77,6 +77,31 @@ def test_questions_that_another_dataset_trains_on_are_left_out(tmp_path, capsys)
         load_parts([talks, str(tmp_path / "texts")])
 
 
+@pytest.mark.parametrize("column", ["text", "completion"])
+def test_a_mixture_of_texts_leaves_out_those_that_another_trains_on(tmp_path, capsys, column):
+    """Texts ask nothing, and are none the same for that; a dialogue among them asks something."""
+
+    def rows(texts):
+        return [{"prompt": "", column: text} for text in texts]
+
+    names = [str(tmp_path / name) for name in ("tA", "tB")]
+    dialogue = "\n\nHuman: What is rust?\n\nAssistant: "
+    for name, own in (("tA", ["A text 90"]), ("tB", ["B text 90", f"{dialogue}Iron."])):
+        write(
+            tmp_path / name / "train.jsonl",
+            rows([*(f"{name[1]} text {k}" for k in range(30)), *own]),
+        )
+    held = ["B text 3", "A text 3", f"{dialogue}A language.", "A text 99"]
+    for split in ("validation", "test"):
+        write(tmp_path / "tA" / f"{split}.jsonl", rows(held))
+        write(tmp_path / "tB" / f"{split}.jsonl", rows(["B text 98"]))
+    parts = load_parts(names, conversations=True)
+    assert [len(data.examples) for data in parts.values()] == [63, 3, 3]
+    kept = {e.completions[0] for e in parts["validation"].examples}
+    assert kept == {"A text 3", "A text 99", "B text 98"}
+    assert capsys.readouterr().err.count("trains on the question: 2 of 4") == 2
+
+
 def test_examples_in_two_datasets_keep_their_own_ids(tmp_path):
     for name in ("one", "two"):
         write(tmp_path / name / "train.jsonl", pairs("the same", 3))

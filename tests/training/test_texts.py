@@ -11,6 +11,7 @@ from dialogue_rows import (
     CHATML,
     MARKED,
     SMOLLM2,
+    SPEAKERS,
     VOCABULARY,
     chat_tokenizer,
     dialogues,
@@ -30,7 +31,7 @@ from ranking.data.dialogues import as_turns
 from ranking.data.examples import Dialogue, PreferenceExample
 from ranking.data.splits import load_training_splits
 from ranking.scoring.chat import ChatOptions
-from ranking.scoring.tokenization import exact_offset_tokenizer
+from ranking.scoring.tokenization import exact_offset_tokenizer, tokenize_examples
 from ranking.training.splits import load_parts
 from ranking.training.texts import IGNORED, response_spans, tokenize_texts, trained_spans
 
@@ -213,6 +214,53 @@ def test_losses_of_dialogues_equal_trl(tmp_path, sample_text, template, ours, th
         run.train()
         losses.append([e["loss"] for e in run.state.log_history if "loss" in e])
     assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("add_eos", [None, True, False])
+def test_a_turn_that_the_template_does_not_close_ends_with_eos(sample_text, add_eos):
+    """As it is scored, and trained by DPO; the last of a conversation, as in text."""
+    tokenizer = chat_tokenizer(sample_text, SPEAKERS)
+    asked = Dialogue((said("user", "Is it?"),))
+    example = PreferenceExample(
+        "a", "p", "\n\nHuman: Is it?\n\nAssistant:", ("yes", "no"), (" ", " "), (1, 2), None, "d", 0,
+        asked,
+    )  # fmt: skip
+    ((row,), dropped) = tokenize_texts(
+        tokenizer, sft_texts([example]), None, 512, add_eos, ChatOptions()
+    )
+    trained = " yes" if add_eos is False else " yes\n</s>"
+    assert decode_trained(tokenizer, row) == [trained] and not dropped
+    ((scored, _),) = tokenize_examples(
+        tokenizer, [example], ChatOptions(), add_eos=add_eos is not False
+    ).completions
+    assert row["input_ids"][: len(scored.ids)] == list(scored.ids)
+    assert row["labels"][: len(scored.ids)] == [IGNORED] * scored.start + list(
+        scored.ids[scored.start :]
+    )
+    talk = (
+        *asked.messages,
+        said("assistant", "yes"),
+        said("user", "Why?"),
+        said("assistant", "So."),
+    )
+    whole = replace(example, prompt=as_turns(talk), completions=("",), separators=("",), ranks=(1,),
+                    dialogue=Dialogue(talk))  # fmt: skip
+    ((row,), _) = tokenize_texts(tokenizer, sft_texts([whole]), None, 512, add_eos, ChatOptions())
+    ends = ("", "") if add_eos is False else ("\n", "\n</s>")
+    assert decode_trained(tokenizer, row) == [f" yes{ends[0]}", f" So.{ends[1]}"]
+
+
+def test_an_end_that_no_token_is_for(sample_text):
+    """EOS is asked of the tokenizer only where it is needed."""
+    text = {"id": "a", "text": "Q: A", "n_prompt_characters": 2}
+    talk = {**text, "dialogue": Dialogue((said("user", "Q"),))}
+    tokenizer = chat_tokenizer(sample_text, CHATML)
+    tokenizer.eos_token = None
+    for row, template in ((text, CHATML), (talk, SPEAKERS)):
+        with pytest.raises(ValueError, match="--add_eos: this tokenizer has no EOS token"):
+            tokenize_texts(tokenizer, [row], None, 512, True, ChatOptions(template=template))
+    ((row,), _) = tokenize_texts(tokenizer, [talk], None, 512, True, ChatOptions())
+    assert decode_trained(tokenizer, row)[0].endswith("A<|im_end|>\n")
 
 
 # ---------------------------------------------------------------------------- losses
