@@ -27,17 +27,20 @@ RANK_KEYS, SCORE_KEYS = ("rank",), ("overall_score", "pm_score", "score", "ratin
 TURN_MARKER_HH = "\n\nAssistant:"
 
 
-def answer_of(value: Any, what: str) -> Turns:
-    """An answer as text or messages; of an object, the text it holds."""
+def answer_of(value: Any, what: str, as_text: bool = False) -> Turns:
+    """An answer as text or messages; of an object, the text it holds. as_text: a text stays as it
+    is, even where it would be messages. Dropped where there is no answer."""
+    if value is None or value == []:
+        raise Dropped("empty completion")
     if isinstance(value, dict) and not has_messages(value):
         key = next((key for key in ANSWER_KEYS if value.get(key) is not None), None)
         value = value if key is None else value[key]
-    return read_turns(value, what)
+    return value if as_text and isinstance(value, str) else read_turns(value, what)
 
 
 def read_pair(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:
     """The better and the worse answer, as text or messages."""
-    answers = [answer_of(row[column], f"column {column!r}") for column in columns]
+    answers = [answer_of(row[c], f"column {c!r}", c in asked.texts) for c in columns]
     reading = make_reading(row, asked, answers, (1, 2))
     question = isinstance(reading.prompt, str) and not reading.prompt.lstrip().startswith("Human:")
     if question and all(text.startswith("\n\nHuman:") for text in reading.completions):
@@ -50,7 +53,7 @@ def read_pair(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading
 
 def read_hh(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:
     """Whole dialogues; the prompt ends with the last "\\n\\nAssistant:" of *chosen*."""
-    chosen, rejected = (text_of(row, column) for column in columns)
+    chosen, rejected = whole_texts(row, columns)
     cut = chosen.rfind(TURN_MARKER_HH)
     if cut < 0 or not rejected.startswith(chosen[: cut + len(TURN_MARKER_HH)]):
         raise Dropped("no common prompt")
@@ -60,12 +63,19 @@ def read_hh(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:
 
 def read_implicit(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:
     """Whole texts; their common beginning, up to a whole word, is the prompt."""
-    texts = [text_of(row, column) for column in columns]
+    texts = whole_texts(row, columns)
     cut = common_words(texts)
     if not texts[0][:cut].strip():
         raise Dropped("no common prompt")
     return make_reading(row, asked._replace(main=columns[0]), [t[cut:] for t in texts], (1, 2)) \
         ._replace(prompt=texts[0][:cut])  # fmt: skip
+
+
+def whole_texts(row: Row, columns: Sequence[str]) -> list[str]:
+    """The texts of the columns; Dropped where one is not there."""
+    if any(row[column] is None or row[column] == [] for column in columns):
+        raise Dropped("empty completion")
+    return [text_of(row, column) for column in columns]
 
 
 def common_words(texts: Sequence[str]) -> int:

@@ -83,6 +83,11 @@ def is_empty(value: Any) -> bool:
     )
 
 
+def holds_nothing(value: Any) -> bool:
+    """Whether a cell that would hold a picture is empty: anything in it is one, a number too."""
+    return value is None or without_nulls(value) in ("", [], {})
+
+
 def without_nulls(value: Any) -> Any:
     """Objects and lists without keys of value null: columnar files give every object all keys."""
     if isinstance(value, dict):

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,23 @@ def has_column(row: Row, path: str) -> bool:
     return path in row or (bool(rest) and isinstance(inner, dict) and has_column(inner, rest))
 
 
+def has_field(fields: Iterable[Any], path: str) -> bool:
+    """Whether a table, or an object in it, has a column: `fields` are those of its schema."""
+    kinds = {field.name: field.type for field in fields}
+    name, _, rest = path.partition(".")
+    inner = getattr(kinds.get(name), "fields", None)  # of an object
+    return path in kinds or (bool(rest and inner) and has_field(inner, rest))
+
+
 def check_known(flag: str, paths: Iterable[str], rows: Sequence[Row], file: Path | str) -> None:
     """Raise ValueError for a column that no row has; it names the nearest one."""
-    some = rows if isinstance(rows, list) else [rows[0]]  # all rows of a table have all columns
     for path in paths:
-        if not any(has_column(row, path) for row in some):
-            columns = list(dict.fromkeys(column for row in some[:100] for column in row))
+        if not (
+            has_field(rows.table.schema, path)
+            if hasattr(rows, "table")
+            else any(has_column(row, path) for row in rows)
+        ):
+            columns = names_of(rows)
             close = difflib.get_close_matches(path, columns, 1, 0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(
@@ -75,6 +87,14 @@ class RenamedRows(Sequence[Row]):
         self.targets = {target: path for target, path in columns.items() if target != "group"}
         self.gone = {*self.targets, *self.targets.values()}
 
+    @cached_property
+    def table(self) -> Any:
+        """The table of the rows, if they are of one, under the same names."""
+        table = self.rows.table  # type: ignore[attr-defined]  # AttributeError: there is none
+        given = {target: field_of(table, path) for target, path in self.targets.items()}
+        kept = [name for name in table.column_names if name not in self.gone]
+        return type(table).from_pydict(given | {name: table.column(name) for name in kept})
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -84,6 +104,16 @@ class RenamedRows(Sequence[Row]):
         row = self.rows[number]
         given = {t: cell(row, path) for t, path in self.targets.items() if has_column(row, path)}
         return given | {name: value for name, value in row.items() if name not in self.gone}
+
+
+def field_of(table: Any, path: str) -> Any:
+    """A column of a table, or a key of the objects in one."""
+    from pyarrow.compute import struct_field
+
+    name, _, rest = path.partition(".")
+    if path in table.column_names:
+        return table.column(path)
+    return struct_field(table.column(name), rest.split("."))
 
 
 def values_of(rows: Sequence[Row], column: str) -> Iterator[Any]:
@@ -100,24 +130,32 @@ def names_of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row))
 
 
-def group_columns(rows: Sequence[Row], group_by: Sequence[str] | None) -> list[str]:
-    """The columns to group by: those asked for, or those of `GROUP_COLUMNS` that hold few texts."""
+def group_columns(
+    rows: Sequence[Row], group_by: Sequence[str] | None
+) -> tuple[list[str], list[str]]:
+    """The columns to group by, those asked for, or those of `GROUP_COLUMNS` that hold few values,
+    and notes on those that hold too many."""
     if group_by is not None:
-        return list(group_by)
+        return list(group_by), []
     names = {plain_name(column) for column in GROUP_COLUMNS}
-    candidates = [column for column in rows[0] if plain_name(column) in names]
-    return [column for column in candidates if 2 <= count_texts(rows, column) <= MOST_VALUES]
+    counts = {c: count_values(rows, c) for c in names_of(rows) if plain_name(c) in names}
+    notes = [
+        f"{column} holds more than {MOST_VALUES} values: not grouped; --group-by {column} does"
+        for column, n in counts.items()
+        if n > MOST_VALUES
+    ]
+    return [column for column, n in counts.items() if 2 <= n <= MOST_VALUES], notes
 
 
-def count_texts(rows: Sequence[Row], column: str) -> int:
-    """How many different texts a column holds, up to one more than `MOST_VALUES`; 0 where it holds
-    something else."""
+def count_values(rows: Sequence[Row], column: str) -> int:
+    """How many different texts or whole numbers a column holds, up to one more than `MOST_VALUES`;
+    0 where it holds something else."""
     values: set[str] = set()
     for value in values_of(rows, column):
-        if value is not None and not isinstance(value, str):
+        if value is not None and not isinstance(value, str | int):
             return 0
-        if value:
-            values.add(value)
+        if value not in (None, ""):
+            values.add(f"{value}")
         if len(values) > MOST_VALUES:
             break
     return len(values)

@@ -55,7 +55,7 @@ def draw_examples(
             group_by = [*(group_by or ()), columns["group"]]
     if group_by:
         check_known("--group-by", group_by, rows, file)
-    grouped_by = group_columns(rows, group_by)
+    grouped_by, group_notes = group_columns(rows, group_by)
     named = RenamedRows(rows, columns) if columns else rows
     try:
         plan = make_plan(named, columns)
@@ -103,7 +103,8 @@ def draw_examples(
     some = range(n_items) if listed or items is not None else picked[:1000]
     whole_texts = plan.separator is None and are_whole_texts(some, read_item)
     rules = [plan.rule] if plan.rule else []
-    return Drawn(plan, numbers, read, groups, whole_texts, where, named[0], [*rules, *notes])
+    return Drawn(plan, numbers, read, groups, whole_texts, where, named[0],
+                 [*rules, *notes, *group_notes])  # fmt: skip
 
 
 def sampled_rows(n_rows: int, sample_size: int | None, seed: int, streamed: bool) -> Sequence[int]:
@@ -137,9 +138,9 @@ def gather(
     if plan.gather == "trees":
         return expand_trees(rows, where)
     if plan.gather == "messages":
-        trees, starts = trees_of(rows, where)
+        trees, starts, lost = trees_of(rows, where)
         items, notes = expand_trees(trees, lambda tree: where(starts[tree]))
-        return [(starts[tree], reading) for tree, reading in items], notes
+        return [(starts[tree], reading) for tree, reading in items], [*lost, *notes]
     return None, []
 
 

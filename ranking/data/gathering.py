@@ -88,7 +88,7 @@ def expand_trees(
     ValueError says `where` a tree at fault stands.
     """
     items: list[NumberedReading] = []
-    n_single = 0
+    n_single = n_unranked = 0
     for k, row in enumerate(rows):
         waiting: list[tuple[Any, list[Message]]] = [(row["prompt"], [])]
         try:
@@ -104,31 +104,51 @@ def expand_trees(
                 if len(ranked) < 2:
                     n_single += 1
                     continue
+                n_unranked += len(answers) - len(ranked)
                 texts = [tree_message(reply)["content"] for reply in ranked]
                 ranks = ranks_from_scores([-number(reply["rank"]) for reply in ranked])
                 items.append((k, Reading(messages, texts, ranks)))
         except (ValueError, AttributeError, TypeError) as error:
             raise ValueError(f"{where(k)}: not a tree of messages ({error})") from None
-    notes = [f"prompts of the trees without two ranked answers: {n_single}"] if n_single else []
-    return items, notes
+    counts = {
+        "prompts of the trees without two ranked answers": n_single,
+        "answers without a rank beside ranked ones, left out": n_unranked,
+    }
+    return items, [f"{what}: {n}" for what, n in counts.items() if n]
 
 
-def trees_of(rows: Sequence[Row], where: Callable[[int], str]) -> tuple[list[Row], list[int]]:
-    """Messages that name their parent → trees of them, and the row where each begins. ValueError
-    says `where` one stands that does not."""
+def trees_of(
+    rows: Sequence[Row], where: Callable[[int], str]
+) -> tuple[list[Row], list[int], list[str]]:
+    """Messages that name their parent → trees of them, the row where each begins, and notes on
+    messages that are left out. ValueError says `where` one stands that does not name it, or
+    another message of the same id."""
+    nodes: dict[str, Row] = {}
     for k, row in enumerate(rows):
         if not isinstance(row["message_id"], str) or not isinstance(row["parent_id"], str | None):
             raise ValueError(f"{where(k)}: message_id should be text, parent_id text or null")
-    nodes = {row["message_id"]: {**row, "replies": []} for row in rows}
+        if row["message_id"] in nodes:
+            raise ValueError(f"{where(k)}: message_id {row['message_id']!r} is there twice")
+        nodes[row["message_id"]] = {**row, "replies": []}
     trees, starts = [], []
     for k, row in enumerate(rows):
         node, parent = nodes[row["message_id"]], nodes.get(row["parent_id"])
         if parent is not None:
             parent["replies"].append(node)
-        elif row["parent_id"] is None:
+        elif not row["parent_id"]:
             trees.append({"prompt": node})
             starts.append(k)
-    return trees, starts
+    n_lost, waiting = len(rows), [tree["prompt"] for tree in trees]
+    while waiting:
+        n_lost -= 1
+        waiting += waiting.pop()["replies"]
+    counts = {
+        "messages that no tree holds, since a parent is missing": n_lost,
+        "deleted messages, left out with what answers them": sum(
+            bool(row["parent_id"] and row.get("deleted")) for row in rows
+        ),
+    }
+    return trees, starts, [f"{what}: {n}" for what, n in counts.items() if n]
 
 
 def tree_message(node: Any) -> Message:

@@ -1,6 +1,7 @@
 """Which columns make up the prompt, and a row's prompt read from all of them."""
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ranking.data.cells import (
@@ -8,11 +9,14 @@ from ranking.data.cells import (
     Reading,
     Row,
     checked_text,
+    holds_nothing,
     is_empty,
+    is_message_dump,
     parsed,
     plain_name,
     without_nulls,
 )
+from ranking.data.columns import names_of, values_of
 from ranking.data.dialogues import is_dialogue_text, parse_dialogue
 from ranking.data.examples import Message, Votes
 from ranking.data.messages import Turns, check_turns, has_messages, read_turns, split_answers
@@ -21,13 +25,15 @@ from ranking.data.messages import Turns, check_turns, has_messages, read_turns, 
 TEXTS = ("prompt", "instruction", "question", "query", "request", "problem", "input", "text")
 DIALOGUES = ("conversations", "conversation", "messages", "trajectory", "dialogue", "dialog",
              "turns")  # fmt: skip
-EARLIER = ("context", "history", "chathistory")
+EARLIER = ("context", "history", "chathistory", "conversationhistory", "dialoguehistory")
 SYSTEM = ("system", "systemprompt", "systemmessage", "systeminstruction")
-IMAGES = ("image", "images")
+IMAGES = ("image", "images", "imagepath", "imagepaths")
+RECORDINGS = ("video", "videos", "audio", "audios")
+SOME = 1000  # rows, by which it is decided whether a column is text or messages
 # columns that are part of a prompt wherever they stand: read, or refused
 PROMPT_COLUMNS = {
-    *TEXTS, *DIALOGUES, *EARLIER, *SYSTEM, *IMAGES, "tools", "chattemplatekwargs", "document",
-    "documents", "passage", "article", "post",
+    *TEXTS, *DIALOGUES, *EARLIER, *SYSTEM, *IMAGES, *RECORDINGS, "tools", "functions",
+    "chattemplatekwargs", "document", "documents", "passage", "article", "post",
 } - {"text"}  # fmt: skip
 
 
@@ -35,7 +41,8 @@ class PromptColumns(NamedTuple):
     """The columns that a prompt is read from; None or () for those that a file lacks.
 
     main: the question as text or messages. input: what an instruction is applied to. earlier: what
-    comes before. repeats: columns that may hold the prompt once more, and nothing else.
+    comes before. images: pictures and recordings. repeats: columns that may hold the prompt once
+    more, and nothing else. texts: columns whose text is never messages (`text_columns`).
     """
 
     main: str | None = None
@@ -46,6 +53,7 @@ class PromptColumns(NamedTuple):
     template_kwargs: str | None = None
     images: tuple[str, ...] = ()
     repeats: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
     def read(self) -> set[str]:
         """Their names."""
@@ -73,9 +81,28 @@ def find_prompt_columns(columns: Iterable[str], others: Iterable[str]) -> Prompt
         earlier=tuple(c for c in earlier if c != main),
         tools=named.get("tools"),
         template_kwargs=named.get("chattemplatekwargs"),
-        images=present(IMAGES),
+        images=present((*IMAGES, *RECORDINGS)),
         repeats=tuple(c for c in (*texts, *dialogues) if c not in (main, second)),
     )
+
+
+def is_absent(row: Row, column: str) -> bool:
+    """Whether a row has nothing in a column that could be part of its prompt."""
+    pictured = plain_name(column) in (*IMAGES, *RECORDINGS)
+    return (holds_nothing if pictured else is_empty)(row.get(column))
+
+
+def text_columns(rows: Sequence[Row], columns: Iterable[str]) -> tuple[str, ...]:
+    """The columns of text in which messages, if any, are what somebody wrote: half of the first
+    thousand texts, or more, are none."""
+
+    def is_text(column: str) -> bool:
+        cells = islice(values_of(rows, column), SOME)
+        texts = [value for value in cells if isinstance(value, str) and value.strip()]
+        return bool(texts) and 2 * sum(map(is_message_dump, texts)) <= len(texts)
+
+    present = set(names_of(rows))
+    return tuple(column for column in columns if column in present and is_text(column))
 
 
 def make_reading(
@@ -91,8 +118,8 @@ def make_reading(
     It is text; messages, where there are messages, tools, template arguments or a system column.
     """
     for column in asked.images:
-        if not is_empty(row.get(column)):
-            raise Dropped("images")
+        if not is_absent(row, column):
+            raise Dropped("video or audio" if plain_name(column) in RECORDINGS else "images")
     tools = read_tools(row.get(asked.tools), asked.tools) if asked.tools else None
     main, inner_tools = read_main(row, asked)
     prompt, completions, remarks = split_answers(main, answers)
@@ -128,7 +155,8 @@ def read_main(row: Row, asked: PromptColumns) -> tuple[Turns | None, list[dict[s
         tools = read_tools(value.get("tools"), asked.main)
     elif isinstance(value, dict) and isinstance(value.get("full_text"), str):
         value = value["full_text"]  # WebGPT's question
-    prompt = read_turns(without_pairs(value), f"column {asked.main!r}")
+    as_text = isinstance(value, str) and asked.main in asked.texts
+    prompt = value if as_text else read_turns(without_pairs(value), f"column {asked.main!r}")
     if asked.input and not is_empty(row.get(asked.input)):
         text = checked_text(row[asked.input], f"column {asked.input!r}")
         if not isinstance(prompt, str):

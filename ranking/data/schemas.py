@@ -26,11 +26,18 @@ from ranking.data.answers import (
     read_targets,
     read_ultrafeedback,
 )
-from ranking.data.cells import Reading, Row, is_empty, is_texts, plain_name, text_of
+from ranking.data.cells import Reading, Row, is_texts, plain_name, text_of
 from ranking.data.columns import EXAMPLE, names_of, values_of
 from ranking.data.gathering import GRADES
 from ranking.data.messages import has_messages
-from ranking.data.prompts import PROMPT_COLUMNS, PromptColumns, find_prompt_columns, make_reading
+from ranking.data.prompts import (
+    PROMPT_COLUMNS,
+    PromptColumns,
+    find_prompt_columns,
+    is_absent,
+    make_reading,
+    text_columns,
+)
 from ranking.data.votes import (
     ANNOTATOR,
     LABELS,
@@ -161,7 +168,9 @@ def read_summaries(
 
 def read_single(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:
     """One answer of several to a prompt, each in a row of its own."""
-    return make_reading(row, asked, [answer_of(row[columns[0]], f"column {columns[0]!r}")], (1,))
+    (column, *_) = columns
+    answer = answer_of(row[column], f"column {column!r}", column in asked.texts)
+    return make_reading(row, asked, [answer], (1,))
 
 
 SCHEMAS: list[Schema] = [
@@ -200,6 +209,7 @@ WITHOUT_PROMPT = (
     "SHP",
     "messages of trees",
 )  # columns of one
+OWN_COLUMNS = ("dialogue text", "SHP", "summaries", "tree", "messages of trees")  # and no others
 UNPAIRED = "one answer a row with a label (unpaired, as for KTO): nothing to rank"
 NO_PAIRS = (
     (("g1_user_prompt", "g1_winner"), "verdicts of a judge, whose prompts hold the answers inside "
@@ -297,7 +307,7 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
         for column in names_of(rows)
         if column == "prompt"
         or plain_name(column) not in PROMPT_COLUMNS
-        or not all(map(is_empty, values_of(rows, column)))
+        or not all(is_absent({column: value}, column) for value in values_of(rows, column))
     ]
     schema, asked = recognize_schema(columns, rows[0], named)
     needed = dict.fromkeys(schema.columns)
@@ -312,6 +322,7 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
     gather, rated, rule = "rows", None, None
     if reader is None:
         reader, gather, rated, rule = two_answers(schema, columns, rows)
+    asked = asked._replace(texts=text_columns(rows, needed))
     own = schema.columns[1:3] if schema.kind == "AlpacaFarm" else schema.columns
     read = partial(reader, columns=own, asked=asked)
     gather = {
@@ -320,7 +331,7 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
         "graded answers": "graded",
     }.get(schema.kind, gather)
     taken = asked.read() | needed.keys()
-    if schema.kind in ("dialogue text", "SHP"):  # which read their own columns and no others
+    if schema.kind in OWN_COLUMNS:
         taken = set(schema.columns)
     unread = [c for c in columns if plain_name(c) in PROMPT_COLUMNS and c not in taken]
     return Plan(schema.kind, tuple(needed), tuple(unread), asked, read, schema.separator, gather,
@@ -363,4 +374,4 @@ def two_answers(
 
 def unread_prompt_column(row: Row, plan: Plan) -> str | None:
     """The first column that is part of the prompt, holds something and is not read, or None."""
-    return next((c for c in plan.unread if not is_empty(row.get(c))), None)
+    return next((c for c in plan.unread if not is_absent(row, c)), None)

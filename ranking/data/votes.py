@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ranking.data.answers import answer_of
 from ranking.data.cells import Dropped, Reading, Row, is_texts, list_of, ranks_from_scores
+from ranking.data.columns import names_of
 from ranking.data.examples import Votes
 from ranking.data.messages import Turns
 from ranking.data.prompts import PromptColumns, make_reading
@@ -164,7 +165,7 @@ def read_two(
     votes_of: Callable[[Row], Votes],
 ) -> Reading:
     """Two answers in the order of the columns, with the votes of the row's raters."""
-    answers = [answer_of(steps(row[c]), f"column {c!r}") for c in columns[:2]]
+    answers = [answer_of(steps(row[c]), f"column {c!r}", c in asked.texts) for c in columns[:2]]
     turn = row.get("turn")
     if isinstance(turn, int) and all(isinstance(answer, list) for answer in answers):
         answers = [up_to_turn(answer, turn) for answer in answers]  # the turn that was judged
@@ -261,7 +262,7 @@ def group_raters(
         key = same_pair(reading, turn) if isinstance(reading, Reading) else (number,)
         first_of.append(pairs.setdefault(key, number))
     n_further = len(items) - len(pairs)
-    named = any(column in rows[0] for column in RATERS)
+    named = not set(RATERS).isdisjoint(names_of(rows))
     if rated is None and not (n_further and (named or n_further >= 0.1 * len(items))):
         return [(k, without_votes(reading)) for k, reading in items], []
     votes: dict[int, list[float]] = {}

@@ -1,5 +1,9 @@
 """Answers of a row, where more than their text is read."""
 
+import json
+
+from preference_rows import PAIR, write
+
 from ranking.data.preferences import load_preferences
 from ranking.plumbing.result_files import write_json_lines
 
@@ -20,3 +24,26 @@ def test_both_questions_of_reward_bench_2_ties_are_one_cluster(tmp_path):
     assert len({example.prompt_id for example in examples}) == 3 and len(others) == 2
     assert [example.ranks for example in (ref, tied)] == [(1, 2, 2), (1, 1, 2, 2)]
     assert tied.groups["subset"] == "Ties"
+
+
+def test_one_answer_that_is_json_stays_text(tmp_path):
+    """A column holds messages where most of its cells do; not where somebody asked for some."""
+    x, y = (json.dumps([{"role": "assistant", "content": text}]) for text in "xy")
+    path = tmp_path / "rows.jsonl"
+    asked = {**PAIR, "prompt": "Write messages as JSON."}
+    for json_row in (
+        {**asked, "chosen": x},
+        {**asked, "chosen": x, "rejected": y},
+        {**asked, "chosen": str(json.loads(x))},
+    ):
+        first, second = load_preferences(write(path, [json_row, PAIR])).examples
+        assert first.completions == (json_row["chosen"], json_row["rejected"])
+        assert first.dialogue is None and second.completions == ("a", "b")
+    quoted = {**PAIR, "prompt": json.dumps([{"role": "user", "content": "Hi"}])}
+    assert load_preferences(write(path, [PAIR, quoted])).examples[1].prompt == quoted["prompt"]
+    labelled = {"prompt": "p", "response_a": "a", "response_b": "b", "label": "A"}
+    first, _ = load_preferences(write(path, [{**labelled, "response_b": y}, labelled])).examples
+    assert first.completions == ("a", y)
+    messages = {**PAIR, "chosen": x, "rejected": y}
+    (example,) = load_preferences(write(path, [messages])).examples
+    assert example.completions == ("x", "y") and example.dialogue is not None

@@ -38,7 +38,9 @@ def stack(*scores):
 ROWS = {
     # plain pairs
     "chosen is a number": (PAIR, {**PAIR, "chosen": 3}, "column 'chosen' should be text, found int"),
-    "chosen is null": (PAIR, {**PAIR, "chosen": None}, "'chosen' should be text, found NoneType"),
+    "chosen is null": (PAIR, {**PAIR, "chosen": None}, {"empty completion": 1}),
+    "rejected is an empty list": (PAIR, {**PAIR, "rejected": []}, {"empty completion": 1}),
+    "a whole dialogue is null": (HH, {**HH, "rejected": None}, {"empty completion": 1}),
     "chosen is a list": (PAIR, {**PAIR, "chosen": ["a"]}, "should be text, found list"),
     "prompt is an object": (PAIR, {**PAIR, "prompt": {"a": None}}, "should be text, found dict"),
     "prompt is true": (PAIR, {**PAIR, "prompt": True}, "should be text, found bool"),
@@ -125,7 +127,7 @@ ROWS = {
     "preference NaN": (FARM, {**FARM, "instruction": "j", "preference": float("nan")}, {"no preference": 1}),
     "preference true": (FARM, {**FARM, "preference": True}, "preference should be 1, 2 or 0"),
     "preference is a list": (FARM, {**FARM, "preference": [1]}, "preference should be 1, 2 or 0"),
-    "output null": (FARM, {**FARM, "output_1": None}, "'output_1' should be text"),
+    "output null": (FARM, {**FARM, "output_1": None}, {"empty completion": 1}),
 }  # fmt: skip
 
 
@@ -251,11 +253,11 @@ def test_damaged_rows_are_counted_or_named(rows, include_ties, tmp_path):
         )
         return
     farm = "preference" in rows[0]
-    pairs = (
-        [(r["instruction"], *sorted((r["output_1"], r["output_2"]))) for r in rows]
-        if farm
-        else rows
-    )
+    answers = [(r["output_1"], r["output_2"]) for r in rows] if farm else []
+    pairs = [
+        (r["instruction"], *sorted(both)) if all(isinstance(a, str) for a in both) else (k,)
+        for k, (r, both) in enumerate(zip(rows, answers))
+    ]  # a row without an answer is dropped by itself
     n_rows = len(set(pairs)) if farm else len(rows)
     assert len(data.examples) + sum(data.dropped.values()) == n_rows
 

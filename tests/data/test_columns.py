@@ -1,10 +1,13 @@
 """Columns by other names: --columns, in every form of data, and its one-line errors."""
 
+from pathlib import Path
+
 import pyarrow.parquet
 import pytest
 from preference_rows import write
 
-from ranking.data.columns import parse_columns
+from ranking.data.columns import RenamedRows, names_of, parse_columns, values_of
+from ranking.data.files import read_file
 from ranking.data.preferences import load_preferences
 from ranking.data.splits import load_training_splits
 
@@ -87,3 +90,56 @@ def test_a_column_that_is_not_there(tmp_path):
     ):
         load_preferences(path, columns={"prompt": "questoin"})
     assert parse_columns(None) is None
+
+
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+
+
+def grouped(path, rows, **options):
+    data = load_preferences(write(path, rows), **options)
+    return [example.groups for example in data.examples], data.notes
+
+
+def test_groups_that_the_first_row_lacks_or_that_are_whole_numbers(tmp_path):
+    subsets = [{}, {"subset": "s0"}, {"subset": "s1"}]
+    rows = [{**PAIR, "chosen": str(k), **subset} for k, subset in enumerate(subsets)]
+    assert grouped(tmp_path / "rows.jsonl", rows) == (subsets, [])
+    rows = [{**PAIR, "domain": k} for k in (0, 7)]
+    assert grouped(tmp_path / "rows.jsonl", rows)[0] == [{"domain": "0"}, {"domain": "7"}]
+
+
+def test_a_note_says_that_a_column_has_too_many_values_for_groups(tmp_path):
+    rows = [{**PAIR, "subset": f"s{k}"} for k in range(51)]
+    groups, notes = grouped(tmp_path / "rows.jsonl", rows)
+    assert groups == [{}] * 51
+    assert notes == ["subset holds more than 50 values: not grouped; --group-by subset does"]
+    groups, notes = grouped(tmp_path / "rows.jsonl", rows, group_by=["subset"])
+    assert len({row["subset"] for row in groups}) == 51 and notes == []
+
+
+def write_table(path, rows):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def test_an_object_that_the_first_row_of_a_table_lacks(tmp_path):
+    rows = [{**PAIR, "metadata": None}, {**PAIR, "chosen": "c", "metadata": {"d": "x"}}]
+    path = write_table(tmp_path / "rows.parquet", rows)
+    examples = load_preferences(path, group_by=["metadata.d"], sample_size=2).examples
+    groups = {example.completions[0]: example.groups for example in examples}
+    assert groups == {"a": {}, "c": {"metadata.d": "x"}}
+    for name in ("metadata.e", "metadata.d.e", "chosen.d"):
+        with pytest.raises(ValueError, match=f"--group-by {name}: no such column .found prompt"):
+            load_preferences(path, group_by=[name], sample_size=2)
+
+
+def test_columns_of_a_table_are_read_by_other_names_without_making_its_rows(tmp_path):
+    rows = read_file(Path(write_table(tmp_path / "rows.parquet", [ROW, ROW])), whole=False)
+    assert hasattr(rows, "table")
+    renamed = RenamedRows(rows, {"prompt": "ask.text", "chosen": "a", "rejected": "b"})
+    known = ["prompt", "chosen", "rejected", "ask", "role", "topic"]
+    assert names_of(renamed) == list(renamed[0]) == known
+    rows.block, rows.next = None, None  # which no row can be made of
+    assert list(values_of(renamed, "prompt")) == ["Why?", "Why?"]
+    assert list(values_of(renamed, "chosen")) == ["Because.", "Because."]
+    assert not hasattr(RenamedRows([ROW], {"chosen": "a"}), "table")

@@ -63,7 +63,7 @@ def test_rater_rows_are_grouped_before_sampling(tmp_path):
         ([{"prompt": "p", "chosen": "a"}], "missing column rejected .found prompt, chosen"),
         ([PAIR, {"prompt": "p", "chosen": "a"}], "row 2: missing column rejected"),
         ([PAIR, {**PAIR, "chosen": 3}], "row 2: column 'chosen' should be text, found int"),
-        ([{**PAIR, "rejected": None}], "row 1: column 'rejected' should be text, found NoneType"),
+        ([{**PAIR, "rejected": None}], r"no usable example left of 1 .empty completion: 1"),
         ([{**SHP, "labels": 7}], "row 1: labels should be 0 or 1, found 7"),
         ([FARM, {**FARM, "preference": 3}], "row 2: preference should be 1, 2 or 0"),
         ([{"instruction": "i", "completions": [{"response": "a"}]}], "no 'overall_score'"),

@@ -83,3 +83,11 @@ def test_names_of_columns_say_how_labels_count():
     assert label_rule([1.5], "preference", "output_1", "output_2").share(1.5) == 0.5
     with pytest.raises(ValueError, match="holds 0, 1"):
         label_rule([0, 1], "label", "output_1", "output_2")
+
+
+def test_a_rater_that_the_first_row_does_not_name(tmp_path):
+    """One further row of a pair among twelve is too few to be raters' but for the column."""
+    rows = [{**row("B"), "prompt": f"p{k}"} for k in range(11)]
+    rows.append({**rows[0], "label": "A", "judge": "2"})
+    data = load_preferences(write(tmp_path / "r.jsonl", rows), include_ties=True)
+    assert len(data.examples) == 11 and data.examples[0].votes == {(0, 1): (1, 1)}
