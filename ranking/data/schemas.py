@@ -393,7 +393,7 @@ def has_votes(rows: Sequence[Row], named: Mapping[str, str]) -> bool:
     if "votes" in named or "votes" not in rows[0]:
         return "votes" in named
     given = (value for value in values_of(rows, "votes") if value is not None)
-    return holds_votes(next(given, None))
+    return holds_votes(parsed_votes({"votes": next(given, None)}))
 
 
 def check_read(schema: Schema, asked: PromptColumns, named: Mapping[str, str], votes: bool) -> None:

@@ -111,7 +111,7 @@ def test_a_strength_that_never_is_below_0_does_not_say_which_answer(tmp_path, va
 
 def test_votes_are_counted_beside_two_answers(tmp_path):
     counted = {"prompt": "p", "response_a": "x", "response_b": "y", "votes": [1, 4]}
-    for votes in ({}, {"label": "A"}):
+    for votes in ({}, {"label": "A"}, {"votes": "[1, 4]"}):
         (example,) = load_preferences(write(tmp_path / "r.jsonl", [counted | votes])).examples
         assert example.votes == {(0, 1): (1, 4)} and example.ranks == (2, 1)
     pair = {"prompt": "p", "chosen": "x", "rejected": "y"}
