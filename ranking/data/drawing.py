@@ -10,7 +10,7 @@ from ranking.data.cells import Dropped, Reading, Row
 from ranking.data.columns import RenamedRows, check_known, file_domain, group_columns, groups_of
 from ranking.data.conversations import plan_conversations
 from ranking.data.files import Origins, Rows, place
-from ranking.data.gathering import GRADES, expand_trees, group_graded, trees_of
+from ranking.data.gathering import expand_trees, group_graded, trees_of
 from ranking.data.joining import are_whole_texts
 from ranking.data.prompts import unread
 from ranking.data.schemas import Plan, make_plan, unread_prompt_column
@@ -133,8 +133,7 @@ def gather(
     if plan.gather == "raters":
         return group_raters(rows, read, plan.rated)
     if plan.gather == "graded":
-        grade = next(grade for grade in GRADES if grade in plan.needed)
-        return group_graded(rows, read, grade, where)
+        return group_graded(rows, read, plan.needed[-1], where)
     if plan.gather == "trees":
         return expand_trees(rows, where)
     if plan.gather == "messages":

@@ -26,7 +26,7 @@ from ranking.data.answers import (
     read_targets,
     read_ultrafeedback,
 )
-from ranking.data.cells import Reading, Row, is_texts, plain_name, text_of
+from ranking.data.cells import Reading, Row, is_texts, parsed, plain_name, text_of
 from ranking.data.columns import EXAMPLE, names_of, values_of
 from ranking.data.gathering import GRADES
 from ranking.data.messages import has_messages
@@ -42,7 +42,11 @@ from ranking.data.votes import (
     ANNOTATOR,
     LABELS,
     RATER_LISTS,
+    SIGNED,
     Rule,
+    given_votes,
+    holds_votes,
+    is_magnitude,
     label_rule,
     ranks_of,
     read_two,
@@ -173,6 +177,20 @@ def read_single(row: Row, columns: Sequence[str], asked: PromptColumns) -> Readi
     return make_reading(row, asked, [answer], (1,))
 
 
+def parsed_votes(row: Row) -> Any:
+    """A row's own votes; None where they are text but no JSON."""
+    try:
+        return parsed(row["votes"], "votes")
+    except ValueError:
+        return None
+
+
+def read_voted(row: Row, columns: Sequence[str], asked: PromptColumns, reader: Reader) -> Reading:
+    """Answers that are ranked without their votes, with the votes that stand in `votes`."""
+    reading = reader(row, columns, asked)
+    return reading._replace(votes=given_votes(row, len(reading.completions)) or None)
+
+
 SCHEMAS: list[Schema] = [
     Schema(("instruction", "output_1", "output_2", "preference"), "AlpacaFarm", None, " "),
     Schema(("post_id", "history", "human_ref_A", "human_ref_B", "labels"), "SHP", read_shp, " "),
@@ -190,6 +208,9 @@ SCHEMAS: list[Schema] = [
     *[Schema((stem + one, stem + two, *label), "two answers", None)
       for stem in STEMS for one, two in ENDINGS
       for label in (*LABEL_COLUMNS, (f"score_{one.strip('_')}", f"score_{two.strip('_')}"))],
+    *[Schema((stem + one, stem + two, "votes"), "two answers", None, None,
+             lambda row, asked: holds_votes(parsed_votes(row)))
+      for stem in STEMS for one, two in ENDINGS],
     Schema(("targets",), "choices", read_targets, None,
            lambda row, asked: isinstance(row["targets"], dict)),
     *[Schema((column,), "list of objects", read_entries, None,
@@ -198,8 +219,12 @@ SCHEMAS: list[Schema] = [
     Schema(("message_tree_id", "prompt"), "tree", read_single, None,
            lambda row, asked: isinstance(row["prompt"], dict) and "replies" in row["prompt"]),
     Schema(("message_id", "parent_id", "text", "role", "rank"), "messages of trees", read_single),
-    *[Schema(("response", grade), "graded answers", read_single) for grade in GRADES],
+    *[Schema(("response", grade), "graded answers", read_single) for grade in (*GRADES, "scores")],
 ]  # fmt: skip
+# targets of --columns that only schemas with such a column read
+DECIDING = ("completions", "ranks", "scores", "label")
+# kinds of which no label or list of raters says the votes
+VOTED = ("pair", "whole text", "dialogue text", "scored list")
 # columns that are known, and why they cannot be read
 WITHOUT_PROMPT = (
     "dialogue text",
@@ -209,7 +234,8 @@ WITHOUT_PROMPT = (
     "SHP",
     "messages of trees",
 )  # columns of one
-OWN_COLUMNS = ("dialogue text", "SHP", "summaries", "tree", "messages of trees")  # and no others
+# kinds whose readers take their own columns and none of the prompt's
+WITHOUT_ASKED = ("dialogue text", "SHP", "summaries", "tree", "messages of trees")
 UNPAIRED = "one answer a row with a label (unpaired, as for KTO): nothing to rank"
 NO_PAIRS = (
     (("g1_user_prompt", "g1_winner"), "verdicts of a judge, whose prompts hold the answers inside "
@@ -229,12 +255,13 @@ def recognize_schema(
     named: what --columns gives. ValueError where none fits, or two that contradict each other.
     """
     found: dict[tuple[str, ...], tuple[Schema, PromptColumns]] = {}
+    unread = ""
     for schema in SCHEMAS:
         if not set(schema.columns) <= set(row):
             continue
         if {"chosen", "rejected"} <= set(named or ()) and schema.columns != ("chosen", "rejected"):
             continue
-        if "completions" in (named or ()) and "completions" not in schema.columns:
+        if schema.columns == ("response", "scores") and "scores" not in (named or ()):
             continue
         asked = find_prompt_columns(columns, schema.columns if schema.kind != "tree" else ())
         if schema.kind in ("AlpacaFarm", "UltraFeedback", "Stack Exchange"):
@@ -242,7 +269,12 @@ def recognize_schema(
         answers = schema.columns if schema.reader is not None else schema.columns[:2]
         if schema.kind == "AlpacaFarm":
             answers = schema.columns[1:3]
-        if answers not in found and schema.fits(row, asked):
+        if answers in found or not schema.fits(row, asked):
+            continue
+        lacking = [t for t in DECIDING if t in (named or ()) and t not in schema.columns]
+        if lacking:
+            unread = unread or unread_target(lacking[0], named or {}, schema.columns)
+        else:
             found[answers] = schema, asked
     wholes = [set(schema.columns) for schema, _ in found.values()]
     found = {
@@ -252,10 +284,21 @@ def recognize_schema(
     }
     if len(found) > 1:
         fitting = " and ".join("/".join(schema.columns) for schema, _ in found.values())
-        raise ValueError(f"two schemas fit, {fitting}: say which by the flag, as in {EXAMPLE}")
+        schema = next(iter(found.values()))[0]
+        graded = f"--columns scores={schema.columns[1]}"
+        example = graded if schema.kind == "graded answers" else EXAMPLE
+        raise ValueError(f"two schemas fit, {fitting}: say which by the flag, as in {example}")
     if not found:
-        raise ValueError(explain_unknown(columns))
+        raise ValueError(unread or explain_unknown(columns))
     return next(iter(found.values()))
+
+
+def unread_target(target: str, named: Mapping[str, str], columns: Sequence[str]) -> str:
+    """What is said of a target of --columns that is not read."""
+    return (
+        f"--columns {target}={named[target]}: with the columns {', '.join(columns)} no {target} "
+        "is read: leave it out, or name the columns that belong to it"
+    )
 
 
 def explain_unknown(columns: Sequence[str]) -> str:
@@ -309,7 +352,8 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
         or plain_name(column) not in PROMPT_COLUMNS
         or not all(is_absent({column: value}, column) for value in values_of(rows, column))
     ]
-    schema, asked = recognize_schema(columns, rows[0], named)
+    named = named or {}
+    schema, asked = recognize_schema(columns, without_magnitudes(rows, columns, named), named)
     needed = dict.fromkeys(schema.columns)
     if asked.main is not None:
         needed = dict.fromkeys([asked.main, *needed])
@@ -321,7 +365,9 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
     reader: Any = schema.reader
     gather, rated, rule = "rows", None, None
     if reader is None:
-        reader, gather, rated, rule = two_answers(schema, columns, rows)
+        reader, gather, rated, rule = two_answers(schema, columns, rows, named)
+    elif schema.kind in VOTED and has_votes(rows, named):
+        reader = partial(read_voted, reader=reader)
     asked = asked._replace(texts=text_columns(rows, needed))
     own = schema.columns[1:3] if schema.kind == "AlpacaFarm" else schema.columns
     read = partial(reader, columns=own, asked=asked)
@@ -331,15 +377,49 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
         "graded answers": "graded",
     }.get(schema.kind, gather)
     taken = asked.read() | needed.keys()
-    if schema.kind in OWN_COLUMNS:
+    if schema.kind in WITHOUT_ASKED:
         taken = set(schema.columns)
     unread = [c for c in columns if plain_name(c) in PROMPT_COLUMNS and c not in taken]
+    check_read(schema, asked, named, has_votes(rows, named))
     return Plan(schema.kind, tuple(needed), tuple(unread), asked, read, schema.separator, gather,
                 rated, rule)  # fmt: skip
 
 
+def without_magnitudes(
+    rows: Sequence[Row], columns: Sequence[str], named: Mapping[str, str]
+) -> Row:
+    """The first row, without columns that say how much an answer is preferred, where another
+    column says which."""
+    signed = [c for c in LABELS if c in SIGNED and c in columns and c not in named]
+    if not signed or len([c for c in LABELS if c in rows[0]]) < 2:
+        return rows[0]
+    gone = {column for column in signed if is_magnitude(values_of(rows, column))}
+    labelled = any(c in rows[0] and c not in gone for c in LABELS)
+    return {c: value for c, value in rows[0].items() if not labelled or c not in gone}
+
+
+def has_votes(rows: Sequence[Row], named: Mapping[str, str]) -> bool:
+    """Whether a column counts the votes: one that is named so, or whose first cell looks so."""
+    if "votes" in named or "votes" not in rows[0]:
+        return "votes" in named
+    given = (value for value in values_of(rows, "votes") if value is not None)
+    return holds_votes(parsed_votes({"votes": next(given, None)}))
+
+
+def check_read(schema: Schema, asked: PromptColumns, named: Mapping[str, str], votes: bool) -> None:
+    """Raise ValueError for a target of --columns that a plan does not read."""
+    read = {*schema.columns, "group"}
+    if schema.kind not in WITHOUT_ASKED:
+        read |= asked.read()
+    if votes and (schema.kind in (*VOTED, "ranked list") or schema.reader is None):
+        read |= {"votes"}
+    for target in named:
+        if target not in read:
+            raise ValueError(unread_target(target, named, schema.columns))
+
+
 def two_answers(
-    schema: Schema, columns: Sequence[str], rows: Sequence[Row]
+    schema: Schema, columns: Sequence[str], rows: Sequence[Row], named: Mapping[str, str]
 ) -> tuple[Any, str, bool | None, str]:
     """Reader of two answers with a label or raters, how its rows are gathered, whether they are
     raters', and the rule by which labels are read."""
@@ -350,7 +430,12 @@ def two_answers(
         first, second, labels = "summaries[0]", "summaries[1]", ["choice"]
     raters = [c for c in columns if c in RATER_LISTS or ANNOTATOR.match(c)]
     reader: Any = read_summaries if schema.kind == "summaries" else read_two
-    if raters:
+    if has_votes(rows, named):
+        if "label" in named:
+            raise ValueError(unread_target("label", named, [first, second, "votes"]))
+        sentence = f"votes counts those for {first} and for {second}"
+        return partial(reader, votes_of=given_votes), "rows", None, sentence
+    if raters and "label" not in named:
         votes_of = votes_by_raters(raters, first, second)
         sentence = (
             f"votes of the raters in {', '.join(raters)}: a grade counts by its sign, no "
@@ -367,7 +452,8 @@ def two_answers(
     elif schema.kind == "summaries":
         rule = Rule(share_from(0), f"choice counts from 0: 0 is {first}, 1 is {second}")
     else:
-        rule = label_rule(values_of(rows, label), label, first, second)
+        name = named.get(label, label).rpartition(".")[2]  # which may say how labels are meant
+        rule = label_rule(values_of(rows, label), name, first, second)
     rated = True if schema.kind == "AlpacaFarm" else None
     return partial(reader, votes_of=votes_by_label(rule, label)), "raters", rated, rule.sentence
 

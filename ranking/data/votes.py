@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ranking.data.answers import answer_of
-from ranking.data.cells import Dropped, Reading, Row, is_texts, list_of, ranks_from_scores
+from ranking.data.cells import (
+    Dropped,
+    Reading,
+    Row,
+    is_texts,
+    list_of,
+    parsed,
+    ranks_from_scores,
+    read_votes,
+)
 from ranking.data.columns import names_of
 from ranking.data.examples import Votes
 from ranking.data.messages import Turns
@@ -122,40 +131,72 @@ def share_of_second(value: Any) -> Share:
     return preference - 1.0
 
 
+def is_magnitude(values: Iterable[Any]) -> bool:
+    """Whether a signed column says how much, not which way: several numbers, none below 0, among
+    them others than 0 and 1 or twenty in all."""
+    try:
+        grades = [number(value) for value in values if not is_missing(value)]
+    except ValueError:
+        return False
+    if not any(grades) or min(grades) < 0:
+        return False
+    return len(grades) >= 20 or (len(grades) > 1 and not set(grades) <= {0, 1})
+
+
 def label_rule(values: Iterable[Any], label: str, first: str, second: str) -> Rule:
-    """How the labels of a file are meant: by the column's name, or by the values it holds.
+    """How the labels of a file are meant: by the column's name, those of the answers, and the
+    values it holds.
 
     ValueError where they can be meant in two ways.
     """
+    values = list(values)
     if label in SIGNED:
+        if is_magnitude(values):
+            raise ValueError(
+                f"column {label!r} should prefer {first} below 0 and {second} above, but none of "
+                f"its {len(values)} rows is below 0: which answer is preferred is not said; "
+                "--columns label=COLUMN names the column that says so"
+            )
         return Rule(share_of_sign, f"{label} below 0 prefers {first}, above 0 {second}")
     if label in INDICES:
         return Rule(share_from(0), f"{label} counts from 0: 0 is {first}, 1 is {second}")
     found = {str(v).removesuffix(".0") for v in values if not isinstance(v, bool | list | dict)}
     found -= {v for v in found if is_missing(v)}
-    if not found or not found <= {"-1", "0", "1", "2", "3"}:
-        numeric = all(re.fullmatch(r"-?\d+(\.\d+)?", v) for v in found)
-        if found and label == "preference" and numeric and all(float(v) >= 0 for v in found):
+    numeric = bool(found) and all(re.fullmatch(r"-?\d+(\.\d+)?", v) for v in found)
+    negative = numeric and any(float(v) < 0 for v in found)
+    ends = first[-1] + second[-1]
+    if not negative and not (found and found <= {"0", "1", "2", "3"}):
+        if numeric and label == "preference" and ends != "01":
             return Rule(share_of_second, f"preference 1 is {first}, 2 {second}, divided in between")
-        if numeric and any(float(v) < 0 for v in found):
-            return Rule(share_of_sign, f"{label} below 0 prefers {first}, above 0 {second}")
         return Rule(
             lambda value: share_of_word(value, first, second), f"{label} names the preferred answer"
         )
-    if "-1" in found and not found & {"2", "3"}:
-        return Rule(share_of_sign, f"{label} -1 is {first}, 1 is {second}, 0 a tie")
-    if found & {"2", "3"} and "-1" not in found:
-        tie = ", 0 or 3 a tie" if found & {"0", "3"} else ""
-        return Rule(share_from(1), f"{label} 1 is {first}, 2 is {second}{tie}")
-    if "0" in found and (first[-1] == "0" or second[-1] not in "12") and "-1" not in found:
+    start = None if negative else counted_from(found, label, ends)
+    if start is None:
+        shown = ", ".join(sorted(found)[:5]) + ", …" * (len(found) > 5)
+        raise ValueError(
+            f"column {label!r} holds {shown}: which answer that prefers is not said; "
+            f"write {first}, {second} or tie there"
+        )
+    if start == 0:
         return Rule(share_from(0), f"{label} counts from 0: 0 is {first}, 1 is {second}")
-    if found == {"1"} and first[-1] in "01":
-        start = int(first[-1])
-        return Rule(share_from(start), f"{label} counts from {start}: {start} is {first}")
-    raise ValueError(
-        f"column {label!r} holds {', '.join(sorted(found))}: which answer that prefers is not "
-        f"said; write {first} or {second} there, or chosen and rejected"
-    )
+    tie = ", 0 or 3 a tie" if found & {"0", "3"} else ""
+    return Rule(share_from(1), f"{label} 1 is {first}, 2 is {second}{tie}")
+
+
+def counted_from(found: set[str], label: str, ends: str) -> int | None:
+    """Whether labels of 0 to 3 count the answers from 0 or from 1; None where that is open.
+
+    ends: the last letters of the answers' names. Where these are no numbers, 0 beside 1 says which
+    answer only in `winner`, and 0 beside 2 nowhere.
+    """
+    if ends == "01":
+        return 0 if found <= {"0", "1"} else None
+    if ends == "12":
+        return 1 if "2" in found or "0" not in found else None
+    if "0" in found:
+        return 0 if label == "winner" and found <= {"0", "1"} else None
+    return 1 if "2" in found else None
 
 
 def read_two(
@@ -210,6 +251,20 @@ def votes_by_label(rule: Rule, label: str) -> Callable[[Row], Votes]:
     return votes_of
 
 
+def holds_votes(value: Any) -> bool:
+    """Whether a cell counts the votes of a pair: two numbers, or an object of them by `i,j`."""
+    if isinstance(value, dict):
+        return bool(value) and all(re.fullmatch(r"\d+,\d+", key) for key in value)
+    numbers = isinstance(value, list) and all(type(count) in (int, float) for count in value)
+    return numbers and len(value) == 2
+
+
+def given_votes(row: Row, n_completions: int = 2) -> Votes:
+    """The votes that a row's own column counts; {} where it is empty."""
+    value = parsed(row.get("votes"), "column 'votes'")
+    return {} if value is None else read_votes(value, n_completions)
+
+
 def votes_by_scores(first: str, second: str) -> Callable[[Row], Votes]:
     """One rater, who gave a score to each answer."""
 
@@ -254,13 +309,13 @@ def group_raters(
     rated: the rows are raters' (None: if a column names the rater, or a tenth of the rows are
     further ones of a pair). Where they are not, each row is an item without votes.
     """
-    items = [(number, read(number)) for number in range(len(rows))]
+    items = [(k, read(k)) for k in range(len(rows))]
     pairs: dict[tuple, int] = {}
     first_of = []
-    for number, reading in items:
-        turn = rows[number].get("turn")
-        key = same_pair(reading, turn) if isinstance(reading, Reading) else (number,)
-        first_of.append(pairs.setdefault(key, number))
+    for k, reading in items:
+        turn = rows[k].get("turn")
+        key = same_pair(reading, turn) if isinstance(reading, Reading) else (k,)
+        first_of.append(pairs.setdefault(key, k))
     n_further = len(items) - len(pairs)
     named = not set(RATERS).isdisjoint(names_of(rows))
     if rated is None and not (n_further and (named or n_further >= 0.1 * len(items))):
@@ -280,14 +335,14 @@ def group_raters(
         total[0] += counts[flipped]
         total[1] += counts[not flipped]
     grouped: list[NumberedReading] = []
-    for number, reading in items:
-        if number != first_of[number]:
+    for k, reading in items:
+        if k != first_of[k]:
             continue
         if isinstance(reading, Reading):
-            a, b = (round(count, 9) for count in votes[number])
+            a, b = (round(count, 9) for count in votes[k])
             both: Votes = {(0, 1): (a, b)} if a + b else {}
             reading = reading._replace(votes=both, ranks=ranks_of(both))
-        grouped.append((number, reading))
+        grouped.append((k, reading))
     notes = ["a row is a rater's vote, half for each answer where it is a tie"]
     if n_missing:
         notes.append(f"rater rows without a preference: {n_missing}")

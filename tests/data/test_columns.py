@@ -143,3 +143,39 @@ def test_columns_of_a_table_are_read_by_other_names_without_making_its_rows(tmp_
     assert list(values_of(renamed, "prompt")) == ["Why?", "Why?"]
     assert list(values_of(renamed, "chosen")) == ["Because.", "Because."]
     assert not hasattr(RenamedRows([ROW], {"chosen": "a"}), "table")
+
+
+def test_a_label_by_name_goes_before_raters_and_other_labels(tmp_path):
+    row = {"prompt": "p", "response1": "a", "response2": "b", "overall_preference": -2,
+           "individual_preference": [{"score": 1}, {"score": 2}, {"score": -1}]}  # fmt: skip
+    path = write(tmp_path / "rows.jsonl", [row])
+    assert load_preferences(path).examples[0].votes == {(0, 1): (1, 2)}
+    (example,) = load_preferences(path, columns={"label": "overall_preference"}).examples
+    assert example.ranks == (1, 2) and example.votes is None
+    farm = {"instruction": "i", "output_1": "a", "output_2": "b", "preference": 1, "mine": 2}
+    path = write(tmp_path / "rows.jsonl", [farm])
+    assert load_preferences(path, columns={"label": "mine"}).examples[0].ranks == (2, 1)
+
+
+def test_votes_and_grades_by_name(tmp_path):
+    row = {"prompt": "p", "good": "a", "bad": "b", "v": [3, 1]}
+    path = write(tmp_path / "rows.jsonl", [row])
+    named = {"chosen": "good", "rejected": "bad", "votes": "v"}
+    assert load_preferences(path, columns=named).examples[0].votes == {(0, 1): (3, 1)}
+    rows = [{"prompt": "p", "response": text, "helpfulness": k, "overall": -k, "mine": -k}
+            for k, text in enumerate("ab")]  # fmt: skip
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(ValueError, match="two schemas fit.*--columns scores=overall"):
+        load_preferences(path)
+    for grade, ranks in {"mine": (1, 2), "overall": (1, 2), "helpfulness": (2, 1)}.items():
+        (example,) = load_preferences(path, columns={"scores": grade}).examples
+        assert example.ranks == ranks
+
+
+@pytest.mark.parametrize("target", ["label", "ranks", "scores", "system", "completion", "messages"])
+def test_a_target_that_is_not_read_is_refused(tmp_path, target):
+    row = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}
+    path = write(tmp_path / "rows.jsonl", [{**row, "w": 1}])
+    with pytest.raises(ValueError, match=f"--columns {target}=w: .*no {target} is read") as error:
+        load_preferences(path, columns={target: "w"})
+    assert "\n" not in str(error.value)

@@ -53,11 +53,8 @@ SHARES = {  # values of a label column, and what of a vote goes to the second an
     "letters": (["A", "b", "[[A]]", "Response B", ""], [0, 1, 0, 1, None]),
     "comparisons": (["A>B", "B>A", "A=B", "A>>B", "A<B"], [0, 1, 0.5, 0, 1]),
     "degrees": (["A-is-clearly-better", "B-is-slightly-better", "Tie"], [0, 1, 0.5]),
-    "from one": ([1, 2, 0], [0, 1, 0.5]),
+    "from one": ([1, 2, 3], [0, 1, 0.5]),
     "from one, as floats": ([1.0, 2.0], [0, 1]),
-    "from zero": (["0", "1"], [0, 1]),
-    "signs": ([-1, 1, 0], [0, 1, 0.5]),
-    "grades": ([-3, -2, 2, 0, None], [0, 0, 1, 0.5, None]),
     "columns": (["response_a", "response_b"], [0, 1]),
 }
 
@@ -69,19 +66,34 @@ def test_labels(case):
     assert [rule.share(value) for value in values] == shares
 
 
-@pytest.mark.parametrize("values", [[1], [-1, 2], [0, -1, 3]])
-def test_labels_that_can_be_meant_in_two_ways(values):
+OPEN = {  # values of `label`, and the answers beside it
+    "one value": ([1], "ab"), "a lone 0": ([0], "ab"), "from 0, letters": ([0, 1], "ab"),
+    "a tie at 0 or 2": ([0, 1, 2], "ab"), "signs": ([-1, 1], "ab"), "grades": ([-0.5, 0.5], "ab"),
+    "three signs": ([-1, 0, 1], "12"), "-1 and 2": ([-1, 2], "ab"), "-1 to 3": ([0, -1, 3], "ab"),
+    "a third beside two": ([0, 1, 2], "01"), "from 1, names from 0": ([1, 2], "01"),
+    "names from 1": ([0, 1], "12"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OPEN)
+def test_labels_that_can_be_meant_in_two_ways(case):
+    values, (first, second) = OPEN[case]
     with pytest.raises(ValueError, match="which answer that prefers is not said"):
-        label_rule(values, "label", "response_a", "response_b")
+        label_rule(values, "label", f"response_{first}", f"response_{second}")
 
 
 def test_names_of_columns_say_how_labels_count():
     assert label_rule([1], "label", "output_1", "output_2").share(1) == 0
     assert label_rule([1], "label", "answer_0", "answer_1").share(1) == 1
     assert label_rule([1], "choice", "a", "b").share(1) == 1
+    assert label_rule([0, 1], "winner", "answer_a", "answer_b").share(1) == 1
     assert label_rule([1], "overall_preference", "a", "b").share(1) == 1
     assert label_rule([1.5], "preference", "output_1", "output_2").share(1.5) == 0.5
-    with pytest.raises(ValueError, match="holds 0, 1"):
+    rule = label_rule([0, 1, 2], "label", "output_1", "output_2")
+    assert [rule.share(label) for label in (0, 1, 2)] == [0.5, 0, 1]
+    signed = label_rule([-3, 2, 0, None], "overall_preference", "a", "b")
+    assert [signed.share(grade) for grade in (-3, 2, 0, None)] == [0, 1, 0.5, None]
+    with pytest.raises(ValueError, match="holds 0, 1.*write output_1, output_2 or tie there"):
         label_rule([0, 1], "label", "output_1", "output_2")
 
 
@@ -91,3 +103,27 @@ def test_a_rater_that_the_first_row_does_not_name(tmp_path):
     rows.append({**rows[0], "label": "A", "judge": "2"})
     data = load_preferences(write(tmp_path / "r.jsonl", rows), include_ties=True)
     assert len(data.examples) == 11 and data.examples[0].votes == {(0, 1): (1, 1)}
+
+
+@pytest.mark.parametrize("values", [[1, 2, 2], [0, 1] * 10])
+def test_a_strength_that_never_is_below_0_does_not_say_which_answer(tmp_path, values):
+    pairs = [{"prompt": f"p{k}", "response_a": "x", "response_b": "y", "preference_strength": v}
+             for k, v in enumerate(values)]  # fmt: skip
+    with pytest.raises(ValueError, match="none of its .* rows is below 0") as error:
+        load_preferences(write(tmp_path / "r.jsonl", pairs))
+    assert "\n" not in str(error.value)
+    chosen = [{**pair, "choice": k % 2} for k, pair in enumerate(pairs)]
+    examples = load_preferences(write(tmp_path / "r.jsonl", chosen)).examples
+    assert [e.ranks for e in examples[:3]] == [(1, 2), (2, 1), (1, 2)]
+
+
+def test_votes_are_counted_beside_two_answers(tmp_path):
+    counted = {"prompt": "p", "response_a": "x", "response_b": "y", "votes": [1, 4]}
+    for votes in ({}, {"label": "A"}, {"votes": "[1, 4]"}):
+        (example,) = load_preferences(write(tmp_path / "r.jsonl", [counted | votes])).examples
+        assert example.votes == {(0, 1): (1, 4)} and example.ranks == (2, 1)
+    pair = {"prompt": "p", "chosen": "x", "rejected": "y"}
+    (example,) = load_preferences(write(tmp_path / "r.jsonl", [{**pair, "votes": [3, 1]}])).examples
+    assert example.votes == {(0, 1): (3, 1)}
+    upvoted = write(tmp_path / "r.jsonl", [{**pair, "votes": 17}])
+    assert load_preferences(upvoted).examples[0].votes is None
