@@ -53,8 +53,12 @@ def effect_table(shared: list[tuple[dict, dict]]) -> Table:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--text", required=True, nargs="+", metavar="EXAMPLES")
-    parser.add_argument("--template", required=True, nargs="+", metavar="EXAMPLES")
+    parser.add_argument(
+        "--text", required=True, nargs="+", metavar="EXAMPLES", help="examples files of text"
+    )
+    parser.add_argument(
+        "--template", required=True, nargs="+", metavar="EXAMPLES", help="those in the template"
+    )
     return parser.parse_args(argv)
 
 
