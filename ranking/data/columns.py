@@ -11,6 +11,7 @@ from ranking.data.cells import Row, plain_name
 
 TARGETS = ("prompt", "system", "chosen", "rejected", "completions", "ranks", "scores", "votes",
            "label", "group", "messages", "completion")  # fmt: skip
+PREFERENCE_TARGETS = {"chosen", "rejected", "completions", "ranks", "scores", "votes"}
 # grouped by without being asked, where a file holds 2 to 50 values of them
 GROUP_COLUMNS = ("subset", "category", "domain", "source", "language", "task_type")
 MOST_VALUES = 50

@@ -7,7 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ranking.data.cells import Dropped, Reading, Row
-from ranking.data.columns import RenamedRows, check_known, file_domain, group_columns, groups_of
+from ranking.data.columns import (
+    PREFERENCE_TARGETS,
+    RenamedRows,
+    check_known,
+    file_domain,
+    group_columns,
+    groups_of,
+)
 from ranking.data.conversations import plan_conversations
 from ranking.data.files import Origins, Rows, place
 from ranking.data.gathering import expand_trees, group_graded, trees_of
@@ -61,7 +68,11 @@ def draw_examples(
         plan = make_plan(named, columns)
     except ValueError as error:
         unpaired = plan_conversations(named)
-        if unpaired is None or not conversations:
+        if (
+            unpaired is None
+            or not conversations
+            or not PREFERENCE_TARGETS.isdisjoint(columns or ())
+        ):
             hint = "" if unpaired is None else f"; {unpaired.kind} are for sft.py"
             raise ValueError(f"{file}: {error}{hint}") from None
         plan = unpaired

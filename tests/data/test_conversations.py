@@ -115,3 +115,14 @@ def test_without_being_asked_for_they_are_refused_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="unknown columns"):
         read(tmp_path, {"x": 1})
+
+
+@pytest.mark.parametrize("target", ["ranks", "scores", "votes", "chosen"])
+def test_a_preference_that_is_named_and_not_found_is_no_conversation(tmp_path, target):
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+             "w": 1}]  # fmt: skip
+    path = write(tmp_path / "rows.jsonl", rows)
+    assert load_preferences(path, conversations=True).examples
+    with pytest.raises(ValueError) as error:
+        load_preferences(path, conversations=True, columns={target: "w"})
+    assert "\n" not in str(error.value)
