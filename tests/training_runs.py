@@ -40,15 +40,17 @@ def dpo_command(model, output, *more) -> list[str]:
 
 
 def history(folder) -> list[dict]:
-    """What was logged, without times and without Trainer's mean loss since the last start."""
+    """What was logged, without times and without Trainer's entry on its last start, which a run
+    resumed after its last step does not have."""
     state = json.loads((folder / "trainer_state.json").read_text())
     return [
         {
             k: v
             for k, v in entry.items()
-            if not re.search("runtime|second|preparation|^train_loss", k)
+            if not re.search("runtime|second|preparation", k)
         }
         for entry in state["log_history"]
+        if "train_loss" not in entry
     ]
 
 
