@@ -4,14 +4,15 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from ranking.data.examples import PreferenceData, PreferenceExample
 from ranking.plumbing.outputs import part_files
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, hash_config, read_config, read_json_lines
 
-NEWER = {"dataset_config", "config_hash", "messages", "groups"}  # keys that older files lack
+# keys that older files lack, or that are not in all
+NEWER = {"dataset_config", "config_hash", "messages", "groups", "hidden_products"}
 
 
 class ScoredCompletion(TypedDict):
@@ -44,6 +45,7 @@ class ExampleRecord(TypedDict):
     ranks: list[int]  # 1: best, equal: tied
     votes: dict[str, list[float]] | None  # "i,j" → raters who preferred i, and j
     completions: list[ScoredCompletion]
+    hidden_products: NotRequired[list[list[float]]]  # with --ches: ⟨S(y_i), S(y_j)⟩, see `ches`
 
 
 def recorded_votes(example: PreferenceExample) -> dict[str, list[float]] | None:
