@@ -9,6 +9,8 @@ idealized (Tables 1, 6): R* by Corollary 3.3 over β = 0.01, 0.1, 1, 5, 10; gap 
 conventions, length: files of conventions.py and length_difference.py. dynamics, sweep: files
 ranking_dynamics.jsonl of dpo.py. win-rate: a file of calculate_win_rate.py --checkpoints.
 benchmarks: RewardBench, RM-Bench and others by their own protocols, of the ranking script.
+rewards, ranking-and-reward: implicit rewards and displacement, and the 2 × 2 table of Remark 2.5,
+of the ranking script with a reference.
 Models that the paper does not have are shown beside --beside MODEL, one that it has.
 """
 
@@ -32,6 +34,7 @@ from ranking.reports.labels import (
     short,
 )
 from ranking.reports.length import length_table
+from ranking.reports.rewards import ranking_and_reward_table, reward_table
 from ranking.reports.tables import BETWEEN, Table, as_latex, as_markdown, percent
 from ranking.reports.win_rate import win_rate_table
 
@@ -117,6 +120,8 @@ SUMMARIES = {  # table → its builder, from the rows of all files and --beside
     "length": lambda rows, beside: length_table(rows),
     "win-rate": lambda rows, beside: win_rate_table(rows),
     "benchmarks": lambda rows, beside: benchmark_table(rows),
+    "rewards": lambda rows, beside: reward_table(rows),
+    "ranking-and-reward": lambda rows, beside: ranking_and_reward_table(rows),
 }
 FORMATS = {"markdown": as_markdown, "latex": as_latex}
 
