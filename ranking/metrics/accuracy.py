@@ -13,12 +13,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from ranking.metrics.groups import GroupMean, GroupValue, accuracy_by_group, record_groups
-from ranking.metrics.intervals import (
-    bootstrap_95,
-    exact_mcnemar,
-    rank_correlation,
-    wilson_interval,
-)
+from ranking.metrics.intervals import bootstrap_95, rank_correlation, wilson_interval
 
 TIE_EPSILON = 0.01  # Def. C.1
 SHARES = ("acc", "acc_literal_ties", "top1")  # metrics that count examples
@@ -290,44 +285,6 @@ def summarize_dataset(
                     "example_distance_metric_values": (top / bottom).tolist(),
                     "example_p_values": p_values or None,
                     "share_p_below_0.05": below,
-                }
-            )
-    return rows
-
-
-def compare_runs(shared: list[tuple[dict, dict]]) -> list[dict[str, Any]]:
-    """Exact McNemar test per dataset, configuration, split and normalization.
-
-    shared: the records of two runs for each example that both scored; those without an untied pair
-    are left out. `if_exact_ties_are_wrong` holds the counts and p-value without those of Def. 2.3.
-    """
-    groups: dict[tuple, list[tuple[dict, dict]]] = {}
-    for pair in shared:
-        if len(set(pair[0]["ranks"])) > 1:
-            key = (pair[0]["dataset"], pair[0].get("dataset_config"), pair[0]["split"])
-            groups.setdefault(key, []).append(pair)
-    rows = []
-    for (dataset, config, split), pairs in groups.items():
-        for normalization in NORMALIZATIONS:
-            correct: tuple[list[bool], list[bool]] = ([], [])
-            equal: tuple[list[bool], list[bool]] = ([], [])
-            for pair in pairs:
-                for side, record in enumerate(pair):
-                    scores = record_scores(record, normalization), record["ranks"]
-                    correct[side].append(ranking_accuracy(*scores))
-                    equal[side].append(exact_ties(*scores) > 0)
-            strict = [np.array(c) & ~np.array(e) for c, e in zip(correct, equal)]
-            names = ("only_this_correct", "only_other_correct", "p_value")
-            rows.append(
-                {
-                    "dataset": dataset,
-                    "dataset_config": config,
-                    "split": split,
-                    "calib_property": f"ranking_{normalization}",
-                    "n": len(pairs),
-                    **dict(zip(names, exact_mcnemar(*correct))),
-                    "n_exact_ties": [sum(side) for side in equal],
-                    "if_exact_ties_are_wrong": dict(zip(names, exact_mcnemar(*strict))),
                 }
             )
     return rows
