@@ -27,6 +27,12 @@ def both_normalizations(rows: Sequence[ComparisonRow]) -> list[list[ComparisonRo
     ]
 
 
+def refuse_other_rows(rows: Sequence[ComparisonRow]) -> None:
+    """Raise ValueError for rows that are no comparison's."""
+    if not rows or not all("tests" in row for row in rows):
+        raise ValueError("not a NAME.compare.jsonl of calculate_calibration_metrics.py --compare")
+
+
 def numbered(rows: Sequence[ComparisonRow]) -> dict[str, str]:
     """model → its number in the tables, from 1."""
     names = dict.fromkeys(model["name"] for row in rows for model in row["models"])
@@ -34,7 +40,9 @@ def numbered(rows: Sequence[ComparisonRow]) -> dict[str, str]:
 
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
-    """A line per dataset and model: R̃ and R of the examples that all of them scored."""
+    """A line per dataset and model: R̃ and R of the examples that all of them scored. ValueError
+    for rows of something else."""
+    refuse_other_rows(rows)
     columns = ["dataset", "", "model", "n", "chance", "R̃ (per token)", "R (summed)"]
     numbers = numbered(rows)
     names = model_labels(numbers)
@@ -52,7 +60,9 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
 
 def mcnemar_table(rows: Sequence[ComparisonRow]) -> Table:
     """A line per dataset and two models, by their numbers in `comparison_table`: difference of
-    accuracy, how many examples each alone ranks rightly, and p after Holm's correction."""
+    accuracy, how many examples each alone ranks rightly, and p after Holm's correction. ValueError
+    for rows of something else."""
+    refuse_other_rows(rows)
     columns = ["dataset", "models"]
     for symbol in SYMBOLS.values():
         columns += [f"{symbol}: points [95 %]", "only one right", "p (Holm)"]
