@@ -13,15 +13,10 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ranking.metrics.intervals import interval_95, resampled_means
+from ranking.metrics.intervals import interval_95, resampled_means, wilson_interval
+from ranking.metrics.orders import Baselines
 
-
-class Baselines(TypedDict):
-    """What orders that do not look at the text would reach under a metric, as shares in [0, 1]."""
-
-    random: float  # chance
-    shorter: float  # shorter completions preferred, of equal lengths a random one
-    longer: float
+N_BINS = 5
 
 
 class LengthColumns(TypedDict):
@@ -33,6 +28,17 @@ class LengthColumns(TypedDict):
     at_equal_length_undefined: str | None  # why it is null
     length_correlation: float | None  # Pearson's, of being right with the difference of lengths
     length_correlation_95: list[float | None]  # bootstrap over prompts
+
+
+# those of a metric that is no share of pairs, such as the accuracy of whole orders
+NOT_OF_PAIRS: LengthColumns = {
+    "baselines": None,
+    "at_equal_length": None,
+    "at_equal_length_95": [None, None],
+    "at_equal_length_undefined": "of pairs: see pairwise_acc",
+    "length_correlation": None,
+    "length_correlation_95": [None, None],
+}
 
 
 class AtEqualLength(NamedTuple):
@@ -157,3 +163,26 @@ def length_correlation(
             variances > 1e-12, (mean_xy - mean_x * mean_y) / np.sqrt(variances), math.nan
         )
     return float(np.mean(x * y)), interval_95(resampled)
+
+
+class LengthBin(TypedDict):
+    """A fifth of the pairs, by the difference of lengths."""
+
+    n: int
+    mean_difference: float  # tokens, preferred minus dispreferred
+    accuracy: float
+    wilson_95: list[float]  # of the accuracy
+
+
+def length_bins(right: np.ndarray, differences: np.ndarray) -> list[LengthBin]:
+    """The accuracy in bins of equal size, by the difference of lengths; empty ones are left out."""
+    bins: list[LengthBin] = []
+    for members in np.array_split(np.argsort(differences, kind="stable"), N_BINS):
+        if len(members):
+            n_right = int(right[members].sum())
+            bins.append(
+                {"n": len(members), "mean_difference": float(differences[members].mean()),
+                 "accuracy": n_right / len(members),
+                 "wilson_95": list(wilson_interval(n_right, len(members)))}
+            )  # fmt: skip
+    return bins
