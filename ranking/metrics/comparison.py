@@ -8,12 +8,12 @@ import numpy as np
 
 from ranking.metrics.accuracy import (
     NORMALIZATIONS,
-    chance_level,
     exact_ties,
     ranking_accuracy,
     record_scores,
 )
 from ranking.metrics.intervals import bootstrap_95, exact_mcnemar, wilson_interval
+from ranking.metrics.orders import chance_level
 
 DatasetKey = tuple[str, str | None, str | None]  # dataset, configuration, split
 
