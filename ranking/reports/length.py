@@ -22,7 +22,7 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import Table, percent
+from ranking.reports.tables import Table, percent, signed_with_interval
 
 
 def length_table(rows: Sequence[ResultRow]) -> Table:
@@ -33,10 +33,7 @@ def length_table(rows: Sequence[ResultRow]) -> Table:
     columns += ["preferred is shorter", "longer"]
     lines = []
     for row in rows:
-        low, high = row["correlation_95"]
-        correlation = "–"
-        if row["correlation"] is not None:
-            correlation = f"{row['correlation']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        correlation = signed_with_interval(row["correlation"], row["correlation_95"])
         lines.append(
             [setting_label(row, rows), short(row["model"]), SYMBOLS[row["normalization"]],
              str(row["n"]), correlation,
