@@ -114,8 +114,8 @@ def displacement_table(rows: Sequence[Record]) -> Table:
     for part in PARTS:
         found = displacement_by_step(rows, part)
         for step in sorted({best, max(found, default=best)} & found.keys()):
-            for group, means in found[step].items():
-                if group != "all" and step != best:
+            for group in ("all", *(GROUPS.values() if step == best else ())):
+                if (means := found[step].get(group)) is None:
                     continue
                 label = part if group == "all" else f"  {group.replace('_to_', ' → ')}"
                 when = f"{step}{' (lowest)' if step == best else ''}" if group == "all" else ""
@@ -133,9 +133,10 @@ def show_dynamics(rows: Sequence[Record]) -> None:
 
 
 def loss_label(rows: Sequence[Record]) -> str:
-    """What the column `loss` is: where another loss trains, that it is Eq. 4's."""
+    """Of the column `loss`: that it is Eq. 4's, where another loss trains."""
     others = {row.get("loss_type") for row in rows} - set(EQUATION_4)
-    return f"loss of Eq. 4 (trained: {', '.join(sorted(map(str, others)))})" if others else "loss"
+    trained = ", ".join(sorted(map(str, others)))
+    return f"loss of Eq. 4 (nats)\nwhere {trained} is trained" if others else "loss (nats)"
 
 
 # ---------------------------------------------------------------------------- wandb panels
@@ -213,7 +214,7 @@ def plot_dynamics(rows: Sequence[Record], path: Path) -> None:
     figure, grid = subplots(
         len(parts), 3, figsize=(11, 0.6 + 2.7 * len(parts)), sharex=True, squeeze=False
     )
-    panels = {"share": "share of pairs (%)", "group_loss": f"mean {loss_label(rows)} (nats)",
+    panels = {"share": "share of pairs (%)", "group_loss": f"mean {loss_label(rows)}",
               "group_margin": "mean reward margin"}  # fmt: skip
     for line, part in zip(grid, parts):
         summary = means_by_step(rows, part)
@@ -278,7 +279,7 @@ def plot_loss_against_reference(rows: Sequence[Record], path: Path) -> None:
         axes.legend(fontsize=7)
     highest = max(r["loss"] for r in rows if r["step"] == best and r["loss"] is not None)
     grid[0][0].set_ylim(0, 1.1 * highest)  # the loss needed goes on rising to the right
-    grid[0][0].set_ylabel(f"{loss_label(rows)} (nats)")
+    grid[0][0].set_ylabel(loss_label(rows))
     figure.tight_layout()
     save_figure(figure, path)
 
@@ -324,7 +325,8 @@ def plot_displacement(rows: Sequence[Record], path: Path) -> None:
     for (left, right), part in zip(grid, parts):
         means = {step: groups["all"] for step, groups in found[part].items() if groups}
         for label, (colour, marker, share, change) in DISPLACEMENT_STYLES.items():
-            style = {"color": colour, "marker": marker, "markersize": 4, "label": label}
+            style = {"color": colour, "marker": marker, "markersize": 4, "label": label,
+                     "linestyle": "solid" if change else "dotted"}  # fmt: skip
             right.plot(means.keys(), [100 * m[share] for m in means.values()], **style)
             if change:
                 left.plot(means.keys(), [m[change] for m in means.values()], **style)

@@ -102,12 +102,13 @@ def test_displacement_figure(tmp_path, monkeypatch):
 
 def test_pictures_of_another_loss_say_whose_the_column_is(tmp_path, monkeypatch):
     monkeypatch.setattr(plt, "close", lambda figure: None)
-    for trained, label in (("ipo", "loss of Eq. 4 (trained: ipo)"), ("sigmoid", "loss")):
+    other = "loss of Eq. 4 (nats)\nwhere ipo is trained"
+    for trained, label in (("ipo", other), ("sigmoid", "loss (nats)")):
         rows = [{**row, "loss_type": trained} for row in evaluated_pairs()]
         plot_dynamics(rows, tmp_path / "d.png")
-        assert plt.gcf().axes[1].get_ylabel() == f"mean {label} (nats)"
+        assert plt.gcf().axes[1].get_ylabel() == f"mean {label}"
         plot_loss_against_reference(rows, tmp_path / "l.png")
-        assert plt.gcf().axes[0].get_ylabel() == f"{label} (nats)"
+        assert plt.gcf().axes[0].get_ylabel() == label
 
 
 def test_sweep_figure(tmp_path, monkeypatch):
