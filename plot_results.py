@@ -20,6 +20,7 @@ from ranking.reports.accuracy import (
 from ranking.reports.comparison import plot_comparison
 from ranking.reports.dynamics import (
     plot_accuracy_against_distance,
+    plot_displacement,
     plot_dynamics,
     plot_loss_against_reference,
     plot_sweep,
@@ -62,6 +63,7 @@ DYNAMICS = {
     "dynamics": plot_dynamics,
     "loss-against-reference": plot_loss_against_reference,
     "accuracy-against-distance": plot_accuracy_against_distance,
+    "displacement": plot_displacement,
 }
 
 

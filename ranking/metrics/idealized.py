@@ -278,12 +278,20 @@ class CurveRow(IdealizedColumns):
     critical_betas: list[float]  # ascending, without 0 and ∞
 
 
-class PairRow(TypedDict):
+class TunedColumns(TypedDict, total=False):
+    """What `--dynamics` adds to a pair, at the lowest validation loss of each run."""
+
+    tuned_loss: float | None  # of Eq. 4, nats, mean over the runs that follow it; null: none does
+    n_runs: int  # that follow it
+    flipped_in: int  # of these, those that rank it correctly (Def. 2.3)
+
+
+class PairRow(TunedColumns):
     """One line of NAME.pairs.jsonl: a pair of completions of an example.
 
     Under the names of the two normalizations stand dicts of `ref_logratio` (nats, or nats per
     token), `critical_beta` (null: right at every β), `observed_correct`, and `idealized_correct`
-    (β as text → bool).
+    (β as text → bool). `TunedColumns` are there with --dynamics.
     """
 
     id: str  # of the example, as in the examples file
@@ -367,6 +375,7 @@ def pair_rows(
         row: Any = {
             **{key: pair["record"][key] for key in ("id", "prompt_id", "dataset", "split")},
             **{key: pair[key] for key in ("winner", "loser", "alpha", "votes", "tied")},
+            **{key: pair[key] for key in TunedColumns.__annotations__ if key in pair},
             "c": -summed[k],
             "gamma": gamma,
             "required_margin": {str(beta): margins[beta][k] for beta in betas},
