@@ -22,8 +22,9 @@ from typing import Any
 
 from ranking.data.examples import dataset_label
 from ranking.data.hub import DATASETS
-from ranking.metrics.accuracy import compare_runs, summarize_dataset
+from ranking.metrics.accuracy import summarize_dataset
 from ranking.metrics.benchmarks import IMPLICIT_REWARD, summarize_benchmarks
+from ranking.metrics.comparison import ComparisonRow, compare_models
 from ranking.metrics.rewards import (
     BETA,
     RewardPair,
@@ -42,9 +43,9 @@ from ranking.reports.accuracy import (
     plot_accuracy_by_group,
     plot_ranking_accuracy,
     show_accuracy,
-    show_comparison,
 )
 from ranking.reports.benchmarks import show_benchmarks
+from ranking.reports.comparison import plot_comparison, show_comparison
 from ranking.reports.groups import has_groups
 from ranking.reports.rewards import log_rewards, plot_rewards, show_rewards
 from ranking.reports.style import draw
@@ -52,6 +53,7 @@ from ranking.scoring.comparable import (
     ScoringRun,
     announce_uneven_cuts,
     check_comparable,
+    compared_runs,
     read_scoring_run,
     shared_examples,
 )
@@ -71,25 +73,29 @@ from ranking.scoring.runs import (
     announce_uneven_tokens,
     check_ties_are_there,
     describe_run,
+    group_records,
     plan_run,
-    records_by_dataset,
     reference_columns,
     scored_run,
     that_count,
 )
 
 FILES_OF_SCORING = ("examples.jsonl", "config.json")  # what scoring a model writes
+COMPARED = ("compare.jsonl", "compare.png")
 FILES_BESIDE = {
     "picture": "png", "groups": "groups.png", "pairs": "rewards.jsonl", "rewards": "rewards.png",
 }  # fmt: skip
 
 
 def check_all_runs(
-    policy: ScoringRun, reference: ScoringRun | None, other: ScoringRun | None, include_ties: bool
+    policy: ScoringRun,
+    reference: ScoringRun | None,
+    others: Sequence[ScoringRun],
+    include_ties: bool,
 ) -> None:
     """Raise ValueError where these runs do not go together, before anything is scored.
 
-    other: the run that --compare names.
+    others: the runs that --compare names.
     """
     if include_ties and policy.found is None:
         check_ties_are_there(policy)
@@ -97,7 +103,7 @@ def check_all_runs(
         check_comparable(policy, reference)
         if not shared_examples(policy.records, reference.records):
             raise ValueError(f"{policy.name} and {reference.name} have no example in common")
-    if other is not None:
+    for other in others:
         check_comparable(policy._replace(name="this run"), other, own_templates=True)
         if not shared_examples(policy.records, other.records):
             raise ValueError(f"--compare {other.name}: it has no example of this run")
@@ -116,7 +122,7 @@ def implicit_rewards(
 
     parts: the policy's records of each dataset, and what every line says of it.
     """
-    of_reference = records_by_dataset(reference.records)
+    of_reference = group_records(reference.records)
     about_reference = reference_columns(reference, beta)
     rounding = rounding_of(*((run.config or {}).get("dtype") for run in (policy, reference)))
     pairs: list[RewardPair] = []
@@ -147,7 +153,6 @@ def write_accuracy(output: Output, rows: list[Any], pairs: list[RewardPair]) -> 
 
     What a run that is overwritten had, and this one has not, is removed.
     """
-    take_output(output)
     files = {name: output.beside(suffix) for name, suffix in FILES_BESIDE.items()}
     drawn: dict[str, tuple] = {
         "picture": (plot_ranking_accuracy, rows),
@@ -165,6 +170,21 @@ def write_accuracy(output: Output, rows: list[Any], pairs: list[RewardPair]) -> 
             files.pop(name).unlink(missing_ok=True)
     write_json_lines(output.summary, rows)
     return {"summary": output.summary, **files}
+
+
+def write_comparison(
+    output: Output, runs: Sequence[tuple[str, Sequence[Any]]], seed: int
+) -> list[ComparisonRow]:
+    """Lines and picture of several runs on the same examples; the lines. None of a single run."""
+    lines, picture = (output.beside(suffix) for suffix in COMPARED)
+    if len(runs) == 1:
+        for path in (lines, picture):
+            path.unlink(missing_ok=True)  # of a run that was overwritten
+        return []
+    rows = compare_models(runs, seed)
+    write_json_lines(lines, rows)
+    draw(plot_comparison, rows, picture)
+    return rows
 
 
 # ---------------------------------------------------------------------------- command line
@@ -193,8 +213,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     scoring_flags = add_scoring_arguments(parser, list(DATASETS))
     parser.add_argument(
-        "--compare", metavar="EXAMPLES", help="examples file of another run: McNemar's test"
-    )
+        "--compare", nargs="+", default=[], metavar="EXAMPLES",
+        help="examples files of other runs: every two models by McNemar's test",
+    )  # fmt: skip
     args = parse_scoring_args(parser, argv)
     has_reference = args.reference_name_or_path or args.reference_examples
     if args.beta is not None and not has_reference:
@@ -209,8 +230,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     flags = vars(args)
     models = (args.lm_name_or_path, args.reference_name_or_path)
-    files = (args.policy_examples, args.reference_examples, args.compare)
-    given = [read_scoring_run(file) if file is not None else None for file in files]
+    files = (args.policy_examples, args.reference_examples)
+    policy, reference = (read_scoring_run(file) if file is not None else None for file in files)
+    others = [read_scoring_run(file) for file in args.compare]
     for name in filter(None, models):
         check_model_path(name)
     check_revision("--revision", args.revision, args.lm_name_or_path)
@@ -219,16 +241,16 @@ def main(args: argparse.Namespace) -> None:
     of_scoring = [f"{side}{file}" for side in sides for file in FILES_OF_SCORING]
     output = plan_output(
         args.output_dir, args.output_filename, args.overwrite,
-        reads=[*args.dataset, *files], writes=[*FILES_BESIDE.values(), *of_scoring],
+        reads=[*args.dataset, *files, *args.compare],
+        writes=[*FILES_BESIDE.values(), *COMPARED, *of_scoring],
     )  # fmt: skip
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS)) if any(models) else []
     how_planned = take(flags, (*CONFIG_FLAGS, "dtype", "device"))
-    policy, reference, other = given
     if models[0]:
         policy = plan_run(models[0], args.revision, datasets, **how_planned)
     if models[1]:
         reference = plan_run(models[1], args.reference_revision, datasets, **how_planned)
-    check_all_runs(policy, reference, other, args.include_ties)
+    check_all_runs(policy, reference, others, args.include_ties)
 
     how = (args.overwrite, take(flags, MODEL_FLAGS))
     policy, facts = scored_run(policy, datasets, output, *how)
@@ -240,6 +262,8 @@ def main(args: argparse.Namespace) -> None:
         return  # the first process has all records and reports
     parts = describe_run(policy, datasets, facts, args.include_ties, args.seed)
     records = [record for of_dataset, _ in parts for record in of_dataset]
+    if not records:
+        raise ValueError(f"{policy.name}: every example is tied: give --include-ties")
     rows: list[Any] = []
     for of_dataset, common in parts:
         rows += summarize_dataset(of_dataset, common, args.include_ties, args.seed)
@@ -252,14 +276,16 @@ def main(args: argparse.Namespace) -> None:
         )  # fmt: skip
         rows += about_rewards
 
+    take_output(output)
+    runs = compared_runs(records[0]["model"], records, others)
+    comparison = write_comparison(output, runs, args.seed)
     written = write_accuracy(output, rows, pairs)
     show_accuracy(rows)
     show_rewards(rows)
     show_benchmarks(rows)
-    if other is not None:
-        shared = shared_examples(records, other.records)
-        announce_uneven_cuts(shared)
-        show_comparison(compare_runs(shared), args.compare)
+    if comparison:
+        show_comparison(comparison)
+        written |= zip(("compared", "comparison"), map(output.beside, COMPARED))
     for name, side in zip(("examples", "reference"), ("", "reference.")):
         if side in sides:
             written[name] = output.beside(f"{side}examples.jsonl")

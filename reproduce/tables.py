@@ -9,8 +9,9 @@ idealized (Tables 1, 6): R* by Corollary 3.3 over β = 0.01, 0.1, 1, 5, 10; gap 
 conventions, length: files of conventions.py and length_difference.py. dynamics, sweep: files
 ranking_dynamics.jsonl of dpo.py. win-rate: a file of calculate_win_rate.py --checkpoints.
 benchmarks: RewardBench, RM-Bench and others by their own protocols, of the ranking script.
-rewards, ranking-and-reward: implicit rewards and displacement, and the 2 × 2 table of Remark 2.5,
-of the ranking script with a reference.
+rewards, displacement, ranking-and-reward: implicit rewards, how likelihoods moved, and the 2 × 2
+table of Remark 2.5, of the ranking script with a reference.
+comparison, mcnemar: NAME.compare.jsonl of its --compare.
 Models that the paper does not have are shown beside --beside MODEL, one that it has.
 """
 
@@ -24,6 +25,7 @@ from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import Record, read_json_lines
 from ranking.reports.accuracy import accuracy_table
 from ranking.reports.benchmarks import benchmark_table
+from ranking.reports.comparison import comparison_table, mcnemar_table
 from ranking.reports.dynamics import dynamics_table, read_dynamics, sweep_table
 from ranking.reports.idealized import idealized_table
 from ranking.reports.labels import (
@@ -34,7 +36,11 @@ from ranking.reports.labels import (
     short,
 )
 from ranking.reports.length import length_table
-from ranking.reports.rewards import ranking_and_reward_table, reward_table
+from ranking.reports.rewards import (
+    ranking_and_reward_table,
+    reward_displacement_table,
+    reward_table,
+)
 from ranking.reports.tables import BETWEEN, Table, as_latex, as_markdown, percent
 from ranking.reports.win_rate import win_rate_table
 
@@ -121,7 +127,10 @@ SUMMARIES = {  # table → its builder, from the rows of all files and --beside
     "win-rate": lambda rows, beside: win_rate_table(rows),
     "benchmarks": lambda rows, beside: benchmark_table(rows),
     "rewards": lambda rows, beside: reward_table(rows),
+    "displacement": lambda rows, beside: reward_displacement_table(rows),
     "ranking-and-reward": lambda rows, beside: ranking_and_reward_table(rows),
+    "comparison": lambda rows, beside: comparison_table(rows),
+    "mcnemar": lambda rows, beside: mcnemar_table(rows),
 }
 FORMATS = {"markdown": as_markdown, "latex": as_latex}
 

@@ -26,7 +26,7 @@ from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import hash_config, read_json_lines, write_json_lines
 
 ROOT = Path(__file__).parents[1]
-DATA = ("--dataset", "sample", "--sample-size", 40)
+DATA = ("--dataset", "sample", "--sample-size", 14)
 LIGHT = (
     "import sys, runpy; sys.argv = ['calculate_calibration_metrics.py', *sys.argv[1:]]\n"
     "runpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -100,7 +100,7 @@ def test_files_hold_what_the_two_examples_files_say(both, tuned, tiny_model_dire
                 margins.append(margin)
                 right.append(margin > 0)
                 ranked.append(after[i] >= after[j])
-    assert len(pairs) == len(margins) > 40
+    assert len(pairs) == len(margins) > 20
     assert sorted(p["reward_margin"] for p in pairs) == pytest.approx(sorted(margins))
     (row,) = [r for r in rows if r["calib_property"] == "ranking_non-length-normalized"]
     assert row["distance_metric_value_mean"] == pytest.approx(np.mean(right))
@@ -437,3 +437,33 @@ def test_what_1000_examples_cost(tmp_path, capsys):
     with capsys.disabled():
         print(f"\n1000 examples, s: {seconds}")
     assert reward_rows(tmp_path / "with a reference.jsonl")[0]["n"] == 1000
+
+
+def test_ches_of_the_reference_says_which_completions_fall(
+    tuned, tiny_model_directory, tmp_path, capsys
+):
+    run(tmp_path, "--lm-name-or-path", tuned, "--reference-name-or-path", tiny_model_directory,
+        "--dataset", "sample", "--sample-size", 6, "--ches")  # fmt: skip
+    pairs = read_json_lines(tmp_path / "run.rewards.jsonl")
+    (row, _) = reward_rows(tmp_path / "run.jsonl")
+    assert row["ches"]["ches"]["n"] == len(pairs)
+    products = {r["id"]: r["hidden_products"] for r in read_json_lines(files_of(tmp_path)[1])}
+    for pair in pairs:
+        w, other = pair["winner"], pair["loser"]
+        expected = products[pair["id"]][w][other] - products[pair["id"]][w][w]
+        assert pair["ches"] == pytest.approx(expected)
+    assert "ches_normalized, which of" in capsys.readouterr().out
+
+
+def test_tables_and_picture_of_result_files(both, tmp_path, capsys):
+    import plot_results
+    from reproduce import tables
+
+    picture = tmp_path / "r.pdf"
+    words = ["rewards", str(both / "run.rewards.jsonl"), "--output", str(picture)]
+    plot_results.main(plot_results.parse_args(words))
+    assert picture.read_bytes().startswith(b"%PDF")
+    for name, column in (("rewards", "margin [95 %]"), ("displacement", "both fell"),
+                         ("ranking-and-reward", "only ranking")):  # fmt: skip
+        tables.main(tables.parse_args([name, str(both / "run.jsonl")]))
+        assert f"| {column} |" in capsys.readouterr().out

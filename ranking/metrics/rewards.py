@@ -17,9 +17,9 @@ from ranking.metrics.accuracy import (
     SettingColumns,
     TextColumns,
     record_scores,
-    untied_pairs,
 )
 from ranking.metrics.ches import ches
+from ranking.metrics.displacement import fell
 from ranking.metrics.dynamics import GROUPS, finite, rewards_moved
 from ranking.metrics.groups import (
     GroupMean,
@@ -36,10 +36,16 @@ from ranking.metrics.intervals import (
     exact_mcnemar,
     wilson_interval,
 )
+from ranking.metrics.length import LengthColumns, length_columns
+from ranking.metrics.orders import untied_pairs
 
 BETA = 0.1  # of implicit rewards, where none is given
 ROUNDING = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}  # relative, of a dtype
+SIDES, REFERENCED = ("chosen", "rejected"), ("", "ref_")  # columns of a `RewardPair` begin so
 CHES_FORMS = ("ches", "ches_normalized")
+MOVES = (  # columns of `Displacement`
+    "chosen_fell", "rejected_fell", "both_fell", "mean_chosen_change", "mean_rejected_change",
+)  # fmt: skip
 
 Shared = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]  # records of policy and reference
 
@@ -108,7 +114,7 @@ class Displacement(TypedDict):
     """Where the log-likelihoods of some pairs went. Without pairs, shares and means are null."""
 
     n: int  # pairs whose changes are finite
-    chosen_fell: float | None  # share whose preferred completion became less likely
+    chosen_fell: float | None  # share whose preferred completion is less likely, beyond rounding
     rejected_fell: float | None
     both_fell: float | None
     mean_chosen_change: float | None  # nats; per token where the row is length-normalized
@@ -144,7 +150,7 @@ class RewardGroupValue(GroupValue):
     displacement: Displacement
 
 
-class RewardRow(SettingColumns, TextColumns, ScoringColumns, ReferenceColumns):
+class RewardRow(SettingColumns, TextColumns, ScoringColumns, ReferenceColumns, LengthColumns):
     """A line of NAME.jsonl of the ranking script: implicit rewards of one dataset, over its untied
     pairs; length-normalized: each completion's reward is divided by its number of tokens."""
 
@@ -279,63 +285,60 @@ def ranking_and_reward(ranked: np.ndarray, rewarded: np.ndarray) -> RankingAndRe
     }
 
 
-def displacement(chosen: np.ndarray, rejected: np.ndarray) -> Displacement:
-    """Of changes log π_θ − log π_ref, (n_pairs,), NaN where there is none: left out."""
-    known = np.isfinite(chosen) & np.isfinite(rejected)
-    x, y = chosen[known], rejected[known]
+def moves_of(
+    logps: Mapping[str, np.ndarray], changes: Sequence[np.ndarray], rounding: float
+) -> dict[str, np.ndarray]:
+    """MOVES of pairs (n_pairs,): which completions fell by more than rounding makes, and changes.
 
-    def mean(values: np.ndarray) -> float | None:
-        return float(values.mean()) if len(values) else None
-
-    return {
-        "n": len(x),
-        "chosen_fell": mean(x < 0),
-        "rejected_fell": mean(y < 0),
-        "both_fell": mean((x < 0) & (y < 0)),
-        "mean_chosen_change": mean(x),
-        "mean_rejected_change": mean(y),
-    }
+    logps: chosen, rejected, ref_chosen, ref_rejected, summed; changes: of chosen and rejected.
+    """
+    chosen, rejected = (fell(logps[side], logps[f"ref_{side}"], rounding) for side in SIDES)
+    return dict(zip(MOVES, (chosen, rejected, chosen & rejected, *changes)))
 
 
-def displacement_with_intervals(
-    chosen: np.ndarray, rejected: np.ndarray, clusters: Sequence[str], seed: int
-) -> DisplacementWithIntervals:
-    """`displacement`, and its bootstrap over prompts."""
-    known = np.isfinite(chosen) & np.isfinite(rejected)
-    x, y = chosen[known], rejected[known]
-    own = [cluster for cluster, is_known in zip(clusters, known) if is_known]
-    columns = {
-        "chosen_fell": x < 0,
-        "rejected_fell": y < 0,
-        "both_fell": (x < 0) & (y < 0),
-        "mean_chosen_change": x,
-        "mean_rejected_change": y,
-    }
-    found: Any = displacement(chosen, rejected)
-    for name, values in columns.items():
-        found[f"{name}_95"] = bootstrap_95(values, own, seed) if own else [None, None]
+def displaced(
+    moves: Mapping[str, np.ndarray], members: np.ndarray, clusters: Sequence[str], seed: int | None
+) -> Any:
+    """`Displacement` of some pairs; with a seed, `DisplacementWithIntervals`.
+
+    moves: of all pairs (n_pairs,), MOVES: whether each completion fell, and its change, NaN where a
+    log-likelihood is not finite: left out. members: (n_pairs,) of bool.
+    """
+    known = members & np.isfinite(moves["mean_chosen_change"] + moves["mean_rejected_change"])
+    own = [cluster for cluster, is_member in zip(clusters, known) if is_member]
+    found: dict[str, Any] = {"n": len(own)}
+    found |= {name: float(moves[name][known].mean()) if own else None for name in MOVES}
+    if seed is not None:
+        for name in MOVES:
+            values = moves[name][known]
+            found[f"{name}_95"] = bootstrap_95(values, own, seed) if own else [None, None]
     return found
 
 
 def ches_prediction(
-    similarities: np.ndarray, changes: np.ndarray, clusters: Sequence[str], seed: int
+    similarities: np.ndarray,
+    changes: np.ndarray,
+    has_fallen: np.ndarray,
+    clusters: Sequence[str],
+    seed: int,
 ) -> ChesPrediction:
-    """How CHES goes with the change of the preferred completion, (n_pairs,) both; NaN is left out.
+    """How CHES goes with the change of the preferred completion, and whether it fell, (n_pairs,)
+    each; NaN is left out.
 
     Razin et al. find that the likelihood falls most where CHES is large: an AUC above 1/2, a
     negative correlation.
     """
     known = np.isfinite(similarities) & np.isfinite(changes)
-    x, y = similarities[known], changes[known]
+    x, y, fallen = similarities[known], changes[known], has_fallen[known]
     own = [cluster for cluster, is_known in zip(clusters, known) if is_known]
     spearman = p_value = None
     if len(set(x)) > 1 and len(set(y)) > 1:
         spearman, p_value = correlation_test(x.tolist(), y, "spearmanr")
     return {
         "n": len(x),
-        "n_fell": int((y < 0).sum()),
-        "auc": auc(x, y < 0),
-        "auc_95": auc_95(x, y < 0, own, seed),
+        "n_fell": int(fallen.sum()),
+        "auc": auc(x, fallen),
+        "auc_95": auc_95(x, fallen, own, seed),
         "spearman": spearman,
         "spearman_p": p_value,
     }
@@ -352,16 +355,15 @@ def reward_row(
     `summarize_rewards`."""
     per_token = normalization == "length-normalized"
     suffix = "_per_token" if per_token else ""
-    n_tokens = [pair_column(pairs, name) if per_token else 1 for name in ("n_chosen", "n_rejected")]
-    chosen, rejected = (  # changes
-        pair_column(pairs, f"{side}_change") / n
-        for side, n in zip(("chosen", "rejected"), n_tokens)
-    )
+    lengths = [pair_column(pairs, f"n_{side}") if per_token else 1 for side in SIDES]
+    logps = {
+        f"{of}{side}": pair_column(pairs, f"{of}{side}") for of in REFERENCED for side in SIDES
+    }
+    changes = [pair_column(pairs, f"{side}_change") / n for side, n in zip(SIDES, lengths)]
     margins = pair_column(pairs, f"reward_margin{suffix}")
-    ranked, ref_ranked = (
-        pair_column(pairs, f"{side}logratio{suffix}") >= 0 for side in ("", "ref_")
-    )  # NaN: wrong
-    right = chosen > rejected
+    ranked, ref_ranked = (pair_column(pairs, f"{of}logratio{suffix}") >= 0 for of in REFERENCED)
+    right = changes[0] > changes[1]  # as for `ranked`, what is not finite is wrong
+    moves = moves_of(logps, changes, rounding or ROUNDING["float32"])
     clusters = [pair["prompt_id"] for pair in pairs]
     groups = [pair["groups"] for pair in pairs]
     sizes = pairs_per_example(pairs)
@@ -371,35 +373,35 @@ def reward_row(
 
     n_within, in_range = None, None
     if rounding is not None:
-        logps = [
-            pair_column(pairs, k) for k in ("chosen", "rejected", "ref_chosen", "ref_rejected")
-        ]
         _, within = rewards_moved(
-            *logps, rounding=rounding, n_chosen=n_tokens[0], n_rejected=n_tokens[1]
+            **logps, rounding=rounding, n_chosen=lengths[0], n_rejected=lengths[1]
         )
         n_within = int(within.sum())
         in_range = [float((right & ~within).mean()), float((right | within).mean())]
 
     beta = pairs[0]["beta"]
-    rewards = beta * np.concatenate([chosen[known], rejected[known]])
+    rewards = beta * np.concatenate([change[known] for change in changes])
     is_chosen = np.repeat([True, False], known.sum())
+    differences = pair_column(pairs, "n_chosen") - pair_column(pairs, "n_rejected")
+    longer = (1 + np.sign(differences)) / 2
     by_group: list[Any]
     by_group, over_groups = accuracy_by_group(
         groups, clusters, seed, right, np.ones(len(right)),
-        chances=[0.5] * len(right), is_share=is_share,
+        baselines={"random": np.full(len(longer), 0.5), "shorter": 1 - longer, "longer": longer},
+        has_chance=True, is_share=is_share,
     )  # fmt: skip
     for entry in by_group:
         own = np.array([values.get(entry["column"]) == entry["group"] for values in groups])
         more: Any = {
             "mean_margin": float(margins[own & known].mean()) if (own & known).any() else None,
             "ranking_and_reward": ranking_and_reward(ranked[own], right[own]),
-            "displacement": displacement(chosen[own], rejected[own]),
+            "displacement": displaced(moves, own, clusters, None),
         }
         entry.update(more)
     by_ranking_group = {}
     for (before, after), name in GROUPS.items():
         own = (ref_ranked == before) & (ranked == after)
-        by_ranking_group[name] = displacement(chosen[own], rejected[own])
+        by_ranking_group[name] = displaced(moves, own, clusters, None)
     row: Any = {
         **common,
         "calib_property": f"ranking_{normalization}",
@@ -408,11 +410,12 @@ def reward_row(
         "n": len(pairs),
         "n_examples": len(sizes),
         "n_clusters": len(set(clusters)),
-        "n_ties": int((chosen == rejected).sum()),
+        "n_ties": int((changes[0] == changes[1]).sum()),
         "n_within_rounding": n_within,
         "range_within_rounding": in_range,
         "n_non_finite": int((~known).sum()),
         "chance": 0.5,
+        **length_columns(right, differences, clusters, seed),
         "wilson_95": wilson_interval(int(right.sum()), len(right)) if is_share else (None, None),
         "bootstrap_95": bootstrap_95(right, clusters, seed),
         "by_group": by_group,
@@ -422,13 +425,15 @@ def reward_row(
         "auc": auc(rewards, is_chosen),
         "auc_95": auc_95(rewards, is_chosen, prompts * 2, seed),
         "ranking_and_reward": ranking_and_reward(ranked, right),
-        "displacement": displacement_with_intervals(chosen, rejected, clusters, seed),
+        "displacement": displaced(moves, np.ones(len(pairs), bool), clusters, seed),
         "displacement_by_ranking_group": by_ranking_group,
         "example_distance_metric_values": right.astype(float).tolist(),
     }
     if any(pair["ches"] is not None for pair in pairs):
         row["ches"] = {
-            form: ches_prediction(pair_column(pairs, form), chosen, clusters, seed)
+            form: ches_prediction(
+                pair_column(pairs, form), changes[0], moves["chosen_fell"], clusters, seed
+            )
             for form in CHES_FORMS
         }
     return row

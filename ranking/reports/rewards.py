@@ -26,7 +26,7 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import Table, percent, show_table, wandb_table, with_interval
+from ranking.reports.tables import BETWEEN, Table, percent, show_table, wandb_table, with_interval
 
 REWARD_KINDS = {"length-normalized": "per token", "non-length-normalized": "summed"}
 OUTCOMES = ("both_right", "only_ranking_right", "only_reward_right", "both_wrong")
@@ -70,13 +70,14 @@ def reward_lines(rows: Sequence[Any], alone: bool) -> list[tuple[list[str], Mapp
 
 
 def reward_table(rows: Sequence[Any], alone: bool = False) -> Table:
-    """Reward accuracy, margin and AUC, and how many completions became less likely (↓).
+    """Reward accuracy, beside what preferring the shorter or the longer completion would reach and
+    the accuracy at equal lengths; mean margin and AUC.
 
-    Shares in percent, margins and mean changes (Δ) in nats, per token where the line is. alone: as
-    `reward_lines`, intervals to a tenth.
+    Shares in percent, margins in nats, per token where the line is. alone: as `reward_lines`,
+    intervals to a tenth.
     """
-    columns = ["dataset", "rewards", "pairs", "accuracy [95 %]", "margin [95 %]", "AUC"]
-    columns += ["chosen ↓", "rejected ↓", "both ↓", "Δ chosen", "Δ rejected"]
+    columns = ["dataset", "rewards", "pairs", "accuracy [95 %]", "shorter / longer", "equal length"]
+    columns += ["margin [95 %]", "AUC"]
     if not alone:
         columns.insert(1, "reference → model")
     lines = []
@@ -85,18 +86,40 @@ def reward_table(rows: Sequence[Any], alone: bool = False) -> Table:
         value = found["value"] if is_group else found["distance_metric_value_mean"]
         low, _ = found["wilson_95"]
         interval = found["wilson_95"] if low is not None else found["bootstrap_95"]
-        moved = found["displacement"]
         lines.append(
             [
                 *cells,
                 str(found["n"]),
                 with_interval(value, interval, digits=int(alone)),
+                BETWEEN.join(percent(found["baselines"][k]) for k in ("shorter", "longer")),
+                "" if is_group else percent(found["at_equal_length"]),
                 digits_with_interval(found["mean_margin"], found.get("mean_margin_95")),
                 "" if is_group else three_digits(found["auc"]),
-                *(percent(moved[k]) for k in ("chosen_fell", "rejected_fell", "both_fell")),
-                *(three_digits(moved[f"mean_{side}_change"]) for side in ("chosen", "rejected")),
             ]
         )
+    return columns, lines
+
+
+def reward_displacement_table(rows: Sequence[Any], alone: bool = False) -> Table:
+    """How many preferred and dispreferred completions became less likely than the reference has
+    them, in percent, and the mean changes of their log-likelihoods, in nats, per token where the
+    line is. alone: as `reward_lines`."""
+    columns = ["dataset", "rewards", "pairs", "chosen fell", "rejected fell", "both fell"]
+    columns += ["chosen moved by", "rejected by"]
+    if not alone:
+        columns.insert(1, "reference → model")
+    lines = []
+    for cells, found in reward_lines(rows, alone):
+        moved = found["displacement"]
+        shares = [
+            with_interval(moved[name], moved.get(f"{name}_95", (None, None)), digits=int(alone))
+            for name in ("chosen_fell", "rejected_fell", "both_fell")
+        ]
+        changes = [
+            digits_with_interval(moved[name], moved.get(f"{name}_95"))
+            for name in ("mean_chosen_change", "mean_rejected_change")
+        ]
+        lines.append([*cells, str(moved["n"]), *shares, *changes])
     return columns, lines
 
 
@@ -140,9 +163,10 @@ def show_rewards(rows: Sequence[Any]) -> None:
     how = run_label(found)
     models = f"β = {first['beta']:g}, {first['model']} against {first['reference_model']}"
     models += f"; {how}" if how else ""
+    show_table(reward_table(found, alone=True), f"Implicit rewards, % and nats; {models}")
     show_table(
-        reward_table(found, alone=True),
-        f"Implicit rewards, %, and log-likelihoods: ↓ % that fell, Δ mean change in nats; {models}",
+        reward_displacement_table(found, alone=True),
+        "Log-likelihoods beside the reference's: % that fell, mean change in nats",
     )
     show_table(
         ranking_and_reward_table(found, alone=True),
@@ -200,6 +224,7 @@ def log_rewards(run, rows: Sequence[Any], picture: Path | None) -> None:
             run.summary[key] = row["distance_metric_value_mean"]
     tables = {
         "rewards": reward_table(found),
+        "displacement": reward_displacement_table(found),
         "ranking_and_reward": ranking_and_reward_table(found),
     }
     run.log(

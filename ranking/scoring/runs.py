@@ -64,7 +64,7 @@ def scored_run(
     return run._replace(records=records), facts
 
 
-def records_by_dataset(records: Sequence[Record]) -> dict[Key, list[Record]]:
+def group_records(records: Sequence[Record]) -> dict[Key, list[Record]]:
     """The records of each dataset, in their order."""
     found: dict[Key, list[Record]] = {}
     for record in records:
@@ -87,7 +87,7 @@ def describe_run(
     data_of = {(data.name, data.split, data.config): data for data in datasets}
     described = []
     beside = summary_beside(run) if run.found is None else {}
-    for key, records in records_by_dataset(run.records).items():
+    for key, records in group_records(run.records).items():
         if run.found is not None:
             described.append((records, {**dataset_facts(data_of[key], run.config), **facts[key]}))
             continue

@@ -9,6 +9,7 @@ from result_rows import scored_record
 from scipy import stats
 
 from ranking.metrics.benchmarks import BenchmarkRow, summarize_benchmarks
+from ranking.metrics.displacement import LOGPS, displacement_by_group
 from ranking.metrics.intervals import auc, auc_95, clustered_bootstrap_interval
 from ranking.metrics.rewards import (
     ChesPrediction,
@@ -130,6 +131,14 @@ def test_rows_equal_brute_force(k):
         tail = sum(math.comb(discordant, i) for i in range(smaller + 1)) / 2**discordant
         assert table["mcnemar_p"] == pytest.approx(min(1, 2 * tail))
 
+        n_tokens = [(p["n_chosen"], p["n_rejected"]) for p in pairs]
+        longer = np.mean([(a > b) + 0.5 * (a == b) for a, b in n_tokens])
+        assert row["baselines"] == pytest.approx(
+            {"random": 0.5, "shorter": 1 - longer, "longer": longer}
+        )
+        correlation = np.corrcoef(right, [a - b for a, b in n_tokens])[0, 1]
+        assert row["length_correlation"] == pytest.approx(correlation)
+
         moved = row["displacement"]
         assert_documented([moved], DisplacementWithIntervals)
         assert moved["n"] == known.sum()
@@ -211,6 +220,21 @@ def test_ties_are_wrong_and_what_rounding_could_decide_is_counted():
     _, (_, unknown) = rows_of(shared, rounding_of("bfloat16", None))
     assert unknown["n_within_rounding"] is None and unknown["range_within_rounding"] is None
     assert rounding_of("float32", "bfloat16") == rounding_of("bfloat16") == 2.0**-7
+
+
+def test_a_fall_that_rounding_could_make_is_none():
+    """As in the dynamics: of 200 nats, τ = 4 · 2⁻⁷ · √200 = 0.442 nats in bfloat16."""
+    pairs, (per_token, summed) = rows_of(records_of([(-0.4, -0.5), (-0.6, 0.6)]), 2.0**-7)
+    columns = {k: np.array([p[k] for p in pairs]) for k in LOGPS}
+    groups = [pair["group"] for pair in pairs]
+    peer = displacement_by_group(columns, groups, 2.0**-7)
+    shares = ("chosen_fell", "rejected_fell", "both_fell")
+    for row in (per_token, summed):
+        assert [row["displacement"][name] for name in shares] == [0.5, 0.5, 0]
+    for name, value in peer.pop("all").items():
+        assert summed["displacement"][name] == pytest.approx(value)
+    by_group = summed["displacement_by_ranking_group"]
+    assert peer == {k: pytest.approx(entry) for k, entry in by_group.items() if entry["n"]}
 
 
 def test_equal_models_neither_win_nor_move():

@@ -9,6 +9,7 @@ from ranking.metrics.rewards import reward_pairs, summarize_rewards
 from ranking.reports.rewards import (
     plot_rewards,
     ranking_and_reward_table,
+    reward_displacement_table,
     reward_table,
     show_rewards,
 )
@@ -42,18 +43,26 @@ def test_table_of_rewards_and_displacement():
     _, rows = made()
     columns, lines = reward_table([{"distance_metric": "acc"}, *rows])
     assert columns == ["dataset", "reference → model", "rewards", "pairs", "accuracy [95 %]",
-                       "margin [95 %]", "AUC", "chosen ↓", "rejected ↓", "both ↓", "Δ chosen",
-                       "Δ rejected"]  # fmt: skip
+                       "shorter / longer", "equal length", "margin [95 %]", "AUC"]  # fmt: skip
     per_token, summed = lines
     assert summed[:4] == ["d:test", "base → tuned", "summed", "4"]
     assert summed[4].startswith("50.0 [")
+    assert summed[5:7] == ["100.0 / 0.0", "–"]  # all chosen have 2 tokens, all rejected 4
     # β (chosen − rejected change): 0.5 · (1 + 1), (−3 + 1), (4 + 2), (−1 + 1)
-    assert summed[5].startswith("0.75 [")
-    # of 16 (chosen, rejected): 1 beats all, −3 none, 4 all, −1 beats −2 and ties twice: 10 / 16
-    assert summed[6] == f"{(4 + 0 + 4 + 1 + 3 * 0.5) / 16:.3g}"
-    assert summed[7:] == ["50.0", "100.0", "50.0", "0.25", "-1.25"]
+    assert summed[7].startswith("0.75 [")
+    # of 16 (chosen, rejected): 1 beats all, −3 none, 4 all, −1 beats −2 and ties thrice
+    assert summed[8] == f"{(4 + 0 + 4 + 1 + 3 * 0.5) / 16:.3g}"
+    columns, moved = reward_displacement_table(rows)
+    assert columns[3:] == ["pairs", "chosen fell", "rejected fell", "both fell", "chosen moved by",
+                           "rejected by"]  # fmt: skip
+    assert [cell.split(" [")[0] for cell in moved[1][3:]] == [
+        "4", "50.0", "100.0", "50.0", "0.25", "-1.25"]  # fmt: skip
     # per token 1/2, −3/2, 4/2, −1/2 and −1/4, −1/4, −2/4, −1/4
-    assert per_token[2] == "per token" and per_token[10:] == ["0.125", "-0.312"]
+    assert [cell.split(" [")[0] for cell in moved[0][7:]] == ["0.125", "-0.312"]
+    _, alone = reward_displacement_table(rows, alone=True)
+    assert alone[4] == ["  domain: a", "summed", "2", "50.0", "100.0", "50.0", "-1", "-1"]
+    columns, lines = reward_table(rows)
+    assert per_token[2] == "per token"
     assert "| d:test | base → tuned | summed | 4 |" in as_markdown((columns, lines))
     assert "toprule" in as_latex((columns, lines))
     with pytest.raises(ValueError, match="no implicit rewards in these results"):
