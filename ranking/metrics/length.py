@@ -101,19 +101,18 @@ def rate_at_equal_length(
     reason = why_no_optimum(y, scaled)
     if reason is not None:
         return AtEqualLength(None, [None, None], reason)
-    from statsmodels.genmod.families import Binomial
-    from statsmodels.genmod.generalized_linear_model import GLM
+    from statsmodels.discrete.discrete_model import Logit
 
     design = np.column_stack([np.ones(len(y)), scaled]) if x.any() else np.ones((len(y), 1))
-    model, how = GLM(y, design, family=Binomial()), {}
+    how: dict = {"disp": 0, "maxiter": 100, "warn_convergence": False}
     if clusters is not None and len(set(clusters)) > 1:
         groups = np.unique(np.asarray(clusters), return_inverse=True)[1]
-        how = {"cov_type": "cluster", "cov_kwds": {"groups": groups}}
-    fit = model.fit(**how)
-    if not fit.converged or not np.isfinite(fit.params).all():
+        how |= {"cov_type": "cluster", "cov_kwds": {"groups": groups}}
+    fit = Logit(y, design).fit(**how)
+    if not fit.mle_retvals["converged"] or not np.isfinite(fit.params).all():
         return AtEqualLength(None, [None, None], "the regression does not converge")
     interval: list[float | None] = [None, None]
-    if how:
+    if "cov_type" in how:
         low, high = expit(fit.conf_int()[0])
         interval = [float(low), float(high)] if np.isfinite([low, high]).all() else interval
     return AtEqualLength(float(expit(fit.params[0])), interval, None)
