@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from ranking.plumbing.result_files import write_text_atomically
 from ranking.reports.accuracy import accuracies_of, plot_ranking_accuracy
 from ranking.reports.benchmarks import benchmark_table, benchmarks_of
-from ranking.reports.dynamics import dynamics_table
+from ranking.reports.comparison import comparison_table, mcnemar_table
+from ranking.reports.dynamics import displacement_table, dynamics_table
 from ranking.reports.idealized import idealized_table
 from ranking.reports.page_columns import (
     COMPLETION_COLUMNS,
@@ -94,6 +95,14 @@ def results_section(files: Sequence[ResultFile]) -> Section:
     tables: list[tuple[str, Table]] = []
     if accuracies_of(ranking):
         tables.append(("Ranking accuracy, % [95 % interval]", result_table(ranking)))
+    for file in files:
+        if file.comparisons:
+            compared: list[Any] = file.comparisons
+            name = file.path.name
+            tables += [
+                (f"Models on the same examples, %; {name}", comparison_table(compared)),
+                (f"Differences, exact McNemar tests; {name}", mcnemar_table(compared)),
+            ]
     lists = [row for row in ranking if row.get("k_max", 2) > 2 and is_companion(row)]
     if lists:
         tables.append(("Lists of more than two completions", metric_table(lists)))
@@ -109,6 +118,9 @@ def results_section(files: Sequence[ResultFile]) -> Section:
         if file.kind == DYNAMICS:
             title = f"Ranking dynamics, {file.path.parent.name}/{file.path.name}"
             tables.append((title, dynamics_table(file.rows, alone=True)))
+            if all("chosen" in row for row in file.rows):
+                title = f"Likelihood displacement, {file.path.parent.name}/{file.path.name}"
+                tables.append((title, displacement_table(file.rows)))
     parts = [
         f"<h3>{as_text(title)}</h3>{wide(as_html(table, RESULT_DEFINITIONS))}"
         for title, table in tables

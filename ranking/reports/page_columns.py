@@ -23,19 +23,26 @@ RESULT_DEFINITIONS = {
     "model": "The last part of its name or path.",
     "dataset": "Name, configuration, split, and how it was scored where that is not the default.",
     "benchmark": "Scored by its own protocol, from log-likelihoods.",
+    "": "Number of the model, by which the next table names it.",
+    "R̃: points [95 %]": "R̃ of the second model minus that of the first, with a paired interval.",
+    "R: points [95 %]": "R of the second model minus that of the first, with a paired interval.",
+    "models": "Second − first.",
+    "only one right": "Examples that only the second model ranks rightly, and only the first.",
+    "p (Holm)": "Exact McNemar test, corrected for all tests of the table; *: below 0.05.",
     "group": "A column of the data and its value; empty: all of the dataset.",
     "n": "Examples.",
     "chance": "Accuracy of a random order, %.",
     "R̃ (per token)": "Ranking accuracy by length-normalized log-likelihoods (Eq. 15), %, with its "
                      "95 % interval.",
     "R (summed)": "Ranking accuracy by summed log-likelihoods (Eq. 13), %, with its 95 % interval.",
-    "shorter": "Accuracy of always preferring the shorter completion, %.",
-    "longer": "Accuracy of always preferring the longer completion, %.",
+    "shorter": "Accuracy of an order that puts shorter completions first, %.",
+    "longer": "Accuracy of an order that puts longer completions first, %.",
     "R̃ at equal length": "R̃ of completions of equal length, by logistic regression on the "
                          "difference of lengths, %.",
     "R at equal length": "R of completions of equal length, by the same regression, %.",
-    "reward accuracy": "Share of pairs whose chosen completion has the larger implicit reward, %, "
-                       "with its 95 % interval.",
+    "reward accuracy per token": "The same of rewards divided by their number of tokens, %.",
+    "reward accuracy": "Share of untied pairs whose chosen completion has the larger implicit "
+                       "reward, %, with its 95 % interval.",
     "metric": "pairwise_acc counts pairs, top1 the best completion; spearmanr and kendalltau are "
               "correlations with the order of people.",
     "part": "Of the benchmark; the last one is its score.",
@@ -58,6 +65,15 @@ RESULT_DEFINITIONS = {
     "step": "Of training.",
     "loss": "Mean over pairs, nats.",
     "accuracy": "R of the policy on the pairs that training followed.",
+    "chosen fell": "Share of pairs whose chosen completion is less likely than before tuning.",
+    "rejected fell": "The same of the rejected completion.",
+    "both fell": "Share of pairs of which both completions are less likely.",
+    "chosen, nats": "Mean change of the chosen completion's log-likelihood.",
+    "rejected, nats": "The same of the rejected completion.",
+    "correct to correct": "Share of pairs that reference and policy rank rightly.",
+    "correct to incorrect": "Share of pairs that only the reference ranks rightly.",
+    "incorrect to correct": "Share of pairs that only the policy ranks rightly.",
+    "incorrect to incorrect": "Share of pairs that neither ranks rightly.",
     "flipped to correct": "Pairs that the reference ranks wrongly and the policy rightly.",
 }  # fmt: skip
 
@@ -94,6 +110,9 @@ PAIR_COLUMNS = (
     Column("alpha", "α", "Share of raters who preferred the chosen completion.", 3),
     Column("critical_beta", "critical β", "Idealized tuning ranks the pair rightly for β below "
            "this (Cor. 3.3), by summed log-likelihoods; – where α is known: for all β.", 4, False),
+    Column("tuned_loss", "tuned loss", "Loss of the pair at the lowest validation loss, mean over "
+           "the training runs that follow it, nats.", 3),
+    Column("flipped_in", "right in runs", "Training runs that then rank the pair rightly.", 0),
     Column("ches", "CHES", "Centered hidden embedding similarity of the two completions under the "
            "reference; high: the chosen one may lose likelihood.", 2, False),
     Column("ches_normalized", "CHES, normalized", "The same, normalized for length.", 4, False),

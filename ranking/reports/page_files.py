@@ -16,12 +16,13 @@ KNOWN_BY = {
     RANKING: {"calib_property", "distance_metric", "model"},
 }
 PICTURES = {
-    RANKING: ("png", "groups.png", "rewards.png"),
+    RANKING: ("png", "groups.png", "rewards.png", "compare.png"),
     IDEALIZED: ("curve.png", "groups.png", "required_loss.png"),
     WIN_RATE: ("png",),
 }
 DYNAMICS_PICTURES = (
     "ranking_dynamics.png", "loss_against_reference.png", "accuracy_against_distance.png",
+    "likelihood_displacement.png",
 )  # fmt: skip
 
 
@@ -34,6 +35,7 @@ class ResultFile(NamedTuple):
     examples: list[Record]  # lines of the examples file of the model; []: not there
     rewards: list[Record]  # `RewardPair`s
     pairs: list[Record]  # `PairRow`s
+    comparisons: list[Record]  # `ComparisonRow`s
     pictures: list[Path]
     missing: list[str]  # a sentence for each thing that is not there
 
@@ -64,9 +66,11 @@ def read_result_file(path: Path) -> ResultFile:
     examples: list[Record] = []
     rewards: list[Record] = []
     pairs: list[Record] = []
+    comparisons: list[Record] = []
     if kind == RANKING:
         examples = read_examples(path, examples_files(path, rows), rows, missing)
         rewards = read_if_there(beside(path, "rewards.jsonl"))
+        comparisons = read_if_there(beside(path, "compare.jsonl"))
         if not rewards:
             missing.append(
                 "no NAME.rewards.jsonl, for no reference was scored: no rewards, and no groups "
@@ -81,7 +85,7 @@ def read_result_file(path: Path) -> ResultFile:
         missing.append("judged answers are not shown here; they are in NAME.examples.jsonl")
     elif kind == DYNAMICS:
         missing.append("dynamics have no texts: their pairs are not shown here")
-    return ResultFile(path, kind, rows, examples, rewards, pairs, found, missing)
+    return ResultFile(path, kind, rows, examples, rewards, pairs, comparisons, found, missing)
 
 
 def beside(path: Path, suffix: str) -> Path:

@@ -162,6 +162,8 @@ def rated_pairs_of(files: Sequence[ResultFile]) -> dict[tuple, Record]:
             line: Record = {
                 "alpha": rounded(pair["alpha"], 4),
                 "critical_beta": rounded(summed["critical_beta"], 6),
+                "tuned_loss": rounded(pair.get("tuned_loss"), 4),
+                "flipped_in": pair.get("flipped_in"),
             }
             if reference != model and not pair["tied"]:
                 group = GROUPS[is_right(summed["ref_logratio"]), summed["observed_correct"]]

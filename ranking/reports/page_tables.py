@@ -82,7 +82,7 @@ def result_table(rows: Sequence[Any]) -> Table:
     refuse_two_runs(accuracies, "calib_property")
     names = model_names(row["model"] for row in accuracies)
     rewards = {
-        (row["model"], setting_label(row)): row
+        (row["model"], setting_label(row), row["calib_property"]): row
         for row in rows
         if row["distance_metric"] == "reward_acc"
     }
@@ -91,18 +91,20 @@ def result_table(rows: Sequence[Any]) -> Table:
     columns = ["model", "dataset", "group", "n", "chance", "R̃ (per token)", "R (summed)"]
     columns += ["shorter", "longer"] * baselines
     columns += ["R̃ at equal length", "R at equal length"] * at_equal_length
-    columns += ["reward accuracy"] * bool(rewards)
+    columns += ["reward accuracy per token", "reward accuracy"] * bool(rewards)
     lines = []
     for pair in by_normalization(accuracies):
         both = [pair[kind] for kind in SYMBOLS]
         row = both[-1]
-        reward = rewards.get((row["model"], setting_label(row)))
+        own = [rewards.get((r["model"], setting_label(r), r["calib_property"])) for r in both]
         line = [names[row["model"]], setting_label(row, accuracies), ""]
-        lines.append(line + number_cells(both, reward, columns))
+        lines.append(line + number_cells(both, own, columns))
         for label, entries in groups_to_show(both):
             numbers = [""] * (len(columns) - 3)
             if entries:
-                numbers = number_cells(entries, group_of(reward, entries[0]), columns)
+                numbers = number_cells(
+                    entries, [group_of(reward, entries[0]) for reward in own], columns
+                )
             lines.append([*line[:2], label.strip(), *numbers])
     return columns, lines
 
@@ -117,32 +119,41 @@ def group_of(row: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> Mapping
 
 
 def number_cells(
-    both: Sequence[Mapping[str, Any]], reward: Mapping[str, Any] | None, columns: Sequence[str]
+    both: Sequence[Mapping[str, Any]],
+    rewards: Sequence[Mapping[str, Any] | None],
+    columns: Sequence[str],
 ) -> list[str]:
-    """Cells from n on; both: rows of R̃ and R, or entries of a group."""
+    """Cells from n on. both: rows of R̃ and R, or entries of a group; rewards: the same of reward
+    accuracy."""
     baselines = both[-1].get("baselines") or {}
     cells = {
         "n": str(both[-1].get("n", "")),
         "chance": percent(both[-1]["chance"]),
         "R̃ (per token)": share_cell(both[0]),
         "R (summed)": share_cell(both[1]),
-        "shorter": share_cell(baselines.get("shorter")),
-        "longer": share_cell(baselines.get("longer")),
-        "R̃ at equal length": share_cell(both[0].get("at_equal_length")),
-        "R at equal length": share_cell(both[1].get("at_equal_length")),
-        "reward accuracy": share_cell(reward),
+        "shorter": percent(baselines.get("shorter")),
+        "longer": percent(baselines.get("longer")),
+        "R̃ at equal length": equal_length_cell(both[0]),
+        "R at equal length": equal_length_cell(both[1]),
+        "reward accuracy per token": share_cell(rewards[0]),
+        "reward accuracy": share_cell(rewards[1]),
     }
     return [cells[column] for column in columns if column in cells]
 
 
-def share_cell(found: Any) -> str:
-    """A share, alone or in a row or entry with its interval, in percent."""
-    if not isinstance(found, Mapping):
-        return percent(found)
+def share_cell(found: Mapping[str, Any] | None) -> str:
+    """The share of a row, or of an entry of a group, with its interval, in percent."""
+    if found is None:
+        return "–"
     value = found.get("distance_metric_value_mean", found.get("value"))
     wilson, bootstrap = found.get("wilson_95"), found.get("bootstrap_95")
     interval = wilson if wilson and wilson[0] is not None else bootstrap
     return with_interval(value, interval or (None, None), digits=1)
+
+
+def equal_length_cell(row: Mapping[str, Any]) -> str:
+    interval = row.get("at_equal_length_95") or (None, None)
+    return with_interval(row.get("at_equal_length"), interval, digits=1)
 
 
 def metric_table(rows: Sequence[Any]) -> Table:

@@ -13,6 +13,7 @@ from browser import browser, needs_browser, requests_of, show
 from result_rows import evaluated_pairs, idealized_rows
 
 from ranking.metrics.accuracy import summarize_dataset
+from ranking.metrics.comparison import compare_models
 from ranking.metrics.rewards import reward_pairs
 from ranking.plumbing.result_files import read_json_lines, write_json_lines
 from ranking.reports.page import page_html, write_page
@@ -273,21 +274,44 @@ def test_votes_and_what_idealized_runs_say(tmp_path):
 
 
 def test_baselines_and_reward_accuracy_where_there_are(tmp_path):
-    summary = write_run(tmp_path, "run", few_records())
-    rows = read_json_lines(summary)
-    more = []
-    for row in rows:
-        if row["distance_metric"] == "acc":
-            row |= {"baselines": {"shorter": 0.625, "longer": 0.375}, "at_equal_length": 0.5625}
-            more.append(
-                {**row, "distance_metric": "reward_acc", "distance_metric_value_mean": 0.8125}
-            )
-    write_json_lines(summary, rows + more)
+    records = few_records()[:22]  # pairs: at equal length is of these
+    summary = write_run(tmp_path, "run", records)
     table = Tables(page_of(summary)).with_columns("group")
+    assert "reward accuracy" not in table[0]
+    rows = read_json_lines(summary)
+    found = [r for r in rows if r["distance_metric"] == "acc" and r["dataset_name"] == "a"]
     line = dict(zip(table[0], table[1]))
-    assert (line["shorter"], line["longer"]) == ("62.5", "37.5")
-    assert line["R at equal length"] == line["R̃ at equal length"] == "56.2"
-    assert line["reward accuracy"].startswith("81.2 [")
+    for baseline in ("shorter", "longer"):
+        assert line[baseline] == f"{100 * found[0]['baselines'][baseline]:.1f}"
+    for name, row in zip(("R̃ at equal length", "R at equal length"), found):
+        value = row["at_equal_length"]
+        assert line[name].split()[0] == ("–" if value is None else f"{100 * value:.1f}")
+    for k, row in enumerate(found):
+        entry = {**row["by_group"][0], "value": 0.25 + k / 2}
+        rows.append({**row, "distance_metric": "reward_acc", "by_group": [entry], "mean_over_groups": [],
+                     "distance_metric_value_mean": 0.8125 - k / 4})  # fmt: skip
+    write_json_lines(summary, rows)
+    table = Tables(page_of(summary)).with_columns("group")
+    lines = [dict(zip(table[0], cells)) for cells in table[1:]]
+    assert lines[0]["reward accuracy per token"].startswith("81.2 [")
+    assert lines[0]["reward accuracy"].startswith("56.2 [")
+    assert lines[1]["group"] == "domain: chat" and lines[1]["reward accuracy"].startswith("75.0 [")
+    assert lines[1]["reward accuracy per token"].startswith("25.0 [")
+    assert {line["reward accuracy"] for line in lines[2:]} == {"–"}
+
+
+def test_comparisons_are_tables(tmp_path):
+    runs = {m: few_records(m, seed) for seed, m in enumerate(("m1", "m2"))}
+    summary = write_run(tmp_path, "run", runs["m1"])
+    rows = compare_models(list(runs.items()), 0)
+    write_json_lines(tmp_path / "run.compare.jsonl", rows)
+    found = Tables(page_of(summary))
+    assert [line[2] for line in found.with_columns("", "model")[1:]] == ["m1", "m2"] * 2
+    test = next(
+        r["tests"][0] for r in rows if r["calib_property"] == "ranking_non-length-normalized"
+    )
+    line = found.with_columns("p (Holm)")[1]
+    assert line[6] == f"{test['only_second_right']}, {test['only_first_right']}"
 
 
 def test_texts_are_text(tmp_path):
