@@ -267,10 +267,15 @@ def own_file(name: str) -> str:
 
 
 def shown_pair_columns(pairs: PagePairs) -> list[Column]:
-    """Columns that any pair has a value of."""
+    """Columns that any pair has a value of; one model or dataset needs no column at first."""
     lines = [*pairs.pairs, *(example["columns"] for example in pairs.examples)]
     keys = {key for line in lines for key in line} | ({"prompt"} if lines else set())
-    return [column for column in PAIR_COLUMNS if column.key in keys]
+    same = {key for key in ("model", "dataset") if len(choices_of(pairs, key)) == 1}
+    return [
+        column._replace(visible=column.visible and column.key not in same)
+        for column in PAIR_COLUMNS
+        if column.key in keys
+    ]
 
 
 def shown_completion_columns(pairs: PagePairs) -> list[Column]:

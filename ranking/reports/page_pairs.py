@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ranking.data.dialogues import is_dialogue_text, parse_dialogue
 from ranking.data.examples import dataset_label
 from ranking.metrics.accuracy import record_scores, untied_pairs
 from ranking.metrics.dynamics import GROUPS, finite
@@ -52,6 +53,8 @@ def message_text(message: Mapping[str, Any]) -> str:
 def turns_of(record: Record) -> list[tuple[str, str]]:
     """Role and text of each turn of the prompt; one turn where it is no dialogue."""
     messages = record.get("messages")
+    if not messages and is_dialogue_text(record["prompt"]):
+        messages = parse_dialogue(record["prompt"])
     if not messages:
         return [("prompt", record["prompt"])]
     return [(str(message.get("role")), message_text(message)) for message in messages]
@@ -102,7 +105,9 @@ def page_example(record: Record) -> Record:
     return {
         "turns": turns_of(record),
         "texts": [completion["text"] for completion in record["completions"]],
-        "columns": {"dataset": dataset, "groups": groups or None, "row": record["row"]},
+        "columns": without_unknown(
+            {"dataset": dataset, "groups": groups or None, "row": record["row"]}
+        ),
     }
 
 

@@ -27,6 +27,7 @@ def run_table(files: Sequence[ResultFile]) -> Table:
         written = datetime.fromtimestamp(file.path.stat().st_mtime, UTC)
         row, models = file.rows[0], dict.fromkeys(row.get("model", "–") for row in file.rows)
         model = ", ".join(models) if len(models) < 4 else f"{len(models)}, from {row['model']} on"
+        references = [r.get("reference_model") or r.get("against") for r in file.rows]
         where = [row.get(key) for key in ("dtype", "device", "quantization", "path")]
         commit = row.get("model_commit") or row.get("revision") or ""
         texts = [
@@ -37,7 +38,7 @@ def run_table(files: Sequence[ResultFile]) -> Table:
         ]  # fmt: skip
         lines.append(
             [file.path.name, f"{written:%Y-%m-%d %H:%M}", model, shown(commit[:12]),
-             shown(row.get("reference_model") or row.get("against")),
+             shown(next(filter(None, references), None)),
              shown(", ".join(filter(None, where))), shown(", ".join(filter(None, texts)))]
         )  # fmt: skip
     return columns, lines

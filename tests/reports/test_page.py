@@ -338,8 +338,13 @@ def test_a_dialogue_is_turns(tmp_path):
         {"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]},
         {"role": "user", "content": [{"type": "text", "text": "and this?"}]},
     ]
-    records = [scored(1, [-1.0, -2.0], [1, 2], messages=messages)]
-    (example,) = embedded(page_of(write_run(tmp_path, "run", records)))["examples"]
+    text = "\n\nHuman: Hello\n\nAssistant: Yes?\n\nHuman: Bye\n\nAssistant:"
+    records = [
+        scored(1, [-1.0, -2.0], [1, 2], messages=messages),
+        scored(2, [-1.0, -2.0], [1, 2], prompt=text),
+    ]
+    example, other = embedded(page_of(write_run(tmp_path, "run", records)))["examples"]
+    assert other["turns"] == [["user", "Hello"], ["assistant", "Yes?"], ["user", "Bye"]]
     assert example["turns"][0] == ["system", "be brief"]
     assert example["turns"][1] == ["assistant", '[{"name": "look"}]']
     assert "and this?" in example["turns"][2][1]
