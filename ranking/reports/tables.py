@@ -4,6 +4,7 @@ import html
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 Table = tuple[list[str], list[list[str]]]  # columns, lines of cells
 BETWEEN = " / "  # min / median / max over β
@@ -102,6 +103,14 @@ def leading_number(cell: str) -> str | None:
 def as_text(text: str) -> str:
     """A text inside HTML; half a surrogate pair or a NUL, which HTML cannot have, as a mark."""
     return html.escape(re.sub(r"[\x00\ud800-\udfff]", "\ufffd", text))
+
+
+def as_wandb(table: tuple[Sequence[str], Sequence[Sequence[Any]]]):
+    """A table, of texts or numbers, as a panel of wandb."""
+    import wandb
+
+    columns, lines = table
+    return wandb.Table(columns=list(columns), data=[list(line) for line in lines])
 
 
 def wandb_table(rows: Sequence, columns: Sequence[str]):
