@@ -8,8 +8,8 @@ from ranking.data.examples import Message, PreferenceExample
 
 
 def preference_pairs(examples: Sequence[PreferenceExample]) -> list[Row]:
-    """DPO's data: {id, prompt, chosen, rejected, separators, dialogue, dataset} of every untied
-    pair."""
+    """DPO's data: {id, prompt, chosen, rejected, separators, dialogue, dataset, reference} of every
+    untied pair. reference: what the data give for one pair of completions, else None."""
     return [
         {
             "id": e.id if len(e.completions) == 2 else f"{e.id}:{i}>{j}",
@@ -19,6 +19,7 @@ def preference_pairs(examples: Sequence[PreferenceExample]) -> list[Row]:
             "separators": (e.separators[i], e.separators[j]),
             "dialogue": e.dialogue,
             "dataset": e.dataset,
+            "reference": e.reference,
         }
         for e in examples
         for i in range(len(e.completions))

@@ -24,6 +24,7 @@ from datasets import Dataset
 
 from ranking.data.conversions import preference_pairs
 from ranking.data.examples import PreferenceData
+from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.plumbing.processes import announce
 from ranking.scoring.chat import ChatOptions, Texts
 from ranking.scoring.loading import context_length
@@ -33,7 +34,6 @@ from ranking.training.templates import describe_template, ends_turn
 
 # number, token ids, and where in these the completion starts
 COLUMNS = ["pair", "chosen_ids", "chosen_start", "rejected_ids", "rejected_start"]
-REFERENCE_COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]  # nats, summed (Eq. 13)
 SUMS = ["chosen", "rejected", "ref_chosen", "ref_rejected", "n_chosen", "n_rejected"]
 
 
