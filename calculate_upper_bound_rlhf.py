@@ -8,8 +8,8 @@ far from that is a tuned model? Writes NAME.jsonl (one line per dataset, normali
 NAME.pairs.jsonl (one line per pair: log-ratio, α, critical β, loss needed), NAME.curve.jsonl (all
 breakpoints of R*(β)), NAME.curve.png, NAME.required_loss.png and, where the data have groups
 (subset, domain, …), NAME.groups.png. Models are scored into NAME.examples.jsonl and
-NAME.policy.examples.jsonl. --export writes the pairs with the reference's log-likelihoods as
-trainers read them.
+NAME.policy.examples.jsonl. --dynamics joins the pairs with the losses of tuned models (Tables 7-9),
+--export writes them with the reference's log-likelihoods as trainers read them.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from ranking.metrics.idealized import (
     summarize_idealized,
     summary_rows,
 )
+from ranking.metrics.tuned_loss import BestStep
 from ranking.plumbing.command_line import checked, count, make_parser, run_script
 from ranking.plumbing.outputs import Output, plan_output, take_output
 from ranking.plumbing.processes import process_rank
@@ -73,6 +74,7 @@ from ranking.scoring.rated_pairs import (
     rated_pairs,
 )
 from ranking.scoring.run_config import LIBRARIES, make_run_config, scoring_settings
+from ranking.scoring.tuned_pairs import add_tuned_losses, read_runs
 
 WRITES = {  # of every run; more where a model is scored
     "pairs": "pairs.jsonl", "curve": "curve.jsonl", "picture": "curve.png",
@@ -175,18 +177,23 @@ def idealized_rows(
     rules: PairRules,
     datasets: Sequence[PreferenceData],
     facts: Sequence[dict[tuple, Record]],
+    runs: dict[str, BestStep],
     *,
     betas: Sequence[float],
     gamma: float,
     seed: int,
 ) -> tuple[list[Record], list[Any], list[Any], list[Any]]:
-    """The pairs that count, and the lines of NAME.jsonl, .curve.jsonl and .pairs.jsonl."""
+    """The pairs that count, and the lines of NAME.jsonl, .curve.jsonl and .pairs.jsonl.
+
+    runs: by their files, tunings whose losses the pairs get.
+    """
     announce_uneven_cuts(shared_examples(reference.records, policy.records))
     pairs, dropped = rated_pairs(reference.records, policy.records, rules)
     for key, drops in dropped.items():
         if drops:
             counts = ", ".join(f"{reason}: {n}" for reason, n in drops.items())
             print(f"{dataset_label(*key)}: dropped {counts}", file=sys.stderr)
+    add_tuned_losses(pairs, runs)
     rows, curves, per_pair = [], [], []
     for key in dict.fromkeys(dataset_key(pair["record"]) for pair in pairs):
         chosen = [pair for pair in pairs if dataset_key(pair["record"]) == key]
@@ -249,6 +256,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--gamma", default=1.0, help="γ of DPO^γ for the required loss",
         type=checked(float, math.isfinite, "a finite number"),
     )  # fmt: skip
+    ideal.add_argument(
+        "--dynamics", nargs="+", default=[], metavar="FILE", help="ranking_dynamics.jsonl of runs "
+        "of dpo.py from this reference (seeds of one setting): each pair gets its mean loss at "
+        "their lowest validation loss, and in how many it is ranked correctly",
+    )  # fmt: skip
     for flag, which in (
         ("--hardest", "largest c"), ("--easiest", "smallest c"),
         ("--easiest-to-flip", "smallest c > 0"),
@@ -295,7 +307,7 @@ def main(args: argparse.Namespace) -> None:
         check_model_path(name)
     check_revision("--revision", args.revision, args.lm_name_or_path)
     check_revision("--policy-revision", args.policy_revision, args.policy_name_or_path)
-    reads = [*args.dataset, args.reference_examples, args.policy_examples]
+    reads = [*args.dataset, args.reference_examples, args.policy_examples, *args.dynamics]
     writes = [*WRITES.values(), *files_of_scoring(*models)]
     output = plan_output(args.output_dir, args.output_filename, args.overwrite, reads, writes)
     export = plan_export(args.export, args.overwrite, reads, output, writes)
@@ -307,6 +319,7 @@ def main(args: argparse.Namespace) -> None:
         read_scoring_run(file) if file is not None else None
         for file in (args.reference_examples, args.policy_examples)
     ]
+    runs = read_runs(args.dynamics)
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS)) if any(models) else []
 
     def plan(name: str | None, revision: str | None) -> ScoringRun:
@@ -329,7 +342,7 @@ def main(args: argparse.Namespace) -> None:
     if process_rank() > 0:
         return  # the first process has all records and reports
     pairs, rows, curves, per_pair = idealized_rows(
-        reference, policy or reference, rules, datasets, (of_reference, of_policy),
+        reference, policy or reference, rules, datasets, (of_reference, of_policy), runs,
         betas=args.betas, gamma=args.gamma, seed=args.seed,
     )  # fmt: skip
     if export is not None:

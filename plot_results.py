@@ -17,8 +17,10 @@ from ranking.reports.accuracy import (
     plot_accuracy_by_group,
     plot_ranking_accuracy,
 )
+from ranking.reports.comparison import plot_comparison
 from ranking.reports.dynamics import (
     plot_accuracy_against_distance,
+    plot_displacement,
     plot_dynamics,
     plot_loss_against_reference,
     plot_sweep,
@@ -52,12 +54,16 @@ SUMMARIES: dict[str, tuple[Callable, set[str], str]] = {
     "win-rate": (
         plot_win_rate, {"win_rate", "squared_distance"}, "calculate_win_rate.py --checkpoints"
     ),
+    "comparison": (
+        plot_comparison, {"tests"}, "calculate_calibration_metrics.py --compare, .compare.jsonl"
+    ),
     "length-difference": (plot_length_difference, {"bins"}, "reproduce/length_difference.py"),
 }  # fmt: skip
 DYNAMICS = {
     "dynamics": plot_dynamics,
     "loss-against-reference": plot_loss_against_reference,
     "accuracy-against-distance": plot_accuracy_against_distance,
+    "displacement": plot_displacement,
 }
 
 

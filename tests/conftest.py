@@ -199,6 +199,20 @@ def score(model, tokenized, path, tokens=256, batch_size=100, done=frozenset()):
     return scores
 
 
+class LimitedMemory(torch.nn.Module):
+    """A model that runs out of memory above `limit` tokens, as a small device would."""
+
+    def __init__(self, model, limit):
+        super().__init__()
+        self.module, self.limit, self.failures = model, limit, 0
+
+    def forward(self, input_ids, **kwargs):
+        if input_ids.numel() > self.limit:
+            self.failures += 1
+            raise torch.OutOfMemoryError("out of memory")
+        return self.module(input_ids=input_ids, **kwargs)
+
+
 # ---------------------------------------------------------------------------- for judges
 @pytest.fixture
 def converted_models(tmp_path_factory, monkeypatch):

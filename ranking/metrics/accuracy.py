@@ -5,20 +5,26 @@ completion; `ranks` the human order, 1 = best, equal = tied.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from ranking.metrics.groups import GroupMean, GroupValue, accuracy_by_group, record_groups
+from ranking.metrics.groups import (
+    GroupMean,
+    Groups,
+    GroupValue,
+    accuracy_by_group,
+    record_groups,
+)
 from ranking.metrics.intervals import (
     bootstrap_95,
-    exact_mcnemar,
     rank_correlation,
     wilson_interval,
 )
+from ranking.metrics.length import NOT_OF_PAIRS, LengthColumns, length_columns
+from ranking.metrics.orders import example_baselines, untied_pairs
 
 TIE_EPSILON = 0.01  # Def. C.1
 SHARES = ("acc", "acc_literal_ties", "top1")  # metrics that count examples
@@ -64,18 +70,6 @@ def _with_ties(scores: Sequence[float], ranks: Sequence[int], compared: np.ndarr
     return len(set(ranks)) == 1 or ranking_accuracy(scores, ranks)
 
 
-def untied_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
-    """(better, worse) index pairs whose ranks differ."""
-    pairs = combinations(range(len(ranks)), 2)
-    return [(i, j) if ranks[i] < ranks[j] else (j, i) for i, j in pairs if ranks[i] != ranks[j]]
-
-
-def chance_level(ranks: Sequence[int]) -> float:
-    """Probability that a random order is correct: Π m_g! / K! over tie groups of size m_g."""
-    sizes = Counter(ranks).values()
-    return math.prod(math.factorial(m) for m in sizes) / math.factorial(len(ranks))
-
-
 def pairwise_accuracy(scores: Sequence[float], ranks: Sequence[int]) -> tuple[int, int]:
     """(correct, all) untied pairs; each pair by Def. 2.3 (≥). Non-finite scores are wrong."""
     untied = untied_pairs(ranks)
@@ -111,6 +105,36 @@ def record_scores(record: dict[str, Any], normalization: str) -> list[float]:
             logp / completion["n_tokens"] if normalization == "length-normalized" else logp
         )
     return scores
+
+
+def ranked_pairs(
+    records: Sequence[dict[str, Any]], normalization: str
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Every untied pair of the records: 1.0 where it is ranked right (Def. 2.3, as in
+    `pairwise_accuracy`), else 0.0; its difference of lengths (tokens, preferred − other); its
+    prompt."""
+    right, differences, prompts = [], [], []
+    for record in records:
+        scores = record_scores(record, normalization)
+        lengths = [completion["n_tokens"] for completion in record["completions"]]
+        finite = np.isfinite(scores)
+        for w, l in untied_pairs(record["ranks"]):  # noqa: E741
+            right.append(float(finite[w] and finite[l] and scores[w] >= scores[l]))
+            differences.append(lengths[w] - lengths[l])
+            prompts.append(record["prompt_id"])
+    return np.array(right), np.array(differences), prompts
+
+
+def length_of_metrics(
+    records: Sequence[dict[str, Any]], normalization: str, include_ties: bool, seed: int
+) -> dict[str, LengthColumns]:
+    """`length_columns` of the untied pairs, for the metrics that are a share of pairs."""
+    right, differences, prompts = ranked_pairs(records, normalization)
+    if not len(right):
+        return {}
+    columns = length_columns(right, differences, prompts, seed)
+    only_pairs = not include_ties and all(len(record["ranks"]) == 2 for record in records)
+    return dict.fromkeys(["pairwise_acc", "acc"] if only_pairs else ["pairwise_acc"], columns)
 
 
 class Outcome(NamedTuple):
@@ -200,7 +224,7 @@ class ScoringColumns(TypedDict, total=False):
     model_commit: str | None  # of a hub model
 
 
-class AccuracyRow(SettingColumns, TextColumns, ScoringColumns):
+class AccuracyRow(SettingColumns, TextColumns, ScoringColumns, LengthColumns):
     """One line of NAME.jsonl of the ranking script: a metric of one dataset and normalization.
 
     `share_p_below_0.05` is the share of `example_p_values` below 0.05, null without them.
@@ -235,9 +259,9 @@ class AccuracyRow(SettingColumns, TextColumns, ScoringColumns):
 def summarize_dataset(
     records: list[dict[str, Any]], common: dict[str, Any], include_ties: bool, seed: int
 ) -> list[AccuracyRow]:
-    """Summary rows of one dataset: normalization × metric, with chance and 95 % intervals."""
+    """Summary rows of one dataset: normalization × metric, with chance, 95 % intervals and what
+    length alone would reach."""
     sizes = [len(record["ranks"]) for record in records]
-    chance = float(np.mean([chance_level(record["ranks"]) for record in records]))
     of_dataset = {
         "k_min": min(sizes),
         "k_max": max(sizes),
@@ -245,89 +269,79 @@ def summarize_dataset(
         "n_non_finite": sum(any(c["logp"] is None for c in r["completions"]) for r in records),
         "n_truncated_prompts": sum(is_cut(record) for record in records),
     }
+    baselines = [
+        example_baselines([c["n_tokens"] for c in r["completions"]], r["ranks"]) for r in records
+    ]
     rows: list[Any] = []
     for normalization in NORMALIZATIONS:
         n_equal = sum(exact_ties(record_scores(r, normalization), r["ranks"]) for r in records)
-        by_metric: dict[str, list[tuple[dict, Outcome]]] = {}
-        for record in records:
+        of_length = length_of_metrics(records, normalization, include_ties, seed)
+        by_metric: dict[str, list[tuple[int, Outcome]]] = {}
+        for k, record in enumerate(records):
             for outcome in example_outcomes(record, normalization, include_ties):
-                by_metric.setdefault(outcome.metric, []).append((record, outcome))
+                by_metric.setdefault(outcome.metric, []).append((k, outcome))
         for metric, measured in by_metric.items():
-            outcomes = [outcome for _, outcome in measured]
-            clusters = [outcome.cluster for outcome in outcomes]
-            top = np.array([outcome.top for outcome in outcomes], dtype=float)
-            bottom = np.array([outcome.bottom for outcome in outcomes], dtype=float)
-            by_ties = sum(outcome.by_ties for outcome in outcomes)
-            p_values = [o.p_value for o in outcomes if o.p_value is not None]
-            has_chance = metric == "acc" and not include_ties
-            by_group, over_groups = accuracy_by_group(
-                [record_groups(record) for record, _ in measured], clusters, seed, top, bottom,
-                chances=[chance_level(r["ranks"]) for r, _ in measured] if has_chance else None,
-                is_share=metric in SHARES,
-            )  # fmt: skip
-            wilson: tuple = (None, None)
-            below = None
-            if metric in SHARES:
-                wilson = wilson_interval(int(top.sum()), len(top))
-            if p_values:
-                below = float(np.mean(np.array(p_values) < 0.05))
+            places, outcomes = zip(*measured)
+            expected = None
+            if metric in baselines[0] and not (metric == "acc" and include_ties):
+                expected = [baselines[k][metric] for k in places]
             rows.append(
                 {
                     **common,
                     "calib_property": f"ranking_{normalization}",
                     "distance_metric": metric,
-                    "distance_metric_value_mean": float(top.sum() / bottom.sum()),
                     "n_exact_ties": n_equal,
-                    "mean_if_exact_ties_are_wrong": float((top.sum() - by_ties) / bottom.sum()),
-                    "n": len(outcomes),
-                    "chance": chance if has_chance else None,
-                    "wilson_95": wilson,
-                    "bootstrap_95": bootstrap_95(top, clusters, seed, bottom),
-                    "n_clusters": len(set(clusters)),
-                    "by_group": by_group,
-                    "mean_over_groups": over_groups,
+                    **of_length.get(metric, NOT_OF_PAIRS),
+                    **summarize_metric(
+                        metric, outcomes, [record_groups(records[k]) for k in places], expected,
+                        seed,
+                    ),
                     **of_dataset,
-                    "example_distance_metric_values": (top / bottom).tolist(),
-                    "example_p_values": p_values or None,
-                    "share_p_below_0.05": below,
                 }
-            )
+            )  # fmt: skip
     return rows
 
 
-def compare_runs(shared: list[tuple[dict, dict]]) -> list[dict[str, Any]]:
-    """Exact McNemar test per dataset, configuration, split and normalization.
+def summarize_metric(
+    metric: str,
+    outcomes: Sequence[Outcome],
+    groups: Sequence[Groups],
+    expected: Sequence[dict[str, float]] | None,
+    seed: int,
+) -> dict[str, Any]:
+    """The columns of an `AccuracyRow` that are of its metric.
 
-    shared: the records of two runs for each example that both scored; those without an untied pair
-    are left out. `if_exact_ties_are_wrong` holds the counts and p-value without those of Def. 2.3.
+    groups: of each example that has an outcome. expected: what the baselines add to each `top`.
     """
-    groups: dict[tuple, list[tuple[dict, dict]]] = {}
-    for pair in shared:
-        if len(set(pair[0]["ranks"])) > 1:
-            key = (pair[0]["dataset"], pair[0].get("dataset_config"), pair[0]["split"])
-            groups.setdefault(key, []).append(pair)
-    rows = []
-    for (dataset, config, split), pairs in groups.items():
-        for normalization in NORMALIZATIONS:
-            correct: tuple[list[bool], list[bool]] = ([], [])
-            equal: tuple[list[bool], list[bool]] = ([], [])
-            for pair in pairs:
-                for side, record in enumerate(pair):
-                    scores = record_scores(record, normalization), record["ranks"]
-                    correct[side].append(ranking_accuracy(*scores))
-                    equal[side].append(exact_ties(*scores) > 0)
-            strict = [np.array(c) & ~np.array(e) for c, e in zip(correct, equal)]
-            names = ("only_this_correct", "only_other_correct", "p_value")
-            rows.append(
-                {
-                    "dataset": dataset,
-                    "dataset_config": config,
-                    "split": split,
-                    "calib_property": f"ranking_{normalization}",
-                    "n": len(pairs),
-                    **dict(zip(names, exact_mcnemar(*correct))),
-                    "n_exact_ties": [sum(side) for side in equal],
-                    "if_exact_ties_are_wrong": dict(zip(names, exact_mcnemar(*strict))),
-                }
-            )
-    return rows
+    clusters = [outcome.cluster for outcome in outcomes]
+    top = np.array([outcome.top for outcome in outcomes], dtype=float)
+    bottom = np.array([outcome.bottom for outcome in outcomes], dtype=float)
+    by_ties = sum(outcome.by_ties for outcome in outcomes)
+    p_values = [o.p_value for o in outcomes if o.p_value is not None]
+    baselines = reached = None
+    if expected is not None:
+        baselines = {name: np.array([values[name] for values in expected]) for name in expected[0]}
+        reached = {name: float(v.sum() / bottom.sum()) for name, v in baselines.items()}
+    has_chance = metric == "acc" and baselines is not None
+    by_group, over_groups = accuracy_by_group(
+        groups, clusters, seed, top, bottom, baselines=baselines, has_chance=has_chance,
+        is_share=metric in SHARES,
+    )  # fmt: skip
+    wilson: tuple = (None, None)
+    if metric in SHARES:
+        wilson = wilson_interval(int(top.sum()), len(top))
+    return {
+        "distance_metric_value_mean": float(top.sum() / bottom.sum()),
+        "mean_if_exact_ties_are_wrong": float((top.sum() - by_ties) / bottom.sum()),
+        "n": len(outcomes),
+        "chance": reached["random"] if has_chance else None,
+        "baselines": reached,
+        "wilson_95": wilson,
+        "bootstrap_95": bootstrap_95(top, clusters, seed, bottom),
+        "n_clusters": len(set(clusters)),
+        "by_group": by_group,
+        "mean_over_groups": over_groups,
+        "example_distance_metric_values": (top / bottom).tolist(),
+        "example_p_values": p_values or None,
+        "share_p_below_0.05": float(np.mean(np.array(p_values) < 0.05)) if p_values else None,
+    }

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ranking.metrics.intervals import interval_95, resampled_means, wilson_interval
+from ranking.metrics.orders import Baselines
 
 MAX_GROUPS = 1000  # of a column; one with more values is no grouping
 
@@ -40,6 +41,7 @@ class GroupValue(GroupColumns):
     """An entry of `by_group` of an `AccuracyRow`: the metric in one group."""
 
     chance: float | None  # as the row's, in the group
+    baselines: Baselines | None  # as the row's, in the group
     wilson_95: tuple[float, float] | tuple[None, None]  # of shares of examples
 
 
@@ -50,6 +52,7 @@ class GroupMean(GroupMeanColumns):
     """
 
     chance: float | None
+    baselines: Baselines | None  # null: as the row's, or more than 1000 groups
 
 
 def record_groups(record: Mapping[str, Any]) -> Groups:
@@ -116,6 +119,27 @@ def mean_of_known(drawn: np.ndarray) -> np.ndarray:
         return np.where(known, drawn, 0).sum(axis=1) / known.sum(axis=1)
 
 
+def shares_of_groups(
+    groups: Sequence[Groups], tops: ArrayLike, bottoms: ArrayLike
+) -> dict[tuple, float]:
+    """The values of `group_means` alone: by (column, group), and by (column,) the mean over its
+    groups. A column of more than 1000 groups has none."""
+    top, bottom = np.asarray(tops, dtype=float), np.asarray(bottoms, dtype=float)
+    found: dict[tuple, float] = {}
+    for column in columns_of(groups):
+        values = [own.get(column) for own in groups]
+        names = list(dict.fromkeys(values))
+        if len(names) - (None in names) > MAX_GROUPS:
+            continue
+        numbers = {name: k for k, name in enumerate(names)}
+        cells = np.array([numbers[value] for value in values])
+        means = (np.bincount(cells, top) / np.bincount(cells, bottom)).tolist()
+        found |= {(column, name): mean for name, mean in zip(names, means)}
+        named = [mean for name, mean in zip(names, means) if name is not None]
+        found[(column,)] = float(np.mean(named))
+    return found
+
+
 def accuracy_by_group(
     groups: Sequence[Groups],
     clusters: Sequence[str],
@@ -123,23 +147,31 @@ def accuracy_by_group(
     tops: ArrayLike,
     bottoms: ArrayLike,
     *,
-    chances: Sequence[float] | None,
+    baselines: Mapping[str, ArrayLike] | None,
+    has_chance: bool,
     is_share: bool,
 ) -> tuple[list[GroupValue], list[GroupMean]]:
-    """`group_means` of a metric, with chance and, for shares of examples, Wilson's interval.
+    """`group_means` of a metric, with its baselines and, for shares of examples, Wilson's interval.
 
-    chances: of each example; None where the metric has none.
+    baselines: by name, what each adds to every top; None where the metric has none. has_chance:
+    whether the random order is also its `chance`.
     """
     by_group, over_groups = group_means(groups, clusters, seed, tops, bottoms)
-    of_chance: dict[tuple, float | None] = {}
-    if chances is not None:
-        levels, means = group_means(groups, clusters, seed, chances)
-        of_chance = {(entry["column"], entry["group"]): entry["value"] for entry in levels}
-        of_chance |= {(entry["column"],): entry["value"] for entry in means}
+    of_baseline = {
+        name: shares_of_groups(groups, values, bottoms)
+        for name, values in (baselines or {}).items()
+    }
+
+    def reached(*key) -> Any:
+        values = {name: shares[key] for name, shares in of_baseline.items() if key in shares}
+        return values or None
+
     for entry in by_group:
         n_correct = round(entry["value"] * entry["n"])
-        entry["chance"] = of_chance.get((entry["column"], entry["group"]))
+        entry["baselines"] = reached(entry["column"], entry["group"])
+        entry["chance"] = entry["baselines"]["random"] if has_chance else None
         entry["wilson_95"] = wilson_interval(n_correct, entry["n"]) if is_share else (None, None)
     for entry in over_groups:
-        entry["chance"] = of_chance.get((entry["column"],))
+        entry["baselines"] = reached(entry["column"])
+        entry["chance"] = (entry["baselines"] or {}).get("random") if has_chance else None
     return by_group, over_groups

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ranking.metrics.accuracy import chance_level
 from ranking.metrics.groups import record_groups
+from ranking.metrics.orders import chance_level
 
 # RewardBench 1 (its repository, rewardbench/constants.py): section → subset → weight. Weights are
 # the numbers of examples, but for math-prm (447), which weighs as much as the six of code.

@@ -8,35 +8,17 @@ import numpy as np
 
 from ranking.metrics.groups import GroupColumns, GroupMeanColumns, group_means, record_groups
 from ranking.metrics.intervals import bootstrap_95, correlation_test
+from ranking.metrics.length import rate_at_equal_length
 
 
-def length_controlled_win_rate(wins: list[float], length_differences: list[int]) -> float | None:
-    """Win rate at equal lengths: logistic regression of the win on the standardized difference of
-    lengths, squashed by tanh so that extremes do not decide, read off at zero.
+def length_controlled_win_rate(
+    wins: Sequence[float], length_differences: Sequence[int]
+) -> float | None:
+    """Win rate at equal lengths, as `rate_at_equal_length`; None where that is undefined.
 
-    length_differences: policy − other, in characters. None where the regression has no finite
-    optimum (no wins, all on one side, or lengths that separate wins from losses).
+    length_differences: policy − other, in characters.
     """
-    import statsmodels.api as sm
-    from statsmodels.tools.sm_exceptions import PerfectSeparationError
-
-    if not wins:
-        return None
-    wins_array = np.array(wins, dtype=float)
-    differences = np.array(length_differences, dtype=float)
-    if wins_array.min() == wins_array.max():
-        return float(wins_array[0]) if wins_array[0] == 0.5 else None
-    spread = differences.std()
-    if spread == 0.0:
-        return float(wins_array.mean()) if not differences.any() else None
-    design = np.column_stack([np.ones(len(wins)), np.tanh(differences / spread)])
-    try:
-        fit = sm.GLM(wins_array, design, family=sm.families.Binomial()).fit()
-    except PerfectSeparationError:
-        return None
-    if not fit.converged or not np.isfinite(fit.bse).all() or np.abs(fit.params).max() > 20:
-        return None
-    return float(1.0 / (1.0 + np.exp(-fit.params[0])))
+    return rate_at_equal_length(wins, length_differences).value
 
 
 class WinRateRow(TypedDict):

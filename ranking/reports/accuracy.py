@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ranking.data.examples import dataset_label
 from ranking.metrics.accuracy import AccuracyRow
 from ranking.plumbing.result_files import Record
 from ranking.reports.groups import (
@@ -30,6 +29,7 @@ from ranking.reports.labels import (
     setting_of,
     short,
 )
+from ranking.reports.length import show_baselines, with_baselines
 from ranking.reports.style import (
     BLUE,
     GREY,
@@ -116,10 +116,12 @@ def group_lines(pair: Sequence[AccuracyRow], width: int) -> list[list[str]]:
 
 
 def show_accuracy(rows: Sequence[AccuracyRow]) -> None:
-    """The table of one run, and lines for scores that are not finite or exactly equal."""
+    """The table of one run, that of length, and lines for scores that are not finite or equal."""
     how = run_label(rows)
     title = "Ranking accuracy, % [95 % interval]" + (f"; {how}" if how else "")
     show_table(accuracy_table(rows), title)
+    if with_baselines(rows):
+        show_baselines(rows)
     for row in accuracies_of(rows)[::2]:
         where, n = dataset_of(row), row["n_non_finite"]
         if n:
@@ -142,24 +144,6 @@ def report_accuracy_ties(rows: Sequence[AccuracyRow]) -> None:
                 "%s: exact ties decide %s: %.1f %% as Def. 2.3 counts them (right), %.1f %% if "
                 "they were wrong", where, metric, 100 * value, 100 * strict,
             )  # fmt: skip
-
-
-def show_comparison(comparisons: list[Record], name: str) -> None:
-    """McNemar's test against another run, and without exact ties where there are any."""
-    if not comparisons:
-        print(f"McNemar: no example of this run is in {name}")
-    for row in comparisons:
-        where = dataset_label(row["dataset"], row["split"], row["dataset_config"])
-        where += f", {row['calib_property']}"
-        kinds = [("", row)]
-        if any(row["n_exact_ties"]):
-            kinds.append((", exact ties counted as wrong", row["if_exact_ties_are_wrong"]))
-        for kind, found in kinds:
-            counts = [found[f"only_{side}_correct"] for side in ("this", "other")]
-            print(
-                f"McNemar, {where}{kind}: {counts[0]} only here, {counts[1]} only there, of "
-                f"{row['n']}; exact p = {found['p_value']:.3g}"
-            )
 
 
 def log_accuracy(
@@ -233,6 +217,7 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
             [x for _, x in marked], [i - 0.36 for i, _ in marked], [i + 0.36 for i, _ in marked],
             colors=GREY, linestyles="dashed", label="chance",
         )  # fmt: skip
+    mark_baselines(axes, [last[setting] for setting in places])
     names = [f"{labels[setting]}\n(n = {last[setting]['n']})" for setting in places]
     axes.set_yticks(range(len(places)), names, fontsize=8)
     axes.invert_yaxis()
@@ -245,6 +230,20 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
         fontsize=8,
     )
     save_figure(figure, path)
+
+
+def mark_baselines(axes, rows: Sequence[AccuracyRow]) -> None:
+    """What preferring the shorter or the longer completion would reach; rows: from the top down."""
+    known = [(place, row["baselines"]) for place, row in enumerate(rows) if row.get("baselines")]
+    places = [place for place, _ in known]
+    shorter = [100 * reached["shorter"] for _, reached in known]
+    longer = [100 * reached["longer"] for _, reached in known]
+    for x, marker, name in ((shorter, "<", "shorter"), (longer, ">", "longer")):
+        if known:
+            axes.plot(
+                x, places, marker, color="black", fillstyle="none", markersize=5,
+                label=f"prefer the {name}", zorder=4, clip_on=False,
+            )  # fmt: skip
 
 
 def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Path) -> None:

@@ -113,21 +113,31 @@ def report_idealized_ties(rows: Sequence[IdealizedRow], same_model: bool) -> Non
 
 
 def show_pairs(title: str, pairs: Sequence[Record]) -> None:
-    """Prompt and completions of some pairs (App. F)."""
+    """Prompt and completions of some pairs (App. F), with their loss after tuning where runs were
+    joined."""
     from rich.table import Table as Grid
     from rich.text import Text
 
     table = Grid(title=title, show_lines=True)
-    for column in ("c (nats)", "α", "prompt", "preferred", "dispreferred"):
+    tuned = ["loss", "right"] * ("tuned_loss" in pairs[0])
+    for column in ("c (nats)", "α", *tuned, "prompt", "preferred", "dispreferred"):
         table.add_column(column, overflow="fold")
     for pair in pairs:
         record = pair["record"]
         texts = [record["completions"][pair[side]]["text"] for side in ("winner", "loser")]
         cells = [text.strip() for text in (record["prompt"][-300:], *texts)]
         cells = [text if len(text) <= 300 else text[:299] + "…" for text in cells]
-        numbers = (f"{-pair['ref_logratio non-length-normalized']:.1f}", f"{pair['alpha']:.3f}")
-        table.add_row(*numbers, *(Text(cell) for cell in cells))
+        numbers = [f"{-pair['ref_logratio non-length-normalized']:.1f}", f"{pair['alpha']:.3f}"]
+        table.add_row(*numbers, *tuned_cells(pair)[: len(tuned)], *(Text(cell) for cell in cells))
     console().print(table)
+
+
+def tuned_cells(pair: Record) -> list[str]:
+    """Mean loss over the runs that follow a pair, and how many of them rank it correctly."""
+    n_runs = pair.get("n_runs", 0)
+    if not n_runs:
+        return ["–", "–"]
+    return [f"{pair['tuned_loss']:.3f}", f"{pair['flipped_in']} of {n_runs}"]
 
 
 def show_selected_pairs(

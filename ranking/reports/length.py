@@ -1,12 +1,15 @@
-"""Being ranked correctly against the difference of lengths, as a table and a picture."""
+"""Being ranked correctly and the lengths of completions, as tables and a picture."""
 
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+from ranking.reports.groups import groups_to_show
 from ranking.reports.labels import (
     SYMBOLS,
     ResultRow,
+    by_normalization,
+    dataset_of,
     model_labels,
     refuse_two_runs,
     setting_label,
@@ -22,7 +25,80 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import Table, percent
+from ranking.reports.tables import Table, percent, show_table, signed_with_interval, with_interval
+
+
+def with_baselines(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """The rows of ranking accuracy, of whole orders and of pairs, for which baselines are defined;
+    those of pairs alone where whole orders have ties."""
+    accuracies = [row for row in rows if row["distance_metric"] in ("acc", "pairwise_acc")]
+    return [
+        row for row in accuracies
+        if row.get("baselines") and (row["distance_metric"] == "acc" or not is_whole_order(row))
+    ]  # fmt: skip
+
+
+def is_whole_order(pairs: ResultRow) -> bool:
+    """Whether a row of untied pairs is of the same pairs as that of whole orders."""
+    return pairs["k_max"] == 2 and not pairs["include_ties"]
+
+
+def baseline_table(rows: Sequence[ResultRow]) -> Table:
+    """Is it length? Beside each R̃ and R: what preferring the shorter or the longer completion would
+    reach, the accuracy at equal length with its 95 % interval, and r, the correlation of being
+    right with the difference of lengths.
+
+    rows: of the ranking script. Lists of more than two have a second line, for their untied pairs;
+    groups of examples have one each, without what is at equal length.
+    """
+    found = with_baselines(rows)
+    if not found:
+        raise ValueError("no baselines by length in these results: score them again")
+    several = len({row["model"] for row in found}) > 1
+    columns = ["dataset", *(["model"] if several else []), "shorter", "longer"]
+    for symbol in SYMBOLS.values():
+        columns += [symbol, f"{symbol} at equal length", f"r ({symbol})"]
+    lines = []
+    for pair in by_normalization(found, "distance_metric"):
+        entries = [pair[kind] for kind in SYMBOLS]
+        row, *_ = entries
+        label = setting_label(row, found) if several else dataset_of(row)
+        of_pairs = row["distance_metric"] == "pairwise_acc"
+        if of_pairs:
+            label = f"{label}, untied pairs" if row["include_ties"] else "  untied pairs"
+        model = [short(row["model"])] if several else []
+        lines.append([label, *model, *baseline_cells(entries)])
+        for of_group, values in [] if of_pairs else groups_to_show(entries):
+            line = [of_group, *([""] if several else [])]
+            line += baseline_cells(values) if values else []
+            lines.append(line + [""] * (len(columns) - len(line)))
+    return columns, lines
+
+
+def baseline_cells(entries: Sequence[ResultRow]) -> list[str]:
+    """Cells of a line of `baseline_table`; entries: for R̃ and R, rows or groups of rows."""
+    cells = [percent(entries[0]["baselines"][name]) for name in ("shorter", "longer")]
+    for entry in entries:
+        if "at_equal_length" not in entry:
+            cells += [percent(entry["value"]), "", ""]
+            continue
+        cells += [
+            percent(entry["distance_metric_value_mean"]),
+            with_interval(entry["at_equal_length"], entry["at_equal_length_95"], digits=1),
+            signed_with_interval(entry["length_correlation"], [None, None]),
+        ]
+    return cells
+
+
+def show_baselines(rows: Sequence[ResultRow]) -> None:
+    """The table of one run, and lines that say why it has no value at equal length somewhere."""
+    title = "Is it length? Accuracy, %; r: of being right, with preferred − other length"
+    show_table(baseline_table(rows), title)
+    for row in rows:
+        if row["distance_metric"] == "pairwise_acc" and row["at_equal_length"] is None:
+            kind = row["calib_property"].removeprefix("ranking_")
+            print(f"{dataset_of(row)}, {kind}: no accuracy at equal length, "
+                  f"{row['at_equal_length_undefined']}")  # fmt: skip
 
 
 def length_table(rows: Sequence[ResultRow]) -> Table:
@@ -33,10 +109,7 @@ def length_table(rows: Sequence[ResultRow]) -> Table:
     columns += ["preferred is shorter", "longer"]
     lines = []
     for row in rows:
-        low, high = row["correlation_95"]
-        correlation = "–"
-        if row["correlation"] is not None:
-            correlation = f"{row['correlation']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        correlation = signed_with_interval(row["correlation"], row["correlation_95"])
         lines.append(
             [setting_label(row, rows), short(row["model"]), SYMBOLS[row["normalization"]],
              str(row["n"]), correlation,

@@ -19,6 +19,14 @@ def with_interval(value: float | None, interval: Sequence[float | None], digits:
     return f"{percent(value)} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
 
 
+def signed_with_interval(value: float | None, interval: Sequence[float | None]) -> str:
+    """A correlation with its interval; where one is not defined, without."""
+    low, high = interval
+    if value is None or low is None or high is None:
+        return "–" if value is None else f"{value:+.2f}"
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
 def console(width: int = 132):
     """The terminal as wide as it is; a file or pipe as wide as a table needs."""
     from rich.console import Console

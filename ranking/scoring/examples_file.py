@@ -51,7 +51,8 @@ class ExampleRecord(TypedDict):
     ranks: list[int]  # 1: best, equal: tied
     votes: dict[str, list[float]] | None  # "i,j" → raters who preferred i, and j
     completions: list[ScoredCompletion]
-    hidden_products: NotRequired[list[list[float]]]  # with --ches: ⟨S(y_i), S(y_j)⟩, see `ches`
+    # with --ches: ⟨S(y_i), S(y_j)⟩ of all completions, see `ranking.metrics.ches`; null: not finite
+    hidden_products: NotRequired[list[list[float]] | None]
 
 
 def recorded_votes(example: PreferenceExample) -> dict[str, list[float]] | None:

@@ -9,6 +9,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from ranking.data.conversions import pair_id
 from ranking.data.dialogues import is_begun
 from ranking.data.examples import Dialogue, Message
 from ranking.metrics.ches import ches
@@ -126,15 +127,14 @@ def export_row(pair: Record, critical_beta: float, config: Mapping[str, Any] | N
     if votes is not None and winner > loser:  # they stand in the example's order
         votes = votes[::-1]
     alike: tuple[float | None, float | None] = (None, None)
-    if "hidden_products" in record:
+    if record.get("hidden_products"):  # null: they are not finite
         lengths = [completion["n_tokens"] for completion in record["completions"]]
         alike = ches(record["hidden_products"], lengths, winner, loser)
     how = config or {}
     dtype = [how[key] for key in ("dtype", "quantization") if key in how]
     is_text = isinstance(texts["prompt"], str)
-    more_than_two = len(record["completions"]) > 2
     return {
-        "id": f"{record['id']}:{winner}>{loser}" if more_than_two else record["id"],
+        "id": pair_id(record["id"], len(record["completions"]), winner, loser),
         **{key: record[key] for key in ("prompt_id", "dataset", "split")},
         "prompt": texts.pop("prompt"),
         "chosen": texts.pop("completion"),

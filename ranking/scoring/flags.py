@@ -16,11 +16,12 @@ DATA_FLAGS = (  # of `load_datasets`
 )  # fmt: skip
 CONFIG_FLAGS = (  # of `make_run_config`
     "sample_size", "seed", "include_ties", "max_length", "chat", "add_eos",
-    "quantization", "trust_remote_code",
+    "quantization", "trust_remote_code", "ches",
 )  # fmt: skip
 MODEL_FLAGS = (  # of `load_scorer`
     "chat", "add_eos", "max_length", "tokens_per_batch", "batch_size", "device_map",
     "quantization", "attn_implementation", "trust_remote_code", "allow_pickle",
+    "ches",
 )  # fmt: skip
 
 
@@ -35,6 +36,11 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
         "--overwrite",
         action="store_true",
         help="discard a finished run of that name, or an unfinished one with other settings",
+    )
+    output.add_argument(
+        "--ches",
+        action="store_true",
+        help="also record how alike the hidden states of completions are, for CHES (2410.08847)",
     )
     output.add_argument(
         "--wandb-project", help="also log to this wandb project (default: no wandb)"

@@ -230,3 +230,10 @@ def compute_token_logps_alone(
 ) -> list[torch.Tensor]:
     """One completion at a time: for models whose log-likelihoods change with padding."""
     return [compute_token_logps_plain(model, [completion])[0] for completion in completions]
+
+
+FORWARDS = {  # by the kind of a `ScoringPath`
+    "segments": compute_token_logps,
+    "plain": compute_token_logps_plain,
+    "alone": compute_token_logps_alone,
+}

@@ -45,6 +45,7 @@ class RunConfig(TypedDict):
     dtype: str
     quantization: NotRequired[str]
     trust_remote_code: NotRequired[bool]
+    ches: NotRequired[bool]  # whether inner products of hidden states are recorded
     max_length: int | None
     chat_template: bool  # whether examples go through it: all, but for `in_template`
     template: NotRequired[str]  # hash of the one they go through
@@ -66,6 +67,7 @@ def make_run_config(
     add_eos: bool,
     quantization: str | None,
     trust_remote_code: bool,
+    ches: bool = False,
 ) -> RunConfig:
     """The configuration of a run that scores `datasets`.
 
@@ -112,6 +114,8 @@ def make_run_config(
         config["quantization"] = quantization
     if trust_remote_code:
         config["trust_remote_code"] = True
+    if ches:
+        config["ches"] = True
     return config
 
 

@@ -21,13 +21,9 @@ from ranking.plumbing.result_files import Record, append_json_lines, hash_config
 from ranking.scoring.chat import ChatOptions, check_template
 from ranking.scoring.chat_notes import describe_rendering
 from ranking.scoring.examples_file import example_record
+from ranking.scoring.hidden_states import compute_with_hidden_sums, inner_products
 from ranking.scoring.loading import context_length, load_model, load_tokenizer
-from ranking.scoring.log_likelihood import (
-    ScoringPath,
-    compute_token_logps,
-    compute_token_logps_alone,
-    compute_token_logps_plain,
-)
+from ranking.scoring.log_likelihood import FORWARDS, ScoringPath
 from ranking.scoring.models import REMOTE_CODE_FLAG, FoundModel
 from ranking.scoring.packing import count_new_tokens, deal_batches, pack_rows, pad_batches
 from ranking.scoring.start_up_check import check_fast_path
@@ -45,6 +41,7 @@ def token_logps_of_batches(
     done: frozenset[int] = frozenset(),
     rank: int = 0,
     n_processes: int = 1,
+    products: dict[int, list[list[float]] | None] | None = None,
 ) -> Iterator[list[tuple[int, list[np.ndarray]]]]:
     """Score examples; yields, batch by batch, (index, per-token logps of each completion, nats).
 
@@ -52,15 +49,10 @@ def token_logps_of_batches(
     are left out and the rest is dealt to the processes, of which this one is `rank`; nothing is
     exchanged between them. A batch that does not fit in memory is halved; an example that does not
     fit alone raises ValueError. Log-likelihoods are float32 arrays (n_tokens,); NaN and infinite
-    values are passed on.
+    values are passed on. products: into it go the `inner_products` of what is yielded, for CHES.
     """
     form_batches = pack_rows if path.is_packed else pad_batches
     batches = form_batches(tokenized, tokens_per_batch, batch_size)
-    forward = {
-        "segments": compute_token_logps,
-        "plain": compute_token_logps_plain,
-        "alone": compute_token_logps_alone,
-    }[path.kind]
     remaining = [[i for i in batch if i not in done] for batch in batches]
     remaining = [batch for batch in remaining if batch]
     if n_processes > 1:
@@ -73,7 +65,11 @@ def token_logps_of_batches(
         logps = None
         try:
             with torch.inference_mode():
-                logps = [values.cpu().numpy() for values in forward(model, completions)]
+                if products is None:
+                    found = FORWARDS[path.kind](model, completions)
+                else:
+                    found, sums = compute_with_hidden_sums(model, completions, path.kind)
+                logps = [values.cpu().numpy() for values in found]
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -88,6 +84,9 @@ def token_logps_of_batches(
             half = len(batch) // 2
             pending += [batch[half:], batch[:half]]
             continue
+        if products is not None:
+            of_examples = sums.cpu().split([len(tokenized[i]) for i in batch])
+            products |= zip(batch, map(inner_products, of_examples))
         values = iter(logps)
         yield [(i, [next(values) for _ in tokenized[i]]) for i in batch]
 
@@ -122,6 +121,7 @@ class Scorer(NamedTuple):
     tokens_per_batch: int
     batch_size: int  # examples
     attn_implementation: str | None
+    ches: bool  # whether inner products of hidden states are recorded
     paths: list[ScoringPath]  # taken so far
 
 
@@ -138,6 +138,7 @@ def load_scorer(
     attn_implementation: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
+    ches: bool = False,
 ) -> Scorer:
     """Load a model to score with; lines say what of it does nothing. Raises as `load_model`."""
     if trust_remote_code:
@@ -167,7 +168,7 @@ def load_scorer(
     return Scorer(
         found.name, model, tokenizer, facts, chat, add_eos, min(limits, default=None),
         tokens_per_batch or (1024 if found.device == "cpu" else 16384), batch_size,
-        attn_implementation, [],
+        attn_implementation, ches, [],
     )  # fmt: skip
 
 
@@ -258,6 +259,7 @@ def score_dataset(
     own_file = output.examples if n_processes == 1 else part_file(output.examples, rank)
     n_tokens = [count_new_tokens(sorted(c.ids for c in example)) for example in tokenized]
     n_scored = len(done)
+    products: dict[int, list[list[float]] | None] | None = {} if scorer.ches else None
 
     def saved() -> str:
         return f"{n_scored} of {len(keys)} examples of {where} are saved in {own_file}"
@@ -266,12 +268,16 @@ def score_dataset(
         batches = score_examples(
             scorer.model, tokenized, path=path, tokens_per_batch=scorer.tokens_per_batch,
             batch_size=scorer.batch_size, done=done, rank=rank, n_processes=n_processes,
+            products=products,
         )  # fmt: skip
         for batch in until_stopped(batches, saved):
             rows: list[Any] = [
                 example_record(data, examples[i], tokenized[i], logps, config_hash, scorer.name)
                 for i, logps in batch
             ]
+            if products is not None:
+                for (i, _), row in zip(batch, rows):
+                    row["hidden_products"] = products.pop(i)
             append_json_lines(file, rows)
             records.update({row_key(row): row for row in rows})
             n_scored += len(batch)

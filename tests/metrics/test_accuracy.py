@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from ranking.metrics.accuracy import (
-    chance_level,
     exact_ties,
     pairwise_accuracy,
     ranking_accuracy,
@@ -15,6 +14,7 @@ from ranking.metrics.accuracy import (
     ranking_accuracy_with_ties,
     top1_accuracy,
 )
+from ranking.metrics.orders import chance_level
 
 
 @pytest.mark.parametrize(

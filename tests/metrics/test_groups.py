@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from result_rows import scored_record
 
-from ranking.metrics.accuracy import chance_level, summarize_dataset
+from ranking.metrics.accuracy import summarize_dataset
 from ranking.metrics.groups import MAX_GROUPS, group_means
 from ranking.metrics.intervals import (
     clustered_bootstrap_interval,
@@ -14,6 +14,7 @@ from ranking.metrics.intervals import (
     resampled_means,
     wilson_interval,
 )
+from ranking.metrics.orders import chance_level
 
 GROUPS = [{"domain": "b"}, {"domain": "a"}, {"domain": "b"}, {}, {"domain": "b"}]
 PROMPTS = ["p", "q", "r", "s", "t"]

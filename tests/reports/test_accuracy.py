@@ -54,6 +54,20 @@ def test_ranking_accuracy_figure(tmp_path, monkeypatch):
     assert (tmp_path / "f.png").stat().st_size > 5000
 
 
+def test_baselines_are_marked(tmp_path, monkeypatch):
+    """At the place of their dataset; rows of older files have none, and no entry in the legend."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    reached = {"random": 0.5, "shorter": 0.3, "longer": 0.7}
+    rows = [row | ({"baselines": reached} if row["dataset_name"] == "b" else {}) for row in ROWS]
+    plot_ranking_accuracy(rows, tmp_path / "f.png")
+    marks = {line.get_label(): line.get_xydata().tolist() for line in plt.gcf().axes[0].lines}
+    assert marks["prefer the shorter"] == [[pytest.approx(30), 1]]
+    assert marks["prefer the longer"] == [[pytest.approx(70), 1]]
+    plot_ranking_accuracy(ROWS, tmp_path / "f.png")
+    texts = [text.get_text() for text in plt.gcf().axes[0].get_legend().get_texts()]
+    assert texts == ["chance", "length-normalized", "summed"]
+
+
 def labels_of(rows, path, monkeypatch):
     monkeypatch.setattr(plt, "close", lambda figure: None)
     plot_ranking_accuracy(rows, path)

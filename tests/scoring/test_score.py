@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, make_model, random_examples, score
+from conftest import SMALL, LimitedMemory, make_model, random_examples, score
 
 from ranking.scoring.log_likelihood import PACKED
 from ranking.scoring.score import token_logps_of_batches
@@ -36,20 +36,6 @@ def test_done_examples_are_left_out():
     check_fast_path(model, tokenized)
     scores = score(model, tokenized, PACKED, done=frozenset({0, 3, 9}))
     assert sorted(scores) == [1, 2, 4, 5, 6, 7, 8]
-
-
-class LimitedMemory(torch.nn.Module):
-    """A model that runs out of memory above `limit` tokens, as a small device would."""
-
-    def __init__(self, model, limit):
-        super().__init__()
-        self.module, self.limit, self.failures = model, limit, 0
-
-    def forward(self, input_ids, **kwargs):
-        if input_ids.numel() > self.limit:
-            self.failures += 1
-            raise torch.OutOfMemoryError("out of memory")
-        return self.module(input_ids=input_ids, **kwargs)
 
 
 def test_out_of_memory_halves_the_batch_and_one_example_raises():
