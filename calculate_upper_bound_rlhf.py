@@ -8,7 +8,8 @@ far from that is a tuned model? Writes NAME.jsonl (one line per dataset, normali
 NAME.pairs.jsonl (one line per pair: log-ratio, α, critical β, loss needed), NAME.curve.jsonl (all
 breakpoints of R*(β)), NAME.curve.png, NAME.required_loss.png and, where the data have groups
 (subset, domain, …), NAME.groups.png. Models are scored into NAME.examples.jsonl and
-NAME.policy.examples.jsonl. --dynamics joins the pairs with the losses of tuned models (Tables 7-9).
+NAME.policy.examples.jsonl. --dynamics joins the pairs with the losses of tuned models (Tables 7-9),
+--export writes them with the reference's log-likelihoods as trainers read them.
 """
 
 import argparse
@@ -54,6 +55,7 @@ from ranking.scoring.comparable import (
     shared_examples,
 )
 from ranking.scoring.datasets import load_datasets
+from ranking.scoring.export import EXPORT_SUFFIXES, check_keep, export_pairs, plan_export
 from ranking.scoring.flags import (
     CONFIG_FLAGS,
     DATA_FLAGS,
@@ -239,7 +241,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ideal.add_argument(
             flag, type=count, default=0, metavar="N", help=f"print N pairs of {which}"
         )
+    export = parser.add_argument_group("export, for trainers")
+    export.add_argument(
+        "--export", metavar="FILE", help="write the pairs that count, chosen and rejected, with "
+        f"the reference's log-likelihoods ({' or '.join(EXPORT_SUFFIXES)})",
+    )  # fmt: skip
+    export.add_argument(
+        "--keep", metavar="CONDITION",
+        help="export pairs of which this holds, as in 'c < 20 and alpha > 0.7'",
+    )  # fmt: skip
+    export.add_argument(
+        "--keep-easiest", metavar="SHARE",
+        help="export this share of the pairs (of those that --keep keeps), those of smallest c",
+        type=checked(float, lambda x: 0 < x <= 1, "a share in (0, 1]"),
+    )  # fmt: skip
     args = parse_scoring_args(parser, argv)
+    if args.export is None and (args.keep is not None or args.keep_easiest is not None):
+        parser.error("--keep and --keep-easiest choose what --export writes: give it too")
+    if args.export is not None and not args.export.endswith(EXPORT_SUFFIXES):
+        parser.error(f"--export {args.export}: give a name that ends with "
+                     f"{' or '.join(EXPORT_SUFFIXES)}")  # fmt: skip
     if not (args.lm_name_or_path or args.policy_name_or_path):
         refuse_idle_flags(parser, vars(args), scoring_flags, "--reference-examples")
     args.dataset = args.dataset or [ALPACA_FARM]
@@ -254,11 +275,10 @@ def main(args: argparse.Namespace) -> None:
         check_model_path(name)
     check_revision("--revision", args.revision, args.lm_name_or_path)
     check_revision("--policy-revision", args.policy_revision, args.policy_name_or_path)
-    output = plan_output(
-        args.output_dir, args.output_filename, args.overwrite,
-        reads=[*args.dataset, args.reference_examples, args.policy_examples, *args.dynamics],
-        writes=[*WRITES.values(), *files_of_scoring(*models)],
-    )  # fmt: skip
+    reads = [*args.dataset, args.reference_examples, args.policy_examples, *args.dynamics]
+    writes = [*WRITES.values(), *files_of_scoring(*models)]
+    output = plan_output(args.output_dir, args.output_filename, args.overwrite, reads, writes)
+    export = plan_export(args.export, args.overwrite, reads, output, writes)
     output = output._replace(picture=output.beside(WRITES["picture"]))
     policy_output = output._replace(
         examples=output.beside("policy.examples.jsonl"), config=output.beside("policy.config.json")
@@ -276,6 +296,7 @@ def main(args: argparse.Namespace) -> None:
     if models[1]:
         policy = plan_run(models[1], args.policy_revision, datasets, **how_planned)
     check_runs(reference, policy, rules)
+    check_keep(args.keep, reference.records)
 
     how = (args.overwrite, take(flags, MODEL_FLAGS))
     reference, of_reference = scored_run(reference, datasets, output, *how)
@@ -290,6 +311,9 @@ def main(args: argparse.Namespace) -> None:
         reference, policy or reference, rules, datasets, (of_reference, of_policy), runs,
         betas=args.betas, gamma=args.gamma, seed=args.seed,
     )  # fmt: skip
+    if export is not None:
+        take_output(output)
+        export_pairs(export, pairs, reference.config, args.keep, args.keep_easiest)
     files = write_results(output, rows, curves, per_pair)
     show_idealized(rows)
     report_idealized_ties(rows, same_model=policy is None)
