@@ -21,6 +21,7 @@ from ranking.reports.labels import (
     by_normalization,
     dataset_of,
     model_labels,
+    panel_names,
     plain,
     refuse_two_runs,
     run_label,
@@ -157,13 +158,11 @@ def log_accuracy(
     there are any, and every example."""
     import wandb
 
-    parts = {(row["dataset_name"], dataset_of(row)) for row in rows}
-    names = [name for name, _ in parts]
+    rows = [row for row in rows if "reference_model" not in row]  # see `log_rewards`
+    names = panel_names(rows)
     for row in rows:
-        name = row["dataset_name"]
-        if names.count(name) > 1:
-            name = dataset_of(row)
-        key = f"{row.get('benchmark', name)}/{row['calib_property']}/{row['distance_metric']}"
+        name = row.get("benchmark", names[dataset_of(row)])
+        key = f"{name}/{row['calib_property']}/{row['distance_metric']}"
         run.summary[key] = row["distance_metric_value_mean"]
     examples = [
         {
