@@ -12,13 +12,15 @@ examples file when the same command is given again. Many devices:
 """
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from ranking.data.hub import DATASETS
-from ranking.metrics.accuracy import compare_runs, summarize_dataset
+from ranking.metrics.accuracy import summarize_dataset
 from ranking.metrics.benchmarks import summarize_benchmarks
+from ranking.metrics.comparison import ComparisonRow, compare_models
 from ranking.plumbing.command_line import make_parser, run_script
-from ranking.plumbing.outputs import plan_output
+from ranking.plumbing.outputs import Output, plan_output
 from ranking.plumbing.processes import process_rank
 from ranking.plumbing.result_files import write_json_lines
 from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
@@ -27,14 +29,14 @@ from ranking.reports.accuracy import (
     plot_accuracy_by_group,
     plot_ranking_accuracy,
     show_accuracy,
-    show_comparison,
 )
 from ranking.reports.benchmarks import show_benchmarks
+from ranking.reports.comparison import plot_comparison, show_comparison
 from ranking.reports.groups import has_groups
 from ranking.reports.style import draw
 from ranking.scoring.comparable import (
-    announce_uneven_cuts,
     check_comparable,
+    compared_runs,
     planned_scoring_run,
     read_scoring_run,
     shared_examples,
@@ -51,7 +53,8 @@ from ranking.scoring.flags import (
 from ranking.scoring.models import check_model_path, check_revision, find_model
 from ranking.scoring.run_config import dataset_facts, make_run_config
 
-FILES_BESIDE = ("examples.jsonl", "config.json", "png", "groups.png")
+COMPARED = ("compare.jsonl", "compare.png")
+FILES_BESIDE = ("examples.jsonl", "config.json", "png", "groups.png", *COMPARED)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -62,33 +65,49 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add_scoring_arguments(parser, list(DATASETS))
     parser.add_argument(
-        "--compare", metavar="EXAMPLES", help="examples file of another run: McNemar's test"
-    )
+        "--compare", nargs="+", default=[], metavar="EXAMPLES",
+        help="examples files of other runs: every two models by McNemar's test",
+    )  # fmt: skip
     args = parse_scoring_args(parser, argv)
     args.dataset = args.dataset or list(DATASETS)
     return args
 
 
+def write_comparison(
+    output: Output, runs: Sequence[tuple[str, Sequence[Any]]], seed: int
+) -> list[ComparisonRow]:
+    """Lines and picture of several runs on the same examples; the lines. None of a single run."""
+    lines, picture = (output.beside(suffix) for suffix in COMPARED)
+    if len(runs) == 1:
+        for path in (lines, picture):
+            path.unlink(missing_ok=True)  # of a run that was overwritten
+        return []
+    rows = compare_models(runs, seed)
+    write_json_lines(lines, rows)
+    draw(plot_comparison, rows, picture)
+    return rows
+
+
 def main(args: argparse.Namespace) -> None:
     flags = vars(args)
-    other = read_scoring_run(args.compare) if args.compare else None
+    others = [read_scoring_run(file) for file in args.compare]
     check_model_path(args.lm_name_or_path)
     check_revision("--revision", args.revision, args.lm_name_or_path)
     output = plan_output(
         args.output_dir,
         args.output_filename,
         args.overwrite,
-        [*args.dataset, args.compare],
+        [*args.dataset, *args.compare],
         FILES_BESIDE,
     )
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS))
     found = find_model(args.lm_name_or_path, args.revision, args.dtype, args.device)
     config = make_run_config(found, datasets, **take(flags, CONFIG_FLAGS))
-    if other is not None:
-        planned = planned_scoring_run(found, datasets, config)._replace(name="this run")
+    planned = planned_scoring_run(found, datasets, config)._replace(name="this run")
+    for other in others:
         check_comparable(planned, other, own_templates=True)
         if not shared_examples(planned.records, other.records):
-            raise ValueError(f"--compare {args.compare}: it has no example of this run")
+            raise ValueError(f"--compare {other.name}: it has no example of this run")
 
     from ranking.scoring.score import score_datasets  # PyTorch: only when it is needed
 
@@ -114,16 +133,16 @@ def main(args: argparse.Namespace) -> None:
         draw(plot_accuracy_by_group, rows, groups)
     else:
         output.beside("groups.png").unlink(missing_ok=True)  # of a run that was overwritten
+    comparison = write_comparison(output, compared_runs(found.name, records, others), args.seed)
     write_json_lines(output.summary, rows)  # last: it marks the run as finished
     show_accuracy(rows)
     show_benchmarks(rows)
-    if other is not None:
-        shared = shared_examples(records, other.records)
-        announce_uneven_cuts(shared)
-        show_comparison(compare_runs(shared), args.compare)
     print(f"summary   {output.summary}\nexamples  {output.examples}\npicture   {output.picture}")
     if groups is not None:
         print(f"groups    {groups}")
+    if comparison:
+        show_comparison(comparison)
+        print("\n".join(f"compared  {output.beside(suffix)}" for suffix in COMPARED))
     if args.wandb_project:
         run = start_wandb(project=args.wandb_project, config=config)
         with finishing_wandb(run):

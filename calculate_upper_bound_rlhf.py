@@ -8,7 +8,8 @@ far from that is a tuned model? Writes NAME.jsonl (one line per dataset, normali
 NAME.pairs.jsonl (one line per pair: log-ratio, α, critical β, loss needed), NAME.curve.jsonl (all
 breakpoints of R*(β)), NAME.curve.png, NAME.required_loss.png and, where the data have groups
 (subset, domain, …), NAME.groups.png. Models are scored into NAME.examples.jsonl and
-NAME.policy.examples.jsonl.
+NAME.policy.examples.jsonl. --dynamics joins the pairs with the losses of tuned models (Tables 7-9),
+--export writes them with the reference's log-likelihoods as trainers read them.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from ranking.metrics.idealized import (
     summarize_idealized,
     summary_rows,
 )
+from ranking.metrics.tuned_loss import BestStep
 from ranking.plumbing.command_line import checked, count, make_parser, run_script
 from ranking.plumbing.outputs import Output, plan_output, take_output
 from ranking.plumbing.processes import process_rank
@@ -54,6 +56,7 @@ from ranking.scoring.comparable import (
     shared_examples,
 )
 from ranking.scoring.datasets import load_datasets
+from ranking.scoring.export import EXPORT_SUFFIXES, check_keep, export_pairs, plan_export
 from ranking.scoring.flags import (
     CONFIG_FLAGS,
     DATA_FLAGS,
@@ -71,6 +74,7 @@ from ranking.scoring.rated_pairs import (
     rated_pairs,
 )
 from ranking.scoring.run_config import LIBRARIES, make_run_config, scoring_settings
+from ranking.scoring.tuned_pairs import add_tuned_losses, read_runs
 
 WRITES = {  # of every run; more where a model is scored
     "pairs": "pairs.jsonl", "curve": "curve.jsonl", "picture": "curve.png",
@@ -173,18 +177,23 @@ def idealized_rows(
     rules: PairRules,
     datasets: Sequence[PreferenceData],
     facts: Sequence[dict[tuple, Record]],
+    runs: dict[str, BestStep],
     *,
     betas: Sequence[float],
     gamma: float,
     seed: int,
 ) -> tuple[list[Record], list[Any], list[Any], list[Any]]:
-    """The pairs that count, and the lines of NAME.jsonl, .curve.jsonl and .pairs.jsonl."""
+    """The pairs that count, and the lines of NAME.jsonl, .curve.jsonl and .pairs.jsonl.
+
+    runs: by their files, tunings whose losses the pairs get.
+    """
     announce_uneven_cuts(shared_examples(reference.records, policy.records))
     pairs, dropped = rated_pairs(reference.records, policy.records, rules)
     for key, drops in dropped.items():
         if drops:
             counts = ", ".join(f"{reason}: {n}" for reason, n in drops.items())
             print(f"{dataset_label(*key)}: dropped {counts}", file=sys.stderr)
+    add_tuned_losses(pairs, runs)
     rows, curves, per_pair = [], [], []
     for key in dict.fromkeys(dataset_key(pair["record"]) for pair in pairs):
         chosen = [pair for pair in pairs if dataset_key(pair["record"]) == key]
@@ -247,6 +256,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--gamma", default=1.0, help="γ of DPO^γ for the required loss",
         type=checked(float, math.isfinite, "a finite number"),
     )  # fmt: skip
+    ideal.add_argument(
+        "--dynamics", nargs="+", default=[], metavar="FILE", help="ranking_dynamics.jsonl of runs "
+        "of dpo.py from this reference (seeds of one setting): each pair gets its mean loss at "
+        "their lowest validation loss, and in how many it is ranked correctly",
+    )  # fmt: skip
     for flag, which in (
         ("--hardest", "largest c"), ("--easiest", "smallest c"),
         ("--easiest-to-flip", "smallest c > 0"),
@@ -254,7 +268,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ideal.add_argument(
             flag, type=count, default=0, metavar="N", help=f"print N pairs of {which}"
         )
+    export = parser.add_argument_group("export, for trainers")
+    export.add_argument(
+        "--export", metavar="FILE", help="write the pairs that count, chosen and rejected, with "
+        f"the reference's log-likelihoods ({' or '.join(EXPORT_SUFFIXES)})",
+    )  # fmt: skip
+    export.add_argument(
+        "--keep", metavar="CONDITION",
+        help="export pairs of which this holds, as in 'c < 20 and alpha > 0.7'",
+    )  # fmt: skip
+    export.add_argument(
+        "--keep-easiest", metavar="SHARE",
+        help="export this share of the pairs (of those that --keep keeps), those of smallest c",
+        type=checked(float, lambda x: 0 < x <= 1, "a share in (0, 1]"),
+    )  # fmt: skip
     args = parse_scoring_args(parser, argv)
+    if args.export is None and (args.keep is not None or args.keep_easiest is not None):
+        parser.error("--keep and --keep-easiest choose what --export writes: give it too")
+    if args.export is not None and not args.export.endswith(EXPORT_SUFFIXES):
+        parser.error(f"--export {args.export}: give a name that ends with "
+                     f"{' or '.join(EXPORT_SUFFIXES)}")  # fmt: skip
     if not (args.lm_name_or_path or args.policy_name_or_path):
         for name in scoring_flags:
             if name not in OF_RESULTS and getattr(args, name) != parser.get_default(name):
@@ -274,11 +307,10 @@ def main(args: argparse.Namespace) -> None:
         check_model_path(name)
     check_revision("--revision", args.revision, args.lm_name_or_path)
     check_revision("--policy-revision", args.policy_revision, args.policy_name_or_path)
-    output = plan_output(
-        args.output_dir, args.output_filename, args.overwrite,
-        reads=[*args.dataset, args.reference_examples, args.policy_examples],
-        writes=[*WRITES.values(), *files_of_scoring(*models)],
-    )  # fmt: skip
+    reads = [*args.dataset, args.reference_examples, args.policy_examples, *args.dynamics]
+    writes = [*WRITES.values(), *files_of_scoring(*models)]
+    output = plan_output(args.output_dir, args.output_filename, args.overwrite, reads, writes)
+    export = plan_export(args.export, args.overwrite, reads, output, writes)
     output = output._replace(picture=output.beside(WRITES["picture"]))
     policy_output = output._replace(
         examples=output.beside("policy.examples.jsonl"), config=output.beside("policy.config.json")
@@ -287,6 +319,7 @@ def main(args: argparse.Namespace) -> None:
         read_scoring_run(file) if file is not None else None
         for file in (args.reference_examples, args.policy_examples)
     ]
+    runs = read_runs(args.dynamics)
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS)) if any(models) else []
 
     def plan(name: str | None, revision: str | None) -> ScoringRun:
@@ -297,6 +330,7 @@ def main(args: argparse.Namespace) -> None:
     reference = given[0] or plan(models[0], args.revision)
     policy = given[1] or (plan(models[1], args.policy_revision) if models[1] else None)
     check_runs(reference, policy, rules)
+    check_keep(args.keep, reference.records)
 
     how = (args.overwrite, take(flags, MODEL_FLAGS))
     reference, of_reference = scored_run(reference, datasets, output, *how)
@@ -308,9 +342,12 @@ def main(args: argparse.Namespace) -> None:
     if process_rank() > 0:
         return  # the first process has all records and reports
     pairs, rows, curves, per_pair = idealized_rows(
-        reference, policy or reference, rules, datasets, (of_reference, of_policy),
+        reference, policy or reference, rules, datasets, (of_reference, of_policy), runs,
         betas=args.betas, gamma=args.gamma, seed=args.seed,
     )  # fmt: skip
+    if export is not None:
+        take_output(output)
+        export_pairs(export, pairs, reference.config, args.keep, args.keep_easiest)
     files = write_results(output, rows, curves, per_pair)
     show_idealized(rows)
     report_idealized_ties(rows, same_model=policy is None)

@@ -25,7 +25,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
+from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.metrics.dynamics import finite, pair_values, rewards_moved, summarize_pairs
+from ranking.metrics.losses import THRESHOLDS
 from ranking.scoring.attention import own_attention, restore_attention
 from ranking.scoring.loading import context_length
 from ranking.scoring.log_likelihood import PACKED, ScoringPath, compute_token_logps
@@ -40,7 +42,6 @@ from ranking.training.dynamics_file import (
 )
 from ranking.training.pairs import (
     COLUMNS,
-    REFERENCE_COLUMNS,
     SUMS,
     collate_pairs,
     completions_of,
@@ -372,7 +373,8 @@ class DPOGammaTrainer(DPOTrainer):
         )
         order = sorted(self.pairs)
         table = torch.stack([self.pairs[k] for k in order]).numpy().T
-        values = pair_values(dict(zip(SUMS, table)), self.beta, self.gamma)
+        logps, of_loss = dict(zip(SUMS, table)), (self.threshold_loss, self.label_smoothing)
+        values = pair_values(logps, self.beta, self.gamma, *of_loss)
         metrics = summarize_pairs(values, self.beta, self.rounding())
         for name in metrics:
             self._metrics["eval"].pop(name, None)  # TRL's means of batch means
@@ -404,6 +406,20 @@ class DPOGammaTrainer(DPOTrainer):
         plain = self.f_divergence_type == "reverse_kl" and not self.args.use_weighting
         return terms == [("sigmoid", 1.0)] and not self.gamma_weight and plain
 
+    @property
+    def trained(self) -> str:
+        """What trains: `ipo`, `alpha_scaling+sft`, `sigmoid (js_divergence)`, …"""
+        names = [ALPHA_SCALING] * bool(self.gamma_weight) + self.loss_types
+        changes = [self.f_divergence_type] * (self.f_divergence_type != "reverse_kl")
+        changes += ["use_weighting"] * bool(self.args.use_weighting)
+        return "+".join(names) + f" ({', '.join(changes)})" * bool(changes)
+
+    @property
+    def threshold_loss(self) -> str | None:
+        """What trains, where that is one loss of a pair's margin (Remark 4.2)."""
+        falls = self.trained != "robust" or 0 <= self.label_smoothing < 0.5
+        return self.trained if self.trained in THRESHOLDS and falls else None
+
     def members_of_datasets(self, order: list[int]) -> dict[str, np.ndarray]:
         """Of a mixture's evaluation: dataset → which of the pairs `order` are its own. Empty for
         one dataset, and for the training pairs that are followed."""
@@ -429,6 +445,7 @@ class DPOGammaTrainer(DPOTrainer):
             "step": self.state.global_step, "epoch": self.state.epoch or 0.0, "part": part,
             "beta": self.beta, "gamma": self.gamma,
             "squared_distance": metrics.get("distance/squared"),
+            "loss_type": self.trained, "rounding": self.rounding(),
         }  # fmt: skip
         append_dynamics(self.dynamics_file, dynamics_rows(values, ids, evaluation))
 

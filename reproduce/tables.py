@@ -9,6 +9,7 @@ idealized (Tables 1, 6): R* by Corollary 3.3 over β = 0.01, 0.1, 1, 5, 10; gap 
 conventions, length: files of conventions.py and length_difference.py. dynamics, sweep: files
 ranking_dynamics.jsonl of dpo.py. win-rate: a file of calculate_win_rate.py --checkpoints.
 benchmarks: RewardBench, RM-Bench and others by their own protocols, of the ranking script.
+comparison, mcnemar: NAME.compare.jsonl of its --compare.
 Models that the paper does not have are shown beside --beside MODEL, one that it has.
 """
 
@@ -22,6 +23,7 @@ from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import Record, read_json_lines
 from ranking.reports.accuracy import accuracy_table
 from ranking.reports.benchmarks import benchmark_table
+from ranking.reports.comparison import comparison_table, mcnemar_table
 from ranking.reports.dynamics import dynamics_table, read_dynamics, sweep_table
 from ranking.reports.idealized import idealized_table
 from ranking.reports.labels import (
@@ -117,6 +119,8 @@ SUMMARIES = {  # table → its builder, from the rows of all files and --beside
     "length": lambda rows, beside: length_table(rows),
     "win-rate": lambda rows, beside: win_rate_table(rows),
     "benchmarks": lambda rows, beside: benchmark_table(rows),
+    "comparison": lambda rows, beside: comparison_table(rows),
+    "mcnemar": lambda rows, beside: mcnemar_table(rows),
 }
 FORMATS = {"markdown": as_markdown, "latex": as_latex}
 

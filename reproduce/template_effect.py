@@ -13,7 +13,8 @@ import argparse
 
 import numpy as np
 
-from ranking.metrics.accuracy import NORMALIZATIONS, compare_runs, ranking_accuracy, record_scores
+from ranking.metrics.accuracy import NORMALIZATIONS, ranking_accuracy, record_scores
+from ranking.metrics.comparison import compare_models
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.reports.labels import SYMBOLS, short
 from ranking.reports.tables import Table, as_markdown, percent
@@ -35,7 +36,9 @@ def effect_table(shared: list[tuple[dict, dict]]) -> Table:
     lines = []
     for dataset in dict.fromkeys(label_of(text) for text, _ in shared):
         pairs = [pair for pair in shared if label_of(pair[0]) == dataset]
-        tests = {row["calib_property"]: row for row in compare_runs(pairs)}
+        text, template = zip(*pairs)
+        compared = compare_models([("text", text), ("template", template)], seed=0)
+        tests = {row["calib_property"]: row["tests"][0] for row in compared}
         line = [dataset, short(pairs[0][0]["model"]), str(len(pairs))]
         for normalization in NORMALIZATIONS:
             right = [
@@ -43,7 +46,7 @@ def effect_table(shared: list[tuple[dict, dict]]) -> Table:
                 for side in zip(*pairs)
             ]
             test = tests[f"ranking_{normalization}"]
-            only = f"{test['only_this_correct']}, {test['only_other_correct']}"
+            only = f"{test['only_first_right']}, {test['only_second_right']}"
             line += [percent(float(np.mean(side))) for side in right]
             line.append(f"{only} ({test['p_value']:.2g})")
         change = np.nanmean([nats_per_token(b) - nats_per_token(a) for a, b in pairs])

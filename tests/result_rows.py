@@ -14,7 +14,10 @@ def ranking_rows(model="gpt2", values=(0.5, 0.6), dataset=HH, split="test", n=10
 
 
 def evaluated_pairs():
-    """Rows of a dynamics file: three steps, four pairs; the validation loss is lowest at step 5."""
+    """Rows of a dynamics file: three steps, four pairs; the validation loss is lowest at step 5.
+
+    Log-ratios of the policy are ±1. At step 5, the chosen log-likelihoods of the pairs 1 to 3 fell,
+    by k nats; before and after, they are the reference's."""
     rows = []
     losses = {0: (0.7, 0.7, 0.7, 0.7), 5: (0.5, 0.6, 0.4, 0.7), 10: (0.9, 0.9, 0.2, 0.9)}
     after = {0: (1, 1, 0, 0), 5: (1, 0, 1, 0), 10: (1, 1, 1, 1)}
@@ -22,9 +25,11 @@ def evaluated_pairs():
         for step, values in losses.items():
             for k, (loss, correct) in enumerate(zip(values, after[step])):
                 before = "correct" if k < 2 else "incorrect"
+                chosen = -10.0 - (k if step == 5 else 0)
                 rows.append(
                     {"step": step, "part": part, "id": str(k), "loss": loss, "beta": 0.1, "gamma": 1.0,
                      "group": f"{before}_to_{'correct' if correct else 'incorrect'}",
+                     "chosen": chosen, "rejected": chosen - (1 if correct else -1),
                      "reward_margin": step * 0.1, "ref_chosen": -10.0, "ref_rejected": -12.0 + 3 * k,
                      "squared_distance": step**2 if part == "validation" else None}
                 )  # fmt: skip

@@ -22,7 +22,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calculate_calibration_metrics import main, parse_args
 from ranking.data.preferences import load_preferences
-from ranking.metrics.accuracy import AccuracyRow, summarize_dataset
+from ranking.metrics.accuracy import (
+    AccuracyRow,
+    ranking_accuracy,
+    record_scores,
+    summarize_dataset,
+)
+from ranking.metrics.comparison import ComparisonRow
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import read_json_lines, write_json_lines
 from ranking.reports.accuracy import plot_ranking_accuracy, show_accuracy
@@ -294,6 +300,7 @@ def test_changed_labels_are_not_resumed(tiny_model_directory, tmp_path, capsys):
         (["--dataset", "sample", "--dataset", "sample"], "given twice"),
         (["--dataset", "sample", "--dataset", "sample:train"], "without splits"),
         (["--dataset", "sample", "--compare", "README.md"], "README.md: row 1: not JSON"),
+        (["--dataset", "sample", "--compare", "{whole}", "{whole}"], "run.examples.jsonl: given twice"),
         (["--dataset", "sample", "--compare", "missing.examples.jsonl"], "cannot read missing.examples.jsonl"),
         (["--dataset", "sample", "--max-length", "2"], "no example left to score"),
         (["--dataset", "sample", "--seed", "-1"], "--seed -1: give 0 or more"),
@@ -399,9 +406,12 @@ def test_exact_ties_are_counted_and_said(tiny_model_directory, tmp_path, capsys,
     assert f"{where}: 2 untied pairs have exactly equal scores" in capsys.readouterr().out
     assert f"{where}: exact ties decide acc: 100.0 % as Def. 2.3" in caplog.text
     assert "lists.jsonl, length-normalized: exact ties decide pairwise_acc: 100.0 %" in caplog.text
-    compared = ["--compare", tmp_path / "run.examples.jsonl"]
-    run(*flags(tiny_model_directory, tmp_path, *data, *compared, name="other.jsonl"))
-    assert "length-normalized, exact ties counted as wrong: " in capsys.readouterr().out
+    other = ["--compare", tmp_path / "run.examples.jsonl"]
+    run(*flags(tiny_model_directory, tmp_path, *data, *other, name="other.jsonl"))
+    strict = {t["p_value_if_exact_ties_are_wrong"] for row in read_json_lines(tmp_path / "other.compare.jsonl")
+              for t in row["tests"]}  # fmt: skip
+    assert strict == {0.5, 1.0}  # two pairs of one model only: 2 / 2**2
+    assert "exact ties matter between" in caplog.text
 
 
 def test_each_split_has_its_own_counts_and_names(tiny_model_directory, tmp_path, capsys):
@@ -421,10 +431,9 @@ def test_each_split_has_its_own_counts_and_names(tiny_model_directory, tmp_path,
     assert [[r[key] for key in how] for r in rows[:1]] == [[False, False, "", 300, 1000]]
     assert "at most 300 tokens" in capsys.readouterr().out
     run(*flags(tiny_model_directory, tmp_path, *data, "--compare", tmp_path / "run.examples.jsonl", name="b.jsonl"))  # fmt: skip
-    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("McNemar")]
-    assert [line.split()[1] + line.split()[2] for line in lines] == (
-        2 * ["Anthropic/hh-rlhf(test),"] + 2 * ["Anthropic/hh-rlhf(train),"])  # fmt: skip
-    assert [line.split(" of ")[1][0] for line in lines] == ["1", "1", "2", "2"]
+    compared = read_json_lines(tmp_path / "b.compare.jsonl")
+    assert [(row["dataset_split"], row["n"]) for row in compared] == [
+        ("test", 1), ("test", 1), ("train", 2), ("train", 2)]  # fmt: skip
 
 
 def test_configurations_of_one_dataset_in_one_run(tiny_model_directory, tmp_path, capsys):
@@ -534,7 +543,13 @@ def test_ties_compare_and_wandb(
         "--wandb-project",
         "ranking",
     ]
-    compare = ["--compare", uninterrupted / "run.examples.jsonl"]
+    records = read_json_lines(uninterrupted / "run.examples.jsonl")
+    for record in records:
+        record["model"] = "third"
+        for completion in record["completions"]:
+            completion["logp"] -= completion["n_tokens"] ** 2  # the shorter one is the likelier
+    write_json_lines(tmp_path / "third.examples.jsonl", records)
+    compare = ["--compare", uninterrupted / "run.examples.jsonl", tmp_path / "third.examples.jsonl"]
     run(*flags(tiny_model_directory, tmp_path, *more, *compare))
     rows = read_json_lines(tmp_path / "run.jsonl")
     tied = [r for r in rows if r["distance_metric"] == "acc"]
@@ -544,7 +559,18 @@ def test_ties_compare_and_wandb(
     assert tied[0]["n"] >= without[0]["n"] and tied[0]["chance"] is None
     assert {"acc", "acc_literal_ties"} <= {r["distance_metric"] for r in rows}
     output = capsys.readouterr().out
-    assert output.count("McNemar, sample") == 2 and "0 only here, 0 only there" in output
+    compared = read_json_lines(tmp_path / "run.compare.jsonl")
+    assert_documented(compared, ComparisonRow)
+    names = [model["name"] for model in compared[0]["models"]]
+    assert names == [f"{tiny_model_directory} (this run)", f"{tiny_model_directory} (run)", "third"]
+    n_right = sum(
+        ranking_accuracy(record_scores(r, "length-normalized"), r["ranks"])
+        for r in records
+        if len(set(r["ranks"])) > 1
+    )
+    assert compared[0]["models"][2]["accuracy"] == n_right / compared[0]["n"]
+    assert [test["p_value"] for row in compared for test in row["tests"]][0] == 1  # the same model
+    assert "exact McNemar tests" in output and (tmp_path / "run.compare.png").exists()
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     keys = read_wandb_keys(log)
     assert "sample/ranking_length-normalized/acc" in keys

@@ -149,7 +149,111 @@ def test_wandb_run_is_written_offline(files, wandb_offline):
     more = ["--reference-examples", folder / "ref.jsonl", "--wandb-project", "ideal"]
     run_script(main, parse_args(flags(folder, *more)))
     (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    assert {"idealized_accuracy", "curve", "required_loss"} <= read_wandb_keys(log)
+    names = {"accuracy", "by_beta", "curve", "required_loss"}
+    assert {f"idealized/{name}" for name in names} <= read_wandb_keys(log)
+
+
+def tuned_run(folder, name, pairs, seed, beta=0.1, shift=0.0):
+    """A dynamics file of these pairs; losses are lowest at step 5. Its losses there, by id."""
+    rng = np.random.default_rng(seed)
+    rows, losses = [], {}
+    for number, (pair, ref) in enumerate(pairs.items()):
+        for step in (0, 5, 10):
+            policy = np.array(ref) + (step > 0) * rng.normal(0, 8, size=2)
+            margin = beta * (policy[0] - policy[1] - ref[0] + ref[1])
+            after = "correct" if policy[0] >= policy[1] else "incorrect"
+            loss = float(np.logaddexp(0, -margin))
+            if step == 5:
+                losses[pair] = (loss, after == "correct")
+            rows.append({
+                "step": step, "part": "validation" if number % 2 else "train", "id": pair,
+                "loss": loss + (step == 10), "reward_margin": margin, "beta": beta, "gamma": 1.0,
+                "group": f"{'correct' if ref[0] >= ref[1] else 'incorrect'}_to_{after}",
+                "chosen": policy[0], "rejected": policy[1], "ref_chosen": ref[0] + shift,
+                "ref_rejected": ref[1], "squared_distance": None,
+            })  # fmt: skip
+    for row in rows:
+        row["loss"] += 5 * (row["step"] == 0)
+    write_json_lines(folder / name, rows)
+    return losses
+
+
+@pytest.fixture
+def followed(files):
+    """Pairs of the examples that runs follow: id → log-likelihoods of chosen and rejected."""
+    folder, reference, _ = files
+    pairs = {}
+    for record in reference:
+        logps = [c["logp"] for c in record["completions"]]
+        better = record["ranks"].index(1)
+        if record["ranks"] != [1, 1]:
+            pairs[record["id"]] = (logps[better], logps[1 - better])
+    return folder, pairs
+
+
+def test_pairs_are_joined_with_the_losses_of_runs(followed, capsys):
+    """Tables 7 to 9: means over the runs that follow a pair, at their lowest validation loss."""
+    folder, pairs = followed
+    half = dict(list(pairs.items())[: len(pairs) // 2])
+    runs = [tuned_run(folder, "1.jsonl", pairs, 1), tuned_run(folder, "2.jsonl", half, 2)]
+    more = ["--dynamics", folder / "1.jsonl", folder / "2.jsonl", "--hardest", 3]
+    common = ["--reference-examples", folder / "ref.jsonl"]
+    run_script(main, parse_args(flags(folder, *common, *more)))
+    out, err = capsys.readouterr()
+    n = len(pairs)
+    assert f"1.jsonl: step 5, {n} of {n} pairs joined" in err
+    assert f"2.jsonl: step 5, {len(half)} of {n} pairs joined" in err
+    rows = read_json_lines(folder / "ideal.pairs.jsonl")
+    assert_documented(rows, PairRow)
+    assert {row["id"] for row in rows} == set(pairs)
+    for row in rows:
+        found = [run[row["id"]] for run in runs if row["id"] in run]
+        assert row["tuned_loss"] == pytest.approx(np.mean([loss for loss, _ in found]))
+        assert row["n_runs"] == len(found)
+        assert row["flipped_in"] == sum(right for _, right in found)
+    for row in sorted(rows, key=lambda row: -row["c"])[:3]:
+        assert f" {row['tuned_loss']:.3f} " in out
+        assert f" {row['flipped_in']} of {row['n_runs']} " in out
+
+
+def test_pairs_of_more_completions_are_joined_by_their_places(tmp_path, capsys):
+    """Those that the run follows; the others show no loss."""
+    record = make_record([-50.0, -60.0, -70.0], None, [2, 1, 3])
+    write_json_lines(tmp_path / "e.jsonl", [record])
+    run = tuned_run(tmp_path, "1.jsonl", {"id0:1>0": (-60.0, -50.0), "id0:0>2": (-50, -70)}, 0)
+    more = ["--assumed-proportion", 0.75, "--dynamics", tmp_path / "1.jsonl", "--easiest", 3]
+    common = ["--reference-examples", tmp_path / "e.jsonl"]
+    run_script(main, parse_args(flags(tmp_path, *common, *more)))
+    rows = {(r["winner"], r["loser"]): r for r in read_json_lines(tmp_path / "ideal.pairs.jsonl")}
+    assert rows[1, 0]["tuned_loss"] == pytest.approx(run["id0:1>0"][0])
+    assert rows[0, 2]["tuned_loss"] == pytest.approx(run["id0:0>2"][0])
+    assert rows[1, 2]["tuned_loss"] is None and rows[1, 2]["n_runs"] == 0
+    out, err = capsys.readouterr()
+    assert " – " in out and "2 of 3 pairs have a loss of one of 1 runs or more" in err
+
+
+def test_runs_that_cannot_be_joined_are_refused(followed, capsys):
+    folder, pairs = followed
+    tuned_run(folder, "1.jsonl", pairs, 1)
+    tuned_run(folder, "beta.jsonl", pairs, 1, beta=1.0)
+    tuned_run(folder, "reference.jsonl", pairs, 1, shift=7.0)
+    tuned_run(folder, "others.jsonl", {"x": (-3.0, -4.0)}, 1)
+    for names, message in (
+        (("1", "beta"), "1.jsonl has β 0.1, "),
+        (("1", "1"), "--dynamics: a file is given twice"),
+        (("reference",), f"reference.jsonl: its reference log-likelihoods of {len(pairs)} of"),
+        (("others",), "others.jsonl: none of its pairs is among the examples"),
+        (("policy",), "policy.jsonl: not a ranking_dynamics.jsonl of dpo.py"),
+        (("missing",), "missing.jsonl"),
+    ):
+        more = ["--dynamics", *(folder / f"{name}.jsonl" for name in names)]
+        with pytest.raises(SystemExit) as stop:
+            run_script(
+                main, parse_args(flags(folder, "--reference-examples", folder / "ref.jsonl", *more))
+            )
+        errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+        assert stop.value.code == 2 and len(errors) == 1 and message in errors[0]
+        assert not (folder / "ideal.jsonl").exists()
 
 
 def test_ties_follow_def_c1(tmp_path):
@@ -372,6 +476,86 @@ def test_assumed_proportion_is_said_to_do_nothing_where_all_have_votes(tmp_path,
     said = capsys.readouterr().err
     assert "--assumed-proportion does nothing for voted: all have votes" in said
     assert "for plain" not in said
+
+
+# ---------------------------------------------------------------------------- --export
+def write_joined(path, records) -> None:
+    """Records that say what joins prompt and completions, as newer files do."""
+    for completion in (c for record in records for c in record["completions"]):
+        completion["separator"] = " "
+    write_json_lines(path, records)
+
+
+def test_export_of_scored_files_needs_no_torch(files):
+    """In a subprocess, as a table; the rows are the pairs of NAME.pairs.jsonl that are kept."""
+    import pyarrow.parquet as pq
+
+    folder, reference, _ = files
+    write_joined(folder / "ref.jsonl", reference)
+    file = folder / "new" / "pairs.parquet"
+    arguments = flags(folder, "--reference-examples", folder / "ref.jsonl", "--export", file,
+                      "--keep", "c < 20 and alpha > 0.7", "--keep-easiest", 0.5)  # fmt: skip
+    code = (
+        "import sys, runpy; sys.argv = ['calculate_upper_bound_rlhf.py', *sys.argv[1:]]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy import'\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    pairs = read_json_lines(folder / "ideal.pairs.jsonl")
+    kept = [pair for pair in pairs if pair["c"] < 20 and pair["alpha"] > 0.7]
+    kept = sorted(kept, key=lambda pair: pair["c"])[: math.ceil(len(kept) / 2)]
+    rows = pq.read_table(file).to_pylist()
+    assert {row["id"]: row["c"] for row in rows} == {pair["id"]: pair["c"] for pair in kept}
+    beta_of = {p["id"]: p["non-length-normalized"]["critical_beta"] for p in kept}
+    assert {row["id"]: row["critical_beta"] for row in rows} == pytest.approx(beta_of)
+    assert {row["group_domain"] for row in rows} == {"chat", "code", "math"}
+    assert f"{file}: {len(kept)} of {len(pairs)} pairs kept, left out: by --keep: " in (
+        finished.stdout
+    )
+
+
+def error_of(capsys, *arguments) -> str:
+    """The one line by which the script refuses arguments."""
+    with pytest.raises(SystemExit) as stopped:
+        run_script(main, parse_args(flags(*arguments)))
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    return line
+
+
+def test_exports_that_cannot_be_are_refused_before_anything_is_written(files, capsys):
+    folder, reference, _ = files
+    write_joined(folder / "ref.jsonl", reference)
+    given = ["--reference-examples", folder / "ref.jsonl"]
+    (folder / "there.jsonl").write_text("{}")
+    before = sorted(path.name for path in folder.iterdir())
+    for more, why in (
+        (["--keep", "c < 1"], "choose what --export writes"),
+        (["--keep-easiest", 0.5], "choose what --export writes"),
+        (["--export", folder / "x.csv"], "give a name that ends with .parquet or .jsonl"),
+        (["--export", folder / "x.jsonl", "--keep-easiest", 0], "give a share in (0, 1]"),
+        (["--export", folder / "x.jsonl", "--keep", "alhpa > 1"], "'alhpa' (nearest: alpha"),
+        (["--export", folder / "there.jsonl"], "exists: choose another name or pass --overwrite"),
+        (["--export", folder / "ref.jsonl", "--overwrite"], "is read, and would be overwritten"),
+        (["--export", folder / "ideal.pairs.jsonl"], "is another file of this run"),
+        (["--export", folder / "x.jsonl", "--keep", "c > 1e9"], "no pair is left of "),
+    ):
+        assert why in error_of(capsys, folder, *given, *more), more
+    left = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    assert left == before
+
+
+def test_export_of_data_without_votes_needs_a_proportion(tmp_path, capsys):
+    records = [make_record([-9.0, -5.0], None, [1, 2], k) for k in range(3)]
+    write_joined(tmp_path / "e.jsonl", records)
+    more = ["--reference-examples", tmp_path / "e.jsonl", "--export", tmp_path / "x.jsonl"]
+    error = error_of(capsys, tmp_path, *more)
+    assert "no usable pair (no votes: 3)" in error and "or --assumed-proportion" in error
+    run_script(main, parse_args(flags(tmp_path, *more, "--assumed-proportion", 0.75)))
+    rows = read_json_lines(tmp_path / "x.jsonl")
+    assert [(row["alpha"], row["votes"]) for row in rows] == [(0.75, None)] * 3
 
 
 def test_conventions_script(files, capsys):

@@ -56,6 +56,7 @@ def test_original_command(tiny_model_directory, tmp_path):
     assert "policy log-likelihoods: segments" in err
     assert "wandb: this run is offline; upload it with `wandb sync " in err
     assert "Ranking dynamics" in out and "lowest" not in err
+    assert "Likelihood displacement" in out
 
     rows = read_dynamics(output / "ranking_dynamics.jsonl")
     steps = sorted({row["step"] for row in rows})
@@ -68,7 +69,8 @@ def test_original_command(tiny_model_directory, tmp_path):
         ref = row["ref_chosen"] - row["ref_rejected"]
         margin = 0.1 * (row["chosen"] - row["rejected"] - 0.5 * ref)
         assert row["loss"] == pytest.approx(np.logaddexp(0, -margin), abs=1e-6)
-    for name in ("ranking_dynamics", "loss_against_reference", "accuracy_against_distance"):
+    for name in ("ranking_dynamics", "loss_against_reference", "accuracy_against_distance",
+                 "likelihood_displacement"):  # fmt: skip
         assert (output / f"{name}.png").stat().st_size > 10_000
 
     (log,) = output.glob("wandb/offline-run-*/run-*.wandb")
@@ -82,13 +84,23 @@ def test_original_command(tiny_model_directory, tmp_path):
         assert wandb_config(log.read_bytes(), name) == value
     assert "test/ranking/accuracy" in logged and not (output / "README.md").exists()
     panels = {"ranking/accuracy", "ranking/ref_accuracy", "ranking/accuracy_normalized", "loss",
-              "ranking/meets_theorem_4_1", "rewards/accuracies", "logps/chosen",
+              "ranking/meets_theorem_4_1", "ranking/meets_threshold", "ranking/proposition_2_6",
+              "displacement/chosen_fell", "displacement/incorrect_to_incorrect_mean_rejected_change",
+              "rewards/accuracies", "logps/chosen",
               "groups/correct_to_correct_share", "groups/incorrect_to_incorrect_loss",
               "groups/incorrect_to_incorrect_reward_margin"}  # fmt: skip
     assert {f"eval/{name}" for name in panels} <= logged
     assert {f"eval/train_{name}" for name in panels} <= logged
-    assert {"validation groups/correct_to_correct_share", "train ranking/accuracy"} <= logged
-    assert {"eval/distance/squared", "figures/dynamics", "examples/pairs", "train/loss"} <= logged
+    assert {"validation groups/correct_to_correct_share", "train ranking/accuracy",
+            "validation displacement/both_fell"} <= logged  # fmt: skip
+    assert {
+        "eval/distance/squared",
+        "figures/displacement",
+        "examples/pairs",
+        "dynamics/groups",
+        "dynamics/displacement",
+        "train/loss",
+    } <= logged
     assert AutoModelForCausalLM.from_pretrained(output).config.model_type == "llama"
     assert "segments" not in (output / "config.json").read_text()
 

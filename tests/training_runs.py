@@ -44,11 +44,7 @@ def history(folder) -> list[dict]:
     resumed after its last step does not have."""
     state = json.loads((folder / "trainer_state.json").read_text())
     return [
-        {
-            k: v
-            for k, v in entry.items()
-            if not re.search("runtime|second|preparation", k)
-        }
+        {k: v for k, v in entry.items() if not re.search("runtime|second|preparation", k)}
         for entry in state["log_history"]
         if "train_loss" not in entry
     ]

@@ -7,18 +7,25 @@ from ranking.data.dialogues import as_turns, is_begun
 from ranking.data.examples import Message, PreferenceExample
 
 
+def pair_id(example_id: str, n_completions: int, better: int, worse: int) -> str:
+    """The id of a pair of an example's completions, by their positions: the example's, if they are
+    all it has."""
+    return example_id if n_completions == 2 else f"{example_id}:{better}>{worse}"
+
+
 def preference_pairs(examples: Sequence[PreferenceExample]) -> list[Row]:
-    """DPO's data: {id, prompt, chosen, rejected, separators, dialogue, dataset} of every untied
-    pair."""
+    """DPO's data: {id, prompt, chosen, rejected, separators, dialogue, dataset, reference} of every
+    untied pair. reference: what the data give for one pair of completions, else None."""
     return [
         {
-            "id": e.id if len(e.completions) == 2 else f"{e.id}:{i}>{j}",
+            "id": pair_id(e.id, len(e.completions), i, j),
             "prompt": e.prompt,
             "chosen": e.completions[i],
             "rejected": e.completions[j],
             "separators": (e.separators[i], e.separators[j]),
             "dialogue": e.dialogue,
             "dataset": e.dataset,
+            "reference": e.reference,
         }
         for e in examples
         for i in range(len(e.completions))

@@ -20,7 +20,6 @@ from ranking.metrics.groups import (
 )
 from ranking.metrics.intervals import (
     bootstrap_95,
-    exact_mcnemar,
     rank_correlation,
     wilson_interval,
 )
@@ -346,41 +345,3 @@ def summarize_metric(
         "example_p_values": p_values or None,
         "share_p_below_0.05": float(np.mean(np.array(p_values) < 0.05)) if p_values else None,
     }
-
-
-def compare_runs(shared: list[tuple[dict, dict]]) -> list[dict[str, Any]]:
-    """Exact McNemar test per dataset, configuration, split and normalization.
-
-    shared: the records of two runs for each example that both scored; those without an untied pair
-    are left out. `if_exact_ties_are_wrong` holds the counts and p-value without those of Def. 2.3.
-    """
-    groups: dict[tuple, list[tuple[dict, dict]]] = {}
-    for pair in shared:
-        if len(set(pair[0]["ranks"])) > 1:
-            key = (pair[0]["dataset"], pair[0].get("dataset_config"), pair[0]["split"])
-            groups.setdefault(key, []).append(pair)
-    rows = []
-    for (dataset, config, split), pairs in groups.items():
-        for normalization in NORMALIZATIONS:
-            correct: tuple[list[bool], list[bool]] = ([], [])
-            equal: tuple[list[bool], list[bool]] = ([], [])
-            for pair in pairs:
-                for side, record in enumerate(pair):
-                    scores = record_scores(record, normalization), record["ranks"]
-                    correct[side].append(ranking_accuracy(*scores))
-                    equal[side].append(exact_ties(*scores) > 0)
-            strict = [np.array(c) & ~np.array(e) for c, e in zip(correct, equal)]
-            names = ("only_this_correct", "only_other_correct", "p_value")
-            rows.append(
-                {
-                    "dataset": dataset,
-                    "dataset_config": config,
-                    "split": split,
-                    "calib_property": f"ranking_{normalization}",
-                    "n": len(pairs),
-                    **dict(zip(names, exact_mcnemar(*correct))),
-                    "n_exact_ties": [sum(side) for side in equal],
-                    "if_exact_ties_are_wrong": dict(zip(names, exact_mcnemar(*strict))),
-                }
-            )
-    return rows

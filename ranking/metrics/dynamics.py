@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ranking.metrics.displacement import displacement_by_group
 from ranking.metrics.idealized import required_margin
+from ranking.metrics.losses import PER_TOKEN, lowest_loss_margin
 
+PROPOSITION_2_6 = 0.6  # nats, a loss of Eq. 4; any bound up to log 2 would do
 PARTS = ("train", "validation")
 SWEPT = ("accuracy", "flipped", "loss", "squared_distance")  # quantities of a sweep over γ
 # (ranked correctly by the reference, ranked correctly by the policy) → name
@@ -21,26 +24,38 @@ GROUPS = {
 }
 
 
-def pair_values(logps: dict[str, np.ndarray], beta: float, gamma: float) -> dict[str, np.ndarray]:
+def pair_values(
+    logps: dict[str, np.ndarray],
+    beta: float,
+    gamma: float,
+    loss_type: str | None = "alpha_scaling",
+    label_smoothing: float = 0.0,
+) -> dict[str, np.ndarray]:
     """Everything that is logged about pairs, from their log-likelihoods, in float64.
 
     logps: chosen, rejected, ref_chosen, ref_rejected (n_pairs,), nats, summed (Eq. 13), and
     n_chosen, n_rejected, their numbers of tokens. The loss is Eq. 4; the reward margin is
     β log(π_θ(y_w)π_ref(y_l) / π_θ(y_l)π_ref(y_w)); `meets_theorem_4_1` is Theorem 4.1's
     condition L ≤ −log σ(γβc), compared as margins because losses underflow.
+    loss_type: what trains, with its label_smoothing; None: something without a threshold.
+    `meets_threshold` is the condition of Remark 4.2 for it, and `wrong_at_lowest_loss`, where the
+    loss has a lowest value, whether a pair that has it is still ranked wrongly.
+    Prop. 2.6: `in_proposition_2_6` is π_ref(y_w) ≥ π_ref(y_l) and L ≤ 0.6, of which follows that
+    the pair is ranked correctly: L ≤ log 2 iff log-ratio ≥ γ reference log-ratio, which is ≥ 0.
     """
     policy_logratios = logps["chosen"] - logps["rejected"]
     ref_logratios = logps["ref_chosen"] - logps["ref_rejected"]
     needed = required_margin(ref_logratios, beta, gamma)
     margins = beta * policy_logratios + needed  # β(policy_logratio − γ ref_logratio)
+    losses = np.logaddexp(0.0, -margins)
     per_token = {
         side: logps[f"{side}chosen"] / logps["n_chosen"]
         - logps[f"{side}rejected"] / logps["n_rejected"]
         for side in ("", "ref_")
     }
-    return {
+    values = {
         **logps,
-        "loss": np.logaddexp(0.0, -margins),
+        "loss": losses,
         "reward_margin": beta * (policy_logratios - ref_logratios),
         "tied": policy_logratios == 0,
         "tied_normalized": per_token[""] == 0,
@@ -49,7 +64,18 @@ def pair_values(logps: dict[str, np.ndarray], beta: float, gamma: float) -> dict
         "correct_normalized": per_token[""] >= 0,
         "ref_correct_normalized": per_token["ref_"] >= 0,
         "meets_theorem_4_1": margins >= needed,
+        "in_proposition_2_6": (ref_logratios >= 0) & (losses <= PROPOSITION_2_6),
     }
+    if loss_type is not None:
+        policy, ref = policy_logratios, ref_logratios
+        if loss_type in PER_TOKEN:
+            policy, ref = per_token[""], per_token["ref_"]
+        needed = required_margin(ref, beta, gamma, loss_type)
+        values["meets_threshold"] = beta * policy + needed >= needed
+        lowest = lowest_loss_margin(loss_type, label_smoothing)
+        if math.isfinite(lowest):
+            values["wrong_at_lowest_loss"] = needed > lowest
+    return values
 
 
 def rewards_moved(chosen, rejected, ref_chosen, ref_rejected, *, rounding: float):
@@ -72,7 +98,7 @@ def summarize_pairs(
 ) -> dict[str, float]:
     """Means over pairs by their names on the dashboard; an empty group has no mean and no key.
 
-    rounding: relative error of the forward pass's precision, for `rewards_moved`.
+    rounding: relative error of the forward pass's precision, for `rewards_moved` and `fell`.
     """
     correct, ref_correct = values["correct"], values["ref_correct"]
     chosen_rewards = beta * (values["chosen"] - values["ref_chosen"])
@@ -87,6 +113,7 @@ def summarize_pairs(
         "ranking/ref_accuracy": ref_correct,
         "ranking/ref_accuracy_normalized": values["ref_correct_normalized"],
         "ranking/meets_theorem_4_1": values["meets_theorem_4_1"],
+        "ranking/proposition_2_6": values["in_proposition_2_6"],
         "rewards/accuracies": better,
         "rewards/ties": same,
         "rewards/margins": values["reward_margin"],
@@ -95,6 +122,11 @@ def summarize_pairs(
         "logps/chosen": values["chosen"],
         "logps/rejected": values["rejected"],
     }
+    for name in ("meets_threshold", "wrong_at_lowest_loss"):
+        if name in values:
+            means[f"ranking/{name}"] = values[name]
+    if values["in_proposition_2_6"].any():
+        means["ranking/proposition_2_6_right"] = correct[values["in_proposition_2_6"]]
     if not ref_correct.all():
         means["ranking/flipped_to_correct"] = correct[~ref_correct]
     for (before, after), name in GROUPS.items():
@@ -103,6 +135,10 @@ def summarize_pairs(
         if members.any():
             means[f"groups/{name}_loss"] = values["loss"][members]
             means[f"groups/{name}_reward_margin"] = values["reward_margin"][members]
+    groups = [GROUPS[bool(before), bool(after)] for before, after in zip(ref_correct, correct)]
+    for name, displaced in displacement_by_group(values, groups, rounding).items():
+        start = "" if name == "all" else f"{name}_"
+        means |= {f"displacement/{start}{k}": v for k, v in displaced.items() if k != "n"}
     return {name: float(np.mean(value)) for name, value in means.items()}
 
 

@@ -20,6 +20,7 @@ from ranking.metrics.groups import (
     record_groups,
 )
 from ranking.metrics.intervals import bootstrap_95
+from ranking.metrics.losses import check_threshold, pair_loss
 
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)
 
@@ -66,17 +67,40 @@ def critical_betas(ref_logratios: np.ndarray, alphas: np.ndarray) -> np.ndarray:
     return np.where(always, np.inf, np.where(log_odds == 0, 0.0, crossing))
 
 
-def required_margin(ref_logratios: np.ndarray, beta: float, gamma: float = 1.0) -> np.ndarray:
-    """DPO^γ margin that ranks a pair correctly: γβc, c = −ref_logratio (Theorem 4.1)."""
+def required_margin(
+    ref_logratios: np.ndarray, beta: float, gamma: float = 1.0, loss_type: str = "alpha_scaling"
+) -> np.ndarray:
+    """Margin z from which on a pair is ranked correctly: γβc, c = −ref_logratio (Theorem 4.1).
+
+    As z = β(logratio − γ ref_logratio), logratio ≥ 0 iff z ≥ −γβ ref_logratio, whatever function
+    of z the loss is (Prop. A.7, Remark 4.2). Of PER_TOKEN losses, log-ratios and the ranking are
+    per token (Eq. 15). ValueError for losses of something else (NO_THRESHOLD says of what).
+    """
+    check_threshold(loss_type)
     return -gamma * beta * np.asarray(ref_logratios, dtype=float)
 
 
-def required_loss(ref_logratios: np.ndarray, beta: float, gamma: float = 1.0) -> np.ndarray:
-    """DPO^γ loss below which a pair is ranked correctly: −log σ(γβc) (Theorem 4.1), nats.
+def required_loss(
+    ref_logratios: np.ndarray,
+    beta: float,
+    gamma: float = 1.0,
+    loss_type: str = "alpha_scaling",
+    *,
+    label_smoothing: float = 0.0,
+    discopop_tau: float = 0.05,
+) -> np.ndarray:
+    """The loss L* at the required margin z* = γβc: −log σ(γβc) of Eq. 4 (Theorem 4.1), nats.
 
+    Where the loss falls with z everywhere, L ≤ L* iff z ≥ z*, iff the pair is ranked correctly. Let
+    m be `lowest_loss_margin`. Where it rises beyond m (ipo, Prop. A.7; exo_pair) and z* ≤ m:
+    correct iff L ≤ L* or z > m. Where z* > m, the lowest loss ranks the pair wrongly: correct iff
+    z > m and L ≥ L*; hinge is 0 there and cannot tell. discopop has a bump around 0: L ≤ L* is the
+    condition where L* is outside the values that the bump repeats.
     Underflows to 0 for γβc beyond about 745; compare `required_margin` instead of losses.
     """
-    return np.logaddexp(0.0, -required_margin(ref_logratios, beta, gamma))
+    margins = required_margin(ref_logratios, beta, gamma, loss_type)
+    of_loss = {"label_smoothing": label_smoothing, "discopop_tau": discopop_tau}
+    return pair_loss(margins, loss_type, beta=beta, **of_loss)
 
 
 def observed_correctness(logratios: np.ndarray, tied: np.ndarray) -> np.ndarray:
@@ -254,12 +278,20 @@ class CurveRow(IdealizedColumns):
     critical_betas: list[float]  # ascending, without 0 and ∞
 
 
-class PairRow(TypedDict):
+class TunedColumns(TypedDict, total=False):
+    """What `--dynamics` adds to a pair, at the lowest validation loss of each run."""
+
+    tuned_loss: float | None  # of Eq. 4, nats, mean over the runs that follow it; null: none does
+    n_runs: int  # that follow it
+    flipped_in: int  # of these, those that rank it correctly (Def. 2.3)
+
+
+class PairRow(TunedColumns):
     """One line of NAME.pairs.jsonl: a pair of completions of an example.
 
     Under the names of the two normalizations stand dicts of `ref_logratio` (nats, or nats per
     token), `critical_beta` (null: right at every β), `observed_correct`, and `idealized_correct`
-    (β as text → bool).
+    (β as text → bool). `TunedColumns` are there with --dynamics.
     """
 
     id: str  # of the example, as in the examples file
@@ -343,6 +375,7 @@ def pair_rows(
         row: Any = {
             **{key: pair["record"][key] for key in ("id", "prompt_id", "dataset", "split")},
             **{key: pair[key] for key in ("winner", "loser", "alpha", "votes", "tied")},
+            **{key: pair[key] for key in TunedColumns.__annotations__ if key in pair},
             "c": -summed[k],
             "gamma": gamma,
             "required_margin": {str(beta): margins[beta][k] for beta in betas},

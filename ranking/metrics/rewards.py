@@ -8,10 +8,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
-from ranking.metrics.accuracy import record_scores, untied_pairs
+from ranking.metrics.accuracy import record_scores
 from ranking.metrics.ches import ches
 from ranking.metrics.dynamics import GROUPS, finite
 from ranking.metrics.groups import Groups, record_groups
+from ranking.metrics.orders import untied_pairs
 
 
 class RewardPair(TypedDict):

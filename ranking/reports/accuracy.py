@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ranking.data.examples import dataset_label
 from ranking.metrics.accuracy import AccuracyRow
 from ranking.plumbing.result_files import Record
 from ranking.reports.groups import (
@@ -145,24 +144,6 @@ def report_accuracy_ties(rows: Sequence[AccuracyRow]) -> None:
                 "%s: exact ties decide %s: %.1f %% as Def. 2.3 counts them (right), %.1f %% if "
                 "they were wrong", where, metric, 100 * value, 100 * strict,
             )  # fmt: skip
-
-
-def show_comparison(comparisons: list[Record], name: str) -> None:
-    """McNemar's test against another run, and without exact ties where there are any."""
-    if not comparisons:
-        print(f"McNemar: no example of this run is in {name}")
-    for row in comparisons:
-        where = dataset_label(row["dataset"], row["split"], row["dataset_config"])
-        where += f", {row['calib_property']}"
-        kinds = [("", row)]
-        if any(row["n_exact_ties"]):
-            kinds.append((", exact ties counted as wrong", row["if_exact_ties_are_wrong"]))
-        for kind, found in kinds:
-            counts = [found[f"only_{side}_correct"] for side in ("this", "other")]
-            print(
-                f"McNemar, {where}{kind}: {counts[0]} only here, {counts[1]} only there, of "
-                f"{row['n']}; exact p = {found['p_value']:.3g}"
-            )
 
 
 def log_accuracy(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ranking.metrics.displacement import displacement_by_step
 from ranking.metrics.dynamics import (
     GROUPS,
     PARTS,
@@ -17,6 +18,7 @@ from ranking.metrics.dynamics import (
 )
 from ranking.metrics.idealized import required_loss
 from ranking.plumbing.result_files import Record, read_json_lines
+from ranking.reports.pairs import followed_pair_table
 from ranking.reports.style import (
     BLUE,
     GREEN,
@@ -28,9 +30,15 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import Table, percent, show_table, wandb_table
+from ranking.reports.tables import Table, as_wandb, percent, show_table
 
 DYNAMICS_FILE = "ranking_dynamics.jsonl"
+EQUATION_4 = {"None", "alpha_scaling", "sigmoid"}  # loss_type of rows; older ones have none
+DISPLACEMENT_STYLES = {  # of completions → colour, marker, key of the share and of the mean change
+    "chosen": (BLUE, "o", "chosen_fell", "mean_chosen_change"),
+    "rejected": (ORANGE, "s", "rejected_fell", "mean_rejected_change"),
+    "both": (GREY, "^", "both_fell", None),
+}
 GROUP_STYLES = {  # group → colour, marker
     "correct_to_correct": (BLUE, "o"),
     "correct_to_incorrect": (PINK, "v"),
@@ -42,7 +50,7 @@ GROUP_STYLES = {  # group → colour, marker
 def read_dynamics(path: Path) -> list[Record]:
     """Rows of a dynamics file; ValueError if it is something else."""
     rows = read_json_lines(path)
-    needed = {"step", "part", "id", "group", "loss", "reward_margin", "beta", "gamma"}
+    needed = {"step", "part", "id", "group", "loss", "reward_margin", "beta", "gamma", "chosen"}
     if not rows or not all(needed <= row.keys() for row in rows):
         raise ValueError(f"{path}: not a {DYNAMICS_FILE} of dpo.py")
     return rows
@@ -95,8 +103,50 @@ def sweep_table(files: Sequence[Sequence[Record]], at: str) -> Table:
     return columns, lines
 
 
+def displacement_table(rows: Sequence[Record]) -> Table:
+    """Whose log-likelihoods fell below the reference's, with lines for the four groups: at the
+    lowest validation loss and at the end."""
+    best = lowest_loss_step(rows)
+    columns = ["pairs", "step", "chosen fell", "rejected fell", "both fell", "chosen, nats"]
+    columns.append("rejected, nats")
+    shares = [share for *_, share, _ in DISPLACEMENT_STYLES.values()]
+    changes = [change for *_, change in DISPLACEMENT_STYLES.values() if change]
+    lines = []
+    for part in PARTS:
+        found = displacement_by_step(rows, part)
+        for step in sorted({best, max(found, default=best)} & found.keys()):
+            for group in ("all", *GROUPS.values()):
+                if (means := found[step].get(group)) is None:
+                    continue
+                label = part if group == "all" else f"  {group.replace('_to_', ' → ')}"
+                when = f"{step}{' (lowest)' if step == best else ''}" if group == "all" else ""
+                lines.append(
+                    [f"{label} ({means['n']:g})", when]
+                    + [f"{percent(means[share])} %" for share in shares]
+                    + [f"{round(means[change], 2) + 0.0:+.2f}" for change in changes]  # no -0.00
+                )
+    return columns, lines
+
+
 def show_dynamics(rows: Sequence[Record]) -> None:
     show_table(dynamics_table(rows, alone=True), "Ranking dynamics (reference → policy)")
+    show_table(displacement_table(rows), "Likelihood displacement: log π_θ(y|x) − log π_ref(y|x)")
+
+
+def other_losses(rows: Sequence[Record]) -> str:
+    """The losses that trained these rows, where they are not Eq. 4's; else nothing."""
+    return ", ".join(sorted({str(row.get("loss_type")) for row in rows} - EQUATION_4))
+
+
+def loss_label(rows: Sequence[Record]) -> str:
+    """Of the column `loss`: that it is Eq. 4's, where another loss trains."""
+    trained = other_losses(rows)
+    return f"loss of Eq. 4 (nats)\nwhere {trained} is trained" if trained else "loss (nats)"
+
+
+def best_label(rows: Sequence[Record]) -> str:
+    """Of `lowest_loss_step`, in the same way."""
+    return f"lowest validation loss{' of Eq. 4' * bool(other_losses(rows))}"
 
 
 # ---------------------------------------------------------------------------- wandb panels
@@ -115,7 +165,8 @@ def grouped_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
 def log_dynamics(
     run, rows: Sequence[Record], texts: dict[str, dict], pictures: dict[str, Path]
 ) -> None:
-    """Pictures, and a table of hardest, easiest and flipped pairs at the best step."""
+    """Pictures and tables, and hardest, easiest and flipped pairs at the best step, in sections
+    `figures`, `dynamics` and `examples`."""
     import wandb
 
     for name, path in pictures.items():
@@ -135,27 +186,25 @@ def log_dynamics(
         "flipped to correct": [r for r in ranked if r["group"] == "incorrect_to_correct"][:50],
         "flipped to incorrect": [r for r in ranked if r["group"] == "correct_to_incorrect"][:50],
     }
-    pairs = [
-        {"kind": kind, "part": row["part"], "id": row["id"], **texts[row["id"]],
-         "log-ratio (policy)": row["chosen"] - row["rejected"],
-         "log-ratio (reference)": row["ref_chosen"] - row["ref_rejected"], "loss": row["loss"]}
-        for kind, chosen in kinds.items()
-        for row in chosen
-    ]  # fmt: skip
-    columns = ("kind", "part", "id", "prompt", "chosen", "rejected", "log-ratio (policy)",
-               "log-ratio (reference)", "loss")  # fmt: skip
-    run.log({"examples/pairs": wandb_table(pairs, columns)})
+    run.log(
+        {
+            "dynamics/groups": as_wandb(dynamics_table(rows, alone=True)),
+            "dynamics/displacement": as_wandb(displacement_table(rows)),
+            "examples/pairs": as_wandb(followed_pair_table(kinds, texts)),
+        }
+    )
 
 
 # ---------------------------------------------------------------------------- pictures
 def draw_dynamics(rows: Sequence[Record], folder: Path) -> dict[str, Path]:
-    """Fig. 2, Fig. 3 and accuracy against distance, from the dynamics file."""
+    """Fig. 2, Fig. 3, accuracy against distance and displacement, from the dynamics file."""
     plots = {
         "dynamics": (plot_dynamics, "ranking_dynamics.png"),
         "loss_against_reference": (plot_loss_against_reference, "loss_against_reference.png"),
         "accuracy_against_distance": (
             plot_accuracy_against_distance, "accuracy_against_distance.png"
         ),
+        "displacement": (plot_displacement, "likelihood_displacement.png"),
     }  # fmt: skip
     for plot, file in plots.values():
         plot(rows, folder / file)
@@ -173,7 +222,7 @@ def plot_dynamics(rows: Sequence[Record], path: Path) -> None:
     figure, grid = subplots(
         len(parts), 3, figsize=(11, 0.6 + 2.7 * len(parts)), sharex=True, squeeze=False
     )
-    panels = {"share": "share of pairs (%)", "group_loss": "mean loss (nats)",
+    panels = {"share": "share of pairs (%)", "group_loss": f"mean {loss_label(rows)}",
               "group_margin": "mean reward margin"}  # fmt: skip
     for line, part in zip(grid, parts):
         summary = means_by_step(rows, part)
@@ -185,7 +234,7 @@ def plot_dynamics(rows: Sequence[Record], path: Path) -> None:
                     steps, [scale * summary[step][quantity][name] for step in steps],
                     color=colour, marker=marker, markersize=4, label=name.replace("_to_", " → "),
                 )  # fmt: skip
-            axes.axvline(best, color=GREY, linestyle="dashed", label="lowest validation loss")
+            axes.axvline(best, color=GREY, linestyle="dashed", label=best_label(rows))
             axes.set_ylabel(label)
             axes.grid(alpha=0.3)
         line[0].set_ylim(bottom=0)
@@ -238,7 +287,7 @@ def plot_loss_against_reference(rows: Sequence[Record], path: Path) -> None:
         axes.legend(fontsize=7)
     highest = max(r["loss"] for r in rows if r["step"] == best and r["loss"] is not None)
     grid[0][0].set_ylim(0, 1.1 * highest)  # the loss needed goes on rising to the right
-    grid[0][0].set_ylabel("loss (nats)")
+    grid[0][0].set_ylabel(loss_label(rows))
     figure.tight_layout()
     save_figure(figure, path)
 
@@ -267,6 +316,42 @@ def plot_accuracy_against_distance(rows: Sequence[Record], path: Path) -> None:
     axes.set_ylabel("ranking accuracy (%)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def plot_displacement(rows: Sequence[Record], path: Path) -> None:
+    """Mean change of the log-likelihoods since the reference, and the share of pairs whose
+    log-likelihoods fell, against the step; dashed: the step with the lowest validation loss."""
+    found = {part: displacement_by_step(rows, part) for part in PARTS}
+    parts = [part for part in PARTS if any(found[part].values())]
+    if not parts:
+        raise ValueError("no pair has finite log-likelihoods")
+    best = lowest_loss_step(rows)
+    figure, grid = subplots(
+        len(parts), 2, figsize=(8.5, 0.6 + 2.7 * len(parts)), sharex=True, squeeze=False
+    )
+    for (left, right), part in zip(grid, parts):
+        means = {step: groups["all"] for step, groups in found[part].items() if groups}
+        for label, (colour, marker, share, change) in DISPLACEMENT_STYLES.items():
+            style = {"color": colour, "marker": marker, "markersize": 4, "label": label,
+                     "linestyle": "solid" if change else "dotted"}  # fmt: skip
+            right.plot(means.keys(), [100 * m[share] for m in means.values()], **style)
+            if change:
+                left.plot(means.keys(), [m[change] for m in means.values()], **style)
+        left.axhline(0, color=GREY, linewidth=0.8)
+        left.set_ylabel("mean change (nats)")
+        left.set_title(f"{part} pairs (n = {max(m['n'] for m in means.values())})", fontsize=10)
+        right.set_ylabel("fell (% of pairs)")
+        right.set_ylim(-3, 103)
+        for axes in (left, right):
+            axes.axvline(best, color=GREY, linestyle="dashed", label=best_label(rows))
+            axes.grid(alpha=0.3)
+    for axes in grid[-1]:
+        axes.set_xlabel("training step")
+    figure.tight_layout()
+    legend_below(
+        figure, grid[0][1], ncols=4, title="log π_θ(y|x) − log π_ref(y|x)", title_fontsize=8
+    )
     save_figure(figure, path)
 
 

@@ -32,6 +32,7 @@ from ranking.reports.style import BLUE, GREY, ORANGE, legend_below, save_figure,
 from ranking.reports.tables import (
     BETWEEN,
     Table,
+    as_wandb,
     console,
     percent,
     show_table,
@@ -113,21 +114,31 @@ def report_idealized_ties(rows: Sequence[IdealizedRow], same_model: bool) -> Non
 
 
 def show_pairs(title: str, pairs: Sequence[Record]) -> None:
-    """Prompt and completions of some pairs (App. F)."""
+    """Prompt and completions of some pairs (App. F), with their loss after tuning where runs were
+    joined."""
     from rich.table import Table as Grid
     from rich.text import Text
 
     table = Grid(title=title, show_lines=True)
-    for column in ("c (nats)", "α", "prompt", "preferred", "dispreferred"):
+    tuned = ["loss", "right"] * ("tuned_loss" in pairs[0])
+    for column in ("c (nats)", "α", *tuned, "prompt", "preferred", "dispreferred"):
         table.add_column(column, overflow="fold")
     for pair in pairs:
         record = pair["record"]
         texts = [record["completions"][pair[side]]["text"] for side in ("winner", "loser")]
         cells = [text.strip() for text in (record["prompt"][-300:], *texts)]
         cells = [text if len(text) <= 300 else text[:299] + "…" for text in cells]
-        numbers = (f"{-pair['ref_logratio non-length-normalized']:.1f}", f"{pair['alpha']:.3f}")
-        table.add_row(*numbers, *(Text(cell) for cell in cells))
+        numbers = [f"{-pair['ref_logratio non-length-normalized']:.1f}", f"{pair['alpha']:.3f}"]
+        table.add_row(*numbers, *tuned_cells(pair)[: len(tuned)], *(Text(cell) for cell in cells))
     console().print(table)
+
+
+def tuned_cells(pair: Record) -> list[str]:
+    """Mean loss over the runs that follow a pair, and how many of them rank it correctly."""
+    n_runs = pair.get("n_runs", 0)
+    if not n_runs:
+        return ["–", "–"]
+    return [f"{pair['tuned_loss']:.3f}", f"{pair['flipped_in']} of {n_runs}"]
 
 
 def show_selected_pairs(
@@ -147,15 +158,17 @@ def show_selected_pairs(
 
 
 def log_idealized(run, rows: Sequence[IdealizedRow], pictures: dict[str, Path]) -> None:
-    """The table per β and the pictures by their names, in a wandb run."""
+    """The table, that of every β, and the pictures by their names, in the section `idealized` of a
+    wandb run."""
     import wandb
 
     columns = ("dataset_name", "dataset_split", "calib_property", "beta",
-               "distance_metric_value_mean", "gap", "n")  # fmt: skip
+               "distance_metric_value_mean", "observed_accuracy", "gap", "n")  # fmt: skip
     run.log(
         {
-            "idealized_accuracy": wandb_table(rows, columns),
-            **{name: wandb.Image(str(path)) for name, path in pictures.items()},
+            "idealized/accuracy": as_wandb(idealized_table(rows, alone=True)),
+            "idealized/by_beta": wandb_table(rows, columns),
+            **{f"idealized/{name}": wandb.Image(str(path)) for name, path in pictures.items()},
         }
     )
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ranking.data.examples import PreferenceData, dataset_label
@@ -111,3 +112,22 @@ def announce_uneven_cuts(shared: list[tuple[Record, Record]]) -> None:
     n = sum(is_cut(record) != is_cut(other) for record, other in shared)
     if n:
         announce(f"{n} prompts were cut from the left in one of the two runs only")
+
+
+def compared_runs(
+    name: str, records: Sequence[Any], others: Sequence[ScoringRun]
+) -> list[tuple[str, Sequence[Any]]]:
+    """This run and others by the names of their models, with those of their files where two models
+    have one name. ValueError for a file that is given twice."""
+    names = [name, *(run.records[0]["model"] for run in others)]
+    paths = ["this run", *(run.name for run in others)]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise ValueError(f"--compare {twice[0]}: given twice")
+    files = [Path(path).name.removesuffix(".examples.jsonl") for path in paths]
+    labels = [
+        n if names.count(n) == 1 else f"{n} ({f if files.count(f) == 1 else path})"
+        for n, f, path in zip(names, files, paths)
+    ]
+    for run in others:
+        announce_uneven_cuts(shared_examples(records, run.records))
+    return list(zip(labels, [records, *(run.records for run in others)]))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -24,6 +24,8 @@ class Evaluation(TypedDict):
     beta: float  # β of Eq. 4
     gamma: float  # γ of Eq. 4
     squared_distance: float | None  # ‖θ_t − θ_0‖² (Fig. 4); null: unknown
+    loss_type: NotRequired[str]  # what trains, as --loss_type names it; several are joined by +
+    rounding: NotRequired[float]  # relative error of the policy's forward passes
 
 
 class DynamicsRow(Evaluation):
@@ -37,7 +39,7 @@ class DynamicsRow(Evaluation):
     ref_rejected: float | None  # log π_ref(y_l|x)
     n_chosen: int  # tokens
     n_rejected: int
-    loss: float | None  # of Eq. 4, nats, whichever loss trains
+    loss: float | None  # of Eq. 4, nats, whichever loss_type trains
     reward_margin: float | None  # β (policy log-ratio − reference log-ratio)
 
 

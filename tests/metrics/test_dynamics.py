@@ -21,8 +21,8 @@ from ranking.metrics.dynamics import (
 NAMES = ("chosen", "rejected", "ref_chosen", "ref_rejected", "n_chosen", "n_rejected")
 
 
-def values_of(rows, beta=0.1, gamma=1.0):
-    return pair_values(dict(zip(NAMES, np.array(rows, dtype=float).T)), beta, gamma)
+def values_of(rows, beta=0.1, gamma=1.0, **loss):
+    return pair_values(dict(zip(NAMES, np.array(rows, dtype=float).T)), beta, gamma, **loss)
 
 
 HAND = [
@@ -78,6 +78,74 @@ def test_equal_rewards_within_rounding_are_a_tie():
     assert same.tolist() == [True, True, False, False, False, True]
     means = summarize_pairs(values_of(rows), 0.1, 2.0**-7)
     assert means["rewards/accuracies"] == 1 / 6 and means["rewards/ties"] == 5 / 6
+
+
+def test_hand_worked_thresholds_of_other_losses():
+    """Log-ratios of the reference: 1, 1, −3, −30; per token: 0.2, 0.8, 0.9, 0.3."""
+    ipo = values_of(HAND, beta=1.0, loss_type="ipo")
+    assert ipo["meets_threshold"].tolist() == [True, False, True, True]  # as per token
+    assert not ipo["wrong_at_lowest_loss"].any()  # margins needed are negative; it is lowest at ½
+    wrong = values_of([(-9, -9, -9, -3, 3, 3)], beta=1.0, loss_type="ipo")  # needed: 3 − 1
+    assert wrong["wrong_at_lowest_loss"].all() and wrong["meets_threshold"].all()
+    hinge = values_of(HAND, beta=0.1, loss_type="hinge")
+    assert hinge["meets_threshold"].tolist() == [True, False, True, False]
+    # margins needed: −0.1, −0.1, 0.3, 3.0; the loss is lowest from 1 on
+    assert hinge["wrong_at_lowest_loss"].tolist() == [False, False, False, True]
+    exo = values_of(HAND, beta=0.01, loss_type="exo_pair", label_smoothing=0.45)
+    # margins needed: −0.01, −0.01, 0.03, 0.3; the loss is lowest at log(0.55/0.45) = 0.2007
+    assert exo["wrong_at_lowest_loss"].tolist() == [False, False, False, True]
+    means = summarize_pairs(exo, 0.01)
+    assert means["ranking/meets_threshold"] == 0.5 == means["ranking/accuracy"]
+    assert means["ranking/wrong_at_lowest_loss"] == 0.25
+    assert "wrong_at_lowest_loss" not in values_of(HAND)  # Eq. 4's loss has none
+    none = summarize_pairs(values_of(HAND, loss_type=None), 0.1)
+    assert "ranking/meets_threshold" not in none and "ranking/meets_theorem_4_1" in none
+
+
+@given(
+    st.lists(st.tuples(*[st.floats(-300, -0.001)] * 4), min_size=1, max_size=20),
+    st.sampled_from([0.01, 0.1, 1.0]),
+    st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+)
+def test_proposition_2_6(logps, beta, gamma):
+    """By Eq. 4 itself: of all pairs in its condition, each is ranked correctly; up to log 2."""
+    rows = [(*four, 7, 9) for four in logps]
+    values = values_of(rows, beta, gamma)
+    means = summarize_pairs(values, beta)
+    ratios = np.array(logps)[:, 0] - np.array(logps)[:, 1]
+    ref = np.array(logps)[:, 2] - np.array(logps)[:, 3]
+    losses = -log_expit(beta * (ratios - gamma * ref))
+    inside = (ref >= 0) & (losses <= 0.6)
+    assert means["ranking/proposition_2_6"] == inside.mean()
+    assert (ratios[(ref >= 0) & (losses <= 0.693147)] >= 0).all()
+    if inside.any():
+        assert means["ranking/proposition_2_6_right"] == (ratios[inside] >= 0).mean() == 1
+    else:
+        assert "ranking/proposition_2_6_right" not in means
+
+
+def test_hand_worked_proposition_2_6():
+    """Losses at β = 0.1: 0.34, 1.39, 0.55, 0.31; the reference ranks the first two correctly."""
+    means = summarize_pairs(values_of(HAND), 0.1)
+    assert means["ranking/proposition_2_6"] == 0.25
+    assert means["ranking/proposition_2_6_right"] == 1.0
+
+
+def test_displacement_of_hand_worked_groups():
+    """Changes of the chosen: 1, −19, 5, 2; of the rejected: −8, −8, 2, −8."""
+    means = summarize_pairs(values_of(HAND), 0.1)
+    names = ("chosen_fell", "rejected_fell", "both_fell", "mean_chosen_change",
+             "mean_rejected_change")  # fmt: skip
+    expected = {
+        "": (0.25, 0.75, 0.25, -2.75, -5.5),
+        "correct_to_correct_": (0, 1, 0, 1, -8),
+        "correct_to_incorrect_": (1, 1, 1, -19, -8),
+        "incorrect_to_correct_": (0, 0, 0, 5, 2),
+        "incorrect_to_incorrect_": (0, 1, 0, 2, -8),
+    }
+    for group, numbers in expected.items():
+        assert [means[f"displacement/{group}{name}"] for name in names] == pytest.approx(numbers)
+    assert "displacement/n" not in means
 
 
 def test_empty_groups_have_no_mean():

@@ -10,7 +10,6 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from ranking.metrics.accuracy import compare_runs
 from ranking.metrics.intervals import (
     DRAWS_AT_ONCE,
     bootstrap_95,
@@ -124,22 +123,9 @@ def test_intervals_and_tests_are_those_of_statsmodels():
         assert wilson_interval(k, n) == pytest.approx(
             proportion_confint(k, n, method="wilson"), abs=1e-9
         )
-    rng = np.random.default_rng(0)
-    records = []
-    for _ in range(2):
-        rows = [
-            {"id": str(k), "dataset": "d", "split": None, "ranks": [1, 2], "prompt_id": str(k),
-             "completions": [{"logp": float(-x), "n_tokens": 1} for x in rng.random(2)]}
-            for k in range(40)
-        ]  # fmt: skip
-        records.append(rows)
-    correct = [
-        np.array([r["completions"][0]["logp"] >= r["completions"][1]["logp"] for r in rows])
-        for rows in records
-    ]
-    table = [[np.sum(correct[0] & correct[1]), np.sum(correct[0] & ~correct[1])],
-             [np.sum(~correct[0] & correct[1]), np.sum(~correct[0] & ~correct[1])]]  # fmt: skip
-    found = compare_runs(list(zip(*records)))
-    assert found and all(
-        r["p_value"] == pytest.approx(mcnemar(table, exact=True).pvalue) for r in found
-    )
+    first, second = np.random.default_rng(0).random((2, 40)) < 0.6
+    table = [[np.sum(first & second), np.sum(first & ~second)],
+             [np.sum(~first & second), np.sum(~first & ~second)]]  # fmt: skip
+    found = exact_mcnemar(first.tolist(), second.tolist())
+    assert found[:2] == (table[0][1], table[1][0])
+    assert found[2] == pytest.approx(mcnemar(table, exact=True).pvalue)

@@ -6,9 +6,11 @@ import pytest
 from result_rows import evaluated_pairs
 
 from ranking.reports.dynamics import (
+    displacement_table,
     dynamics_table,
     grouped_metrics,
     plot_accuracy_against_distance,
+    plot_displacement,
     plot_dynamics,
     plot_loss_against_reference,
     plot_sweep,
@@ -67,6 +69,54 @@ def test_accuracy_against_distance_figure(tmp_path, monkeypatch):
     (axes,) = drawn(monkeypatch, plot_accuracy_against_distance, tmp_path / "f.png")
     for line in axes.lines:
         assert list(line.get_xdata()) == [0, 25, 100] and list(line.get_ydata()) == [50, 50, 100]
+
+
+def test_displacement_table():
+    """At step 5 the chosen changed by 0, −1, −2, −3 nats, the rejected by 1, −1, −7, −9."""
+    columns, lines = displacement_table(evaluated_pairs())
+    assert columns[2:] == ["chosen fell", "rejected fell", "both fell", "chosen, nats",
+                           "rejected, nats"]  # fmt: skip
+    assert lines[:6] == [
+        ["train (4)", "5 (lowest)", "75.0 %", "75.0 %", "75.0 %", "-1.50", "-4.00"],
+        ["  correct → correct (1)", "", "0.0 %", "0.0 %", "0.0 %", "+0.00", "+1.00"],
+        ["  correct → incorrect (1)", "", "100.0 %", "100.0 %", "100.0 %", "-1.00", "-1.00"],
+        ["  incorrect → correct (1)", "", "100.0 %", "100.0 %", "100.0 %", "-2.00", "-7.00"],
+        ["  incorrect → incorrect (1)", "", "100.0 %", "100.0 %", "100.0 %", "-3.00", "-9.00"],
+        ["train (4)", "10", "0.0 %", "75.0 %", "0.0 %", "+0.00", "-3.50"],
+    ]
+    assert [line[0] for line in lines[6:8]] == [
+        "  correct → correct (2)",
+        "  incorrect → correct (2)",
+    ]
+    assert [line[0] for line in lines[8:]] == [
+        "validation (4)", *(line[0] for line in lines[1:5]), "validation (4)", lines[6][0],
+        lines[7][0]]  # fmt: skip
+
+
+def test_displacement_figure(tmp_path, monkeypatch):
+    axes = drawn(monkeypatch, plot_displacement, tmp_path / "f.png")
+    assert len(axes) == 4
+    changes = {line.get_label(): list(line.get_ydata()) for line in axes[0].lines}
+    shares = {line.get_label(): list(line.get_ydata()) for line in axes[1].lines}
+    assert changes["chosen"] == [0, -1.5, 0] and changes["rejected"] == [-2.5, -4, -3.5]
+    assert shares["chosen"] == shares["both"] == [0, 75, 0] and shares["rejected"] == [75, 75, 75]
+    assert list(axes[1].lines[-1].get_xdata()) == [5, 5]
+    nothing = [{**row, "chosen": None} for row in evaluated_pairs()]
+    with pytest.raises(ValueError, match="no pair has finite log-likelihoods"):
+        plot_displacement(nothing, tmp_path / "f.png")
+
+
+def test_pictures_of_another_loss_say_whose_the_column_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    other = "loss of Eq. 4 (nats)\nwhere ipo is trained"
+    for trained, label in (("ipo", other), ("sigmoid", "loss (nats)")):
+        rows = [{**row, "loss_type": trained} for row in evaluated_pairs()]
+        plot_dynamics(rows, tmp_path / "d.png")
+        assert plt.gcf().axes[1].get_ylabel() == f"mean {label}"
+        lowest = "lowest validation loss" + " of Eq. 4" * (trained == "ipo")
+        assert plt.gcf().axes[1].lines[-1].get_label() == lowest
+        plot_loss_against_reference(rows, tmp_path / "l.png")
+        assert plt.gcf().axes[0].get_ylabel() == label
 
 
 def test_sweep_figure(tmp_path, monkeypatch):

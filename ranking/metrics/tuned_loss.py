@@ -1,0 +1,87 @@
+"""The loss that several runs of one setting leave each pair with (Tables 7 to 9, App. F)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ranking.metrics.dynamics import lowest_loss_step
+from ranking.metrics.idealized import TunedColumns
+
+SETTING = {"beta": "β", "gamma": "γ", "loss_type": "loss"}
+
+
+class BestStep(NamedTuple):
+    """The rows of a run's ranking_dynamics.jsonl at the step with the lowest validation loss."""
+
+    step: int
+    rows: dict[str, Mapping[str, Any]]  # by id of the pair, of both parts
+
+
+def best_step(rows: Sequence[Mapping[str, Any]]) -> BestStep:
+    step = lowest_loss_step([dict(row) for row in rows])
+    return BestStep(step, {row["id"]: row for row in rows if row["step"] == step})
+
+
+def check_one_setting(runs: Mapping[str, BestStep]) -> None:
+    """ValueError where runs, by their files, differ in β, γ or loss: no seeds of one setting."""
+    first: dict[str, tuple[str, Any]] = {}
+    for file, run in runs.items():
+        row = next(iter(run.rows.values()))
+        for key, name in SETTING.items():
+            if row.get(key) is None:
+                continue  # older files do not name the loss
+            other, value = first.setdefault(key, (file, row[key]))
+            if value != row[key]:
+                raise ValueError(
+                    f"{other} has {name} {value}, {file} {row[key]}: a mean is over runs of one "
+                    "setting, give those of one"
+                )
+
+
+def contradicts(logps: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether two log-likelihoods of a text under one model differ by more than bfloat16 makes.
+
+    |a − b| > 8 · 2⁻⁷ √S, S = |a| + |b|: 1.5 nats for S = 600 (seen: 1 to 3 at most). NaN: yes.
+    """
+    return ~(abs(logps - others) <= 8 * 2.0**-7 * (abs(logps) + abs(others)) ** 0.5)
+
+
+def matching_rows(
+    ids: Sequence[str], ref_logps: np.ndarray, run: BestStep
+) -> tuple[list[Mapping[str, Any] | None], int]:
+    """The row of a run for each pair (None: not followed), and how many others were left out.
+
+    ref_logps: (n_pairs, 2), of the preferred and the other completion, nats, summed. Left out are
+    pairs whose reference log-likelihoods contradict these, and those without a loss. ValueError
+    where no pair is followed, and where most contradict: that is another reference.
+    """
+    found = [run.rows.get(pair) for pair in ids]
+    places = [k for k, row in enumerate(found) if row is not None]
+    if not places:
+        raise ValueError("none of its pairs is among the examples (ids differ): tune on these data")
+    rows = [run.rows[ids[k]] for k in places]
+    own = np.array([[row["ref_chosen"], row["ref_rejected"]] for row in rows], dtype=float)
+    wrong = contradicts(own, ref_logps[places]).any(axis=1)
+    if wrong.mean() > 0.5:
+        apart = np.nanmedian(abs(own - ref_logps[places])[wrong])
+        raise ValueError(
+            f"its reference log-likelihoods of {wrong.sum()} of {len(places)} pairs are not those "
+            f"of the examples (median difference {apart:.2g} nats): another reference, or its "
+            "texts were made otherwise (end of text, template)"
+        )
+    left_out = wrong | np.array([row["loss"] is None for row in rows])
+    for k, is_out in zip(places, left_out):
+        if is_out:
+            found[k] = None
+    return found, int(left_out.sum())
+
+
+def tuned_columns(rows_of_runs: Sequence[Mapping[str, Any] | None]) -> TunedColumns:
+    """Of one pair, from its row in each run."""
+    rows = [row for row in rows_of_runs if row is not None]
+    return {
+        "tuned_loss": float(np.mean([row["loss"] for row in rows])) if rows else None,
+        "n_runs": len(rows),
+        "flipped_in": sum(row["group"].endswith("_to_correct") for row in rows),
+    }
