@@ -8,7 +8,8 @@ far from that is a tuned model? Writes NAME.jsonl (one line per dataset, normali
 NAME.pairs.jsonl (one line per pair: log-ratio, α, critical β, loss needed), NAME.curve.jsonl (all
 breakpoints of R*(β)), NAME.curve.png, NAME.required_loss.png and, where the data have groups
 (subset, domain, …), NAME.groups.png. Models are scored into NAME.examples.jsonl and
-NAME.policy.examples.jsonl. --dynamics joins the pairs with the losses of tuned models (Tables 7-9).
+NAME.policy.examples.jsonl. --dynamics joins the pairs with the losses of tuned models (Tables 7-9),
+--export writes them with the reference's log-likelihoods as trainers read them.
 """
 
 import argparse
@@ -50,20 +51,21 @@ from ranking.scoring.comparable import (
     ScoringRun,
     announce_uneven_cuts,
     check_comparable,
-    planned_scoring_run,
     read_scoring_run,
     shared_examples,
 )
 from ranking.scoring.datasets import load_datasets
+from ranking.scoring.export import EXPORT_SUFFIXES, check_keep, export_pairs, plan_export
 from ranking.scoring.flags import (
     CONFIG_FLAGS,
     DATA_FLAGS,
     MODEL_FLAGS,
     add_scoring_arguments,
     parse_scoring_args,
+    refuse_idle_flags,
     take,
 )
-from ranking.scoring.models import check_model_path, check_revision, find_model
+from ranking.scoring.models import check_model_path, check_revision
 from ranking.scoring.rated_pairs import (
     PairRules,
     check_all_scored,
@@ -71,16 +73,13 @@ from ranking.scoring.rated_pairs import (
     dataset_key,
     rated_pairs,
 )
-from ranking.scoring.run_config import LIBRARIES, make_run_config, scoring_settings
+from ranking.scoring.run_config import LIBRARIES, scoring_settings
+from ranking.scoring.runs import check_ties_are_there, plan_run, scored_run
 from ranking.scoring.tuned_pairs import add_tuned_losses, read_runs
 
 WRITES = {  # of every run; more where a model is scored
     "pairs": "pairs.jsonl", "curve": "curve.jsonl", "picture": "curve.png",
     "losses": "required_loss.png", "groups": "groups.png",
-}  # fmt: skip
-OF_RESULTS = {  # flags that do something where no model is scored
-    "output_dir", "output_filename", "overwrite", "wandb_project", "loglevel", "seed",
-    "include_ties",
 }  # fmt: skip
 
 
@@ -93,35 +92,13 @@ def files_of_scoring(reference: str | None, policy: str | None) -> list[str]:
 
 def check_runs(reference: ScoringRun, policy: ScoringRun | None, rules: PairRules) -> None:
     """Raise ValueError where these runs and rules do not go together, before anything is scored."""
-    for run in filter(None, (reference, policy)):
-        if rules.include_ties and run.config is not None and not run.config.get("include_ties"):
-            raise ValueError(f"--include-ties: {run.name} was scored without: its ties are missing")
+    for run in filter(None, (reference, policy)) if rules.include_ties else ():
+        check_ties_are_there(run)
     if policy is not None:
         check_comparable(reference, policy)
         if policy.found is not None:
             check_all_scored(reference.records, policy.records, rules)
     check_assumed_proportion(reference.records, rules.assumed_proportion)
-
-
-def scored_run(
-    run: ScoringRun,
-    datasets: Sequence[PreferenceData],
-    output: Output,
-    overwrite: bool,
-    model_flags: dict[str, Any],
-) -> tuple[ScoringRun, dict[tuple, Record]]:
-    """A run with its records, scored now where they are planned, and the facts of each dataset
-    that was scored now."""
-    if run.found is None:
-        return run, {}
-    from ranking.scoring.score import score_datasets  # PyTorch: only where a model is scored
-
-    scored = score_datasets(run.found, datasets, output, run.config, overwrite, **model_flags)
-    records: list[Record] = [record for result in scored for record in result.records]
-    facts = {
-        (data.name, data.split, data.config): result.facts for data, result in zip(datasets, scored)
-    }
-    return run._replace(records=records), facts
 
 
 def common_columns(
@@ -234,9 +211,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     policy.add_argument("--policy-name-or-path", help="tuned model, scored on the same examples")
     policy.add_argument("--policy-examples", help="examples file of the tuned model")
     models.add_argument("--policy-revision", help="hub revision of --policy-name-or-path")
-    before = len(parser._actions)
-    add_scoring_arguments(parser, [ALPACA_FARM])
-    scoring_flags = [action.dest for action in parser._actions[before:]]
+    scoring_flags = add_scoring_arguments(parser, [ALPACA_FARM])
     ideal = parser.add_argument_group("idealized accuracy")
     ideal.add_argument(
         "--betas", nargs="+", default=list(BETAS), help="β of the KL term",
@@ -266,14 +241,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ideal.add_argument(
             flag, type=count, default=0, metavar="N", help=f"print N pairs of {which}"
         )
+    export = parser.add_argument_group("export, for trainers")
+    export.add_argument(
+        "--export", metavar="FILE", help="write the pairs that count, chosen and rejected, with "
+        f"the reference's log-likelihoods ({' or '.join(EXPORT_SUFFIXES)})",
+    )  # fmt: skip
+    export.add_argument(
+        "--keep", metavar="CONDITION",
+        help="export pairs of which this holds, as in 'c < 20 and alpha > 0.7'",
+    )  # fmt: skip
+    export.add_argument(
+        "--keep-easiest", metavar="SHARE",
+        help="export this share of the pairs (of those that --keep keeps), those of smallest c",
+        type=checked(float, lambda x: 0 < x <= 1, "a share in (0, 1]"),
+    )  # fmt: skip
     args = parse_scoring_args(parser, argv)
+    if args.export is None and (args.keep is not None or args.keep_easiest is not None):
+        parser.error("--keep and --keep-easiest choose what --export writes: give it too")
+    if args.export is not None and not args.export.endswith(EXPORT_SUFFIXES):
+        parser.error(f"--export {args.export}: give a name that ends with "
+                     f"{' or '.join(EXPORT_SUFFIXES)}")  # fmt: skip
     if not (args.lm_name_or_path or args.policy_name_or_path):
-        for name in scoring_flags:
-            if name not in OF_RESULTS and getattr(args, name) != parser.get_default(name):
-                flag = f"--{name.replace('_', '-')}"
-                parser.error(
-                    f"{flag}: the data are those of --reference-examples, nothing is scored"
-                )
+        refuse_idle_flags(parser, vars(args), scoring_flags, "--reference-examples")
     args.dataset = args.dataset or [ALPACA_FARM]
     return args
 
@@ -286,11 +275,10 @@ def main(args: argparse.Namespace) -> None:
         check_model_path(name)
     check_revision("--revision", args.revision, args.lm_name_or_path)
     check_revision("--policy-revision", args.policy_revision, args.policy_name_or_path)
-    output = plan_output(
-        args.output_dir, args.output_filename, args.overwrite,
-        reads=[*args.dataset, args.reference_examples, args.policy_examples, *args.dynamics],
-        writes=[*WRITES.values(), *files_of_scoring(*models)],
-    )  # fmt: skip
+    reads = [*args.dataset, args.reference_examples, args.policy_examples, *args.dynamics]
+    writes = [*WRITES.values(), *files_of_scoring(*models)]
+    output = plan_output(args.output_dir, args.output_filename, args.overwrite, reads, writes)
+    export = plan_export(args.export, args.overwrite, reads, output, writes)
     output = output._replace(picture=output.beside(WRITES["picture"]))
     policy_output = output._replace(
         examples=output.beside("policy.examples.jsonl"), config=output.beside("policy.config.json")
@@ -302,14 +290,13 @@ def main(args: argparse.Namespace) -> None:
     runs = read_runs(args.dynamics)
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS)) if any(models) else []
 
-    def plan(name: str | None, revision: str | None) -> ScoringRun:
-        found = find_model(name, revision, args.dtype, args.device)
-        config = make_run_config(found, datasets, **take(flags, CONFIG_FLAGS))
-        return planned_scoring_run(found, datasets, config)
-
-    reference = given[0] or plan(models[0], args.revision)
-    policy = given[1] or (plan(models[1], args.policy_revision) if models[1] else None)
+    how_planned = take(flags, (*CONFIG_FLAGS, "dtype", "device"))
+    reference = given[0] or plan_run(models[0], args.revision, datasets, **how_planned)
+    policy = given[1]
+    if models[1]:
+        policy = plan_run(models[1], args.policy_revision, datasets, **how_planned)
     check_runs(reference, policy, rules)
+    check_keep(args.keep, reference.records)
 
     how = (args.overwrite, take(flags, MODEL_FLAGS))
     reference, of_reference = scored_run(reference, datasets, output, *how)
@@ -324,6 +311,9 @@ def main(args: argparse.Namespace) -> None:
         reference, policy or reference, rules, datasets, (of_reference, of_policy), runs,
         betas=args.betas, gamma=args.gamma, seed=args.seed,
     )  # fmt: skip
+    if export is not None:
+        take_output(output)
+        export_pairs(export, pairs, reference.config, args.keep, args.keep_easiest)
     files = write_results(output, rows, curves, per_pair)
     show_idealized(rows)
     report_idealized_ties(rows, same_model=policy is None)

@@ -25,6 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
+from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.metrics.dynamics import finite, pair_values, rewards_moved, summarize_pairs
 from ranking.metrics.losses import THRESHOLDS
 from ranking.scoring.attention import own_attention, restore_attention
@@ -41,7 +42,6 @@ from ranking.training.dynamics_file import (
 )
 from ranking.training.pairs import (
     COLUMNS,
-    REFERENCE_COLUMNS,
     SUMS,
     collate_pairs,
     completions_of,

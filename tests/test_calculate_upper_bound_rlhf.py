@@ -149,7 +149,8 @@ def test_wandb_run_is_written_offline(files, wandb_offline):
     more = ["--reference-examples", folder / "ref.jsonl", "--wandb-project", "ideal"]
     run_script(main, parse_args(flags(folder, *more)))
     (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    assert {"idealized_accuracy", "curve", "required_loss"} <= read_wandb_keys(log)
+    names = {"accuracy", "by_beta", "curve", "required_loss"}
+    assert {f"idealized/{name}" for name in names} <= read_wandb_keys(log)
 
 
 def tuned_run(folder, name, pairs, seed, beta=0.1, shift=0.0):
@@ -475,6 +476,86 @@ def test_assumed_proportion_is_said_to_do_nothing_where_all_have_votes(tmp_path,
     said = capsys.readouterr().err
     assert "--assumed-proportion does nothing for voted: all have votes" in said
     assert "for plain" not in said
+
+
+# ---------------------------------------------------------------------------- --export
+def write_joined(path, records) -> None:
+    """Records that say what joins prompt and completions, as newer files do."""
+    for completion in (c for record in records for c in record["completions"]):
+        completion["separator"] = " "
+    write_json_lines(path, records)
+
+
+def test_export_of_scored_files_needs_no_torch(files):
+    """In a subprocess, as a table; the rows are the pairs of NAME.pairs.jsonl that are kept."""
+    import pyarrow.parquet as pq
+
+    folder, reference, _ = files
+    write_joined(folder / "ref.jsonl", reference)
+    file = folder / "new" / "pairs.parquet"
+    arguments = flags(folder, "--reference-examples", folder / "ref.jsonl", "--export", file,
+                      "--keep", "c < 20 and alpha > 0.7", "--keep-easiest", 0.5)  # fmt: skip
+    code = (
+        "import sys, runpy; sys.argv = ['calculate_upper_bound_rlhf.py', *sys.argv[1:]]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy import'\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    pairs = read_json_lines(folder / "ideal.pairs.jsonl")
+    kept = [pair for pair in pairs if pair["c"] < 20 and pair["alpha"] > 0.7]
+    kept = sorted(kept, key=lambda pair: pair["c"])[: math.ceil(len(kept) / 2)]
+    rows = pq.read_table(file).to_pylist()
+    assert {row["id"]: row["c"] for row in rows} == {pair["id"]: pair["c"] for pair in kept}
+    beta_of = {p["id"]: p["non-length-normalized"]["critical_beta"] for p in kept}
+    assert {row["id"]: row["critical_beta"] for row in rows} == pytest.approx(beta_of)
+    assert {row["group_domain"] for row in rows} == {"chat", "code", "math"}
+    assert f"{file}: {len(kept)} of {len(pairs)} pairs kept, left out: by --keep: " in (
+        finished.stdout
+    )
+
+
+def error_of(capsys, *arguments) -> str:
+    """The one line by which the script refuses arguments."""
+    with pytest.raises(SystemExit) as stopped:
+        run_script(main, parse_args(flags(*arguments)))
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    return line
+
+
+def test_exports_that_cannot_be_are_refused_before_anything_is_written(files, capsys):
+    folder, reference, _ = files
+    write_joined(folder / "ref.jsonl", reference)
+    given = ["--reference-examples", folder / "ref.jsonl"]
+    (folder / "there.jsonl").write_text("{}")
+    before = sorted(path.name for path in folder.iterdir())
+    for more, why in (
+        (["--keep", "c < 1"], "choose what --export writes"),
+        (["--keep-easiest", 0.5], "choose what --export writes"),
+        (["--export", folder / "x.csv"], "give a name that ends with .parquet or .jsonl"),
+        (["--export", folder / "x.jsonl", "--keep-easiest", 0], "give a share in (0, 1]"),
+        (["--export", folder / "x.jsonl", "--keep", "alhpa > 1"], "'alhpa' (nearest: alpha"),
+        (["--export", folder / "there.jsonl"], "exists: choose another name or pass --overwrite"),
+        (["--export", folder / "ref.jsonl", "--overwrite"], "is read, and would be overwritten"),
+        (["--export", folder / "ideal.pairs.jsonl"], "is another file of this run"),
+        (["--export", folder / "x.jsonl", "--keep", "c > 1e9"], "no pair is left of "),
+    ):
+        assert why in error_of(capsys, folder, *given, *more), more
+    left = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    assert left == before
+
+
+def test_export_of_data_without_votes_needs_a_proportion(tmp_path, capsys):
+    records = [make_record([-9.0, -5.0], None, [1, 2], k) for k in range(3)]
+    write_joined(tmp_path / "e.jsonl", records)
+    more = ["--reference-examples", tmp_path / "e.jsonl", "--export", tmp_path / "x.jsonl"]
+    error = error_of(capsys, tmp_path, *more)
+    assert "no usable pair (no votes: 3)" in error and "or --assumed-proportion" in error
+    run_script(main, parse_args(flags(tmp_path, *more, "--assumed-proportion", 0.75)))
+    rows = read_json_lines(tmp_path / "x.jsonl")
+    assert [(row["alpha"], row["votes"]) for row in rows] == [(0.75, None)] * 3
 
 
 def test_conventions_script(files, capsys):

@@ -98,6 +98,8 @@ def test_original_command(tiny_model_directory, tmp_path):
         "eval/distance/squared",
         "figures/displacement",
         "examples/pairs",
+        "dynamics/groups",
+        "dynamics/displacement",
         "train/loss",
     } <= logged
     assert AutoModelForCausalLM.from_pretrained(output).config.model_type == "llama"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ranking.data.examples import Message, Votes
+from ranking.data.examples import GivenScores, Message, Votes
 
 Row = dict[str, Any]
 
@@ -20,6 +20,7 @@ class Reading(NamedTuple):
 
     votes: None where the data have none; {} for a rater who gave no preference. cluster: what
     examples of one prompt share where it is not the prompt. remarks: what is counted and said.
+    reference: log-likelihoods that stand in the row.
     """
 
     prompt: str | list[Message]
@@ -30,6 +31,7 @@ class Reading(NamedTuple):
     tools: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] | None = None
     remarks: tuple[str, ...] = ()
+    reference: GivenScores | None = None
 
 
 # a list of chat messages, or one, as JSON, Python's repr or numpy's

@@ -14,8 +14,8 @@ def pair_id(example_id: str, n_completions: int, better: int, worse: int) -> str
 
 
 def preference_pairs(examples: Sequence[PreferenceExample]) -> list[Row]:
-    """DPO's data: {id, prompt, chosen, rejected, separators, dialogue, dataset} of every untied
-    pair."""
+    """DPO's data: {id, prompt, chosen, rejected, separators, dialogue, dataset, reference} of every
+    untied pair. reference: what the data give for one pair of completions, else None."""
     return [
         {
             "id": pair_id(e.id, len(e.completions), i, j),
@@ -25,6 +25,7 @@ def preference_pairs(examples: Sequence[PreferenceExample]) -> list[Row]:
             "separators": (e.separators[i], e.separators[j]),
             "dialogue": e.dialogue,
             "dataset": e.dataset,
+            "reference": e.reference,
         }
         for e in examples
         for i in range(len(e.completions))

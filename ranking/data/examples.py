@@ -27,6 +27,23 @@ class Dialogue:
 
 
 @dataclass(frozen=True)
+class GivenScores:
+    """Log-likelihoods under a reference that the data bring along, and what they say of them.
+
+    logps: of the completions, nats, summed (Eq. 13). n_tokens: how many tokens these are of.
+    truncated: the prompt lost its beginning. model, dtype: the reference's. add_eos: the end of a
+    completion is scored too. None where the data do not say.
+    """
+
+    logps: tuple[float, ...]
+    n_tokens: tuple[int, ...] | None = None
+    truncated: bool = False
+    model: str | None = None
+    dtype: str | None = None
+    add_eos: bool | None = None
+
+
+@dataclass(frozen=True)
 class PreferenceExample:
     """A prompt with K ≥ 2 completions and the human order of them.
 
@@ -35,7 +52,7 @@ class PreferenceExample:
     votes: for a pair (i, j), i < j, how many raters preferred each (a "tie" vote counts half for
     both), or None. prompt: what a model without a chat template is given; dialogue: the same as
     messages, where the data are a dialogue. groups: columns by which results are also given, such
-    as subset or domain, with their values.
+    as subset or domain, with their values. reference: where the data hold a reference's scores.
     """
 
     id: str
@@ -49,6 +66,7 @@ class PreferenceExample:
     row: int
     dialogue: Dialogue | None = None
     groups: dict[str, str] = field(default_factory=dict)
+    reference: GivenScores | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,7 @@ def fingerprint(examples: Sequence[PreferenceExample]) -> str:
                 [e.id, e.prompt_id, e.row, e.separators, e.ranks, sorted((e.votes or {}).items())]
                 + ([asdict(e.dialogue)] if e.dialogue and not e.dialogue.of_text else [])
                 + [e.groups] * bool(e.groups)
+                + ([asdict(e.reference)] if e.reference else [])
             )
             for e in examples
         ]

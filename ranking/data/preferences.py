@@ -112,7 +112,7 @@ def sample_and_convert(
             bar.update(1)
         try:
             reading = drawn.read(k)
-            if isinstance(reading.prompt, str) and plan.separator is None:
+            if isinstance(reading.prompt, str) and plan.separator is None and not plan.scored:
                 reading = prompt_once(reading, drawn.whole_texts)
             paired = plan.gather != "single"
             reason = reason_to_drop(reading, include_ties) if paired else reason_not_text(reading)
@@ -128,6 +128,8 @@ def sample_and_convert(
             )
         remarks.update(reading.remarks)
         text = prompt if isinstance(prompt, str) else as_turns(prompt)
+        as_scored = plan.scored and isinstance(prompt, str)
+        between = "" if as_scored and separator is None else joint
         groups = drawn.groups(k)
         content = content_hash([text, *completions, *given_besides(reading)])
         occurrences[content] += 1
@@ -137,13 +139,14 @@ def sample_and_convert(
                 prompt_id=content_hash([cluster or text]),
                 prompt=text,
                 completions=tuple(completions),
-                separators=tuple(joints_of(prompt, completions, joint)),
+                separators=tuple(joints_of(prompt, completions, between)),
                 ranks=tuple(ranks),
                 votes=votes,
                 dataset=names[0],
                 row=int(number),
-                dialogue=None if of_the_paper else dialogue_of(reading),
+                dialogue=None if of_the_paper or as_scored else dialogue_of(reading),
                 groups=known_groups.setdefault(tuple(groups.items()), groups),
+                reference=reading.reference,
             )
         )
     if bar is not None:

@@ -29,6 +29,7 @@ from ranking.data.answers import (
 from ranking.data.cells import Reading, Row, is_texts, parsed, plain_name, text_of
 from ranking.data.columns import EXAMPLE, names_of, values_of
 from ranking.data.gathering import GRADES
+from ranking.data.given_scores import REFERENCE_COLUMNS, given_scores
 from ranking.data.messages import has_messages
 from ranking.data.prompts import (
     PROMPT_COLUMNS,
@@ -77,7 +78,8 @@ class Plan(NamedTuple):
 
     needed: columns that every row has. gather: how rows become examples: "rows" (each by itself),
     "raters", "graded", "trees" or "messages" (of trees), "single" (each by itself, without a
-    preference). rated: the rows are raters' (None: if they look so).
+    preference). rated: the rows are raters' (None: if they look so). scored: a reference's
+    log-likelihoods stand in the rows, of the very texts: prompt and answer are joined by nothing.
     """
 
     kind: str
@@ -89,6 +91,7 @@ class Plan(NamedTuple):
     gather: str = "rows"
     rated: bool | None = None
     rule: str | None = None
+    scored: bool = False
 
 
 PAIRS = (
@@ -189,6 +192,13 @@ def read_voted(row: Row, columns: Sequence[str], asked: PromptColumns, reader: R
     """Answers that are ranked without their votes, with the votes that stand in `votes`."""
     reading = reader(row, columns, asked)
     return reading._replace(votes=given_votes(row, len(reading.completions)) or None)
+
+
+def read_with_reference(
+    row: Row, columns: Sequence[str], asked: PromptColumns, reader: Reader
+) -> Reading:
+    """A pair with the log-likelihoods of a reference that stand in its row."""
+    return reader(row, columns, asked)._replace(reference=given_scores(row))
 
 
 SCHEMAS: list[Schema] = [
@@ -368,6 +378,9 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
         reader, gather, rated, rule = two_answers(schema, columns, rows, named)
     elif schema.kind in VOTED and has_votes(rows, named):
         reader = partial(read_voted, reader=reader)
+    scored = schema.kind == "pair" and set(REFERENCE_COLUMNS) <= set(columns)
+    if scored:
+        reader = partial(read_with_reference, reader=reader)
     asked = asked._replace(texts=text_columns(rows, needed))
     own = schema.columns[1:3] if schema.kind == "AlpacaFarm" else schema.columns
     read = partial(reader, columns=own, asked=asked)
@@ -382,7 +395,7 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
     unread = [c for c in columns if plain_name(c) in PROMPT_COLUMNS and c not in taken]
     check_read(schema, asked, named, has_votes(rows, named))
     return Plan(schema.kind, tuple(needed), tuple(unread), asked, read, schema.separator, gather,
-                rated, rule)  # fmt: skip
+                rated, rule, scored)  # fmt: skip
 
 
 def without_magnitudes(

@@ -89,6 +89,27 @@ def plan_output(
     return output
 
 
+def plan_file(
+    path: str, flag: str, overwrite: bool, reads: Iterable[str | None], others: Iterable[Path]
+) -> Path:
+    """One more file that a run writes, named by a flag, checked before anything is loaded.
+
+    reads: as for `plan_output`. others: what the run writes besides. ValueError where the file
+    exists (unless `overwrite`), is a directory, is read, or is one of the others.
+    """
+    file = Path(path)
+    for name in reads:
+        if name is not None and Path(name).resolve() == file.resolve():
+            raise ValueError(f"{flag} {path} is read, and would be overwritten: choose another")
+    if file.resolve() in {other.resolve() for other in others}:
+        raise ValueError(f"{flag} {path} is another file of this run: choose another name")
+    if file.is_dir():
+        raise ValueError(f"{flag} {path} is a directory: give the name of a file")
+    if file.exists() and not overwrite:
+        raise ValueError(f"{flag} {path} exists: choose another name or pass --overwrite")
+    return file
+
+
 def row_key(row: Record) -> tuple[str, str | None, str | None, str]:
     """What identifies an example's row: dataset, split, configuration and id."""
     return row["dataset"], row["split"], row.get("dataset_config"), row["id"]

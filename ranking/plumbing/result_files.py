@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 Record = dict[str, Any]  # a line of a JSON-lines file
 
@@ -15,12 +16,13 @@ def hash_config(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write `path` whole or not at all."""
+@contextmanager
+def written_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` when all of it is written, and else leaves nothing."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -28,9 +30,39 @@ def write_text_atomically(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `path` whole or not at all."""
+    with written_atomically(path) as file:
+        file.write(text.encode())
+
+
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows atomically, one JSON object a line. NaN is an error, write null instead."""
     write_text_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> None:
+    """Write rows of the same columns atomically, as a parquet file.
+
+    types: Arrow's names of the types of columns that may hold nothing but null ("float64"), with
+    brackets for lists of them ("[float64]"). ValueError where a column's values have no one type.
+    """
+    import pyarrow as pa  # only where a table is written
+    import pyarrow.parquet
+
+    def column(name: str) -> Any:
+        kind = types.get(name)
+        of_list = kind is not None and kind.startswith("[")
+        inner = pa.type_for_alias(kind.strip("[]")) if kind is not None else None
+        try:
+            return pa.array([r[name] for r in rows], pa.list_(inner) if of_list else inner)
+        except pa.ArrowException as error:
+            why = " ".join(str(error).split())
+            raise ValueError(f"{path}: column {name!r}: {why}; .jsonl can hold it") from None
+
+    table = pa.table({name: column(name) for name in rows[0]})
+    with written_atomically(path) as file:
+        pyarrow.parquet.write_table(table, file)
 
 
 def read_json_lines(path: Path) -> list[Record]:

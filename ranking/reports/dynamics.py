@@ -18,6 +18,7 @@ from ranking.metrics.dynamics import (
 )
 from ranking.metrics.idealized import required_loss
 from ranking.plumbing.result_files import Record, read_json_lines
+from ranking.reports.pairs import followed_pair_table
 from ranking.reports.style import (
     BLUE,
     GREEN,
@@ -29,7 +30,7 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import Table, percent, show_table, wandb_table
+from ranking.reports.tables import Table, as_wandb, percent, show_table
 
 DYNAMICS_FILE = "ranking_dynamics.jsonl"
 EQUATION_4 = {"None", "alpha_scaling", "sigmoid"}  # loss_type of rows; older ones have none
@@ -164,7 +165,8 @@ def grouped_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
 def log_dynamics(
     run, rows: Sequence[Record], texts: dict[str, dict], pictures: dict[str, Path]
 ) -> None:
-    """Pictures, and a table of hardest, easiest and flipped pairs at the best step."""
+    """Pictures and tables, and hardest, easiest and flipped pairs at the best step, in sections
+    `figures`, `dynamics` and `examples`."""
     import wandb
 
     for name, path in pictures.items():
@@ -184,16 +186,13 @@ def log_dynamics(
         "flipped to correct": [r for r in ranked if r["group"] == "incorrect_to_correct"][:50],
         "flipped to incorrect": [r for r in ranked if r["group"] == "correct_to_incorrect"][:50],
     }
-    pairs = [
-        {"kind": kind, "part": row["part"], "id": row["id"], **texts[row["id"]],
-         "log-ratio (policy)": row["chosen"] - row["rejected"],
-         "log-ratio (reference)": row["ref_chosen"] - row["ref_rejected"], "loss": row["loss"]}
-        for kind, chosen in kinds.items()
-        for row in chosen
-    ]  # fmt: skip
-    columns = ("kind", "part", "id", "prompt", "chosen", "rejected", "log-ratio (policy)",
-               "log-ratio (reference)", "loss")  # fmt: skip
-    run.log({"examples/pairs": wandb_table(pairs, columns)})
+    run.log(
+        {
+            "dynamics/groups": as_wandb(dynamics_table(rows, alone=True)),
+            "dynamics/displacement": as_wandb(displacement_table(rows)),
+            "examples/pairs": as_wandb(followed_pair_table(kinds, texts)),
+        }
+    )
 
 
 # ---------------------------------------------------------------------------- pictures

@@ -12,7 +12,10 @@ from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, hash_config, read_config, read_json_lines
 
 # keys that older files lack, or that are not in all
-NEWER = {"dataset_config", "config_hash", "messages", "groups", "hidden_products"}
+NEWER = {
+    "dataset_config", "config_hash", "messages", "groups", "hidden_products", "tools",
+    "template_kwargs", "messages_of_text",
+}  # fmt: skip
 
 
 class ScoredCompletion(TypedDict):
@@ -41,6 +44,9 @@ class ExampleRecord(TypedDict):
     config_hash: str  # of NAME.config.json
     prompt: str  # as text, which a model without a chat template is given
     messages: list[dict[str, Any]] | None  # the prompt as chat messages, if it is a dialogue
+    tools: NotRequired[list[dict[str, Any]]]  # what the template is given beside messages
+    template_kwargs: NotRequired[dict[str, Any]]  # the example's own
+    messages_of_text: NotRequired[bool]  # messages are read from text of turns (only if so)
     groups: dict[str, str]  # columns by which results are also given, with their values
     ranks: list[int]  # 1: best, equal: tied
     votes: dict[str, list[float]] | None  # "i,j" → raters who preferred i, and j
@@ -60,6 +66,16 @@ def recorded_messages(example: PreferenceExample) -> list[dict[str, Any]] | None
     return list(example.dialogue.messages) if example.dialogue else None
 
 
+def recorded_besides(example: PreferenceExample) -> dict[str, Any]:
+    """What a dialogue holds beside its messages: the keys of `ExampleRecord` that it needs."""
+    dialogue = example.dialogue
+    if dialogue is None:
+        return {}
+    given = {"tools": list(dialogue.tools or ()), "template_kwargs": dialogue.template_kwargs,
+             "messages_of_text": dialogue.of_text}  # fmt: skip
+    return {key: value for key, value in given.items() if value}
+
+
 def example_record(
     data: PreferenceData,
     example: PreferenceExample,
@@ -69,7 +85,7 @@ def example_record(
     model: str,
 ) -> ExampleRecord:
     """One line of the examples file. logps: nats, summed (Eq. 13)."""
-    return {
+    record: Any = {
         "id": example.id,
         "prompt_id": example.prompt_id,
         "dataset": data.name,
@@ -80,6 +96,7 @@ def example_record(
         "config_hash": config_hash,
         "prompt": example.prompt,
         "messages": recorded_messages(example),
+        **recorded_besides(example),
         "groups": example.groups,
         "ranks": list(example.ranks),
         "votes": recorded_votes(example),
@@ -98,13 +115,14 @@ def example_record(
             )
         ],
     }
+    return record
 
 
 def load_examples(path: str) -> list[Record]:
     """Rows of an examples file in the order of the data; ValueError if they are not that."""
     records = read_json_lines(Path(path))
     own = path.removesuffix(".examples.jsonl")
-    stems = (own, own.removesuffix(".policy"))  # scored by the idealized script, one summary of two
+    stems = [own, *(own.removesuffix(side) for side in (".policy", ".reference"))]  # of two models
     summaries = [stem + suffix for stem in stems for suffix in ("", ".jsonl", ".json")]
     unfinished = Path(f"{own}.config.json").exists() and not any(map(os.path.isfile, summaries))
     if part_files(Path(path)) or unfinished:

@@ -1,6 +1,7 @@
 """Every form of a preference pair on its way to the dynamics file, in order.
 
-1. texts: {id, prompt, chosen, rejected, separators, dialogue, dataset} (`preference_pairs`)
+1. texts: {id, prompt, chosen, rejected, separators, dialogue, dataset, reference}
+   (`preference_pairs`)
 2. token ids: two TokenizedCompletions (`tokenize_pairs`)
 3. a row of a dataset: COLUMNS and REFERENCE_COLUMNS (`pairs_dataset`); of the token ids that TRL
    makes of its text columns, by `cut_pair` and `pair_columns`
@@ -16,6 +17,7 @@ metrics, which read a padded batch, work on these log-likelihoods too.
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,16 +26,17 @@ from datasets import Dataset
 
 from ranking.data.conversions import preference_pairs
 from ranking.data.examples import PreferenceData
+from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.plumbing.processes import announce
 from ranking.scoring.chat import ChatOptions, Texts
 from ranking.scoring.loading import context_length
 from ranking.scoring.tokenization import TokenizedCompletion, tokenize_examples
+from ranking.training.given_reference import logps_of_pairs
 from ranking.training.reference_cache import reference_logps
 from ranking.training.templates import describe_template, ends_turn
 
 # number, token ids, and where in these the completion starts
 COLUMNS = ["pair", "chosen_ids", "chosen_start", "rejected_ids", "rejected_start"]
-REFERENCE_COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]  # nats, summed (Eq. 13)
 SUMS = ["chosen", "rejected", "ref_chosen", "ref_rejected", "n_chosen", "n_rejected"]
 
 
@@ -105,7 +108,8 @@ def prepare_pairs(
     mixed_precision: str,
 ) -> tuple[dict[str, Dataset], dict[str, dict]]:
     """Tokenized parts with reference log-likelihoods, `n_followed` training pairs among them as
-    "dynamics"; texts by id. mixed_precision: no, bf16 or fp16, of the reference's forward pass."""
+    "dynamics"; texts by id. mixed_precision: no, bf16 or fp16, of the reference's forward pass, for
+    pairs without log-likelihoods in the data, and a few with them."""
     limits = [x for x in (max_length, context_length(reference)) if x is not None]
     describe_template(tokenizer, examples, chat, add_eos)
     parts: dict[str, tuple[list, list]] = {}
@@ -121,13 +125,17 @@ def prepare_pairs(
             raise ValueError(f"{part}: no pair fits --max_length {min(limits)}")
         parts[part] = (pairs, tokenized)
         texts |= {pair["id"]: pair for pair in pairs}
-    everything = [pair for _, tokenized in parts.values() for pair in tokenized]
-    logps = reference_logps(
-        reference,
-        everything,
-        autocast={"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision),
-        tokens_per_batch=1024 if reference.device.type == "cpu" else 16384,
-    )
+    autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision)
+    logps = logps_of_pairs(
+        [pair for pairs, _ in parts.values() for pair in pairs],
+        [completions for _, tokenized in parts.values() for completions in tokenized],
+        partial(
+            reference_logps, reference, autocast=autocast,
+            tokens_per_batch=1024 if reference.device.type == "cpu" else 16384,
+        ),
+        reference_name=reference.config.name_or_path,
+        in_float32=autocast is None and reference.dtype == torch.float32,
+    )  # fmt: skip
     datasets, first = {}, 0
     for part, (pairs, tokenized) in parts.items():
         datasets[part] = pairs_dataset(pairs, tokenized, logps[first : first + len(pairs)])

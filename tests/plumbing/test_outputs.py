@@ -9,6 +9,7 @@ from ranking.plumbing.outputs import (
     merge_parts,
     part_file,
     part_files,
+    plan_file,
     plan_output,
 )
 from ranking.plumbing.result_files import read_json_lines
@@ -121,3 +122,23 @@ def test_a_run_that_finished_since_is_not_written_over(tmp_path):
     with pytest.raises(ValueError, match="run.jsonl exists: choose another"):
         begin_run(output, {"seed": 0}, overwrite=False)
     assert read_json_lines(tmp_path / "run.jsonl") == [{"n": 1}]
+
+
+def test_a_file_of_its_own_is_planned(tmp_path):
+    """Not one that is read, nor another of the run, nor, unless asked for, one that is there."""
+    output = plan_output(str(tmp_path), "run.jsonl", False, [])
+    read, there = tmp_path / "data.jsonl", tmp_path / "there.jsonl"
+    for path in (read, there):
+        path.write_text("{}")
+    how = {"reads": [None, str(read)], "others": [output.summary, output.beside("pairs.jsonl")]}
+    assert plan_file(str(tmp_path / "new.jsonl"), "--export", False, **how).name == "new.jsonl"
+    assert plan_file(str(there), "--export", True, **how) == there
+    for path, overwrite, why in (
+        (there, False, r"--export .*there.jsonl exists: choose another name or pass --overwrite"),
+        (read, True, "is read, and would be overwritten"),
+        (tmp_path / "x" / ".." / "data.jsonl", True, "is read"),
+        (tmp_path / "run.pairs.jsonl", True, "is another file of this run"),
+        (tmp_path, True, "is a directory"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            plan_file(str(path), "--export", overwrite, **how)

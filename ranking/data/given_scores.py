@@ -1,0 +1,42 @@
+"""A reference's log-likelihoods in the data: TRL's two columns, and what --export writes beside."""
+
+import math
+from typing import Any
+
+from ranking.data.cells import Row
+from ranking.data.examples import GivenScores
+
+REFERENCE_COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]  # nats, summed (Eq. 13)
+COUNT_COLUMNS = ["n_chosen", "n_rejected"]  # tokens
+
+
+def given_scores(row: Row) -> GivenScores | None:
+    """The log-likelihoods in a row, None where it has none; ValueError for what is no number."""
+    logps = [number_in(row, column) for column in REFERENCE_COLUMNS]
+    if any(logp is None or not math.isfinite(logp) for logp in logps):
+        return None
+    counts = [number_in(row, column) for column in COUNT_COLUMNS]
+    return GivenScores(
+        logps=tuple(float(logp) for logp in logps if logp is not None),
+        n_tokens=None if None in counts else tuple(int(n) for n in counts if n is not None),
+        truncated=bool(row.get("truncated")),
+        model=text_or_none(row.get("reference_model")),
+        dtype=text_or_none(row.get("reference_dtype")),
+        add_eos=row["add_eos"] if isinstance(row.get("add_eos"), bool) else None,
+    )
+
+
+def number_in(row: Row, column: str) -> float | None:
+    """The number in a column, which csv files hold as text; None where there is none."""
+    value = row.get(column)
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"column {column!r} should be a number, found {value!r:.40}") from None
+
+
+def text_or_none(value: Any) -> str | None:
+    """A cell that is text, and not empty."""
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,64 @@
+"""Log-likelihoods of a reference in the data: read with the pair, whose texts they are of."""
+
+import pytest
+from preference_rows import write
+
+from ranking.data.conversions import preference_pairs
+from ranking.data.examples import GivenScores, fingerprint
+from ranking.data.preferences import load_preferences
+
+ROW = {"prompt": "p", "chosen": "a", "rejected": "b", "ref_chosen_logps": -1.5,
+       "ref_rejected_logps": -2}  # fmt: skip
+BESIDE = {"n_chosen": 3, "n_rejected": 4, "truncated": True, "reference_model": "m",
+          "reference_dtype": "bfloat16", "add_eos": False}  # fmt: skip
+TURNS = "\n\nHuman: q\n\nAssistant:"
+
+
+def load(folder, *rows, name="x.jsonl", **how):
+    return load_preferences(write(folder / name, rows), **how).examples
+
+
+def test_trl_columns_alone_and_what_an_export_says_beside(tmp_path):
+    (example,) = load(tmp_path, ROW)
+    assert example.reference == GivenScores((-1.5, -2.0))
+    (example,) = load(tmp_path, {**ROW, **BESIDE})
+    assert example.reference == GivenScores((-1.5, -2.0), (3, 4), True, "m", "bfloat16", False)
+    assert preference_pairs([example])[0]["reference"] == example.reference
+
+
+def test_csv_and_nothing(tmp_path):
+    """Text that is a number counts; without both numbers there is none."""
+    (tmp_path / "x.csv").write_text(
+        "prompt,chosen,rejected,ref_chosen_logps,ref_rejected_logps\np,a,b,-1.5,-2\nq,a,b,-1,\n"
+    )
+    first, second = load_preferences(str(tmp_path / "x.csv")).examples
+    assert first.reference == GivenScores((-1.5, -2.0)) and second.reference is None
+    rows = [{**ROW, "ref_chosen_logps": x} for x in (None, -3.0)]
+    assert [e.reference is None for e in load(tmp_path, *rows)] == [True, False]
+    with pytest.raises(ValueError, match="row 1: column 'ref_chosen_logps' should be a number"):
+        load(tmp_path, {**ROW, "ref_chosen_logps": "much"})
+
+
+def test_texts_are_joined_as_they_stand(tmp_path):
+    """They are what was scored: no space is put between them, turns stay text, and a prompt that
+    the completions repeat is there twice."""
+    for prompt, chosen in (("p", "a"), (TURNS, " a"), ("p q", "p q a")):
+        row = {**ROW, "prompt": prompt, "chosen": chosen}
+        (example,) = load(tmp_path, row)
+        joined = example.prompt + example.separators[0] + example.completions[0]
+        assert joined == prompt + chosen and example.dialogue is None
+    plain = {key: ROW[key] for key in ("prompt", "chosen", "rejected")}
+    (example,) = load(tmp_path, plain, name="plain.jsonl")
+    assert example.separators == (" ", " ") and example.reference is None
+    assert load(tmp_path, ROW, separator=" ")[0].separators == (" ", " ")
+
+
+def test_only_they_change_the_fingerprint(tmp_path):
+    """So a run on other log-likelihoods is another run; data without them are as they were."""
+    with_scores = load(tmp_path, ROW)
+    changed = load(tmp_path, {**ROW, "ref_chosen_logps": -1.25})
+    none = load(tmp_path, {**ROW, "ref_chosen_logps": None})
+    assert len({fingerprint(e) for e in (with_scores, changed, none)}) == 3
+    row = {key: ROW[key] for key in ("prompt", "chosen", "rejected")}
+    (example,) = load(tmp_path, row, name="plain.jsonl")
+    assert fingerprint([example]) == "c0280aa07da5f62c"  # as before there were any
