@@ -1,6 +1,7 @@
 """The paper's figures from result files, and a page of everything that opens in a browser.
 
 python plot_results.py ranking-accuracy results/gpt2.jsonl --output fig1.png
+python plot_results.py rewards results/dpo.rewards.jsonl --output rewards.png
 python plot_results.py dynamics DPO_DIR/ranking_dynamics.jsonl --output fig2.png
 python plot_results.py win-rate results/win_rate.jsonl --output fig4.png
 python plot_results.py page results/gpt2.jsonl results/win_rate.jsonl --output report.html
@@ -35,6 +36,7 @@ from ranking.reports.idealized import (
 from ranking.reports.length import plot_length_difference
 from ranking.reports.page import write_page
 from ranking.reports.page_files import read_result_file
+from ranking.reports.rewards import plot_rewards
 from ranking.reports.win_rate import plot_win_rate
 
 # figure → function, columns its files have, where they come from
@@ -44,6 +46,9 @@ SUMMARIES: dict[str, tuple[Callable, set[str], str]] = {
     ),
     "accuracy-by-group": (
         plot_accuracy_by_group, {"by_group"}, "calculate_calibration_metrics.py"
+    ),
+    "rewards": (
+        plot_rewards, {"reward_margin", "model"}, "calculate_calibration_metrics.py, .rewards.jsonl"
     ),
     "idealized-accuracy": (
         plot_idealized_curves, {"critical_betas"}, "calculate_upper_bound_rlhf.py, .curve.jsonl"

@@ -1,7 +1,7 @@
 """Ranking accuracy as a table, a picture and wandb panels (Fig. 1, Tables 2-5)."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ranking.reports.labels import (
     by_normalization,
     dataset_of,
     model_labels,
+    panel_names,
     plain,
     refuse_two_runs,
     run_label,
@@ -168,13 +169,11 @@ def log_accuracy(
     every pair with its texts in `examples`. pairs: with rewards, where a reference was scored."""
     import wandb
 
-    parts = {(row["dataset_name"], dataset_of(row)) for row in rows}
-    names = [name for name, _ in parts]
+    rows = [row for row in rows if "reference_model" not in row]  # see `log_rewards`
+    names = panel_names(rows)
     for row in rows:
-        name = row["dataset_name"]
-        if names.count(name) > 1:
-            name = dataset_of(row)
-        key = f"{row.get('benchmark', name)}/{row['calib_property']}/{row['distance_metric']}"
+        name = row.get("benchmark", names[dataset_of(row)])
+        key = f"{name}/{row['calib_property']}/{row['distance_metric']}"
         run.summary[key] = row["distance_metric_value_mean"]
     tables: dict[str, Table | Columns] = {
         "accuracy/table": accuracy_table(rows),
@@ -242,7 +241,7 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
             [x for _, x in marked], [i - 0.36 for i, _ in marked], [i + 0.36 for i, _ in marked],
             colors=GREY, linestyles="dashed", label="chance",
         )  # fmt: skip
-    mark_baselines(axes, [last[setting] for setting in places])
+    mark_baselines(axes, enumerate(last[setting] for setting in places))
     names = [f"{labels[setting]}\n(n = {last[setting]['n']})" for setting in places]
     axes.set_yticks(range(len(places)), names, fontsize=8)
     axes.invert_yaxis()
@@ -257,9 +256,10 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
     save_figure(figure, path)
 
 
-def mark_baselines(axes, rows: Sequence[AccuracyRow]) -> None:
-    """What preferring the shorter or the longer completion would reach; rows: from the top down."""
-    known = [(place, row["baselines"]) for place, row in enumerate(rows) if row.get("baselines")]
+def mark_baselines(axes, placed: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+    """What preferring the shorter or the longer completion would reach; placed: place on the y-axis
+    and row, or group of a row."""
+    known = [(place, entry["baselines"]) for place, entry in placed if entry.get("baselines")]
     places = [place for place, _ in known]
     shorter = [100 * reached["shorter"] for _, reached in known]
     longer = [100 * reached["longer"] for _, reached in known]
@@ -313,7 +313,8 @@ def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Pat
 
 def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
     """Ranking accuracy of each group (the 30 largest of a column), length-normalized and summed,
-    with 95 % Wilson intervals and chance; a dotted line at the mean over groups; a mark per model.
+    with 95 % Wilson intervals, chance and what length alone reaches with the first model's tokens;
+    a dotted line at the mean over groups; a mark per model.
     """
     accuracies = accuracies_of(rows)
     refuse_two_runs(accuracies, "calib_property")
@@ -355,6 +356,7 @@ def draw_groups(
         label=f"{models[row['model']]}, mean over groups",
     )  # fmt: skip
     if number == 0:
+        mark_baselines(axes, [(shown.index(entry["group"]), entry) for entry in entries])
         chances = [
             (shown.index(e["group"]), e["chance"]) for e in entries if e["chance"] is not None
         ]
