@@ -294,7 +294,7 @@ def main(args: argparse.Namespace) -> None:
         settings = {**(policy.config or {}), **{k: str(v) for k, v in flags.items()}}
         run = start_wandb(project=args.wandb_project, config=settings)
         with finishing_wandb(run):
-            log_accuracy(run, rows, records, written["picture"], written.get("groups"))
+            log_accuracy(run, rows, records, written["picture"], written.get("groups"), pairs)
             log_rewards(run, rows, written.get("rewards"))
 
 

@@ -406,7 +406,8 @@ def test_wandb_keys(both, tmp_path, wandb_offline):
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert {
         "sample/reward_accuracy", "sample/reward_margin_per_token", "sample/reward_chosen_fell",
-        "sample/reward_only_ranking_right", "rewards", "ranking_and_reward", "rewards_figure",
+        "sample/reward_only_ranking_right", "rewards/table", "rewards/ranking_and_reward",
+        "rewards/figure",
         "sample/ranking_length-normalized/acc",
     } <= read_wandb_keys(log)  # fmt: skip
 

@@ -33,6 +33,12 @@ from ranking.reports.page_columns import (
 from ranking.reports.page_files import DYNAMICS, IDEALIZED, RANKING, WIN_RATE, ResultFile
 from ranking.reports.page_pairs import PagePairs, page_pairs
 from ranking.reports.page_tables import data_table, metric_table, result_table, run_table
+from ranking.reports.rewards import (
+    ranking_and_reward_table,
+    reward_displacement_table,
+    reward_table,
+    rewards_of,
+)
 from ranking.reports.tables import Table, as_html, as_text
 from ranking.reports.win_rate import win_rate_table
 
@@ -95,6 +101,13 @@ def results_section(files: Sequence[ResultFile]) -> Section:
     tables: list[tuple[str, Table]] = []
     if accuracies_of(ranking):
         tables.append(("Ranking accuracy, % [95 % interval]", result_table(ranking)))
+    rewards = rewards_of(ranking)
+    if rewards:
+        tables += [
+            ("Implicit rewards, %", reward_table(rewards)),
+            ("Pairs by ranking and reward, %", ranking_and_reward_table(rewards)),
+            ("Displacement of log-likelihoods", reward_displacement_table(rewards)),
+        ]
     for file in files:
         if file.comparisons:
             compared: list[Any] = file.comparisons

@@ -16,7 +16,7 @@ from ranking.reports.labels import (
 )
 from ranking.reports.page_files import ResultFile
 from ranking.reports.page_pairs import model_names
-from ranking.reports.tables import Table, percent, with_interval
+from ranking.reports.tables import Table, interval_of, percent, with_interval
 
 
 def run_table(files: Sequence[ResultFile]) -> Table:
@@ -147,9 +147,7 @@ def share_cell(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "–"
     value = found.get("distance_metric_value_mean", found.get("value"))
-    wilson, bootstrap = found.get("wilson_95"), found.get("bootstrap_95")
-    interval = wilson if wilson and wilson[0] is not None else bootstrap
-    return with_interval(value, interval or (None, None), digits=1)
+    return with_interval(value, interval_of(found), digits=1)
 
 
 def equal_length_cell(row: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import BETWEEN, Table, percent, show_table, wandb_table, with_interval
+from ranking.reports.tables import BETWEEN, Table, as_wandb, percent, show_table, with_interval
 
 REWARD_KINDS = {"length-normalized": "per token", "non-length-normalized": "summed"}
 OUTCOMES = ("both_right", "only_ranking_right", "only_reward_right", "both_wrong")
@@ -196,8 +196,8 @@ def show_rewards(rows: Sequence[Any]) -> None:
 
 
 def log_rewards(run, rows: Sequence[Any], picture: Path | None) -> None:
-    """Rewards as summary values of a wandb run, `DATASET/reward_…`, the tables and the picture;
-    benchmarks by implicit reward too."""
+    """Rewards as summary values of a wandb run, `DATASET/reward_…`, the tables and the picture
+    in the section `rewards`; benchmarks by implicit reward too."""
     import wandb
 
     found = rewards_of(rows)
@@ -223,19 +223,12 @@ def log_rewards(run, rows: Sequence[Any], picture: Path | None) -> None:
             key = f"{row['benchmark']}/reward_{kind}"
             run.summary[key] = row["distance_metric_value_mean"]
     tables = {
-        "rewards": reward_table(found),
-        "displacement": reward_displacement_table(found),
-        "ranking_and_reward": ranking_and_reward_table(found),
+        "rewards/table": reward_table(found),
+        "rewards/displacement": reward_displacement_table(found),
+        "rewards/ranking_and_reward": ranking_and_reward_table(found),
     }
-    run.log(
-        {
-            **{
-                name: wandb_table([dict(zip(columns, line)) for line in lines], columns)
-                for name, (columns, lines) in tables.items()
-            },
-            "rewards_figure": wandb.Image(str(picture)),
-        }
-    )
+    panels = {name: as_wandb(table) for name, table in tables.items()}
+    run.log({**panels, "rewards/figure": wandb.Image(str(picture))})
 
 
 # ---------------------------------------------------------------------------- picture

@@ -30,6 +30,14 @@ def signed_with_interval(value: float | None, interval: Sequence[float | None]) 
     return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
+def interval_of(found: Mapping[str, Any]) -> Sequence[float | None]:
+    """The 95 % interval of a row or of an entry of a group: Wilson's, else the bootstrap's."""
+    for interval in (found.get("wilson_95"), found.get("bootstrap_95")):
+        if interval and interval[0] is not None:
+            return interval
+    return None, None
+
+
 def console(width: int = 132):
     """The terminal as wide as it is; a file or pipe as wide as a table needs."""
     from rich.console import Console

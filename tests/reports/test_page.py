@@ -14,7 +14,7 @@ from result_rows import evaluated_pairs, idealized_rows
 
 from ranking.metrics.accuracy import summarize_dataset
 from ranking.metrics.comparison import compare_models
-from ranking.metrics.rewards import reward_pairs
+from ranking.metrics.rewards import reward_pairs, summarize_rewards
 from ranking.plumbing.result_files import read_json_lines, write_json_lines
 from ranking.reports.page import page_html, write_page
 from ranking.reports.page_files import read_result_file
@@ -103,7 +103,14 @@ def write_run(folder, name, records, reference=None):
     rows = []
     for dataset in dict.fromkeys(record["dataset"] for record in records):
         own = [record for record in records if record["dataset"] == dataset]
-        rows += summarize_dataset(own, {**common, "dataset_name": dataset}, False, 0)
+        columns = {**common, "dataset_name": dataset}
+        rows += summarize_dataset(own, columns, False, 0)
+        if reference is not None:
+            before = [record for record in reference if record["dataset"] == dataset]
+            pairs = list(reward_pairs(list(zip(own, before)), 0.5))
+            sizes = [len(record["ranks"]) for record in own]
+            columns |= {"beta": 0.5, "reference_model": reference[0]["model"]}
+            rows += summarize_rewards(pairs, sizes, columns, None, 0)
     summary = folder / f"{name}.jsonl"
     write_json_lines(summary, rows)
     write_json_lines(folder / f"{name}.examples.jsonl", records)
@@ -286,18 +293,21 @@ def test_baselines_and_reward_accuracy_where_there_are(tmp_path):
     for name, row in zip(("R̃ at equal length", "R at equal length"), found):
         value = row["at_equal_length"]
         assert line[name].split()[0] == ("–" if value is None else f"{100 * value:.1f}")
-    for k, row in enumerate(found):
-        entry = {**row["by_group"][0], "value": 0.25 + k / 2}
-        rows.append({**row, "distance_metric": "reward_acc", "by_group": [entry], "mean_over_groups": [],
-                     "distance_metric_value_mean": 0.8125 - k / 4})  # fmt: skip
-    write_json_lines(summary, rows)
-    table = Tables(page_of(summary)).with_columns("group")
-    lines = [dict(zip(table[0], cells)) for cells in table[1:]]
-    assert lines[0]["reward accuracy per token"].startswith("81.2 [")
-    assert lines[0]["reward accuracy"].startswith("56.2 [")
-    assert lines[1]["group"] == "domain: chat" and lines[1]["reward accuracy"].startswith("75.0 [")
-    assert lines[1]["reward accuracy per token"].startswith("25.0 [")
-    assert {line["reward accuracy"] for line in lines[2:]} == {"–"}
+    summary = write_run(tmp_path, "tuned", records, few_records("before", seed=5)[:22])
+    html = page_of(summary)
+    table = Tables(html).with_columns("group", "reward accuracy")
+    lines = {tuple(cells[1:3]): dict(zip(table[0], cells)) for cells in table[1:]}
+    rewards = [r for r in read_json_lines(summary) if r["distance_metric"] == "reward_acc"]
+    assert len(rewards) == 4
+    for row in rewards:
+        per_token = " per token" * (row["calib_property"] == "ranking_length-normalized")
+        label = f"{row['dataset_name']}:test, EOS scored"
+        entries = [(row["distance_metric_value_mean"], "")]
+        entries += [(e["value"], f"domain: {e['group']}") for e in row["by_group"]]
+        for value, group in entries:
+            cell = lines[label, group][f"reward accuracy{per_token}"]
+            assert cell.startswith(f"{100 * value:.1f} [")
+    assert len(Tables(html).with_columns("only reward")) == len(rewards) + 1
 
 
 def test_comparisons_are_tables(tmp_path):
