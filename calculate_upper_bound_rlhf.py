@@ -51,7 +51,6 @@ from ranking.scoring.comparable import (
     ScoringRun,
     announce_uneven_cuts,
     check_comparable,
-    planned_scoring_run,
     read_scoring_run,
     shared_examples,
 )
@@ -63,9 +62,10 @@ from ranking.scoring.flags import (
     MODEL_FLAGS,
     add_scoring_arguments,
     parse_scoring_args,
+    refuse_idle_flags,
     take,
 )
-from ranking.scoring.models import check_model_path, check_revision, find_model
+from ranking.scoring.models import check_model_path, check_revision
 from ranking.scoring.rated_pairs import (
     PairRules,
     check_all_scored,
@@ -73,16 +73,13 @@ from ranking.scoring.rated_pairs import (
     dataset_key,
     rated_pairs,
 )
-from ranking.scoring.run_config import LIBRARIES, make_run_config, scoring_settings
+from ranking.scoring.run_config import LIBRARIES, scoring_settings
+from ranking.scoring.runs import check_ties_are_there, plan_run, scored_run
 from ranking.scoring.tuned_pairs import add_tuned_losses, read_runs
 
 WRITES = {  # of every run; more where a model is scored
     "pairs": "pairs.jsonl", "curve": "curve.jsonl", "picture": "curve.png",
     "losses": "required_loss.png", "groups": "groups.png",
-}  # fmt: skip
-OF_RESULTS = {  # flags that do something where no model is scored
-    "output_dir", "output_filename", "overwrite", "wandb_project", "loglevel", "seed",
-    "include_ties",
 }  # fmt: skip
 
 
@@ -95,35 +92,13 @@ def files_of_scoring(reference: str | None, policy: str | None) -> list[str]:
 
 def check_runs(reference: ScoringRun, policy: ScoringRun | None, rules: PairRules) -> None:
     """Raise ValueError where these runs and rules do not go together, before anything is scored."""
-    for run in filter(None, (reference, policy)):
-        if rules.include_ties and run.config is not None and not run.config.get("include_ties"):
-            raise ValueError(f"--include-ties: {run.name} was scored without: its ties are missing")
+    for run in filter(None, (reference, policy)) if rules.include_ties else ():
+        check_ties_are_there(run)
     if policy is not None:
         check_comparable(reference, policy)
         if policy.found is not None:
             check_all_scored(reference.records, policy.records, rules)
     check_assumed_proportion(reference.records, rules.assumed_proportion)
-
-
-def scored_run(
-    run: ScoringRun,
-    datasets: Sequence[PreferenceData],
-    output: Output,
-    overwrite: bool,
-    model_flags: dict[str, Any],
-) -> tuple[ScoringRun, dict[tuple, Record]]:
-    """A run with its records, scored now where they are planned, and the facts of each dataset
-    that was scored now."""
-    if run.found is None:
-        return run, {}
-    from ranking.scoring.score import score_datasets  # PyTorch: only where a model is scored
-
-    scored = score_datasets(run.found, datasets, output, run.config, overwrite, **model_flags)
-    records: list[Record] = [record for result in scored for record in result.records]
-    facts = {
-        (data.name, data.split, data.config): result.facts for data, result in zip(datasets, scored)
-    }
-    return run._replace(records=records), facts
 
 
 def common_columns(
@@ -236,9 +211,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     policy.add_argument("--policy-name-or-path", help="tuned model, scored on the same examples")
     policy.add_argument("--policy-examples", help="examples file of the tuned model")
     models.add_argument("--policy-revision", help="hub revision of --policy-name-or-path")
-    before = len(parser._actions)
-    add_scoring_arguments(parser, [ALPACA_FARM])
-    scoring_flags = [action.dest for action in parser._actions[before:]]
+    scoring_flags = add_scoring_arguments(parser, [ALPACA_FARM])
     ideal = parser.add_argument_group("idealized accuracy")
     ideal.add_argument(
         "--betas", nargs="+", default=list(BETAS), help="β of the KL term",
@@ -289,12 +262,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--export {args.export}: give a name that ends with "
                      f"{' or '.join(EXPORT_SUFFIXES)}")  # fmt: skip
     if not (args.lm_name_or_path or args.policy_name_or_path):
-        for name in scoring_flags:
-            if name not in OF_RESULTS and getattr(args, name) != parser.get_default(name):
-                flag = f"--{name.replace('_', '-')}"
-                parser.error(
-                    f"{flag}: the data are those of --reference-examples, nothing is scored"
-                )
+        refuse_idle_flags(parser, vars(args), scoring_flags, "--reference-examples")
     args.dataset = args.dataset or [ALPACA_FARM]
     return args
 
@@ -322,13 +290,11 @@ def main(args: argparse.Namespace) -> None:
     runs = read_runs(args.dynamics)
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS)) if any(models) else []
 
-    def plan(name: str | None, revision: str | None) -> ScoringRun:
-        found = find_model(name, revision, args.dtype, args.device)
-        config = make_run_config(found, datasets, **take(flags, CONFIG_FLAGS))
-        return planned_scoring_run(found, datasets, config)
-
-    reference = given[0] or plan(models[0], args.revision)
-    policy = given[1] or (plan(models[1], args.policy_revision) if models[1] else None)
+    how_planned = take(flags, (*CONFIG_FLAGS, "dtype", "device"))
+    reference = given[0] or plan_run(models[0], args.revision, datasets, **how_planned)
+    policy = given[1]
+    if models[1]:
+        policy = plan_run(models[1], args.policy_revision, datasets, **how_planned)
     check_runs(reference, policy, rules)
     check_keep(args.keep, reference.records)
 

@@ -1,8 +1,10 @@
-"""The paper's figures from result files.
+"""The paper's figures from result files, and a page of everything that opens in a browser.
 
 python plot_results.py ranking-accuracy results/gpt2.jsonl --output fig1.png
+python plot_results.py rewards results/dpo.rewards.jsonl --output rewards.png
 python plot_results.py dynamics DPO_DIR/ranking_dynamics.jsonl --output fig2.png
 python plot_results.py win-rate results/win_rate.jsonl --output fig4.png
+python plot_results.py page results/gpt2.jsonl results/win_rate.jsonl --output report.html
 """
 
 import argparse
@@ -32,6 +34,9 @@ from ranking.reports.idealized import (
     plot_required_loss,
 )
 from ranking.reports.length import plot_length_difference
+from ranking.reports.page import write_page
+from ranking.reports.page_files import read_result_file
+from ranking.reports.rewards import plot_rewards
 from ranking.reports.win_rate import plot_win_rate
 
 # figure → function, columns its files have, where they come from
@@ -41,6 +46,9 @@ SUMMARIES: dict[str, tuple[Callable, set[str], str]] = {
     ),
     "accuracy-by-group": (
         plot_accuracy_by_group, {"by_group"}, "calculate_calibration_metrics.py"
+    ),
+    "rewards": (
+        plot_rewards, {"reward_margin", "model"}, "calculate_calibration_metrics.py, .rewards.jsonl"
     ),
     "idealized-accuracy": (
         plot_idealized_curves, {"critical_betas"}, "calculate_upper_bound_rlhf.py, .curve.jsonl"
@@ -70,24 +78,36 @@ DYNAMICS = {
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument(
-        "figure", choices=(*SUMMARIES, "sweep", *DYNAMICS), help="which of the paper's figures"
-    )
+        "figure", choices=(*SUMMARIES, "sweep", *DYNAMICS, "page"),
+        help="which of the paper's figures; page: tables, pictures and pairs in one HTML file",
+    )  # fmt: skip
     parser.add_argument(
         "files", nargs="+", type=Path,
-        help="summaries of one or several runs; one ranking_dynamics.jsonl; for sweep, several",
+        help="summaries of one or several runs; one ranking_dynamics.jsonl; for sweep, several; "
+        "for page, any of these",
     )  # fmt: skip
     parser.add_argument(
         "--at", choices=("lowest-loss", "last"), default="lowest-loss",
         help="step of a sweep's runs: of the lowest validation loss (the paper's), or the last",
     )  # fmt: skip
-    parser.add_argument("--output", required=True, type=Path, help=".png or .pdf")
+    parser.add_argument("--output", required=True, type=Path, help=".png or .pdf; of a page .html")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.output.suffix not in (".png", ".pdf") or not args.output.parent.is_dir():
-        raise ValueError(f"--output {args.output}: give a .png or .pdf in a directory that exists")
-    if args.figure in DYNAMICS:
+    suffixes = (".html",) if args.figure == "page" else (".png", ".pdf")
+    if args.output.suffix not in suffixes or not args.output.parent.is_dir():
+        raise ValueError(
+            f"--output {args.output}: give a {' or '.join(suffixes)} in a directory that exists"
+        )
+    if args.figure == "page":
+        try:
+            write_page([read_result_file(file) for file in args.files], args.output)
+        except KeyError as error:
+            raise ValueError(
+                f"no {error} in a line of one of these files: write them anew"
+            ) from None
+    elif args.figure in DYNAMICS:
         if len(args.files) > 1:
             raise ValueError(f"{args.figure} takes one dynamics file, found {len(args.files)}")
         DYNAMICS[args.figure](read_dynamics(args.files[0]), args.output)

@@ -9,6 +9,8 @@ idealized (Tables 1, 6): R* by Corollary 3.3 over β = 0.01, 0.1, 1, 5, 10; gap 
 conventions, length: files of conventions.py and length_difference.py. dynamics, sweep: files
 ranking_dynamics.jsonl of dpo.py. win-rate: a file of calculate_win_rate.py --checkpoints.
 benchmarks: RewardBench, RM-Bench and others by their own protocols, of the ranking script.
+rewards, displacement, ranking-and-reward: implicit rewards, how likelihoods moved, and the 2 × 2
+table of Remark 2.5, of the ranking script with a reference.
 comparison, mcnemar: NAME.compare.jsonl of its --compare.
 Models that the paper does not have are shown beside --beside MODEL, one that it has.
 """
@@ -34,6 +36,11 @@ from ranking.reports.labels import (
     short,
 )
 from ranking.reports.length import length_table
+from ranking.reports.rewards import (
+    ranking_and_reward_table,
+    reward_displacement_table,
+    reward_table,
+)
 from ranking.reports.tables import BETWEEN, Table, as_latex, as_markdown, percent
 from ranking.reports.win_rate import win_rate_table
 
@@ -119,6 +126,9 @@ SUMMARIES = {  # table → its builder, from the rows of all files and --beside
     "length": lambda rows, beside: length_table(rows),
     "win-rate": lambda rows, beside: win_rate_table(rows),
     "benchmarks": lambda rows, beside: benchmark_table(rows),
+    "rewards": lambda rows, beside: reward_table(rows),
+    "displacement": lambda rows, beside: reward_displacement_table(rows),
+    "ranking-and-reward": lambda rows, beside: ranking_and_reward_table(rows),
     "comparison": lambda rows, beside: comparison_table(rows),
     "mcnemar": lambda rows, beside: mcnemar_table(rows),
 }

@@ -29,6 +29,7 @@ from ranking.metrics.accuracy import (
     summarize_dataset,
 )
 from ranking.metrics.comparison import ComparisonRow
+from ranking.metrics.orders import untied_pairs
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import read_json_lines, write_json_lines
 from ranking.reports.accuracy import plot_ranking_accuracy, show_accuracy
@@ -531,6 +532,13 @@ def read_wandb_keys(log: Path) -> set[str]:
     return keys
 
 
+def read_wandb_table(folder: Path, name: str) -> list[dict]:
+    """Lines of a table of an offline run."""
+    (file,) = folder.glob(f"files/media/table/{name}_*.table.json")
+    table = json.loads(file.read_text())
+    return [dict(zip(table["columns"], line)) for line in table["data"]]
+
+
 def test_ties_compare_and_wandb(
     uninterrupted, tiny_model_directory, tmp_path, wandb_offline, capsys
 ):
@@ -574,7 +582,21 @@ def test_ties_compare_and_wandb(
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     keys = read_wandb_keys(log)
     assert "sample/ranking_length-normalized/acc" in keys
-    assert {"ranking_accuracy", "examples", "figure"} <= keys
+    tables = {"accuracy/table", "accuracy/numbers", "accuracy/length", "examples/pairs"}
+    assert {*tables, "accuracy/figure"} <= keys
+    records = read_json_lines(tmp_path / "run.examples.jsonl")
+    pairs = read_wandb_table(log.parent, "examples/pairs")
+    untied = [r for r in records if len(set(r["ranks"])) > 1]
+    ids = [r["id"] for r in untied for _ in untied_pairs(r["ranks"])]
+    assert sorted(line["id"] for line in pairs) == sorted(ids)
+    by_id = {record["id"]: record for record in records}
+    for line in pairs:
+        logps = {c["text"]: c["logp"] for c in by_id[line["id"]]["completions"]}
+        ratio = logps[line["chosen"]] - logps[line["rejected"]]
+        assert line["log-ratio"] == pytest.approx(ratio, abs=1e-3)
+    numbers = read_wandb_table(log.parent, "accuracy/numbers")
+    whole = [line["value"] for line in numbers if line["column"] is None]
+    assert whole == [row["distance_metric_value_mean"] for row in rows]
 
 
 def test_bundled_wheel_model_converts_once(tmp_path, monkeypatch):

@@ -149,7 +149,8 @@ def test_wandb_run_is_written_offline(files, wandb_offline):
     more = ["--reference-examples", folder / "ref.jsonl", "--wandb-project", "ideal"]
     run_script(main, parse_args(flags(folder, *more)))
     (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    assert {"idealized_accuracy", "curve", "required_loss"} <= read_wandb_keys(log)
+    names = {"accuracy", "by_beta", "curve", "required_loss"}
+    assert {f"idealized/{name}" for name in names} <= read_wandb_keys(log)
 
 
 def tuned_run(folder, name, pairs, seed, beta=0.1, shift=0.0):

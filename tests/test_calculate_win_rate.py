@@ -137,7 +137,7 @@ def test_checkpoints(reward_model, preferences, two_models, tmp_path, wandb_offl
                "--reference-name-or-path", bad, "--dataset", preferences, "--sample-size", "20",
                "--max-new-tokens", "8", "--wandb-project", "wins"))  # fmt: skip
     (log,) = wandb_offline.glob("wandb/offline-run-*/run-*.wandb")
-    assert {"win_rate", "pairs", "figure"} <= read_wandb_keys(log)
+    assert {"win_rate/table", "win_rate/figure", "examples/judged"} <= read_wandb_keys(log)
     rows = read_json_lines(tmp_path / "wins.jsonl")
     assert [row["step"] for row in rows] == [2, 4, 10]
     n_weights = 600 * 32

@@ -100,6 +100,8 @@ def test_original_command(tiny_model_directory, tmp_path):
         "eval/distance/squared",
         "figures/displacement",
         "examples/pairs",
+        "dynamics/groups",
+        "dynamics/displacement",
         "train/loss",
     } <= logged
     assert AutoModelForCausalLM.from_pretrained(output).config.model_type == "llama"
@@ -196,6 +198,61 @@ def test_dynamics_agree_with_the_evaluation_script(tiny_model_directory, tmp_pat
     results = json.loads((output / "test_results.json").read_text())
     assert (results["n"], results["test_ranking/accuracy"]) == (len(test), pytest.approx(right))
     assert f"ranking accuracy {100 * right:.1f} % (reference:" in capsys.readouterr().out
+
+
+def test_two_losses_and_their_pairs_in_the_idealized_script(
+    tiny_model_directory, preferences, tmp_path, capsys
+):
+    """Two seeds of hinge, whose pairs are joined with those of the reference's examples; ipo's are
+    of another setting. Each loss meets its own threshold where it ranks correctly."""
+    files = {}
+    for name, loss, seed in (("one", "hinge", 0), ("two", "hinge", 1), ("three", "ipo", 0)):
+        more = ["--report_to=none", "--bf16=false", "--warmup_steps=0", "--max_steps=2",
+                "--eval_steps=1", "--save_strategy=no", "--load_best_model_at_end=false", "--alpha=1",
+                f"--loss_type={loss}", f"--seed={seed}", "--dynamics_sample_size=30",
+                f"--dataset_name={preferences}",
+                "--max_length=4096"]  # fmt: skip
+        flags = command(tiny_model_directory, tmp_path / name, *more)
+        main([flag for flag in flags if flag != "--dataset_name=sample"])
+        files[name] = tmp_path / name / "ranking_dynamics.jsonl"
+        test = json.loads((tmp_path / name / "test_results.json").read_text())
+        accuracy = "test_ranking/accuracy" + "_normalized" * (loss == "ipo")
+        assert test["test_ranking/meets_threshold"] == test[accuracy]
+        assert test.get("test_ranking/proposition_2_6_right", 1) == 1
+        assert 0 <= test["test_displacement/both_fell"] <= test["test_displacement/chosen_fell"]
+        assert {row["loss_type"] for row in read_dynamics(files[name])} == {loss}
+
+    def idealized(*dynamics):
+        more = ["--lm-name-or-path", tiny_model_directory, "--dataset", preferences,
+                "--assumed-proportion", 0.75,
+                "--output-dir", tmp_path, "--output-filename", "i.jsonl", "--dynamics", *dynamics]  # fmt: skip
+        calculate_upper_bound_rlhf.main(calculate_upper_bound_rlhf.parse_args(list(map(str, more))))
+
+    with pytest.raises(
+        ValueError, match="has loss hinge, .* ipo: a mean is over runs of one setting"
+    ):
+        idealized(files["one"], files["three"])
+    idealized(files["one"], files["two"])
+    runs = [read_dynamics(files[name]) for name in ("one", "two")]
+    best = []
+    for rows in runs:
+        steps = {row["step"] for row in rows}
+        means = {step: np.mean([r["loss"] for r in rows
+                                if (r["step"], r["part"]) == (step, "validation")])
+                 for step in steps}  # fmt: skip
+        best.append({r["id"]: r for r in rows if r["step"] == min(means, key=means.get)})
+    joined = 0
+    for pair in read_json_lines(tmp_path / "i.pairs.jsonl"):
+        own = [rows[pair["id"]] for rows in best if pair["id"] in rows]
+        assert pair["n_runs"] == len(own)
+        if own:
+            joined += 1
+            assert pair["tuned_loss"] == pytest.approx(np.mean([row["loss"] for row in own]))
+            assert pair["flipped_in"] == sum(row["chosen"] >= row["rejected"] for row in own)
+            c = np.mean([row["ref_rejected"] - row["ref_chosen"] for row in own])
+            assert pair["c"] == pytest.approx(c, abs=1e-2)
+    assert joined >= 30 + 12  # followed and validation
+    assert f"{joined} of " in capsys.readouterr().err
 
 
 def test_the_best_evaluation_by_another_metric(tiny_model_directory, tmp_path, capsys):

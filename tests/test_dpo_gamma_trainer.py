@@ -558,6 +558,57 @@ def test_metrics_do_not_depend_on_the_batch(tmp_path, tokenizer, texts):
 
 
 @pytest.mark.parametrize(
+    ("loss", "more", "name"),
+    [
+        ("ipo", {"beta": 1.0}, "ipo"),
+        ("hinge", {"beta": 0.2}, "hinge"),
+        ("robust", {"label_smoothing": 0.7}, "robust"),  # whose loss would rise with the margin
+        ("sigmoid", {"f_divergence_type": "js_divergence"}, "sigmoid (js_divergence)"),
+        (["alpha_scaling", "sft"], {}, "alpha_scaling+sft"),
+    ],
+)
+def test_the_threshold_and_displacement_of_the_loss_that_trains(
+    tmp_path, tokenizer, texts, loss, more, name
+):
+    """By brute force from the dynamics file, whose rows say what trained."""
+    run = trainer(tmp_path, tokenizer, texts, model=tiny_model(1), loss_type=loss, **more,
+                  eval_dataset=Dataset.from_list(texts), dynamics_file=tmp_path / "d.jsonl")  # fmt: skip
+    metrics = run.evaluate()
+    rows = read_dynamics(tmp_path / "d.jsonl")
+    assert {row["loss_type"] for row in rows} == {name}
+    assert {row["rounding"] for row in rows} == {2.0**-23}
+    columns = {key: np.array([row[key] for row in rows]) for key in (
+        "chosen", "rejected", "ref_chosen", "ref_rejected", "n_chosen", "n_rejected")}  # fmt: skip
+    down = [columns[side] < columns[f"ref_{side}"] - 1e-3 for side in ("chosen", "rejected")]
+    assert metrics["eval_displacement/chosen_fell"] == down[0].mean()
+    assert metrics["eval_displacement/rejected_fell"] == down[1].mean()
+    assert metrics["eval_displacement/both_fell"] == (down[0] & down[1]).mean()
+    change = (columns["rejected"] - columns["ref_rejected"]).mean()
+    assert metrics["eval_displacement/mean_rejected_change"] == pytest.approx(change)
+    own = np.array([row["group"] == "incorrect_to_incorrect" for row in rows])
+    change = (columns["chosen"] - columns["ref_chosen"])[own].mean()
+    of_group = metrics["eval_displacement/incorrect_to_incorrect_mean_chosen_change"]
+    assert own.any() and of_group == pytest.approx(change)
+    thresholds = {k for k in metrics if "threshold" in k or "wrong_at_lowest" in k}
+    if name not in ("ipo", "hinge"):
+        assert not thresholds
+        return
+    assert len(thresholds) == 2
+    per_token = name == "ipo"
+    ratios = [
+        columns[f"{whose}chosen"] / (columns["n_chosen"] if per_token else 1)
+        - columns[f"{whose}rejected"] / (columns["n_rejected"] if per_token else 1)
+        for whose in ("", "ref_")
+    ]
+    assert metrics["eval_ranking/meets_threshold"] == (ratios[0] >= 0).mean()
+    assert metrics["eval_ranking/accuracy" + "_normalized" * per_token] == (ratios[0] >= 0).mean()
+    lowest = 1 / (2 * 1.0) if per_token else 1 / 0.2  # as a log-ratio above the reference's
+    wrong = (ratios[1] + lowest < 0).mean()
+    assert metrics["eval_ranking/wrong_at_lowest_loss"] == wrong
+    assert per_token or 0 < wrong < 1
+
+
+@pytest.mark.parametrize(
     "option",
     [{"label_smoothing": 0.1}, {"f_divergence_type": "js_divergence"}, {"ld_alpha": 0.5},
      {"use_weighting": True}, {"sync_ref_model": True}, {"label_smoothing_factor": 0.1}],

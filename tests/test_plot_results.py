@@ -1,7 +1,7 @@
 """The command line of the figures; what they show: tests/reports."""
 
 import pytest
-from result_rows import evaluated_pairs, ranking_rows
+from result_rows import evaluated_pairs, idealized_rows, ranking_rows
 
 import plot_results
 from ranking.plumbing.result_files import write_json_lines
@@ -29,7 +29,11 @@ def test_dynamics_command_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("fig", "give a .png or .pdf"), ("none/fig.png", "in a directory that exists")],
+    [
+        ("fig", "give a .png or .pdf"),
+        ("fig.html", "give a .png or .pdf"),
+        ("none/fig.png", "in a directory that exists"),
+    ],
 )
 def test_where_a_picture_goes_is_checked_first(tmp_path, name, message):
     arguments = ["ranking-accuracy", "missing.jsonl", "--output", str(tmp_path / name)]
@@ -43,3 +47,27 @@ def test_rows_without_the_columns_are_one_line(tmp_path):
     arguments = ["ranking-accuracy", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / "f.png")]
     with pytest.raises(ValueError, match="r.jsonl: not a file of"):
         plot_results.main(plot_results.parse_args(arguments))
+
+
+def test_page_command_line(tmp_path, capsys):
+    """Any mix of result files; no other figure is HTML, and a page is nothing else."""
+    write_json_lines(tmp_path / "r.jsonl", ranking_rows())
+    idealized = [{**row, "dataset_split": "test"} for row in idealized_rows()]
+    write_json_lines(tmp_path / "i.jsonl", idealized)
+    write_json_lines(tmp_path / "ranking_dynamics.jsonl", evaluated_pairs())
+    files = [str(tmp_path / name) for name in ("r.jsonl", "i.jsonl", "ranking_dynamics.jsonl")]
+    output = tmp_path / "report.html"
+    plot_results.main(plot_results.parse_args(["page", *files, "--output", str(output)]))
+    assert capsys.readouterr().out == f"{output}\n"
+    html = output.read_text("utf-8")
+    for cell in ("r.jsonl", "i.jsonl", "ranking_dynamics.jsonl", "60.0 [55.0, 65.0]"):
+        assert f">{cell}</td>" in html
+    with pytest.raises(ValueError, match="give a .html in a directory that exists"):
+        plot_results.main(plot_results.parse_args(["page", files[0], "--output", "x.png"]))
+    write_json_lines(tmp_path / "i.jsonl", idealized_rows())  # as of an older version
+    with pytest.raises(ValueError, match="no 'dataset_split' in a line of one of these files"):
+        plot_results.main(plot_results.parse_args(["page", *files, "--output", str(output)]))
+    with pytest.raises(ValueError, match="missing.jsonl"):
+        plot_results.main(
+            plot_results.parse_args(["page", "missing.jsonl", "--output", str(output)])
+        )

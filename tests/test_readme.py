@@ -1,5 +1,6 @@
 """The pages' commands parse, those of README.md run; links, tables and versions are right."""
 
+import ast
 import importlib
 import json
 import multiprocessing
@@ -17,6 +18,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoModelForSequenceClassification
 
+from ranking.reports.page_columns import COMPLETION_COLUMNS, PAIR_COLUMNS
 from reproduce import update_readmes
 
 ROOT = Path(__file__).parents[1]
@@ -211,6 +213,31 @@ def test_readme_is_one_screen():
     assert "ranking/scoring" in names and "dpo.py" in heart
     for name in [*names, *heart]:
         assert (ROOT / name).exists(), name
+
+
+def columns_of_tables() -> set[str]:
+    """Texts in lists that functions of ranking/reports call `columns`, without intervals and R̃."""
+    found = set()
+    for file in (ROOT / "ranking/reports").glob("[!p]*.py"):  # the page has a legend of its own
+        for function in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(function, ast.FunctionDef) or not function.name.endswith("_table"):
+                continue
+            for node in ast.walk(function):
+                named = getattr(node, "targets", [getattr(node, "target", None)])
+                if [getattr(name, "id", None) for name in named] == ["columns"]:
+                    texts = [n for n in ast.walk(node.value) if isinstance(n, ast.Constant)]
+                    found |= {n.value for n in texts if isinstance(n.value, str)}
+    return {re.sub(r" \[95 %\]|, %$|^\W*(?=\w)", "", text).strip() for text in found} - {""}
+
+
+def test_every_column_is_defined_in_the_page_on_reading():
+    """Those of the tables on the screen, of the page's and wandb's pairs, and of completions."""
+    text = page_text("docs/reading.md")
+    titles = columns_of_tables() | {column.title for column in PAIR_COLUMNS}
+    assert {"chance", "AUC", "both fell", "win rate", "log-ratio"} <= titles
+    assert [title for title in sorted(titles) if title not in text] == []
+    for column in COMPLETION_COLUMNS:
+        assert column.title.removesuffix(", %") in text, column.title
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ completion; `ranks` the human order, 1 = best, equal = tied.
 import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -195,6 +195,7 @@ class SettingColumns(TypedDict):
     include_ties: bool
     seed: int  # of the sample and the bootstrap
     versions: dict[str, str]  # library → version
+    examples_file: NotRequired[str]  # where log-likelihoods were read from: --policy-examples
 
 
 class TextColumns(TypedDict, total=False):
@@ -212,7 +213,7 @@ class TextColumns(TypedDict, total=False):
 
 
 class ScoringColumns(TypedDict, total=False):
-    """How the model was run; not there where log-likelihoods came from a file."""
+    """How the model was run; of log-likelihoods from a file, what its own summary says."""
 
     dtype: str
     device: str

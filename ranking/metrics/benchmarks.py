@@ -23,6 +23,9 @@ from ranking.metrics.protocols import (
     WeightedPart,
     benchmark_of,
 )
+from ranking.metrics.rewards import ReferenceColumns
+
+LIKELIHOOD, IMPLICIT_REWARD = "likelihood", "implicit reward"  # what ranks the completions
 
 
 class BenchmarkPart(TypedDict):
@@ -37,7 +40,7 @@ class BenchmarkPart(TypedDict):
     bootstrap_95: list[float | None]  # over prompts; [null, null]: there is but one
 
 
-class BenchmarkRow(SettingColumns, TextColumns, ScoringColumns):
+class BenchmarkRow(SettingColumns, TextColumns, ScoringColumns, ReferenceColumns):
     """A line of NAME.jsonl of the ranking script: a benchmark by its own protocol.
 
     Several datasets of a run that are files of one benchmark make one line; columns in which they
@@ -46,12 +49,12 @@ class BenchmarkRow(SettingColumns, TextColumns, ScoringColumns):
 
     dropped: dict[str, int]  # reason → examples that were not scored
     joined_by: dict[str, int] | None
-    config_hash: str
+    config_hash: str | None
     calib_property: str
     distance_metric: str  # benchmark
     distance_metric_value_mean: float  # the last of `parts`
     benchmark: str
-    scored_by: str  # likelihood, in the normalization of `calib_property`
+    scored_by: str  # likelihood, or implicit reward, in the normalization of `calib_property`
     datasets: list[str]
     n: int  # examples
     n_left_out: int  # of these datasets, that do not have the benchmark's form
@@ -63,11 +66,14 @@ class BenchmarkRow(SettingColumns, TextColumns, ScoringColumns):
 
 
 def summarize_benchmarks(
-    datasets: Sequence[tuple[list[dict[str, Any]], Mapping[str, Any]]], seed: int
+    datasets: Sequence[tuple[list[dict[str, Any]], Mapping[str, Any]]],
+    seed: int,
+    scored_by: str = LIKELIHOOD,
 ) -> list[BenchmarkRow]:
     """A row per benchmark and normalization; none where no record has the benchmark's form.
 
-    datasets: for each dataset of a run its records, and what every row says of it.
+    datasets: for each dataset of a run its records, and what every row says of it. scored_by: what
+    the records have as log-likelihoods: these, or rewards in their place (`reward_records`).
     """
     rows: list[Any] = []
     for name, records, columns in collect_benchmarks(datasets):
@@ -76,7 +82,8 @@ def summarize_benchmarks(
             if row is not None:
                 rows.append(
                     {**common_to_all(columns), "calib_property": f"ranking_{normalization}",
-                     "datasets": sorted({record["dataset"] for record in records}), **row}
+                     "datasets": sorted({record["dataset"] for record in records}),
+                     "scored_by": scored_by, **row}
                 )  # fmt: skip
     return rows
 
@@ -142,7 +149,6 @@ def benchmark_row(
         "distance_metric": "benchmark",
         "distance_metric_value_mean": score["value"],
         "benchmark": name,
-        "scored_by": "likelihood",
         "n": len(examples),
         "n_left_out": len(records) - len(examples),
         "chance": score["chance"],

@@ -78,18 +78,24 @@ def pair_values(
     return values
 
 
-def rewards_moved(chosen, rejected, ref_chosen, ref_rejected, *, rounding: float):
+def rewards_moved(
+    chosen, rejected, ref_chosen, ref_rejected, *, rounding: float, n_chosen=1, n_rejected=1
+):
     """Whether the chosen completion's reward is the larger, and whether the two tie.
 
     log π_θ(y_w)/π_ref(y_w) − log π_θ(y_l)/π_ref(y_l) > τ, or within ±τ: what rounding makes of two
     equal models. Let S be the sum of the four |log-likelihoods|. τ = 16 · 2⁻²³ S + 4 · rounding √S:
     sums are float32, and the errors of their terms, of the forward pass's precision, add up as
     independent ones do. For S = 800 nats, τ is 0.002 nats in float32 and 0.9 in bfloat16.
-    Log-likelihoods: (n_pairs,), nats, summed, arrays or tensors. Returns two of bool. NaN: neither.
+    Log-likelihoods: (n_pairs,), nats, summed, arrays or tensors. n_chosen, n_rejected: numbers of
+    tokens, to compare rewards per token, whose errors are divided by them. Returns two of bool.
+    NaN: neither.
     """
-    moved = (chosen - ref_chosen) - (rejected - ref_rejected)
-    size = abs(chosen) + abs(rejected) + abs(ref_chosen) + abs(ref_rejected)
-    tolerance = 16 * 2.0**-23 * size + 4 * rounding * size**0.5
+    moved = (chosen - ref_chosen) / n_chosen - (rejected - ref_rejected) / n_rejected
+    sizes = abs(chosen) + abs(ref_chosen), abs(rejected) + abs(ref_rejected)
+    size = sizes[0] / n_chosen + sizes[1] / n_rejected
+    squares = sizes[0] / n_chosen**2 + sizes[1] / n_rejected**2
+    tolerance = 16 * 2.0**-23 * size + 4 * rounding * squares**0.5
     return moved > tolerance, abs(moved) <= tolerance
 
 

@@ -74,7 +74,8 @@ def required_margin(
 
     As z = β(logratio − γ ref_logratio), logratio ≥ 0 iff z ≥ −γβ ref_logratio, whatever function
     of z the loss is (Prop. A.7, Remark 4.2). Of PER_TOKEN losses, log-ratios and the ranking are
-    per token (Eq. 15). ValueError for losses of something else (NO_THRESHOLD says of what).
+    per token (Eq. 15), as TRL has them; the same holds of IPO with sums. ValueError for losses of
+    something else (NO_THRESHOLD says of what).
     """
     check_threshold(loss_type)
     return -gamma * beta * np.asarray(ref_logratios, dtype=float)

@@ -108,6 +108,54 @@ def interval_95(resampled: np.ndarray) -> list[float | None]:
     return np.percentile(known, [2.5, 97.5]).tolist() if len(known) else [None, None]
 
 
+def auc(scores: ArrayLike, positive: ArrayLike) -> float | None:
+    """P(the score of a random positive > that of a random negative), equal ones counted half.
+
+    scores: (n,), finite; positive: (n,) of bool. None where one of the two kinds is missing.
+    """
+    values, kinds = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    n_positive = int(kinds.sum())
+    if n_positive in (0, len(kinds)):
+        return None
+    rank_sum = float(stats.rankdata(values)[kinds].sum())
+    below = rank_sum - n_positive * (n_positive + 1) / 2  # Mann-Whitney's U
+    return below / (n_positive * (len(kinds) - n_positive))
+
+
+def auc_95(
+    scores: ArrayLike,
+    positive: ArrayLike,
+    clusters: Sequence[str],
+    seed: int = 0,
+    n_resamples: int = 2000,
+) -> list[float | None]:
+    """Percentile interval of `auc` when whole clusters are resampled; resamples of one kind only
+    are left out. [null, null] for a single cluster, and where all are left out."""
+    _, owner = np.unique(np.asarray(clusters), return_inverse=True)
+    levels, level = np.unique(np.asarray(scores, dtype=float), return_inverse=True)
+    kinds = np.asarray(positive, dtype=bool)
+    shape = n, n_levels = int(owner.max(initial=-1)) + 1, len(levels)
+    if n < 2:
+        return [None, None]
+    positives, negatives = (
+        sparse.coo_array((np.ones(own.sum()), (owner[own], level[own])), shape).tocsr()
+        for own in (kinds, ~kinds)
+    )
+    rng = np.random.default_rng(seed)
+    values = np.empty(n_resamples)
+    at_once = max(1, DRAWS_AT_ONCE // max(n, n_levels))
+    for start in range(0, n_resamples, at_once):
+        size = min(at_once, n_resamples - start)
+        drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(float)
+        high, low = times @ positives, times @ negatives  # (size, n_levels), how many of each score
+        below = low.cumsum(axis=1) - low / 2
+        with np.errstate(invalid="ignore"):
+            pairs = high.sum(axis=1) * low.sum(axis=1)
+            values[start : start + size] = (high * below).sum(axis=1) / pairs
+    return interval_95(values)
+
+
 def exact_mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:
     """(only first correct, only second correct, two-sided exact p) of two paired outcomes."""
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)

@@ -1,14 +1,16 @@
 """Ranking accuracy as a table, a picture and wandb panels (Fig. 1, Tables 2-5)."""
 
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ranking.metrics.accuracy import AccuracyRow
+from ranking.metrics.rewards import RewardPair
 from ranking.plumbing.result_files import Record
+from ranking.reports.benchmarks import benchmark_table, benchmarks_of
 from ranking.reports.groups import (
     BELOW,
     columns_to_show,
@@ -21,6 +23,7 @@ from ranking.reports.labels import (
     by_normalization,
     dataset_of,
     model_labels,
+    panel_names,
     plain,
     refuse_two_runs,
     run_label,
@@ -29,7 +32,8 @@ from ranking.reports.labels import (
     setting_of,
     short,
 )
-from ranking.reports.length import show_baselines, with_baselines
+from ranking.reports.length import baseline_table, show_baselines, with_baselines
+from ranking.reports.pairs import Columns, pair_table
 from ranking.reports.style import (
     BLUE,
     GREY,
@@ -40,7 +44,14 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import Table, percent, show_table, wandb_table, with_interval
+from ranking.reports.tables import (
+    Table,
+    as_wandb,
+    interval_of,
+    percent,
+    show_table,
+    with_interval,
+)
 
 # row → what the paper has of it: whose (" (gpt2)", "": the same model's) and R̃, R in percent
 Published = Callable[[AccuracyRow], tuple[str, list[float]] | None]
@@ -152,42 +163,55 @@ def log_accuracy(
     records: Sequence[Record],
     picture: Path,
     groups: Path | None = None,
+    pairs: Sequence[RewardPair] = (),
 ) -> None:
-    """Accuracies as summary values of a wandb run, the table, the picture, that of groups where
-    there are any, and every example."""
+    """Accuracies as summary values of a wandb run; tables and pictures in the section `accuracy`,
+    every pair with its texts in `examples`. pairs: with rewards, where a reference was scored."""
     import wandb
 
-    parts = {(row["dataset_name"], dataset_of(row)) for row in rows}
-    names = [name for name, _ in parts]
+    rows = [row for row in rows if "reference_model" not in row]  # see `log_rewards`
+    names = panel_names(rows)
     for row in rows:
-        name = row["dataset_name"]
-        if names.count(name) > 1:
-            name = dataset_of(row)
-        key = f"{row.get('benchmark', name)}/{row['calib_property']}/{row['distance_metric']}"
+        name = row.get("benchmark", names[dataset_of(row)])
+        key = f"{name}/{row['calib_property']}/{row['distance_metric']}"
         run.summary[key] = row["distance_metric_value_mean"]
-    examples = [
-        {
-            **record,
-            "ranks": json.dumps(record["ranks"]),
-            "completions": json.dumps([c["text"] for c in record["completions"]]),
-            "log-likelihoods (nats)": json.dumps([c["logp"] for c in record["completions"]]),
-            "n_tokens": json.dumps([c["n_tokens"] for c in record["completions"]]),
-        }
-        for record in records
-    ]
-    values = ("dataset_name", "dataset_split", "calib_property", "distance_metric",
-              "distance_metric_value_mean", "n", "chance")  # fmt: skip
-    texts = ("dataset", "id", "prompt", "ranks", "completions", "log-likelihoods (nats)",
-             "n_tokens")  # fmt: skip
-    run.log(
-        {
-            "ranking_accuracy": wandb_table(rows, values),
-            "examples": wandb_table(examples, texts),
-            "figure": wandb.Image(str(picture)),
-        }
-    )
-    if groups is not None:
-        run.log({"groups": wandb.Image(str(groups))})
+    tables: dict[str, Table | Columns] = {
+        "accuracy/table": accuracy_table(rows),
+        "accuracy/numbers": accuracy_numbers(rows),
+        "examples/pairs": pair_table(records, pairs),
+    }
+    if with_baselines(rows):
+        tables["accuracy/length"] = baseline_table(rows)
+    if benchmarks_of(rows):
+        tables["accuracy/benchmarks"] = benchmark_table(rows)
+    panels = {name: as_wandb(table) for name, table in tables.items()}
+    pictures = {"figure": picture, "groups": groups}
+    panels |= {f"accuracy/{k}": wandb.Image(str(p)) for k, p in pictures.items() if p is not None}
+    run.log(panels)
+
+
+def accuracy_numbers(rows: Sequence[AccuracyRow]) -> Columns:
+    """Every metric of every dataset and group as numbers that a dashboard sorts and draws: shares
+    in [0, 1]; of a group its column and value, of a mean over groups the column alone."""
+    columns = ["model", "dataset", "column", "group", "normalization", "metric", "n", "value",
+               "low", "high", "chance", "shorter", "longer", "at equal length"]  # fmt: skip
+    lines = []
+    for row in rows:
+        if row["distance_metric"] == "benchmark":
+            continue
+        own = {**row, "value": row["distance_metric_value_mean"]}
+        kind = row["calib_property"].removeprefix("ranking_")
+        what = [row["model"], dataset_of(row)]
+        entries: list[Any] = [own, *row.get("by_group", []), *row.get("mean_over_groups", [])]
+        for entry in entries:
+            low, high = interval_of(entry)
+            baselines = entry.get("baselines") or {}
+            lines.append(
+                [*what, entry.get("column"), entry.get("group"), kind, row["distance_metric"],
+                 entry.get("n"), entry["value"], low, high, entry.get("chance"),
+                 baselines.get("shorter"), baselines.get("longer"), entry.get("at_equal_length")]
+            )  # fmt: skip
+    return columns, lines
 
 
 def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
@@ -217,7 +241,7 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
             [x for _, x in marked], [i - 0.36 for i, _ in marked], [i + 0.36 for i, _ in marked],
             colors=GREY, linestyles="dashed", label="chance",
         )  # fmt: skip
-    mark_baselines(axes, [last[setting] for setting in places])
+    mark_baselines(axes, enumerate(last[setting] for setting in places))
     names = [f"{labels[setting]}\n(n = {last[setting]['n']})" for setting in places]
     axes.set_yticks(range(len(places)), names, fontsize=8)
     axes.invert_yaxis()
@@ -232,9 +256,10 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
     save_figure(figure, path)
 
 
-def mark_baselines(axes, rows: Sequence[AccuracyRow]) -> None:
-    """What preferring the shorter or the longer completion would reach; rows: from the top down."""
-    known = [(place, row["baselines"]) for place, row in enumerate(rows) if row.get("baselines")]
+def mark_baselines(axes, placed: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+    """What preferring the shorter or the longer completion would reach; placed: place on the y-axis
+    and row, or group of a row."""
+    known = [(place, entry["baselines"]) for place, entry in placed if entry.get("baselines")]
     places = [place for place, _ in known]
     shorter = [100 * reached["shorter"] for _, reached in known]
     longer = [100 * reached["longer"] for _, reached in known]
@@ -288,7 +313,8 @@ def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Pat
 
 def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
     """Ranking accuracy of each group (the 30 largest of a column), length-normalized and summed,
-    with 95 % Wilson intervals and chance; a dotted line at the mean over groups; a mark per model.
+    with 95 % Wilson intervals, chance and what length alone reaches with the first model's tokens;
+    a dotted line at the mean over groups; a mark per model.
     """
     accuracies = accuracies_of(rows)
     refuse_two_runs(accuracies, "calib_property")
@@ -330,6 +356,7 @@ def draw_groups(
         label=f"{models[row['model']]}, mean over groups",
     )  # fmt: skip
     if number == 0:
+        mark_baselines(axes, [(shown.index(entry["group"]), entry) for entry in entries])
         chances = [
             (shown.index(e["group"]), e["chance"]) for e in entries if e["chance"] is not None
         ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ranking.metrics.benchmarks import BenchmarkPart, BenchmarkRow
+from ranking.metrics.benchmarks import IMPLICIT_REWARD, BenchmarkPart, BenchmarkRow
 from ranking.reports.labels import SYMBOLS, by_normalization, refuse_two_runs, scoring_label, short
 from ranking.reports.tables import Table, percent, show_table, with_interval
 
@@ -22,14 +22,16 @@ def benchmark_table(rows: Sequence, alone: bool = False) -> Table:
         raise ValueError(
             "no benchmark in these results: see docs/evaluation.md for which are known"
         )
-    refuse_two_runs(found, "benchmark", "calib_property")
+    refuse_two_runs(found, "benchmark", "scored_by", "calib_property")
     columns = ["part", "what", "n", "chance", "per token", "summed"]
     if not alone:
         columns = ["benchmark", "model", *columns]
     lines = []
-    for pair in by_normalization(found, "benchmark"):
+    for pair in by_normalization(found, "benchmark", "scored_by"):
         row = pair["non-length-normalized"]
-        model = ", ".join(filter(None, (short(row["model"]), scoring_label(row))))
+        by_reward = row["scored_by"] == IMPLICIT_REWARD
+        how = f"by implicit reward from {short(row['reference_model'])}" if by_reward else ""
+        model = ", ".join(filter(None, (short(row["model"]), how, scoring_label(row))))
         kinds: list[list[BenchmarkPart]] = [pair[kind]["parts"] for kind in SYMBOLS]
         for entries in zip(*kinds):
             part = entries[0]
@@ -45,11 +47,13 @@ def benchmark_table(rows: Sequence, alone: bool = False) -> Table:
 
 def show_benchmarks(rows: Sequence) -> None:
     """A table for each benchmark of a run, and lines for what is missing or was left out."""
-    for pair in by_normalization(benchmarks_of(rows), "benchmark"):
+    for pair in by_normalization(benchmarks_of(rows), "benchmark", "scored_by"):
         row = pair["non-length-normalized"]
         name = row["benchmark"]
         title = f"{name}, by {row['scored_by']}, % [95 % interval]"
         show_table(benchmark_table(list(pair.values()), alone=True), title)
+        if row["scored_by"] == IMPLICIT_REWARD:
+            name += f", by {IMPLICIT_REWARD}"
         if row["missing"]:
             print(f"{name}: the mean is over what is there; missing: {', '.join(row['missing'])}")
         if row["n_left_out"]:

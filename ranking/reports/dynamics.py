@@ -18,6 +18,7 @@ from ranking.metrics.dynamics import (
 )
 from ranking.metrics.idealized import required_loss
 from ranking.plumbing.result_files import Record, read_json_lines
+from ranking.reports.pairs import followed_pair_table
 from ranking.reports.style import (
     BLUE,
     GREEN,
@@ -29,10 +30,10 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import Table, percent, show_table, wandb_table
+from ranking.reports.tables import Table, as_wandb, percent, show_table
 
 DYNAMICS_FILE = "ranking_dynamics.jsonl"
-EQUATION_4 = (None, "alpha_scaling", "sigmoid")  # a row's loss_type; older rows have none
+EQUATION_4 = {"None", "alpha_scaling", "sigmoid"}  # loss_type of rows; older ones have none
 DISPLACEMENT_STYLES = {  # of completions → colour, marker, key of the share and of the mean change
     "chosen": (BLUE, "o", "chosen_fell", "mean_chosen_change"),
     "rejected": (ORANGE, "s", "rejected_fell", "mean_rejected_change"),
@@ -103,8 +104,8 @@ def sweep_table(files: Sequence[Sequence[Record]], at: str) -> Table:
 
 
 def displacement_table(rows: Sequence[Record]) -> Table:
-    """Whose log-likelihoods fell below the reference's: at the lowest validation loss, with lines
-    for the four groups, and at the end."""
+    """Whose log-likelihoods fell below the reference's, with lines for the four groups: at the
+    lowest validation loss and at the end."""
     best = lowest_loss_step(rows)
     columns = ["pairs", "step", "chosen fell", "rejected fell", "both fell", "chosen, nats"]
     columns.append("rejected, nats")
@@ -114,7 +115,7 @@ def displacement_table(rows: Sequence[Record]) -> Table:
     for part in PARTS:
         found = displacement_by_step(rows, part)
         for step in sorted({best, max(found, default=best)} & found.keys()):
-            for group in ("all", *(GROUPS.values() if step == best else ())):
+            for group in ("all", *GROUPS.values()):
                 if (means := found[step].get(group)) is None:
                     continue
                 label = part if group == "all" else f"  {group.replace('_to_', ' → ')}"
@@ -132,11 +133,20 @@ def show_dynamics(rows: Sequence[Record]) -> None:
     show_table(displacement_table(rows), "Likelihood displacement: log π_θ(y|x) − log π_ref(y|x)")
 
 
+def other_losses(rows: Sequence[Record]) -> str:
+    """The losses that trained these rows, where they are not Eq. 4's; else nothing."""
+    return ", ".join(sorted({str(row.get("loss_type")) for row in rows} - EQUATION_4))
+
+
 def loss_label(rows: Sequence[Record]) -> str:
     """Of the column `loss`: that it is Eq. 4's, where another loss trains."""
-    others = {row.get("loss_type") for row in rows} - set(EQUATION_4)
-    trained = ", ".join(sorted(map(str, others)))
-    return f"loss of Eq. 4 (nats)\nwhere {trained} is trained" if others else "loss (nats)"
+    trained = other_losses(rows)
+    return f"loss of Eq. 4 (nats)\nwhere {trained} is trained" if trained else "loss (nats)"
+
+
+def best_label(rows: Sequence[Record]) -> str:
+    """Of `lowest_loss_step`, in the same way."""
+    return f"lowest validation loss{' of Eq. 4' * bool(other_losses(rows))}"
 
 
 # ---------------------------------------------------------------------------- wandb panels
@@ -155,7 +165,8 @@ def grouped_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
 def log_dynamics(
     run, rows: Sequence[Record], texts: dict[str, dict], pictures: dict[str, Path]
 ) -> None:
-    """Pictures, and a table of hardest, easiest and flipped pairs at the best step."""
+    """Pictures and tables, and hardest, easiest and flipped pairs at the best step, in sections
+    `figures`, `dynamics` and `examples`."""
     import wandb
 
     for name, path in pictures.items():
@@ -175,16 +186,13 @@ def log_dynamics(
         "flipped to correct": [r for r in ranked if r["group"] == "incorrect_to_correct"][:50],
         "flipped to incorrect": [r for r in ranked if r["group"] == "correct_to_incorrect"][:50],
     }
-    pairs = [
-        {"kind": kind, "part": row["part"], "id": row["id"], **texts[row["id"]],
-         "log-ratio (policy)": row["chosen"] - row["rejected"],
-         "log-ratio (reference)": row["ref_chosen"] - row["ref_rejected"], "loss": row["loss"]}
-        for kind, chosen in kinds.items()
-        for row in chosen
-    ]  # fmt: skip
-    columns = ("kind", "part", "id", "prompt", "chosen", "rejected", "log-ratio (policy)",
-               "log-ratio (reference)", "loss")  # fmt: skip
-    run.log({"examples/pairs": wandb_table(pairs, columns)})
+    run.log(
+        {
+            "dynamics/groups": as_wandb(dynamics_table(rows, alone=True)),
+            "dynamics/displacement": as_wandb(displacement_table(rows)),
+            "examples/pairs": as_wandb(followed_pair_table(kinds, texts)),
+        }
+    )
 
 
 # ---------------------------------------------------------------------------- pictures
@@ -226,7 +234,7 @@ def plot_dynamics(rows: Sequence[Record], path: Path) -> None:
                     steps, [scale * summary[step][quantity][name] for step in steps],
                     color=colour, marker=marker, markersize=4, label=name.replace("_to_", " → "),
                 )  # fmt: skip
-            axes.axvline(best, color=GREY, linestyle="dashed", label="lowest validation loss")
+            axes.axvline(best, color=GREY, linestyle="dashed", label=best_label(rows))
             axes.set_ylabel(label)
             axes.grid(alpha=0.3)
         line[0].set_ylim(bottom=0)
@@ -336,7 +344,7 @@ def plot_displacement(rows: Sequence[Record], path: Path) -> None:
         right.set_ylabel("fell (% of pairs)")
         right.set_ylim(-3, 103)
         for axes in (left, right):
-            axes.axvline(best, color=GREY, linestyle="dashed", label="lowest validation loss")
+            axes.axvline(best, color=GREY, linestyle="dashed", label=best_label(rows))
             axes.grid(alpha=0.3)
     for axes in grid[-1]:
         axes.set_xlabel("training step")

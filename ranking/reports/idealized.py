@@ -32,6 +32,7 @@ from ranking.reports.style import BLUE, GREY, ORANGE, legend_below, save_figure,
 from ranking.reports.tables import (
     BETWEEN,
     Table,
+    as_wandb,
     console,
     percent,
     show_table,
@@ -157,15 +158,17 @@ def show_selected_pairs(
 
 
 def log_idealized(run, rows: Sequence[IdealizedRow], pictures: dict[str, Path]) -> None:
-    """The table per β and the pictures by their names, in a wandb run."""
+    """The table, that of every β, and the pictures by their names, in the section `idealized` of a
+    wandb run."""
     import wandb
 
     columns = ("dataset_name", "dataset_split", "calib_property", "beta",
-               "distance_metric_value_mean", "gap", "n")  # fmt: skip
+               "distance_metric_value_mean", "observed_accuracy", "gap", "n")  # fmt: skip
     run.log(
         {
-            "idealized_accuracy": wandb_table(rows, columns),
-            **{name: wandb.Image(str(path)) for name, path in pictures.items()},
+            "idealized/accuracy": as_wandb(idealized_table(rows, alone=True)),
+            "idealized/by_beta": wandb_table(rows, columns),
+            **{f"idealized/{name}": wandb.Image(str(path)) for name, path in pictures.items()},
         }
     )
 

@@ -31,6 +31,14 @@ def setting_of(row: ResultRow) -> tuple:
     )
 
 
+def panel_names(rows: Iterable[ResultRow]) -> dict[str, str]:
+    """`dataset_of` a row → how wandb's keys begin: the dataset's name, and its part where there are
+    several."""
+    parts = dict.fromkeys((row["dataset_name"], dataset_of(row)) for row in rows)
+    names = [name for name, _ in parts]
+    return {part: name if names.count(name) == 1 else part for name, part in parts}
+
+
 def scoring_label(row: ResultRow, beside: Iterable[ResultRow] = ()) -> str:
     """How a summary row was scored where that is not the default (template, EOS, length), or not
     as the rows `beside` it of the same dataset (separator, sample size)."""

@@ -1,7 +1,10 @@
-"""A table has one builder, in the module of its subject, and three renderers, here."""
+"""A table has one builder, in the module of its subject, and its renderers here."""
 
+import html
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 Table = tuple[list[str], list[list[str]]]  # columns, lines of cells
 BETWEEN = " / "  # min / median / max over β
@@ -25,6 +28,14 @@ def signed_with_interval(value: float | None, interval: Sequence[float | None]) 
     if value is None or low is None or high is None:
         return "–" if value is None else f"{value:+.2f}"
     return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def interval_of(found: Mapping[str, Any]) -> Sequence[float | None]:
+    """The 95 % interval of a row or of an entry of a group: Wilson's, else the bootstrap's."""
+    for interval in (found.get("wilson_95"), found.get("bootstrap_95")):
+        if interval and interval[0] is not None:
+            return interval
+    return None, None
 
 
 def console(width: int = 132):
@@ -59,6 +70,55 @@ def as_latex(table: Table) -> str:
 
     columns, lines = table
     return tabulate(lines, columns, tablefmt="latex_booktabs", disable_numparse=True)
+
+
+def as_html(table: Table, definitions: Mapping[str, str]) -> str:
+    """A table of a page. Columns of numbers are sorted by the first number of a cell.
+
+    definitions: what a column is, shown where one points at its title.
+    """
+    columns, lines = table
+    numeric = [
+        all(leading_number(line[k]) is not None for line in lines) for k in range(len(columns))
+    ]
+    head = []
+    for column, is_number in zip(columns, numeric):
+        title = f' title="{as_text(definitions[column])}"' if column in definitions else ""
+        head.append(f"<th{' class=number' * is_number}{title}>{as_text(column)}</th>")
+    body = []
+    for line in lines:
+        cells = [
+            f'<td class=number data-order="{leading_number(cell)}">{as_text(cell)}</td>'
+            if is_number
+            else f"<td>{as_text(cell)}</td>"
+            for cell, is_number in zip(line, numeric)
+        ]
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        f'<table class="sortable display"><thead><tr>{"".join(head)}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table>"
+    )
+
+
+def leading_number(cell: str) -> str | None:
+    """The number that a cell begins with; "" for an empty cell or a dash, None for text."""
+    if cell in ("", "–"):
+        return ""
+    found = re.match(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?(?=$|[\s–])", cell)
+    return found[0] if found else None
+
+
+def as_text(text: str) -> str:
+    """A text inside HTML; half a surrogate pair or a NUL, which HTML cannot have, as a mark."""
+    return html.escape(re.sub(r"[\x00\ud800-\udfff]", "\ufffd", text))
+
+
+def as_wandb(table: tuple[Sequence[str], Sequence[Sequence[Any]]]):
+    """A table, of texts or numbers, as a panel of wandb."""
+    import wandb
+
+    columns, lines = table
+    return wandb.Table(columns=list(columns), data=[list(line) for line in lines])
 
 
 def wandb_table(rows: Sequence, columns: Sequence[str]):

@@ -9,7 +9,14 @@ from ranking.metrics.win_rate import WinRateRow, means_by_gamma
 from ranking.plumbing.result_files import Record
 from ranking.reports.groups import groups_to_show
 from ranking.reports.style import BLUE, GREY, ORANGE, percents, save_figure, subplots
-from ranking.reports.tables import Table, percent, show_table, wandb_table, with_interval
+from ranking.reports.tables import (
+    Table,
+    as_wandb,
+    percent,
+    show_table,
+    wandb_table,
+    with_interval,
+)
 
 
 def win_rate_table(rows: Sequence[WinRateRow], alone: bool = False) -> Table:
@@ -89,16 +96,21 @@ def show_win_rates(rows: Sequence[WinRateRow]) -> None:
 def log_win_rates(
     run, rows: Sequence[WinRateRow], judged: Sequence[Record], picture: Path | None
 ) -> None:
-    """Win rates as summary values of a wandb run, the table and the pairs."""
+    """Win rates as summary values of a wandb run, `win_rate/MODEL`; the table and the picture in
+    the same section, the judged answers in `examples`."""
     import wandb
 
     for row in rows:
-        run.summary[f"{Path(row['model']).name}/win_rate"] = row["win_rate"]
-    rates = ("model", "n", "win_rate", "length_controlled_win_rate", "n_ties", "n_unclear")
+        run.summary[f"win_rate/{Path(row['model']).name}"] = row["win_rate"]
     texts = ("model", "prompt", "policy_response", "other_response", "win")
-    run.log({"win_rate": wandb_table(rows, rates), "pairs": wandb_table(judged, texts)})
+    run.log(
+        {
+            "win_rate/table": as_wandb(win_rate_table(rows, alone=True)),
+            "examples/judged": wandb_table(judged, texts),
+        }
+    )
     if picture is not None:
-        run.log({"figure": wandb.Image(str(picture))})
+        run.log({"win_rate/figure": wandb.Image(str(picture))})
 
 
 def plot_win_rate(rows: Sequence[WinRateRow], path: Path) -> None:

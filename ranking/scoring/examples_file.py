@@ -122,7 +122,7 @@ def load_examples(path: str) -> list[Record]:
     """Rows of an examples file in the order of the data; ValueError if they are not that."""
     records = read_json_lines(Path(path))
     own = path.removesuffix(".examples.jsonl")
-    stems = (own, own.removesuffix(".policy"))  # scored by the idealized script, one summary of two
+    stems = [own, *(own.removesuffix(side) for side in (".policy", ".reference"))]  # of two models
     summaries = [stem + suffix for stem in stems for suffix in ("", ".jsonl", ".json")]
     unfinished = Path(f"{own}.config.json").exists() and not any(map(os.path.isfile, summaries))
     if part_files(Path(path)) or unfinished:

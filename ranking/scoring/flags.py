@@ -25,8 +25,17 @@ MODEL_FLAGS = (  # of `load_scorer`
 )  # fmt: skip
 
 
-def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: list[str]) -> None:
-    """Flags of every script that scores a model on preference data."""
+OF_RESULTS = {  # flags that do something where no model is scored
+    "output_dir", "output_filename", "overwrite", "wandb_project", "loglevel", "seed",
+    "include_ties",
+}  # fmt: skip
+
+
+def add_scoring_arguments(
+    parser: argparse.ArgumentParser, default_datasets: list[str]
+) -> list[str]:
+    """Flags of every script that scores a model on preference data. Returns their names."""
+    before = len(parser._actions)
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", required=True, help="directory for all result files")
     output.add_argument(
@@ -115,6 +124,18 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, default_datasets: lis
         help="tokens of one forward pass, for the pairs of one prompt up to four times as many "
         "(default: 1024 on CPU, 16384 on GPU)",
     )  # fmt: skip
+    return [action.dest for action in parser._actions[before:]]
+
+
+def refuse_idle_flags(
+    parser: argparse.ArgumentParser, flags: dict[str, Any], names: Iterable[str], source: str
+) -> None:
+    """An error of the command line for a flag of scoring, where nothing is scored and the data are
+    those of the flag `source`. names: as `add_scoring_arguments` returns them."""
+    for name in names:
+        if name not in OF_RESULTS and flags[name] != parser.get_default(name):
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"{flag}: the data are those of {source}, nothing is scored")
 
 
 def add_chat_arguments(group) -> None:

@@ -173,6 +173,13 @@ def test_figure_of_groups(tmp_path, monkeypatch):
         (mean,) = [x for x in axes.lines if x.get_label() == "gpt2, mean over groups"]
         assert mean.get_xdata()[0] == pytest.approx(value)
     assert [text.get_text() for text in left.get_yticklabels()] == ["chat (n = 1)", "math (n = 2)"]
+    rows = grouped_rows(["chat", "math"])
+    for row in rows:
+        row["by_group"][1]["baselines"] = {"random": 0.5, "shorter": 0.2, "longer": 0.8}
+    plot_accuracy_by_group(rows, tmp_path / "g.png")
+    marks = {line.get_label(): line.get_xydata().tolist() for line in plt.gcf().axes[0].lines}
+    assert marks["prefer the shorter"] == [[pytest.approx(20), 1]]
+    assert marks["prefer the longer"] == [[pytest.approx(80), 1]]
     plot_accuracy_by_group(grouped_rows([f"{k:02}" for k in range(40)]), tmp_path / "g.png")
     axes = plt.gcf().axes[0]
     assert len(axes.get_yticklabels()) == 30 and "30 largest of 40" in axes.get_title("left")

@@ -84,7 +84,13 @@ def test_displacement_table():
         ["  incorrect → incorrect (1)", "", "100.0 %", "100.0 %", "100.0 %", "-3.00", "-9.00"],
         ["train (4)", "10", "0.0 %", "75.0 %", "0.0 %", "+0.00", "-3.50"],
     ]
-    assert [line[0] for line in lines[6:]][:1] == ["validation (4)"] and len(lines) == 12
+    assert [line[0] for line in lines[6:8]] == [
+        "  correct → correct (2)",
+        "  incorrect → correct (2)",
+    ]
+    assert [line[0] for line in lines[8:]] == [
+        "validation (4)", *(line[0] for line in lines[1:5]), "validation (4)", lines[6][0],
+        lines[7][0]]  # fmt: skip
 
 
 def test_displacement_figure(tmp_path, monkeypatch):
@@ -107,6 +113,8 @@ def test_pictures_of_another_loss_say_whose_the_column_is(tmp_path, monkeypatch)
         rows = [{**row, "loss_type": trained} for row in evaluated_pairs()]
         plot_dynamics(rows, tmp_path / "d.png")
         assert plt.gcf().axes[1].get_ylabel() == f"mean {label}"
+        lowest = "lowest validation loss" + " of Eq. 4" * (trained == "ipo")
+        assert plt.gcf().axes[1].lines[-1].get_label() == lowest
         plot_loss_against_reference(rows, tmp_path / "l.png")
         assert plt.gcf().axes[0].get_ylabel() == label
 

@@ -1,6 +1,14 @@
 """Cells, and one table on the screen, as Markdown and as LaTeX."""
 
-from ranking.reports.tables import as_latex, as_markdown, percent, show_table, with_interval
+from ranking.reports.tables import (
+    as_html,
+    as_latex,
+    as_markdown,
+    leading_number,
+    percent,
+    show_table,
+    with_interval,
+)
 
 TABLE = (["dataset", "R_1", "n"], [["a_b [x]", "50.0 %", "12"], ["c", "–", "3"]])
 
@@ -23,3 +31,22 @@ def test_renderers(capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["Title", "[of]"]
     assert ["│", "a_b", "[x]", "│", "50.0", "%", "│", "12", "│"] in lines
+
+
+def test_html():
+    html = as_html((["<a>", "n"], [["x & y", "12 [3, 4]"], ["\ud800\0", "–"]]), {"n": 'so "many"'})
+    assert html == (
+        '<table class="sortable display"><thead><tr><th>&lt;a&gt;</th>'
+        '<th class=number title="so &quot;many&quot;">n</th></tr></thead><tbody>'
+        '<tr><td>x &amp; y</td><td class=number data-order="12">12 [3, 4]</td></tr>'
+        '<tr><td>\ufffd\ufffd</td><td class=number data-order="">–</td></tr>'
+        "</tbody></table>"
+    )
+
+
+def test_what_a_cell_begins_with():
+    numbers = {"52.3 [48.0, 57.0]": "52.3", "-0.014": "-0.014", "+3.1 *": "+3.1", "2–4": "2",
+               "1.2e-05": "1.2e-05", "12 of 30 (40.0 %)": "12", "": "", "–": ""}  # fmt: skip
+    assert {cell: leading_number(cell) for cell in numbers} == numbers
+    for text in ("2026-11-28 06:14", "135M", "float32", "1.2.3", "3f2a91"):
+        assert leading_number(text) is None, text

@@ -76,14 +76,13 @@ def assert_equals_brute_force(products, tokenized, sums_of):
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [("llama", "segments"), ("llama", "plain"), ("llama", "alone"), ("gpt2", "segments"),
-     ("gemma2 (window 8, soft caps)", "segments"), ("gemma2 (window 8, soft caps)", "plain"),
-     ("cohere", "segments"), ("bloom (ALiBi)", "plain"), ("mamba (state space)", "plain")],
+    [("llama", "segments"), ("llama", "alone"), ("bloom (ALiBi)", "plain"),
+     ("gemma2 (window 8, soft caps)", "segments"), ("gemma2 (window 8, soft caps)", "plain")],
 )  # fmt: skip
 def test_products_equal_brute_force_on_every_path(family, kind):
     model_type, config, own = FAMILIES[family]
     model = make_model(model_type, config)
-    tokenized = random_examples(n=6)
+    tokenized = random_examples(n=3)
     assert check_fast_path(model, tokenized).kind == own
     products, scores = scored_products(model, tokenized, ScoringPath(kind))
     for index, logps in score(model, tokenized, ScoringPath(kind)).items():

@@ -1,0 +1,138 @@
+"""The result files that a page is made of, and what lies beside them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ranking.plumbing.outputs import stem_of
+from ranking.plumbing.result_files import Record, read_json_lines
+
+# kind of a result file → columns by which it is known, and pictures that lie beside it
+RANKING, IDEALIZED, WIN_RATE, DYNAMICS = "ranking", "idealized", "win rate", "dynamics"
+KNOWN_BY = {
+    DYNAMICS: {"step", "part", "group", "reward_margin"},
+    WIN_RATE: {"win_rate", "against"},
+    IDEALIZED: {"reference_model", "beta", "min_median_max"},
+    RANKING: {"calib_property", "distance_metric", "model"},
+}
+PICTURES = {
+    RANKING: ("png", "groups.png", "rewards.png", "compare.png"),
+    IDEALIZED: ("curve.png", "groups.png", "required_loss.png"),
+    WIN_RATE: ("png",),
+}
+DYNAMICS_PICTURES = (
+    "ranking_dynamics.png", "loss_against_reference.png", "accuracy_against_distance.png",
+    "likelihood_displacement.png",
+)  # fmt: skip
+
+
+class ResultFile(NamedTuple):
+    """One result file with what was found beside it."""
+
+    path: Path
+    kind: str
+    rows: list[Record]
+    examples: list[Record]  # lines of the examples file of the model; []: not there
+    rewards: list[Record]  # `RewardPair`s
+    pairs: list[Record]  # `PairRow`s
+    comparisons: list[Record]  # `ComparisonRow`s
+    pictures: list[Path]
+    missing: list[str]  # a sentence for each thing that is not there
+
+
+def kind_of(path: Path, rows: Sequence[Record]) -> str:
+    """What a result file is; ValueError where it is none that a page shows."""
+    for kind, columns in KNOWN_BY.items():
+        if rows and all(columns <= row.keys() for row in rows):
+            return kind
+    raise ValueError(
+        f"{path}: not a summary (NAME.jsonl) of the ranking, idealized or win-rate script, nor a "
+        "ranking_dynamics.jsonl; what lies beside a summary is found by its name"
+    )
+
+
+def read_result_file(path: Path) -> ResultFile:
+    """A result file, and beside it examples, rewards, pairs and pictures."""
+    rows = read_json_lines(path)
+    kind = kind_of(path, rows)
+    missing: list[str] = []
+    if kind == DYNAMICS:
+        pictures = [path.with_name(name) for name in DYNAMICS_PICTURES]
+    else:
+        pictures = [beside(path, suffix) for suffix in PICTURES[kind]]
+    found = [picture for picture in pictures if picture.is_file()]
+    if not found:
+        missing.append(f"no picture ({', '.join(p.name for p in pictures)})")
+    examples: list[Record] = []
+    rewards: list[Record] = []
+    pairs: list[Record] = []
+    comparisons: list[Record] = []
+    if kind == RANKING:
+        examples = read_examples(path, examples_files(path, rows), rows, missing)
+        rewards = read_if_there(beside(path, "rewards.jsonl"))
+        comparisons = read_if_there(beside(path, "compare.jsonl"))
+        if not rewards:
+            missing.append(
+                "no NAME.rewards.jsonl, for no reference was scored: no rewards, and no groups "
+                "such as correct → incorrect"
+            )
+    elif kind == IDEALIZED:
+        examples = policy_examples(path, rows)
+        pairs = read_if_there(beside(path, "pairs.jsonl"))
+        if not pairs:
+            missing.append("no NAME.pairs.jsonl: no vote shares, no critical β")
+    elif kind == WIN_RATE:
+        missing.append("judged answers are not shown here; they are in NAME.examples.jsonl")
+    elif kind == DYNAMICS:
+        missing.append("dynamics have no texts: their pairs are not shown here")
+    return ResultFile(path, kind, rows, examples, rewards, pairs, comparisons, found, missing)
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """NAME.<suffix> of NAME.jsonl."""
+    return path.with_name(f"{stem_of(path)}.{suffix}")
+
+
+def read_if_there(path: Path) -> list[Record]:
+    return read_json_lines(path) if path.is_file() else []
+
+
+def examples_files(path: Path, rows: Sequence[Record]) -> list[Path]:
+    """The examples files that rows name, as written or in the summary's folder; else NAME's."""
+    named = dict.fromkeys(row["examples_file"] for row in rows if row.get("examples_file"))
+    own = beside(path, "examples.jsonl")
+    if own.is_file() or not named:
+        return [own]
+    return [p if p.is_file() else path.parent / p.name for p in map(Path, named)]
+
+
+def policy_examples(path: Path, rows: Sequence[Record]) -> list[Record]:
+    """Records of the policy that the idealized script scored itself; [] where it read them."""
+    for suffix in ("policy.examples.jsonl", "examples.jsonl"):
+        records = read_if_there(beside(path, suffix))
+        if records and {record["model"] for record in records} == {row["model"] for row in rows}:
+            return records
+    return []
+
+
+def read_examples(
+    path: Path, files: Sequence[Path], rows: Sequence[Record], missing: list[str]
+) -> list[Record]:
+    """Records of examples files that belong to a summary, in the order of the data; to `missing`
+    a sentence is added about each that is not there, or is of another run."""
+    hashes = {row.get("config_hash") for row in rows}
+    records: list[Record] = []
+    for file in files:
+        if not file.is_file():
+            missing.append(f"no {file.name}: no pairs are shown")
+            continue
+        found = read_json_lines(file)
+        needed = {"id", "dataset", "prompt", "ranks", "completions"}
+        for number, record in enumerate(found, start=1):
+            if not needed <= record.keys():
+                raise ValueError(f"{file}: row {number}: not an examples file")
+        if {record.get("config_hash") for record in found} <= hashes:
+            records += found
+        else:
+            missing.append(f"{file.name} is of another run than the summary: no pairs are shown")
+    return sorted(records, key=lambda record: (record["dataset"], record["row"], record["id"]))

@@ -1,0 +1,333 @@
+"""Implicit rewards and displacement as tables, a picture and wandb panels (Remark 2.5)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ranking.data.examples import dataset_label
+from ranking.metrics.rewards import RewardPair, RewardRow
+from ranking.reports.dynamics import GROUP_STYLES
+from ranking.reports.groups import BELOW, groups_to_show
+from ranking.reports.labels import (
+    SYMBOLS,
+    by_normalization,
+    dataset_of,
+    panel_names,
+    plain,
+    refuse_two_runs,
+    run_label,
+    setting_label,
+    short,
+)
+from ranking.reports.style import (
+    GREY,
+    save_figure,
+    subplots,
+)
+from ranking.reports.tables import BETWEEN, Table, as_wandb, percent, show_table, with_interval
+
+REWARD_KINDS = {"length-normalized": "per token", "non-length-normalized": "summed"}
+OUTCOMES = ("both_right", "only_ranking_right", "only_reward_right", "both_wrong")
+
+
+def rewards_of(rows: Sequence[Any]) -> list[RewardRow]:
+    """The rows of implicit rewards, among those of other metrics; ValueError where two runs are
+    alike but for what they found."""
+    found = [row for row in rows if row.get("distance_metric") == "reward_acc"]
+    refuse_two_runs(found, "calib_property", "beta")
+    return found
+
+
+def reward_lines(rows: Sequence[Any], alone: bool) -> list[tuple[list[str], Mapping[str, Any]]]:
+    """First cells of each line of a table about rewards, and the row or group that it shows.
+
+    A line per dataset, models and normalization; with `alone`, of one run whose models stand
+    elsewhere, also one per group of pairs.
+    """
+    found = rewards_of(rows)
+    if not found:
+        raise ValueError(
+            "no implicit rewards in these results: the ranking script had no reference"
+        )
+    lines: list[tuple[list[str], Mapping[str, Any]]] = []
+    for pair in by_normalization(found, "beta"):
+        for kind in SYMBOLS:
+            row = pair[kind]
+            if alone:
+                lines.append(([dataset_of(row), REWARD_KINDS[kind]], row))
+                lines += [
+                    ([label, REWARD_KINDS[kind]], entry)
+                    for label, entries in groups_to_show([row])
+                    for entry in entries
+                    if "displacement" in entry
+                ]
+            else:
+                models = f"{short(row['reference_model'])} → {short(row['model'])}"
+                lines.append(([setting_label(row, found), models, REWARD_KINDS[kind]], row))
+    return lines
+
+
+def reward_table(rows: Sequence[Any], alone: bool = False) -> Table:
+    """Reward accuracy, beside what preferring the shorter or the longer completion would reach and
+    the accuracy at equal lengths; mean margin and AUC.
+
+    Shares in percent, margins in nats, per token where the line is. alone: as `reward_lines`,
+    intervals to a tenth.
+    """
+    columns = ["dataset", "rewards", "pairs", "accuracy [95 %]", "shorter / longer", "equal length"]
+    columns += ["margin [95 %]", "AUC"]
+    if not alone:
+        columns.insert(1, "reference → model")
+    lines = []
+    for cells, found in reward_lines(rows, alone):
+        is_group = "value" in found
+        value = found["value"] if is_group else found["distance_metric_value_mean"]
+        low, _ = found["wilson_95"]
+        interval = found["wilson_95"] if low is not None else found["bootstrap_95"]
+        lines.append(
+            [
+                *cells,
+                str(found["n"]),
+                with_interval(value, interval, digits=int(alone)),
+                BETWEEN.join(percent(found["baselines"][k]) for k in ("shorter", "longer")),
+                "" if is_group else percent(found["at_equal_length"]),
+                digits_with_interval(found["mean_margin"], found.get("mean_margin_95")),
+                "" if is_group else three_digits(found["auc"]),
+            ]
+        )
+    return columns, lines
+
+
+def reward_displacement_table(rows: Sequence[Any], alone: bool = False) -> Table:
+    """How many preferred and dispreferred completions became less likely than the reference has
+    them, in percent, and the mean changes of their log-likelihoods, in nats, per token where the
+    line is. alone: as `reward_lines`."""
+    columns = ["dataset", "rewards", "pairs", "chosen fell", "rejected fell", "both fell"]
+    columns += ["chosen moved by", "rejected by"]
+    if not alone:
+        columns.insert(1, "reference → model")
+    lines = []
+    for cells, found in reward_lines(rows, alone):
+        moved = found["displacement"]
+        shares = [
+            with_interval(moved[name], moved.get(f"{name}_95", (None, None)), digits=int(alone))
+            for name in ("chosen_fell", "rejected_fell", "both_fell")
+        ]
+        changes = [
+            digits_with_interval(moved[name], moved.get(f"{name}_95"))
+            for name in ("mean_chosen_change", "mean_rejected_change")
+        ]
+        lines.append([*cells, str(moved["n"]), *shares, *changes])
+    return columns, lines
+
+
+def ranking_and_reward_table(rows: Sequence[Any], alone: bool = False) -> Table:
+    """Remark 2.5: pairs that are ranked right (≥) or wrong, by whether they are rewarded right (>)
+    or wrong, in percent; and McNemar's exact p of the two wrong kinds. alone: as `reward_lines`."""
+    columns = ["dataset", "rewards", "pairs", "both right", "only ranking", "only reward"]
+    columns += ["both wrong", "ranking right", "reward right", "McNemar p"]
+    if not alone:
+        columns.insert(1, "reference → model")
+    lines = []
+    for cells, found in reward_lines(rows, alone):
+        table = found["ranking_and_reward"]
+        n = table["n"]
+        counts = [table[name] for name in OUTCOMES]
+        totals = (counts[0] + counts[1], counts[0] + counts[2])
+        shares = [percent(count / n) for count in (*counts, *totals)]
+        lines.append([*cells, str(n), *shares, f"{table['mcnemar_p']:.2g}"])
+    return columns, lines
+
+
+def three_digits(value: float | None) -> str:
+    """Three digits, or – where there is none."""
+    return "–" if value is None else f"{value:.3g}"
+
+
+def digits_with_interval(value: float | None, interval: Sequence[float | None] | None) -> str:
+    """Three digits each; without an interval where there is none."""
+    low, high = interval or (None, None)
+    if low is None or high is None:
+        return three_digits(value)
+    return f"{three_digits(value)} [{three_digits(low)}, {three_digits(high)}]"
+
+
+def show_rewards(rows: Sequence[Any]) -> None:
+    """The tables of one run, and lines for ties, rounding and CHES."""
+    found = rewards_of(rows)
+    if not found:
+        return
+    first = found[0]
+    how = run_label(found)
+    models = f"β = {first['beta']:g}, {first['model']} against {first['reference_model']}"
+    models += f"; {how}" if how else ""
+    show_table(reward_table(found, alone=True), f"Implicit rewards, % and nats; {models}")
+    show_table(
+        reward_displacement_table(found, alone=True),
+        "Log-likelihoods beside the reference's: % that fell, mean change in nats",
+    )
+    show_table(
+        ranking_and_reward_table(found, alone=True),
+        "Ranking by log-likelihood and by implicit reward, right or wrong, % of pairs",
+    )
+    for row in found:
+        kind = REWARD_KINDS[row["calib_property"].removeprefix("ranking_")]
+        where = f"{dataset_of(row)}, rewards {kind}"
+        if row["n_non_finite"]:
+            print(f"{where}: {row['n_non_finite']} pairs are not finite, counted as wrong")
+        if row["n_within_rounding"]:
+            low, high = row["range_within_rounding"]
+            print(
+                f"{where}: {row['n_within_rounding']} pairs differ by no more than rounding may "
+                f"make ({row['n_ties']} not at all): accuracy {percent(low)} % if all of them are "
+                f"wrong, {percent(high)} % if right"
+            )
+        elif row["n_ties"]:
+            print(f"{where}: {row['n_ties']} pairs have exactly equal rewards, counted as wrong")
+        for form, ches in row.get("ches", {}).items():
+            correlation, p_value = (three_digits(ches[k]) for k in ("spearman", "spearman_p"))
+            print(
+                f"{where}: {form}, which of {ches['n']} chosen completions fall ({ches['n_fell']} "
+                f"do): AUC {digits_with_interval(ches['auc'], ches['auc_95'])}; Spearman's "
+                f"correlation with their change {correlation} (p = {p_value})"
+            )
+
+
+def log_rewards(run, rows: Sequence[Any], picture: Path | None) -> None:
+    """Rewards as summary values of a wandb run, `DATASET/reward_…`, the tables and the picture
+    in the section `rewards`; benchmarks by implicit reward too."""
+    import wandb
+
+    found = rewards_of(rows)
+    if not found or picture is None:
+        return
+    names = panel_names(found)
+    for row in found:
+        counts: Mapping[str, Any] = row["ranking_and_reward"]
+        end = "_per_token" if row["calib_property"] == "ranking_length-normalized" else ""
+        values = {
+            "accuracy": row["distance_metric_value_mean"],
+            "margin": row["mean_margin"],
+            "auc": row["auc"],
+            **{k: v for k, v in row["displacement"].items() if not k.endswith("_95")},
+            **{k: counts[k] / counts["n"] for k in OUTCOMES},
+            **{f"{form}_auc": ches["auc"] for form, ches in row.get("ches", {}).items()},
+        }
+        for name, value in values.items():
+            run.summary[f"{names[dataset_of(row)]}/reward_{name}{end}"] = value
+    for row in rows:
+        if row.get("distance_metric") == "benchmark" and "reference_model" in row:
+            kind = row["calib_property"].removeprefix("ranking_")
+            key = f"{row['benchmark']}/reward_{kind}"
+            run.summary[key] = row["distance_metric_value_mean"]
+    tables = {
+        "rewards/table": reward_table(found),
+        "rewards/displacement": reward_displacement_table(found),
+        "rewards/ranking_and_reward": ranking_and_reward_table(found),
+    }
+    panels = {name: as_wandb(table) for name, table in tables.items()}
+    run.log({**panels, "rewards/figure": wandb.Image(str(picture))})
+
+
+# ---------------------------------------------------------------------------- picture
+def plot_rewards(pairs: Sequence[RewardPair], path: Path) -> None:
+    """A line of panels per dataset and models: pairs by ranking and reward (summed), right or
+    wrong; how the log-likelihoods of both completions changed; the mean changes by ranking group.
+    """
+    panels: dict[tuple, list[RewardPair]] = {}
+    for pair in pairs:
+        key = (pair["model"], pair["reference_model"], pair["dataset"], pair["split"],
+               pair["dataset_config"])  # fmt: skip
+        panels.setdefault(key, []).append(pair)
+    figure, grid = subplots(
+        len(panels), 3, figsize=(11, 0.5 + 3.4 * len(panels)), squeeze=False,
+        layout="constrained", width_ratios=(1, 1.25, 1.25),
+    )  # fmt: skip
+    several = len({key[:2] for key in panels}) > 1
+    for axes, ((model, reference, *dataset), own) in zip(grid, panels.items()):
+        title = plain(dataset_label(*dataset)) + f" (n = {len(own)} pairs)"
+        if several:
+            title = f"{plain(short(model))} from {plain(short(reference))}, {title}"
+        axes[0].set_title(title, fontsize=9, loc="left")
+        draw_outcomes(axes[0], own)
+        draw_changes(axes[1], own)
+        draw_changes_by_group(axes[2], own)
+    handles, labels = grid[0][1].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=4, title="ranking, reference → policy", **BELOW)
+    if not several:
+        model, reference = next(iter(panels))[:2]
+        figure.suptitle(f"{plain(short(model))} against {plain(short(reference))}", fontsize=10)
+    save_figure(figure, path)
+
+
+def draw_outcomes(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
+    """The 2 × 2 table: ranking right or wrong down, reward right or wrong across."""
+    ranked = np.array([pair["group"].endswith("_to_correct") for pair in pairs])
+    rewarded = np.array([(pair["reward_margin"] or 0) > 0 for pair in pairs])
+    counts = np.array([[(a & b).sum() for b in (rewarded, ~rewarded)] for a in (ranked, ~ranked)])
+    axes.imshow(counts / len(pairs), cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.ndindex(2, 2):
+        share = counts[i, j] / len(pairs)
+        axes.text(
+            j, i, f"{100 * share:.1f} %\n{counts[i, j]}", ha="center", va="center",
+            color="white" if share > 0.6 else "black",
+        )  # fmt: skip
+    axes.set_xticks([0, 1], ["right", "wrong"])
+    axes.set_yticks([0, 1], ["right", "wrong"])
+    axes.set_xlabel("implicit reward, β log π/π_ref")
+    axes.set_ylabel("ranking, log π")
+
+
+def draw_changes(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
+    """Change of the chosen completion's log-likelihood across, of the rejected one's up; below the
+    diagonal the reward is right."""
+    for group, (colour, marker) in GROUP_STYLES.items():
+        own = [
+            (pair["chosen_change"], pair["rejected_change"])
+            for pair in pairs
+            if pair["group"] == group and pair["reward_margin"] is not None
+        ]
+        axes.plot(
+            [x for x, _ in own], [y for _, y in own], marker, color=colour, alpha=0.5, markersize=4,
+            markeredgewidth=0, label=group.replace("_to_", " → "),
+        )  # fmt: skip
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.axline((0, 0), slope=1, color=GREY, linewidth=0.8, linestyle="dashed")
+    known = [pair for pair in pairs if pair["reward_margin"] is not None]
+    fell = [
+        np.mean([pair[f"{side}_change"] < 0 for pair in known]) if known else np.nan
+        for side in ("chosen", "rejected")
+    ]
+    axes.set_title(
+        f"fell: {100 * fell[0]:.0f} % of chosen, {100 * fell[1]:.0f} % of rejected", fontsize=9
+    )
+    axes.set_xlabel("log π/π_ref of chosen (nats)")
+    axes.set_ylabel("log π/π_ref of rejected (nats)")
+    axes.grid(alpha=0.3)
+
+
+def draw_changes_by_group(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
+    """Mean change of the chosen and the rejected completion in each ranking group."""
+    known = [pair for pair in pairs if pair["reward_margin"] is not None]
+    of_group = {g: [pair for pair in known if pair["group"] == g] for g in GROUP_STYLES}
+    for shift, side, colour in ((-0.2, "chosen", GREY), (0.2, "rejected", "silver")):
+        means = [
+            np.mean([pair[f"{side}_change"] for pair in own]) if own else 0.0
+            for own in of_group.values()
+        ]
+        axes.barh(
+            np.arange(len(means)) + shift, means, height=0.4, color=colour,
+            label=side,
+        )  # fmt: skip
+    sizes = [sum(pair["group"] == group for pair in pairs) for group in GROUP_STYLES]
+    labels = [group.replace("_to_", " →\n") for group in GROUP_STYLES]
+    names = [f"{label}\n(n = {n})" for label, n in zip(labels, sizes)]
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_xlabel("mean log π/π_ref (nats)")
+    axes.legend(fontsize=7)
+    axes.grid(axis="x", alpha=0.3)

@@ -1,0 +1,200 @@
+"""Runs of scoring in scripts that have two, of a policy and its reference: which of them read a
+file, which score now, and what result rows say of either."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ranking.data.examples import PreferenceData
+from ranking.plumbing.outputs import Output
+from ranking.plumbing.processes import announce
+from ranking.plumbing.result_files import Record, read_json_lines
+from ranking.scoring.comparable import ScoringRun, planned_scoring_run
+from ranking.scoring.models import commit_of, find_model
+from ranking.scoring.rated_pairs import dataset_key
+from ranking.scoring.run_config import (
+    LIBRARIES,
+    dataset_entry,
+    dataset_facts,
+    make_run_config,
+    record_in_template,
+    scoring_settings,
+)
+
+Key = tuple[str, str | None, str | None]  # as `dataset_key`
+OF_SUMMARY = (  # what a summary says that neither an examples file nor its configuration does
+    "dropped", "dataset_commit", "device", "device_map", "path", "n_processes",
+)  # fmt: skip
+
+
+def plan_run(
+    name: str,
+    revision: str | None,
+    datasets: Sequence[PreferenceData],
+    *,
+    dtype: str,
+    device: str | None,
+    **settings,
+) -> ScoringRun:
+    """A run that is to score `datasets`; settings: as `make_run_config`, which it raises as."""
+    found = find_model(name, revision, dtype, device)
+    return planned_scoring_run(found, datasets, make_run_config(found, datasets, **settings))
+
+
+def scored_run(
+    run: ScoringRun,
+    datasets: Sequence[PreferenceData],
+    output: Output,
+    overwrite: bool,
+    model_flags: Mapping[str, Any],
+) -> tuple[ScoringRun, dict[Key, Record]]:
+    """A run with its records, scored now where they are planned, and the facts of each dataset
+    that was scored now."""
+    if run.found is None:
+        return run, {}
+    from ranking.scoring.score import score_datasets  # PyTorch: only where a model is scored
+
+    scored = score_datasets(run.found, datasets, output, run.config, overwrite, **model_flags)
+    records: list[Record] = [record for result in scored for record in result.records]
+    facts = {
+        (data.name, data.split, data.config): result.facts for data, result in zip(datasets, scored)
+    }
+    return run._replace(records=records), facts
+
+
+def group_records(records: Sequence[Record]) -> dict[Key, list[Record]]:
+    """The records of each dataset, in their order."""
+    found: dict[Key, list[Record]] = {}
+    for record in records:
+        found.setdefault(dataset_key(record), []).append(record)
+    return found
+
+
+def describe_run(
+    run: ScoringRun,
+    datasets: Sequence[PreferenceData],
+    facts: Mapping[Key, Record],
+    include_ties: bool,
+    seed: int,
+) -> list[tuple[list[Record], Record]]:
+    """The records of each dataset that has any, and what every summary row says of it.
+
+    datasets, facts: of what was scored now (`scored_run`); of a file, what it and the files beside
+    it say. Without `include_ties`, examples of a file that are all tied are dropped and counted.
+    """
+    data_of = {(data.name, data.split, data.config): data for data in datasets}
+    described = []
+    beside = summary_beside(run) if run.found is None else {}
+    for key, records in group_records(run.records).items():
+        if run.found is not None:
+            described.append((records, {**dataset_facts(data_of[key], run.config), **facts[key]}))
+            continue
+        columns = recorded_facts(run, key, records)
+        columns |= {"include_ties": include_ties, "seed": seed, "examples_file": run.name}
+        columns |= beside.get(key, {})
+        kept = that_count(records, include_ties)
+        if len(kept) < len(records):  # none was dropped by the run that scored them
+            tied = {"all ranks tied": len(records) - len(kept)}
+            columns["dropped"] = {**columns["dropped"], **tied}
+        if kept:
+            described.append((kept, columns))
+    return described
+
+
+def that_count(records: Sequence[Record], include_ties: bool) -> list[Record]:
+    """All examples, or those whose ranks are not all tied."""
+    return [record for record in records if include_ties or len(set(record["ranks"])) > 1]
+
+
+def check_ties_are_there(run: ScoringRun) -> None:
+    """Raise ValueError where a run was scored without --include-ties, which is given now."""
+    if run.config is not None and not run.config.get("include_ties"):
+        raise ValueError(f"--include-ties: {run.name} was scored without: its ties are missing")
+
+
+def recorded_facts(run: ScoringRun, key: Key, records: Sequence[Record]) -> Record:
+    """`dataset_facts` of a dataset that was read from an examples file; null where nobody knows."""
+    config: Mapping[str, Any] = run.config or {}
+    name, split, dataset_config = key
+    separators = None
+    if run.config is not None:
+        separators = Counter(
+            completion.get("separator")
+            for record in records
+            if not record_in_template(record, config)
+            for completion in record["completions"]
+        )
+    columns: Record = {
+        "model": records[0]["model"],
+        "dataset_name": name,
+        "dataset_config": dataset_config,
+        "dataset_split": split,
+        "dataset_commit": None,
+        "joined_by": dict(separators.most_common()) if separators else None,
+        "revision": config.get("revision"),
+        "config_hash": records[0].get("config_hash"),
+        "versions": {library: version(library) for library in LIBRARIES},
+        "dropped": dict((dataset_entry(run.config, *key) or {}).get("dropped", {})),
+    }
+    if run.config is not None:
+        columns |= {
+            **scoring_settings(config, *key),
+            "dtype": config["dtype"],
+            "quantization": config.get("quantization"),
+            "trust_remote_code": config.get("trust_remote_code", False),
+            "model_commit": commit_of(config.get("model_fingerprint", "")),
+        }
+    return columns
+
+
+def summary_beside(run: ScoringRun) -> dict[Key, Record]:
+    """What the summary of the run that wrote an examples file says of how each dataset was scored,
+    and of what was dropped while it was; {} where there is no such summary."""
+    stem = run.name.removesuffix(".examples.jsonl")
+    found: dict[Key, Record] = {}
+    for file in (Path(stem + suffix) for suffix in (".jsonl", ".json", "")):
+        if not file.is_file() or file == Path(run.name):
+            continue
+        try:
+            rows = read_json_lines(file)
+        except ValueError:
+            continue  # not a summary
+        config_hash = run.records[0].get("config_hash")
+        for row in rows:
+            if config_hash is None or row.get("config_hash") != config_hash:
+                continue
+            if row.get("distance_metric") == "acc" and "dataset_name" in row:
+                key = row["dataset_name"], row.get("dataset_split"), row.get("dataset_config")
+                found[key] = {name: row[name] for name in OF_SUMMARY if name in row}
+    return found
+
+
+def reference_columns(reference: ScoringRun, beta: float) -> Record:
+    """What every row about implicit rewards says of the reference (`ReferenceColumns`)."""
+    config: Mapping[str, Any] = reference.config or {}
+    first = reference.records[0]
+    return {
+        "beta": beta,
+        "reference_model": first["model"],
+        "reference_revision": config.get("revision"),
+        "reference_model_commit": commit_of(config.get("model_fingerprint", "")),
+        "reference_config_hash": first.get("config_hash"),
+        "reference_dtype": config.get("dtype"),
+        "reference_examples_file": reference.name if reference.found is None else None,
+    }
+
+
+def announce_uneven_tokens(shared: Sequence[tuple[Record, Record]]) -> None:
+    """A line where two models cut a completion into different numbers of tokens."""
+    n = sum(
+        a["n_tokens"] != b["n_tokens"]
+        for record, other in shared
+        for a, b in zip(record["completions"], other["completions"])
+    )
+    if n:
+        announce(
+            f"{n} completions have more tokens in one of the two models than in the other: rewards "
+            "per token are divided by the policy's"
+        )

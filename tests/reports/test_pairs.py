@@ -1,0 +1,83 @@
+"""Pairs with their texts and numbers, as tables of wandb."""
+
+import math
+
+import pytest
+from result_rows import scored_record
+
+from ranking.metrics.rewards import reward_pairs
+from ranking.reports.pairs import followed_pair_table, pair_table
+
+
+def records(shift=0.0):
+    first = scored_record(
+        1, [-6.0 + shift, -4.0], [1, 2], n_tokens=[3, 1], votes={"0,1": [2.0, 1.0]}
+    )
+    first["completions"][0]["text"], first["completions"][1]["text"] = "good", "bad"
+    second = scored_record(2, [None, -4.0, -1.0], [2, 2, 1], n_tokens=[3, 4, 5])
+    second["groups"] = {"domain": "chat", "level": "1"}
+    return [first, second]
+
+
+def as_dicts(table):
+    columns, lines = table
+    return [dict(zip(columns, line)) for line in lines]
+
+
+def test_a_line_for_each_pair():
+    first, *others = as_dicts(pair_table(records(), []))
+    assert len(others) == 2  # the first two of the second example are tied
+    assert (first["id"], first["prompt"], first["chosen"], first["rejected"]) == (
+        "1",
+        "p",
+        "good",
+        "bad",
+    )
+    assert (first["ranked (R)"], first["log-ratio"], first["length difference"]) == (
+        "wrong",
+        -2.0,
+        2,
+    )
+    assert (first["ranked (R̃)"], first["log-ratio per token"]) == ("right", 2.0)
+    assert first["chosen: probability per token, %"] == pytest.approx(100 * math.exp(-2))
+    assert (first["chosen: votes"], first["rejected: votes"]) == (2.0, 1.0)
+    assert first["data group"] == "" and others[0]["data group"] == "domain: chat, level: 1"
+    assert [line["log-ratio"] for line in others] == [None, 3.0]
+    assert [line["ranked (R)"] for line in others] == ["wrong", "right"]
+    assert not {"reward margin", "ranking group", "CHES"} & first.keys()
+
+
+def test_rewards_where_a_reference_was_scored():
+    before = records(shift=-1.5)
+    pairs = list(reward_pairs(list(zip(records(), before)), 0.5))
+    first, *others = as_dicts(pair_table(records(), pairs))
+    assert first["reward margin"] == 0.75 and first["ranking group"] == "incorrect → incorrect"
+    assert (first["chosen: change"], first["chosen: reward"], first["rejected: reward"]) == (
+        1.5,
+        0.75,
+        0,
+    )
+    assert others[0]["reward margin"] is None and others[1]["reward margin"] == 0
+
+
+def test_no_pair():
+    assert pair_table([], []) == ([], [])
+    assert followed_pair_table({"hardest": []}, {}) == ([], [])
+
+
+def test_pairs_that_training_followed():
+    row = {"id": "a", "part": "train", "chosen": -6.0, "rejected": -4.0, "ref_chosen": -7.0,
+           "ref_rejected": None, "n_chosen": 3, "n_rejected": 1, "group": "correct_to_incorrect",
+           "reward_margin": None, "loss": 0.25, "beta": 0.5}  # fmt: skip
+    texts = {"a": {"prompt": "p", "chosen": "good", "rejected": "bad"}}
+    (line,) = as_dicts(followed_pair_table({"easiest": [row]}, texts))
+    assert (line["kind"], line["part"], line["prompt"], line["chosen"]) == (
+        "easiest",
+        "train",
+        "p",
+        "good",
+    )
+    assert (line["log-ratio"], line["log-ratio per token"], line["tuned loss"]) == (-2.0, 2.0, 0.25)
+    assert (line["ranked (R)"], line["ranked (R̃)"]) == ("wrong", "right")
+    assert (line["chosen: change"], line["chosen: reward"]) == (1.0, 0.5)
+    assert "rejected: change" not in line and line["ranking group"] == "correct → incorrect"
