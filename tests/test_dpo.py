@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import assert_documented
 from hub_server import HubServer
@@ -23,6 +24,7 @@ import calculate_calibration_metrics
 import calculate_upper_bound_rlhf
 from dpo import main, parse_args
 from ranking.data.conversions import preference_pairs
+from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.data.splits import load_training_splits
 from ranking.plumbing.result_files import read_json_lines
 from ranking.reports.dynamics import read_dynamics
@@ -534,3 +536,32 @@ def test_missing_things_are_one_line(tiny_model_directory, tmp_path):
     assert (
         run.returncode == 2 and err.splitlines()[-1] == "error: no such model directory: ./nowhere"
     )
+
+
+def test_an_exported_file_trains_as_the_data_it_is_of(tiny_model_directory, tmp_path, capsys):
+    """In float32, the log-likelihoods of the file instead of the reference's: same losses, step by
+    step, as the run on the same file without them, which scores the reference itself."""
+    script = calculate_upper_bound_rlhf
+    file = tmp_path / "pairs.parquet"
+    flags = ["--lm-name-or-path", tiny_model_directory, "--dataset", "sample", "--output-dir", tmp_path,
+             "--output-filename", "ideal.jsonl", "--sample-size", 30, "--add-eos", "--export", file]  # fmt: skip
+    script.main(script.parse_args([str(x) for x in flags]))
+    bare = pq.read_table(file).drop_columns([*REFERENCE_COLUMNS, "n_chosen", "n_rejected"])
+    pq.write_table(bare, tmp_path / "bare.parquet")
+    more = [*BEST, "--bf16=false", "--max_steps=3", "--add_eos", "--alpha=1", "--max_length=4096",
+            "--logging_steps=1", "--eval_strategy=no", "--save_strategy=no", "--learning_rate=1e-3",
+            "--load_best_model_at_end=false", "--gradient_accumulation_steps=1"]  # fmt: skip
+    losses = {}
+    for name in ("pairs", "bare"):
+        capsys.readouterr()
+        run = command(tiny_model_directory, tmp_path / name, *more)
+        run[run.index("--dataset_name=sample")] = f"--dataset_name={tmp_path}/{name}.parquet"
+        main(run)
+        said = capsys.readouterr().err
+        taken = re.search(r"(\d+) of (\d+) pairs from ref_chosen_logps and ref_rejected", said)
+        assert (taken is not None) == (name == "pairs") and (not taken or taken[1] == taken[2])
+        results = json.loads((tmp_path / name / "test_results.json").read_text())
+        losses[name] = [entry["loss"] for entry in history(tmp_path / name) if "loss" in entry]
+        losses[name] += [results["test_loss"], results["test_ranking/ref_accuracy"]]
+    assert len(losses["pairs"]) == 5 and np.std(losses["bare"]) > 1e-3
+    assert losses["pairs"] == pytest.approx(losses["bare"], abs=1e-4)
