@@ -81,9 +81,9 @@ from ranking.scoring.runs import (
 )
 
 FILES_OF_SCORING = ("examples.jsonl", "config.json")  # what scoring a model writes
-COMPARED = ("compare.jsonl", "compare.png")
 FILES_BESIDE = {
     "picture": "png", "groups": "groups.png", "pairs": "rewards.jsonl", "rewards": "rewards.png",
+    "compared": "compare.jsonl", "comparison": "compare.png",
 }  # fmt: skip
 
 
@@ -103,6 +103,9 @@ def check_all_runs(
         check_comparable(policy, reference)
         if not shared_examples(policy.records, reference.records):
             raise ValueError(f"{policy.name} and {reference.name} have no example in common")
+    names = [other.name for other in others]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"--compare {twice[0]}: given twice")
     for other in others:
         check_comparable(policy._replace(name="this run"), other, own_templates=True)
         if not shared_examples(policy.records, other.records):
@@ -148,43 +151,35 @@ def implicit_rewards(
     return pairs, rows + summarize_benchmarks(rewarded, seed, IMPLICIT_REWARD)
 
 
-def write_accuracy(output: Output, rows: list[Any], pairs: list[RewardPair]) -> dict[str, Path]:
+def write_accuracy(
+    output: Output,
+    rows: list[Any],
+    pairs: Sequence[RewardPair],
+    comparison: Sequence[ComparisonRow],
+) -> dict[str, Path]:
     """Write lines and pictures, the summary last: it marks the run as finished. Where each is.
 
     What a run that is overwritten had, and this one has not, is removed.
     """
-    files = {name: output.beside(suffix) for name, suffix in FILES_BESIDE.items()}
-    drawn: dict[str, tuple] = {
+    lines: dict[str, Sequence[Any]] = {"pairs": pairs, "compared": comparison}
+    drawn: dict[str, tuple[Any, Sequence[Any]]] = {
         "picture": (plot_ranking_accuracy, rows),
         "groups": (plot_accuracy_by_group, rows if has_groups(rows) else []),
         "rewards": (plot_rewards, pairs),
+        "comparison": (plot_comparison, comparison),
     }
-    if pairs:
-        write_json_lines(files["pairs"], pairs)
-    else:
-        files.pop("pairs").unlink(missing_ok=True)
-    for name, (plot, lines) in drawn.items():
-        if lines:
-            draw(plot, lines, files[name])
-        else:
+    files = {name: output.beside(suffix) for name, suffix in FILES_BESIDE.items()}
+    take_output(output)
+    for name in FILES_BESIDE:
+        plot, found = drawn.get(name) or (None, lines[name])
+        if not found:
             files.pop(name).unlink(missing_ok=True)
+        elif plot is None:
+            write_json_lines(files[name], found)
+        else:
+            draw(plot, found, files[name])
     write_json_lines(output.summary, rows)
     return {"summary": output.summary, **files}
-
-
-def write_comparison(
-    output: Output, runs: Sequence[tuple[str, Sequence[Any]]], seed: int
-) -> list[ComparisonRow]:
-    """Lines and picture of several runs on the same examples; the lines. None of a single run."""
-    lines, picture = (output.beside(suffix) for suffix in COMPARED)
-    if len(runs) == 1:
-        for path in (lines, picture):
-            path.unlink(missing_ok=True)  # of a run that was overwritten
-        return []
-    rows = compare_models(runs, seed)
-    write_json_lines(lines, rows)
-    draw(plot_comparison, rows, picture)
-    return rows
 
 
 # ---------------------------------------------------------------------------- command line
@@ -242,7 +237,7 @@ def main(args: argparse.Namespace) -> None:
     output = plan_output(
         args.output_dir, args.output_filename, args.overwrite,
         reads=[*args.dataset, *files, *args.compare],
-        writes=[*FILES_BESIDE.values(), *COMPARED, *of_scoring],
+        writes=[*FILES_BESIDE.values(), *of_scoring],
     )  # fmt: skip
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS)) if any(models) else []
     how_planned = take(flags, (*CONFIG_FLAGS, "dtype", "device"))
@@ -276,16 +271,14 @@ def main(args: argparse.Namespace) -> None:
         )  # fmt: skip
         rows += about_rewards
 
-    take_output(output)
     runs = compared_runs(records[0]["model"], records, others)
-    comparison = write_comparison(output, runs, args.seed)
-    written = write_accuracy(output, rows, pairs)
+    comparison = compare_models(runs, args.seed) if others else []
+    written = write_accuracy(output, rows, pairs, comparison)
     show_accuracy(rows)
     show_rewards(rows)
     show_benchmarks(rows)
     if comparison:
         show_comparison(comparison)
-        written |= zip(("compared", "comparison"), map(output.beside, COMPARED))
     for name, side in zip(("examples", "reference"), ("", "reference.")):
         if side in sides:
             written[name] = output.beside(f"{side}examples.jsonl")

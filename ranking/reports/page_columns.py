@@ -49,14 +49,16 @@ RESULT_DEFINITIONS = {
     "equal length": "Reward accuracy at equal lengths, by logistic regression.",
     "margin [95 %]": "Mean reward of the chosen minus the rejected completion, nats.",
     "AUC": "Probability that a chosen completion's reward is above a rejected one's, drawn apart.",
-    "chosen moved by": "Mean change of the chosen completion's log-likelihood, nats.",
-    "rejected by": "The same of the rejected completion.",
+    "fell: chosen / rejected / both": "Pairs whose chosen, rejected, both completions are less "
+                                      "likely than under the reference, beyond rounding, %.",
+    "moved, nats: chosen / rejected": "Mean change of the log-likelihoods.",
+    "CHES, AUC": "How well CHES of the reference tells the pairs whose chosen completion fell from "
+                 "the others, %; 50: not at all.",
+    "per token, AUC": "The same of CHES normalized for length.",
     "both right": "Pairs that are ranked right and rewarded right.",
     "only ranking": "Pairs that are ranked right and rewarded wrong.",
     "only reward": "Pairs that are rewarded right and ranked wrong.",
     "both wrong": "Pairs that are ranked wrong and rewarded wrong.",
-    "ranking right": "All pairs that are ranked right (Def. 2.3).",
-    "reward right": "All pairs whose chosen completion has the larger reward.",
     "McNemar p": "Exact test of whether ranking or reward is right more often.",
     "metric": "pairwise_acc counts pairs, top1 the best completion; spearmanr and kendalltau are "
               "correlations with the order of people.",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from ranking.reports.style import (
 from ranking.reports.tables import BETWEEN, Table, as_wandb, percent, show_table, with_interval
 
 REWARD_KINDS = {"length-normalized": "per token", "non-length-normalized": "summed"}
+CHES_COLUMNS = {"ches": "CHES, AUC", "ches_normalized": "per token, AUC"}
 OUTCOMES = ("both_right", "only_ranking_right", "only_reward_right", "both_wrong")
 
 
@@ -40,11 +42,13 @@ def rewards_of(rows: Sequence[Any]) -> list[RewardRow]:
     return found
 
 
-def reward_lines(rows: Sequence[Any], alone: bool) -> list[tuple[list[str], Mapping[str, Any]]]:
+def reward_lines(
+    rows: Sequence[Any], alone: bool, kinds: Sequence[str] = tuple(SYMBOLS)
+) -> list[tuple[list[str], Mapping[str, Any]]]:
     """First cells of each line of a table about rewards, and the row or group that it shows.
 
-    A line per dataset, models and normalization; with `alone`, of one run whose models stand
-    elsewhere, also one per group of pairs.
+    A line per dataset, models and normalization of `kinds`, which one of these is not named; with
+    `alone`, of one run whose models stand elsewhere, also one per group of pairs.
     """
     found = rewards_of(rows)
     if not found:
@@ -53,19 +57,20 @@ def reward_lines(rows: Sequence[Any], alone: bool) -> list[tuple[list[str], Mapp
         )
     lines: list[tuple[list[str], Mapping[str, Any]]] = []
     for pair in by_normalization(found, "beta"):
-        for kind in SYMBOLS:
+        for kind in kinds:
             row = pair[kind]
+            how = [REWARD_KINDS[kind]] if len(kinds) > 1 else []
             if alone:
-                lines.append(([dataset_of(row), REWARD_KINDS[kind]], row))
+                lines.append(([dataset_of(row), *how], row))
                 lines += [
-                    ([label, REWARD_KINDS[kind]], entry)
+                    ([label, *how], entry)
                     for label, entries in groups_to_show([row])
                     for entry in entries
                     if "displacement" in entry
                 ]
             else:
                 models = f"{short(row['reference_model'])} → {short(row['model'])}"
-                lines.append(([setting_label(row, found), models, REWARD_KINDS[kind]], row))
+                lines.append(([setting_label(row, found), models, *how], row))
     return lines
 
 
@@ -73,8 +78,8 @@ def reward_table(rows: Sequence[Any], alone: bool = False) -> Table:
     """Reward accuracy, beside what preferring the shorter or the longer completion would reach and
     the accuracy at equal lengths; mean margin and AUC.
 
-    Shares in percent, margins in nats, per token where the line is. alone: as `reward_lines`,
-    intervals to a tenth.
+    Shares and AUC in percent, margins in nats, per token where the line is. alone: as
+    `reward_lines`, intervals to a tenth.
     """
     columns = ["dataset", "rewards", "pairs", "accuracy [95 %]", "shorter / longer", "equal length"]
     columns += ["margin [95 %]", "AUC"]
@@ -94,7 +99,7 @@ def reward_table(rows: Sequence[Any], alone: bool = False) -> Table:
                 BETWEEN.join(percent(found["baselines"][k]) for k in ("shorter", "longer")),
                 "" if is_group else percent(found["at_equal_length"]),
                 digits_with_interval(found["mean_margin"], found.get("mean_margin_95")),
-                "" if is_group else three_digits(found["auc"]),
+                "" if is_group else percent(found["auc"]),
             ]
         )
     return columns, lines
@@ -102,24 +107,32 @@ def reward_table(rows: Sequence[Any], alone: bool = False) -> Table:
 
 def reward_displacement_table(rows: Sequence[Any], alone: bool = False) -> Table:
     """How many preferred and dispreferred completions became less likely than the reference has
-    them, in percent, and the mean changes of their log-likelihoods, in nats, per token where the
-    line is. alone: as `reward_lines`."""
-    columns = ["dataset", "rewards", "pairs", "chosen fell", "rejected fell", "both fell"]
-    columns += ["chosen moved by", "rejected by"]
+    them, in percent, and the mean changes of their log-likelihoods, in nats, summed; where it is
+    known, how well CHES tells which preferred ones fall (AUC, percent).
+
+    alone: as `reward_lines`, and a line for each way in which reference and model rank a pair.
+    """
+    columns = ["dataset", "pairs", "fell: chosen / rejected / both"]
+    columns.append("moved, nats: chosen / rejected")
+    found_lines = reward_lines(rows, alone, ["non-length-normalized"])
+    with_ches = any(row.get("ches") for _, row in found_lines)
+    columns += list(CHES_COLUMNS.values()) * with_ches
     if not alone:
         columns.insert(1, "reference → model")
     lines = []
-    for cells, found in reward_lines(rows, alone):
-        moved = found["displacement"]
-        shares = [
-            with_interval(moved[name], moved.get(f"{name}_95", (None, None)), digits=int(alone))
-            for name in ("chosen_fell", "rejected_fell", "both_fell")
-        ]
-        changes = [
-            digits_with_interval(moved[name], moved.get(f"{name}_95"))
-            for name in ("mean_chosen_change", "mean_rejected_change")
-        ]
-        lines.append([*cells, str(moved["n"]), *shares, *changes])
+    for cells, row in found_lines:
+        of_ranking = row.get("displacement_by_ranking_group", {}) if alone else {}
+        kinds = {f"  {name.replace('_to_', ' → ')}": d for name, d in of_ranking.items() if d["n"]}
+        for label, moved in ({cells[0]: row["displacement"]} | kinds).items():
+            shares = [percent(moved[f"{side}_fell"]) for side in ("chosen", "rejected", "both")]
+            changes = [
+                three_digits(moved[f"mean_{side}_change"]) for side in ("chosen", "rejected")
+            ]
+            line = [label, *cells[1:], str(moved["n"]), BETWEEN.join(shares), BETWEEN.join(changes)]
+            if with_ches:
+                of_row = (row.get("ches") or {}) if label == cells[0] else {}
+                line += [percent(of_row[form]["auc"]) if of_row else "" for form in CHES_COLUMNS]
+            lines.append(line)
     return columns, lines
 
 
@@ -127,17 +140,14 @@ def ranking_and_reward_table(rows: Sequence[Any], alone: bool = False) -> Table:
     """Remark 2.5: pairs that are ranked right (≥) or wrong, by whether they are rewarded right (>)
     or wrong, in percent; and McNemar's exact p of the two wrong kinds. alone: as `reward_lines`."""
     columns = ["dataset", "rewards", "pairs", "both right", "only ranking", "only reward"]
-    columns += ["both wrong", "ranking right", "reward right", "McNemar p"]
+    columns += ["both wrong", "McNemar p"]
     if not alone:
         columns.insert(1, "reference → model")
     lines = []
     for cells, found in reward_lines(rows, alone):
         table = found["ranking_and_reward"]
-        n = table["n"]
-        counts = [table[name] for name in OUTCOMES]
-        totals = (counts[0] + counts[1], counts[0] + counts[2])
-        shares = [percent(count / n) for count in (*counts, *totals)]
-        lines.append([*cells, str(n), *shares, f"{table['mcnemar_p']:.2g}"])
+        shares = [percent(table[name] / table["n"]) for name in OUTCOMES]
+        lines.append([*cells, str(table["n"]), *shares, f"{table['mcnemar_p']:.2g}"])
     return columns, lines
 
 
@@ -155,7 +165,7 @@ def digits_with_interval(value: float | None, interval: Sequence[float | None] |
 
 
 def show_rewards(rows: Sequence[Any]) -> None:
-    """The tables of one run, and lines for ties, rounding and CHES."""
+    """The tables of one run, and lines for ties and rounding."""
     found = rewards_of(rows)
     if not found:
         return
@@ -166,7 +176,7 @@ def show_rewards(rows: Sequence[Any]) -> None:
     show_table(reward_table(found, alone=True), f"Implicit rewards, % and nats; {models}")
     show_table(
         reward_displacement_table(found, alone=True),
-        "Log-likelihoods beside the reference's: % that fell, mean change in nats",
+        "Log-likelihoods beside the reference's: % that fell, mean change; does CHES tell which?",
     )
     show_table(
         ranking_and_reward_table(found, alone=True),
@@ -186,13 +196,6 @@ def show_rewards(rows: Sequence[Any]) -> None:
             )
         elif row["n_ties"]:
             print(f"{where}: {row['n_ties']} pairs have exactly equal rewards, counted as wrong")
-        for form, ches in row.get("ches", {}).items():
-            correlation, p_value = (three_digits(ches[k]) for k in ("spearman", "spearman_p"))
-            print(
-                f"{where}: {form}, which of {ches['n']} chosen completions fall ({ches['n_fell']} "
-                f"do): AUC {digits_with_interval(ches['auc'], ches['auc_95'])}; Spearman's "
-                f"correlation with their change {correlation} (p = {p_value})"
-            )
 
 
 def log_rewards(run, rows: Sequence[Any], picture: Path | None) -> None:
@@ -250,7 +253,7 @@ def plot_rewards(pairs: Sequence[RewardPair], path: Path) -> None:
         title = plain(dataset_label(*dataset)) + f" (n = {len(own)} pairs)"
         if several:
             title = f"{plain(short(model))} from {plain(short(reference))}, {title}"
-        axes[0].set_title(title, fontsize=9, loc="left")
+        axes[0].set_title(fill(title, 40), fontsize=8, loc="left")
         draw_outcomes(axes[0], own)
         draw_changes(axes[1], own)
         draw_changes_by_group(axes[2], own)
@@ -301,9 +304,11 @@ def draw_changes(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
         np.mean([pair[f"{side}_change"] < 0 for pair in known]) if known else np.nan
         for side in ("chosen", "rejected")
     ]
-    axes.set_title(
-        f"fell: {100 * fell[0]:.0f} % of chosen, {100 * fell[1]:.0f} % of rejected", fontsize=9
-    )
+    axes.text(
+        0.02, 0.98, f"fell: {100 * fell[0]:.0f} % of chosen, {100 * fell[1]:.0f} % of rejected",
+        transform=axes.transAxes, va="top", fontsize=8,
+        bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0},
+    )  # fmt: skip
     axes.set_xlabel("log π/π_ref of chosen (nats)")
     axes.set_ylabel("log π/π_ref of rejected (nats)")
     axes.grid(alpha=0.3)

@@ -118,11 +118,9 @@ def compared_runs(
     name: str, records: Sequence[Any], others: Sequence[ScoringRun]
 ) -> list[tuple[str, Sequence[Any]]]:
     """This run and others by the names of their models, with those of their files where two models
-    have one name. ValueError for a file that is given twice."""
+    have one name."""
     names = [name, *(run.records[0]["model"] for run in others)]
     paths = ["this run", *(run.name for run in others)]
-    if twice := [path for path in paths if paths.count(path) > 1]:
-        raise ValueError(f"--compare {twice[0]}: given twice")
     files = [Path(path).name.removesuffix(".examples.jsonl") for path in paths]
     labels = [
         n if names.count(n) == 1 else f"{n} ({f if files.count(f) == 1 else path})"

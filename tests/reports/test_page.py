@@ -458,12 +458,13 @@ def many(tmp_path_factory):
 
 
 def column_of(driver, table, number):
-    script = "return [...document.querySelectorAll(`${arguments[0]} > tbody > tr:not(.child)`)].map(r => r.cells[arguments[1]]?.innerText)"
+    """Of the first such table."""
+    script = "return [...document.querySelector(arguments[0]).querySelectorAll('tbody > tr:not(.child)')].map(r => r.cells[arguments[1]]?.innerText)"
     return driver.execute_script(script, table, number)
 
 
 def titles_of(driver, table):
-    script = "return [...document.querySelectorAll(`${arguments[0]} > thead th`)].map(h => h.innerText.trim())"
+    script = "return [...document.querySelector(arguments[0]).querySelectorAll('thead th')].map(h => h.innerText.trim())"
     return driver.execute_script(script, table)
 
 
