@@ -304,11 +304,9 @@ def draw_changes(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
         np.mean([pair[f"{side}_change"] < 0 for pair in known]) if known else np.nan
         for side in ("chosen", "rejected")
     ]
-    axes.text(
-        0.02, 0.98, f"fell: {100 * fell[0]:.0f} % of chosen, {100 * fell[1]:.0f} % of rejected",
-        transform=axes.transAxes, va="top", fontsize=8,
-        bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0},
-    )  # fmt: skip
+    axes.set_title(
+        f"fell: {100 * fell[0]:.0f} % of chosen, {100 * fell[1]:.0f} % of rejected", fontsize=8
+    )
     axes.set_xlabel("log π/π_ref of chosen (nats)")
     axes.set_ylabel("log π/π_ref of rejected (nats)")
     axes.grid(alpha=0.3)
