@@ -53,6 +53,7 @@ from ranking.scoring.comparable import (
     ScoringRun,
     announce_uneven_cuts,
     check_comparable,
+    check_compared,
     compared_runs,
     read_scoring_run,
     shared_examples,
@@ -103,13 +104,7 @@ def check_all_runs(
         check_comparable(policy, reference)
         if not shared_examples(policy.records, reference.records):
             raise ValueError(f"{policy.name} and {reference.name} have no example in common")
-    names = [other.name for other in others]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"--compare {twice[0]}: given twice")
-    for other in others:
-        check_comparable(policy._replace(name="this run"), other, own_templates=True)
-        if not shared_examples(policy.records, other.records):
-            raise ValueError(f"--compare {other.name}: it has no example of this run")
+    check_compared(policy, others)
 
 
 def implicit_rewards(

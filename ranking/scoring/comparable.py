@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ranking.data.examples import PreferenceData, dataset_label
 from ranking.metrics.accuracy import is_cut
+from ranking.metrics.comparison import common_examples, records_by_dataset
 from ranking.plumbing.outputs import row_key
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record
@@ -114,11 +115,28 @@ def announce_uneven_cuts(shared: list[tuple[Record, Record]]) -> None:
         announce(f"{n} prompts were cut from the left in one of the two runs only")
 
 
+def check_compared(policy: ScoringRun, others: Sequence[ScoringRun]) -> None:
+    """Raise ValueError where the runs that --compare names cannot be compared with this one."""
+    names = [other.name for other in others]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"--compare {twice[0]}: given twice")
+    for other in others:
+        check_comparable(policy._replace(name="this run"), other, own_templates=True)
+        if not shared_examples(policy.records, other.records):
+            raise ValueError(f"--compare {other.name}: it has no example of this run")
+    runs = [("this run", policy.records), *((run.name, run.records) for run in others)]
+    if others and not any(shared for _, shared in common_examples(runs).values()):
+        raise ValueError(
+            f"--compare {' '.join(names)}: no example with an untied pair is in all of them and "
+            "in this run: score the same examples, or compare fewer runs"
+        )
+
+
 def compared_runs(
     name: str, records: Sequence[Any], others: Sequence[ScoringRun]
 ) -> list[tuple[str, Sequence[Any]]]:
     """This run and others by the names of their models, with those of their files where two models
-    have one name."""
+    have one name. Lines say what is not compared."""
     names = [name, *(run.records[0]["model"] for run in others)]
     paths = ["this run", *(run.name for run in others)]
     files = [Path(path).name.removesuffix(".examples.jsonl") for path in paths]
@@ -128,4 +146,20 @@ def compared_runs(
     ]
     for run in others:
         announce_uneven_cuts(shared_examples(records, run.records))
-    return list(zip(labels, [records, *(run.records for run in others)]))
+    runs = list(zip(labels, [records, *(run.records for run in others)]))
+    announce_left_out(runs)
+    return runs
+
+
+def announce_left_out(runs: Sequence[tuple[str, Sequence[Any]]]) -> None:
+    """A line for each dataset of the first run or another one that is not compared."""
+    for (dataset, config, split), (of_model, shared) in common_examples(runs).items():
+        if not shared:
+            announce(f"{dataset_label(dataset, split, config)}: not compared: no example with an "
+                     f"untied pair is in all of {', '.join(of_model)}")  # fmt: skip
+    ours = records_by_dataset(runs[0][1])
+    for name, records in runs[1:]:
+        for dataset, config, split in records_by_dataset(records):
+            if (dataset, config, split) not in ours:
+                announce(f"{dataset_label(dataset, split, config)}: not compared: {name} has "
+                         "untied examples of it, and this run has none")  # fmt: skip
