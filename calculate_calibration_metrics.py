@@ -56,6 +56,7 @@ from ranking.scoring.comparable import (
     check_compared,
     compared_runs,
     read_scoring_run,
+    refuse_same_file,
     shared_examples,
 )
 from ranking.scoring.datasets import load_datasets
@@ -101,6 +102,7 @@ def check_all_runs(
     if include_ties and policy.found is None:
         check_ties_are_there(policy)
     if reference is not None:
+        refuse_same_file(policy, reference)
         check_comparable(policy, reference)
         if not shared_examples(policy.records, reference.records):
             raise ValueError(f"{policy.name} and {reference.name} have no example in common")

@@ -52,6 +52,7 @@ from ranking.scoring.comparable import (
     announce_uneven_cuts,
     check_comparable,
     read_scoring_run,
+    refuse_same_file,
     shared_examples,
 )
 from ranking.scoring.datasets import load_datasets
@@ -95,6 +96,7 @@ def check_runs(reference: ScoringRun, policy: ScoringRun | None, rules: PairRule
     for run in filter(None, (reference, policy)) if rules.include_ties else ():
         check_ties_are_there(run)
     if policy is not None:
+        refuse_same_file(reference, policy)
         check_comparable(reference, policy)
         if policy.found is not None:
             check_all_scored(reference.records, policy.records, rules)

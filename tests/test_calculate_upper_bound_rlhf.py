@@ -303,6 +303,7 @@ def test_assumed_proportion_only_on_demand(tmp_path, capsys):
         (["--policy-examples", "{other}"], "1 of 400 reference examples have no policy"),
         (["--policy-examples", "{broken}"], "row 1: not an examples file"),
         (["--policy-name-or-path", "./no-model"], "no such model directory: ./no-model"),
+        (["--policy-examples", "{folder}/./ref.jsonl"], "ref.jsonl: given twice"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(files, capsys, more, message):
@@ -310,7 +311,8 @@ def test_errors_are_one_line(files, capsys, more, message):
     needed = next(r for r in reference if r["ranks"] == [1, 2])  # a tied pair would not be
     write_json_lines(folder / "other.jsonl", [r for r in reference if r is not needed])
     write_json_lines(folder / "broken.jsonl", [{"id": 1}])
-    more = [x.format(other=folder / "other.jsonl", broken=folder / "broken.jsonl") for x in more]
+    names = {"other": folder / "other.jsonl", "broken": folder / "broken.jsonl", "folder": folder}
+    more = [x.format(**names) for x in more]
     with pytest.raises(SystemExit) as stop:
         run_script(
             main, parse_args(flags(folder, "--reference-examples", folder / "ref.jsonl", *more))

@@ -211,6 +211,10 @@ def test_a_model_against_a_file_and_a_file_against_a_model(
          "no such model directory: ./no-model"),
         (["--policy-examples", "{policy}", "--reference-examples", "{elsewhere}"],
          "have no example in common"),
+        (["--policy-examples", "{policy}", "--reference-examples", "{policy}"],
+         "run.examples.jsonl: given twice"),
+        (["--policy-examples", "{policy}", "--compare", "{policy}"],
+         "run.examples.jsonl: given twice"),
     ],
 )  # fmt: skip
 def test_wrong_commands_are_one_line(both, tmp_path, capsys, more, message):
@@ -289,8 +293,9 @@ def test_ties_of_a_file_count_only_where_they_are_asked_for(tiny_model_directory
     more = ("--lm-name-or-path", tiny_model_directory, "--dataset", tmp_path / "d.jsonl")
     run(tmp_path, *more, "--include-ties")
     examples = tmp_path / "run.examples.jsonl"
+    reference = changed(tmp_path, examples)
     for name, flag, dropped in (("a", ("--include-ties",), {}), ("b", (), {"all ranks tied": 1})):
-        run(tmp_path, "--policy-examples", examples, "--reference-examples", examples, *flag,
+        run(tmp_path, "--policy-examples", examples, "--reference-examples", reference, *flag,
             name=f"{name}.jsonl")  # fmt: skip
         found = read_json_lines(tmp_path / f"{name}.jsonl")
         (row,) = [r for r in found if r["distance_metric"] == "acc"][:1]

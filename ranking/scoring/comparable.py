@@ -115,11 +115,20 @@ def announce_uneven_cuts(shared: list[tuple[Record, Record]]) -> None:
         announce(f"{n} prompts were cut from the left in one of the two runs only")
 
 
+def refuse_same_file(*runs: ScoringRun) -> None:
+    """Raise ValueError where two runs were read from one file, whatever it is called."""
+    read: set[Path] = set()
+    for run in (run for run in runs if run.found is None):
+        file = Path(run.name).resolve()
+        if file in read:
+            raise ValueError(f"{run.name}: given twice: give the files of different runs")
+        read.add(file)
+
+
 def check_compared(policy: ScoringRun, others: Sequence[ScoringRun]) -> None:
     """Raise ValueError where the runs that --compare names cannot be compared with this one."""
     names = [other.name for other in others]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"--compare {twice[0]}: given twice")
+    refuse_same_file(policy, *others)
     for other in others:
         check_comparable(policy._replace(name="this run"), other, own_templates=True)
         if not shared_examples(policy.records, other.records):

@@ -3,7 +3,12 @@
 import pytest
 from result_rows import scored_record
 
-from ranking.scoring.comparable import ScoringRun, check_compared, compared_runs
+from ranking.scoring.comparable import (
+    ScoringRun,
+    check_compared,
+    compared_runs,
+    refuse_same_file,
+)
 
 
 def run_of(name, numbers, ranks=(1, 2), **changes) -> ScoringRun:
@@ -43,3 +48,17 @@ def test_what_is_not_compared_is_said(capsys):
         "f: not compared: b has untied examples of it, and this run has none",
         "f: not compared: c has untied examples of it, and this run has none",
     ]
+
+
+@pytest.mark.parametrize(
+    "again", ["b.examples.jsonl", "./b.examples.jsonl", "x/../b.examples.jsonl"]
+)
+def test_one_file_is_not_two_runs(again):
+    a, b = run_of("a", range(4)), run_of("b", range(4))
+    for runs in ((a, [b, b._replace(name=again)]), (b, [a, b._replace(name=again)])):
+        with pytest.raises(ValueError, match=f"^{again}: given twice"):
+            check_compared(*runs)
+    with pytest.raises(ValueError, match=f"^{again}: given twice"):
+        refuse_same_file(b, b._replace(name=again))
+    refuse_same_file(a, b)
+    check_compared(a, [b])
