@@ -594,3 +594,21 @@ def test_what_only_the_reference_can_score_is_dropped_and_counted(
     lost = len(scored[0]) - len(scored[1])
     assert lost > 0 and f"example not scored by the policy: {lost}" in capsys.readouterr().err
     assert rows[0]["dropped_pairs"]["example not scored by the policy"] == lost
+
+
+def test_a_run_that_is_overwritten_leaves_no_examples_of_other_models(
+    files, tiny_model_directory, capsys
+):
+    folder, *_ = files
+    data = ["--dataset", "sample", "--sample-size", 4]
+    two = ["--lm-name-or-path", tiny_model_directory, "--policy-name-or-path", tiny_model_directory]
+    run_script(main, parse_args(flags(folder, *two, *data)))
+    own, of_policy = (folder / f"ideal.{side}examples.jsonl" for side in ("", "policy."))
+    again = ["--reference-examples", own, *two[2:], *data, "--overwrite"]
+    assert "is read, and of the run that --overwrite" in error_of(capsys, folder, *again)
+    assert own.exists() and (folder / "ideal.jsonl").exists()
+    run_script(main, parse_args(flags(folder, *two[:2], *data, "--overwrite")))
+    assert own.exists() and not list(folder.glob("ideal.policy.*"))
+    other = ["--reference-examples", folder / "ref.jsonl", "--overwrite"]
+    run_script(main, parse_args(flags(folder, *other)))
+    assert not own.exists() and not (folder / "ideal.config.json").exists()

@@ -473,3 +473,24 @@ def test_tables_and_picture_of_result_files(both, tmp_path, capsys):
                          ("ranking-and-reward", "only ranking")):  # fmt: skip
         tables.main(tables.parse_args([name, str(both / "run.jsonl")]))
         assert f"| {column} |" in capsys.readouterr().out
+
+
+def test_a_run_that_is_overwritten_leaves_no_examples_of_other_models(
+    both, tiny_model_directory, tmp_path, capsys
+):
+    """NAME.jsonl is of the models whose examples lie beside it; a run that is read stays."""
+    policy, reference = files_of(both)
+    two = ("--lm-name-or-path", tiny_model_directory, "--reference-name-or-path",
+           tiny_model_directory, *DATA)  # fmt: skip
+    run(tmp_path, *two)
+    own, of_reference = files_of(tmp_path)
+    again = ("--policy-examples", own, *two[2:], "--overwrite")
+    assert "is read, and of the run that --overwrite discards" in error_of(capsys, tmp_path, *again)
+    assert own.exists() and (tmp_path / "run.jsonl").exists()
+    run(tmp_path, *two[:2], *two[4:], "--overwrite")
+    assert own.exists() and not list(tmp_path.glob("run.reference.*"))
+    run(tmp_path, "--policy-examples", own, "--reference-examples", reference, "--overwrite")
+    assert own.exists() and (tmp_path / "run.config.json").exists()
+    run(tmp_path, "--policy-examples", policy, "--overwrite")
+    assert not own.exists() and not (tmp_path / "run.config.json").exists()
+    assert read_json_lines(tmp_path / "run.jsonl")[0]["examples_file"] == str(policy)
