@@ -593,8 +593,8 @@ def test_the_threshold_and_displacement_of_the_loss_that_trains(
     if name not in ("ipo", "hinge"):
         assert not thresholds
         return
-    assert len(thresholds) == 2
     per_token = name == "ipo"
+    assert len(thresholds) == (2 if per_token else 1)
     ratios = [
         columns[f"{whose}chosen"] / (columns["n_chosen"] if per_token else 1)
         - columns[f"{whose}rejected"] / (columns["n_rejected"] if per_token else 1)
@@ -602,10 +602,10 @@ def test_the_threshold_and_displacement_of_the_loss_that_trains(
     ]
     assert metrics["eval_ranking/meets_threshold"] == (ratios[0] >= 0).mean()
     assert metrics["eval_ranking/accuracy" + "_normalized" * per_token] == (ratios[0] >= 0).mean()
-    lowest = 1 / (2 * 1.0) if per_token else 1 / 0.2  # as a log-ratio above the reference's
-    wrong = (ratios[1] + lowest < 0).mean()
-    assert metrics["eval_ranking/wrong_at_lowest_loss"] == wrong
-    assert per_token or 0 < wrong < 1
+    if per_token:
+        lowest = 1 / (2 * 1.0)  # as a log-ratio above the reference's
+        wrong = (ratios[1] + lowest < 0).mean()
+        assert metrics["eval_ranking/wrong_at_lowest_loss"] == wrong
 
 
 @pytest.mark.parametrize(

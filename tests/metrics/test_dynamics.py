@@ -89,8 +89,11 @@ def test_hand_worked_thresholds_of_other_losses():
     assert wrong["wrong_at_lowest_loss"].all() and wrong["meets_threshold"].all()
     hinge = values_of(HAND, beta=0.1, loss_type="hinge")
     assert hinge["meets_threshold"].tolist() == [True, False, True, False]
-    # margins needed: −0.1, −0.1, 0.3, 3.0; the loss is lowest from 1 on
-    assert hinge["wrong_at_lowest_loss"].tolist() == [False, False, False, True]
+    assert "wrong_at_lowest_loss" not in hinge
+    # margins needed: 2; reached: 8 and 1.5, where the loss is 0 all the same
+    at_zero = values_of([(-9, -15, -9, -7, 3, 3), (-9, -8.5, -9, -7, 3, 3)], 1.0, loss_type="hinge")
+    assert at_zero["correct"].tolist() == [True, False]
+    assert not any("wrong_at_lowest_loss" in name for name in summarize_pairs(at_zero, 1.0))
     exo = values_of(HAND, beta=0.01, loss_type="exo_pair", label_smoothing=0.45)
     # margins needed: −0.01, −0.01, 0.03, 0.3; the loss is lowest at log(0.55/0.45) = 0.2007
     assert exo["wrong_at_lowest_loss"].tolist() == [False, False, False, True]
