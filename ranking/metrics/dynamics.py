@@ -1,6 +1,7 @@
 """How rankings move while a model is tuned (§4, Fig. 2-7): the four groups, means over pairs."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -201,9 +202,14 @@ def distances_by_step(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
 
 
 def lowest_loss_step(rows: Sequence[dict[str, Any]]) -> int:
-    """The step with the lowest mean validation loss (training loss if nothing was validated)."""
-    summary = means_by_step(rows, "validation") or means_by_step(rows, "train")
-    return min(summary, key=lambda step: (summary[step]["loss"], step))
+    """The step with the lowest mean validation loss (training loss if nothing was validated).
+
+    A null loss was not finite: a step with more of them than another has not the lower mean.
+    """
+    part = "validation" if any(row["part"] == "validation" for row in rows) else "train"
+    summary = means_by_step(rows, part)
+    nulls = Counter(r["step"] for r in rows if r["part"] == part and r["loss"] is None)
+    return min(summary, key=lambda step: (nulls[step], summary[step]["loss"], step))
 
 
 def sweep_points(

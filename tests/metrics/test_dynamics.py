@@ -10,6 +10,7 @@ from result_rows import evaluated_pairs
 from scipy.special import log_expit
 
 from ranking.metrics.dynamics import (
+    lowest_loss_step,
     means_by_step,
     means_over_seeds,
     pair_values,
@@ -173,6 +174,23 @@ def test_theorem_4_1_is_ranking_accuracy(logps, beta, gamma):
         ref_logratios = values["ref_chosen"] - values["ref_rejected"]
         direct = -log_expit(beta * (policy_logratios - gamma * ref_logratios))
         assert values["loss"] == pytest.approx(direct, rel=1e-9, abs=1e-9)
+
+
+def test_the_step_of_the_lowest_loss_has_all_losses():
+    """One without any is not the first, one with a single small one not the lowest."""
+    rows = evaluated_pairs()
+    assert lowest_loss_step(rows) == 5
+    without = [{**row, "loss": None if row["step"] == 0 else row["loss"]} for row in rows]
+    assert lowest_loss_step(without) == 5
+    one = [
+        {**row, "loss": (0.01 if row["id"] == "0" else None) if row["step"] == 10 else row["loss"]}
+        for row in rows
+    ]
+    assert lowest_loss_step(one) == 5
+    always = [{**row, "loss": None if row["id"] == "3" else row["loss"]} for row in rows]
+    assert lowest_loss_step(always) == 5  # of the three others: 0.7, 0.5, 0.67
+    alone = [row for row in one if row["part"] == "train"]
+    assert lowest_loss_step(alone) == 5
 
 
 def test_means_by_step():
