@@ -58,6 +58,7 @@ from ranking.scoring.comparable import (
     read_scoring_run,
     refuse_same_file,
     shared_examples,
+    with_configurations,
 )
 from ranking.scoring.datasets import load_datasets
 from ranking.scoring.flags import (
@@ -242,6 +243,10 @@ def main(args: argparse.Namespace) -> None:
         policy = plan_run(models[0], args.revision, datasets, **how_planned)
     if models[1]:
         reference = plan_run(models[1], args.reference_revision, datasets, **how_planned)
+    policy = with_configurations(policy, [reference, *others])
+    if reference is not None:
+        reference = with_configurations(reference, [policy])
+    others = [with_configurations(other, [policy]) for other in others]
     check_all_runs(policy, reference, others, args.include_ties)
 
     how = (args.overwrite, take(flags, MODEL_FLAGS))

@@ -54,6 +54,7 @@ from ranking.scoring.comparable import (
     read_scoring_run,
     refuse_same_file,
     shared_examples,
+    with_configurations,
 )
 from ranking.scoring.datasets import load_datasets
 from ranking.scoring.export import EXPORT_SUFFIXES, check_keep, export_pairs, plan_export
@@ -297,6 +298,9 @@ def main(args: argparse.Namespace) -> None:
     policy = given[1]
     if models[1]:
         policy = plan_run(models[1], args.policy_revision, datasets, **how_planned)
+    reference = with_configurations(reference, [policy])
+    if policy is not None:
+        policy = with_configurations(policy, [reference])
     check_runs(reference, policy, rules)
     check_keep(args.keep, reference.records)
 

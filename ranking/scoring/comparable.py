@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ranking.data.cells import read_votes
 from ranking.data.examples import PreferenceData, dataset_label
 from ranking.metrics.accuracy import is_cut
 from ranking.metrics.comparison import common_examples, records_by_dataset
@@ -50,6 +51,32 @@ def shared_examples(records: Sequence[Any], other: Sequence[Any]) -> list[tuple[
     return [(r, by_key[row_key(r)]) for r in records if row_key(r) in by_key]
 
 
+def with_configurations(run: ScoringRun, others: Sequence[ScoringRun | None]) -> ScoringRun:
+    """A run whose older rows do not name the configuration of their dataset, with that of the same
+    examples in other runs. (Their run had but one of each dataset.)"""
+    own = {(r["dataset"], r["split"], r["id"]) for r in run.records if "dataset_config" not in r}
+    named = {
+        (r["dataset"], r["split"]): r["dataset_config"]
+        for other in others
+        if own and other is not None
+        for r in other.records
+        if "dataset_config" in r and (r["dataset"], r["split"], r["id"]) in own
+    }
+    if not named:
+        return run
+    records = [{"dataset_config": named.get((r["dataset"], r["split"])), **r} for r in run.records]
+    return run._replace(records=records)
+
+
+def of_record(record: Record, key: str) -> Any:
+    """What two records of an example have to share, however their files write it."""
+    if key == "completions":
+        return [completion["text"] for completion in record[key]]
+    if key == "votes":
+        return read_votes(record[key], len(record["completions"])) if record[key] else {}
+    return record[key]
+
+
 def check_comparable(first: ScoringRun, second: ScoringRun, own_templates: bool = False) -> None:
     """Raise ValueError where two runs scored an example, but not as the same text, or not with the
     same ranks and votes. A line says what else differs. `own_templates`: each model may have its
@@ -59,9 +86,7 @@ def check_comparable(first: ScoringRun, second: ScoringRun, own_templates: bool 
         for key in ("prompt", "completions", "ranks", "votes", "messages"):
             if key == "messages" and not (key in a and key in b):
                 continue  # an older file
-            values = [[c["text"] for c in r[key]] if key == "completions" else r[key]
-                      for r in (a, b)]  # fmt: skip
-            if values[0] != values[1]:
+            if of_record(a, key) != of_record(b, key):
                 raise ValueError(
                     f"{label_of(a)}, row {a['row']}: its {key} differ "
                     f"between {first.name} and {second.name}: score the same data"

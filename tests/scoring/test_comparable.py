@@ -5,9 +5,12 @@ from result_rows import scored_record
 
 from ranking.scoring.comparable import (
     ScoringRun,
+    check_comparable,
     check_compared,
     compared_runs,
     refuse_same_file,
+    shared_examples,
+    with_configurations,
 )
 
 
@@ -62,3 +65,38 @@ def test_one_file_is_not_two_runs(again):
         refuse_same_file(b, b._replace(name=again))
     refuse_same_file(a, b)
     check_compared(a, [b])
+
+
+def test_older_rows_have_the_configuration_of_the_same_examples():
+    named = run_of("a", range(4), dataset_config="x")
+    other = run_of("c", range(9), dataset_config="y")
+    other = other._replace(records=[r for r in other.records if r["row"] > 4])
+    older = run_of("b", range(1, 5))
+    for record in older.records:
+        del record["dataset_config"]
+    assert not shared_examples(named.records, older.records)
+    both = [other, None, named]
+    found = with_configurations(older._replace(records=older.records[:3]), both)
+    assert {r["dataset_config"] for r in found.records} == {"x"}
+    assert len(shared_examples(named.records, found.records)) == 3
+    assert with_configurations(named, [found]) is named
+    check_compared(named, [found])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        ([3, 1], {"0,1": [3, 1]}, True),
+        ([3, 1], {"1,0": [1, 3]}, True),
+        ({}, None, True),
+        ([3, 1], {"0,1": [1, 3]}, False),
+        ([3, 1], None, False),
+    ],
+)
+def test_votes_are_compared_however_they_are_written(ours, theirs, same):
+    runs = run_of("a", range(2), votes=ours), run_of("b", range(2), votes=theirs)
+    if same:
+        check_comparable(*runs)
+    else:
+        with pytest.raises(ValueError, match="row 0: its votes differ"):
+            check_comparable(*runs)
