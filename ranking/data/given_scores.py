@@ -23,6 +23,8 @@ def given_scores(row: Row) -> GivenScores | None:
         model=text_or_none(row.get("reference_model")),
         dtype=text_or_none(row.get("reference_dtype")),
         add_eos=row["add_eos"] if isinstance(row.get("add_eos"), bool) else None,
+        id=text_or_none(row.get("id")),
+        prompt_id=text_or_none(row.get("prompt_id")),
     )
 
 

@@ -62,3 +62,12 @@ def test_only_they_change_the_fingerprint(tmp_path):
     row = {key: ROW[key] for key in ("prompt", "chosen", "rejected")}
     (example,) = load(tmp_path, row, name="plain.jsonl")
     assert fingerprint([example]) == "c0280aa07da5f62c"  # as before there were any
+
+
+def test_ids_of_the_file_are_taken_with_the_scores_and_stay_unique(tmp_path):
+    own = {"id": "e-1", "prompt_id": "p"}
+    rows = [{**ROW, **own}, {**ROW, **own}, {**ROW, **own, "ref_chosen_logps": None}, ROW]
+    first, again, unscored, bare = load(tmp_path, *rows)
+    assert (first.id, again.id, first.prompt_id, again.prompt_id) == ("e-1", "e-1-2", "p", "p")
+    assert unscored.id.split("-")[0] == bare.id.split("-")[0] != "e"  # of their texts
+    assert unscored.prompt_id == bare.prompt_id != "p"

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import assert_documented
 
+from ranking.data.conversions import preference_pairs
 from ranking.data.preferences import load_preferences
+from ranking.metrics.tuned_loss import BestStep
 from ranking.plumbing.result_files import read_json_lines
 from ranking.scoring.export import (
     ExportedPair,
@@ -18,6 +20,7 @@ from ranking.scoring.export import (
     group_names,
 )
 from ranking.scoring.rated_pairs import PairRules, rated_pairs
+from ranking.scoring.tuned_pairs import add_tuned_losses
 
 CONFIG = {
     "dtype": "float32", "add_eos": True, "chat_template": False,
@@ -106,6 +109,29 @@ def test_texts_are_joined_as_they_were_scored(tmp_path, capsys):
             assert example.votes == {(0, 1): (3, 1)}
     # by the rule for texts that were not made to stand side by side, a space would be put there
     assert load_preferences(str(tmp_path / "x.jsonl"), separator=" ").examples[0].separators[0]
+
+
+def test_what_is_trained_on_has_the_ids_of_what_was_scored(tmp_path):
+    """So --dynamics finds the pairs of a run on an export, of two completions and of more."""
+    votes = {"0,1": [3, 1], "1,2": [0, 4]}
+    rows = [record(votes={"0,1": [1, 3]}) | {"ranks": [2, 1]}, record((-3.0, -4.0, -5.0), votes, 1)]
+    rows[1]["ranks"] = [1, 3, 1]
+    scored = pairs_of(*rows)
+    for name in ("x.parquet", "x.jsonl"):
+        written = exported(tmp_path / name, *rows)
+        examples = load_preferences(str(tmp_path / name)).examples
+        trained = preference_pairs(examples)
+        assert [pair["id"] for pair in trained] == [row["id"] for row in written]
+        assert [e.prompt_id for e in examples] == ["p0", "p1", "p1"]
+        followed = {
+            row["id"]: {
+                "id": row["id"], "loss": 0.5, "group": "correct_to_correct",
+                "ref_chosen": row["ref_chosen_logps"], "ref_rejected": row["ref_rejected_logps"],
+            }
+            for row in written
+        }  # fmt: skip
+        add_tuned_losses(scored, {"d.jsonl": BestStep(1, followed)})
+        assert [pair["n_runs"] for pair in scored] == [1, 1, 1]
 
 
 def template_config(**more):
