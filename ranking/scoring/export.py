@@ -248,8 +248,7 @@ def plan_export(
     """Where the export goes, checked before anything is loaded; None: there is none."""
     if path is None:
         return None
-    others = [output.summary, *(output.beside(suffix) for suffix in writes)]
-    return plan_file(path, "--export", overwrite, reads, others)
+    return plan_file(path, "--export", overwrite, reads, output, writes)
 
 
 def export_pairs(
@@ -262,19 +261,21 @@ def export_pairs(
     """Write `ExportedPair`s, and say how many are kept and left out, and what to know of them.
 
     pairs: `rated_pairs`. config: how they were scored, None: not known. keep, share: `rows_to_keep`
-    and, of these, `easiest_rows`. How many are written; ValueError where none is left.
+    and, of these, `easiest_rows`. How many are written; where none is left, no file is there.
     """
     rows = export_rows(pairs, config)
     counts = [("tied", len(pairs) - len(rows))]
     if keep is not None and rows:
         before, rows = len(rows), rows_to_keep(rows, keep)
         counts.append(("by --keep", before - len(rows)))
-    if share is not None:
+    if share is not None and rows:
         before, rows = len(rows), easiest_rows(rows, share)
         counts.append(("by --keep-easiest", before - len(rows)))
     left_out = ", ".join(f"{why}: {n}" for why, n in counts if n) or "none"
     if not rows:
-        raise ValueError(f"--export: no pair is left of {len(pairs)} (left out: {left_out})")
+        file.unlink(missing_ok=True)  # of a run that was overwritten
+        announce(f"{file}: not written, no pair is left of {len(pairs)} (left out: {left_out})")
+        return 0
     rows = trl_columns(rows)
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".parquet":

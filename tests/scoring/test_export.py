@@ -215,8 +215,10 @@ def test_keep_and_then_the_easiest(tmp_path, capsys):
     assert "left out: by --keep: 5, by --keep-easiest: 2" in capsys.readouterr().out
     rows = exported(tmp_path / "c.jsonl", *ten(), keep="critical_beta > 1")
     assert [row["c"] for row in rows] == [c for c in range(5, -5, -1) if c <= 0 or 1.0986 / c > 1]
-    with pytest.raises(ValueError, match=r"no pair is left of 10 \(left out: by --keep: 10\)"):
-        exported(tmp_path / "d.jsonl", *ten(), keep="c > 9")
+    (tmp_path / "d.jsonl").write_text("of a run that is overwritten")
+    assert export_pairs(tmp_path / "d.jsonl", pairs_of(*ten()), CONFIG, "c > 9", 0.5) == 0
+    said = capsys.readouterr().err
+    assert "d.jsonl: not written, no pair is left of 10 (left out: by --keep: 10)" in said
     assert not (tmp_path / "d.jsonl").exists()
 
 
