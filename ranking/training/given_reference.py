@@ -35,8 +35,8 @@ def logps_of_pairs(
     are scored. ValueError in one line where the data's are of other tokens or another model.
     """
     given = [k for k, pair in enumerate(pairs) if pair["reference"] is not None]
-    cut = {k for k in given if pairs[k]["reference"].truncated or tokenized[k][0].truncated}
-    used = [k for k in given if k not in cut]
+    used = [k for k in given if is_used(pairs[k], tokenized[k])]
+    cut = set(given) - set(used)
     check_token_counts([pairs[k] for k in used], [tokenized[k] for k in used])
     if not used:
         if given:
@@ -61,6 +61,13 @@ def logps_of_pairs(
         announce(f"reference log-likelihoods that are scored here: {len(rest)} pairs ({counts})")
         logps[rest] = score([tokenized[k] for k in rest])
     return logps
+
+
+def is_used(pair: dict, completions: Completions) -> bool:
+    """Whether the data's log-likelihoods of a pair are taken: its prompt is cut neither there nor
+    here."""
+    given: GivenScores | None = pair["reference"]
+    return given is not None and not (given.truncated or completions[0].truncated)
 
 
 def pairs_to_check(pairs: Sequence[dict], used: Sequence[int]) -> list[int]:

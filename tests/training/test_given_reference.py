@@ -146,6 +146,21 @@ def test_cut_prompts_are_scored_here(model, tokenizer, tmp_path, counted, capsys
     assert "are not used: all 40 prompts are cut" in capsys.readouterr().err
 
 
+def test_what_the_reference_was_computed_in_goes_on_to_the_trainer(model, tokenizer, tmp_path):
+    """Of pairs whose log-likelihoods are taken; where the data do not say, there is no column."""
+    plain = write(tmp_path / "plain.jsonl", text_rows())
+    before = prepared(model, tokenizer, plain)
+    assert all("reference_dtype" not in row for own in before.values() for row in own.values())
+    rows = with_scores(text_rows(), before, reference_dtype="bfloat16")
+    for k, row in enumerate(rows):
+        row["truncated"] = k == 3
+    after = prepared(model, tokenizer, write(tmp_path / "x.jsonl", rows))
+    found = {prompt: row for own in after.values() for prompt, row in own.items()}
+    for row in rows:
+        want = None if row["truncated"] else "bfloat16"
+        assert found[row["prompt"]]["reference_dtype"] == want
+
+
 def test_log_likelihoods_of_other_tokens_are_refused(model, tokenizer, tmp_path):
     plain = write(tmp_path / "plain.jsonl", text_rows())
     by_end = {end: prepared(model, tokenizer, plain, add_eos=end) for end in (False, True)}
