@@ -112,7 +112,8 @@ def sample_and_convert(
             bar.update(1)
         try:
             reading = drawn.read(k)
-            if isinstance(reading.prompt, str) and plan.separator is None and not plan.scored:
+            scored = reading.reference is not None
+            if isinstance(reading.prompt, str) and plan.separator is None and not scored:
                 reading = prompt_once(reading, drawn.whole_texts)
             paired = plan.gather != "single"
             reason = reason_to_drop(reading, include_ties) if paired else reason_not_text(reading)
@@ -128,7 +129,7 @@ def sample_and_convert(
             )
         remarks.update(reading.remarks)
         text = prompt if isinstance(prompt, str) else as_turns(prompt)
-        as_scored = plan.scored and isinstance(prompt, str)
+        as_scored = scored and isinstance(prompt, str)
         between = "" if as_scored and separator is None else joint
         groups = drawn.groups(k)
         content = content_hash([text, *completions, *given_besides(reading)])

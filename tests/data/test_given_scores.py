@@ -1,10 +1,13 @@
 """Log-likelihoods of a reference in the data: read with the pair, whose texts they are of."""
 
+from dataclasses import replace
+
 import pytest
 from preference_rows import write
 
 from ranking.data.conversions import preference_pairs
 from ranking.data.examples import GivenScores, fingerprint
+from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.data.preferences import load_preferences
 
 ROW = {"prompt": "p", "chosen": "a", "rejected": "b", "ref_chosen_logps": -1.5,
@@ -71,3 +74,18 @@ def test_ids_of_the_file_are_taken_with_the_scores_and_stay_unique(tmp_path):
     assert (first.id, again.id, first.prompt_id, again.prompt_id) == ("e-1", "e-1-2", "p", "p")
     assert unscored.id.split("-")[0] == bare.id.split("-")[0] != "e"  # of their texts
     assert unscored.prompt_id == bare.prompt_id != "p"
+
+
+def test_a_row_without_them_is_read_as_if_the_columns_were_not_there(tmp_path):
+    """Joined by a space, a prompt that is repeated read once; as in a file of the texts alone."""
+    rows = [{**ROW, "prompt": p, "chosen": c, "rejected": r}
+            for p, c, r in (("p", "a", "b"), ("p q", "p q a", "p q b"), (TURNS, "a", "b"))]  # fmt: skip
+    for given in ({}, {**BESIDE, "id": "x"}):
+        empty = [{**row, **given, **dict.fromkeys(REFERENCE_COLUMNS)} for row in rows]
+        plain = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]
+        want, got = load(tmp_path, *plain, name="plain.jsonl"), load(tmp_path, *empty)
+        assert [replace(example, dataset="") for example in got] == [
+            replace(example, dataset="") for example in want
+        ]
+    one, other = load(tmp_path, ROW, {**ROW, "ref_rejected_logps": None})
+    assert (one.separators[0], other.separators[0]) == ("", " ")
