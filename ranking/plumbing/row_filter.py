@@ -73,6 +73,37 @@ def check_truths(text: str, tree: ast.Expression, booleans: Sequence[str]) -> No
                 raise ValueError(f"{text!r}: {ast.unparse(part)} is neither true nor false")
 
 
+def is_text(node: ast.AST, texts: Mapping[str, bool | None]) -> bool | None:
+    """Whether a part of a condition is text; None where it is neither text nor a number.
+    texts: the same of the columns."""
+    if isinstance(node, ast.Name):
+        return texts[node.id]
+    if isinstance(node, ast.Constant):
+        return None if node.value is None else isinstance(node.value, str)
+    return False
+
+
+def check_kinds(text: str, tree: ast.Expression, texts: Mapping[str, bool | None]) -> None:
+    """Raise ValueError where a text is compared with a number, which no row's is equal to."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Compare):
+            continue
+        listed = [side.elts if isinstance(side, ast.List | ast.Tuple) else [side]
+                  for side in (node.left, *node.comparators)]  # fmt: skip
+        kinds = {is_text(part, texts): ast.unparse(part) for sides in listed for part in sides}
+        if True in kinds and False in kinds:
+            raise ValueError(
+                f"{text!r}: compares {kinds[True]}, a text, with {kinds[False]}, a number: put "
+                "what stands beside a text in quotes"
+            )
+
+
+def holds_text(values: Sequence[Any]) -> bool | None:
+    """Whether a column holds text; None where it holds nothing."""
+    given = [value for value in values if value is not None]
+    return any(isinstance(value, str) for value in given) if given else None
+
+
 class NullTests(ast.NodeTransformer):
     """`COLUMN is None` → the name of a column that holds where that is so."""
 
@@ -102,9 +133,10 @@ def rows_that_hold(
 
     tree = parse_condition(text)
     check_columns_named(tree, list(columns))
+    named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    check_kinds(text, tree, {name: holds_text(columns[name]) for name in named})
     tests = NullTests()
     expression = ast.unparse(ast.fix_missing_locations(tests.visit(tree)))
-    named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & set(columns)
     frame = pd.DataFrame({name: pd.Series(columns[name]) for name in sorted(named)})
     for name, value in (missing or {}).items():
         if name in frame:

@@ -18,7 +18,12 @@ from ranking.metrics.idealized import critical_betas
 from ranking.plumbing.outputs import Output, plan_file
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, write_json_lines, write_parquet
-from ranking.plumbing.row_filter import check_columns_named, parse_condition, rows_that_hold
+from ranking.plumbing.row_filter import (
+    check_columns_named,
+    check_kinds,
+    parse_condition,
+    rows_that_hold,
+)
 from ranking.scoring.chat import (
     ChatOptions,
     Texts,
@@ -77,7 +82,11 @@ ARROW_TYPES = {
 }  # fmt: skip
 # of which no condition of --keep can be
 NOT_NAMED = {"prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "votes"}
-NAMED = [name for name in ExportedPair.__annotations__ if name not in NOT_NAMED]
+NAMED = {  # whether it is text
+    name: kind in (str, str | None)
+    for name, kind in ExportedPair.__annotations__.items()
+    if name not in NOT_NAMED
+}
 
 
 # ---------------------------------------------------------------------------- rows
@@ -215,9 +224,11 @@ def trl_columns(rows: Sequence[Record]) -> list[Record]:
 def check_keep(keep: str | None, records: Sequence[Record]) -> None:
     """Raise ValueError where --keep is no condition on columns that an export of `records` has."""
     if keep is not None:
-        columns = [*NAMED, *group_names([record_groups(r) for r in records]).values()]
+        groups = group_names([record_groups(r) for r in records]).values()
         try:
-            check_columns_named(parse_condition(keep), columns)
+            tree = parse_condition(keep)
+            check_columns_named(tree, [*NAMED, *groups])
+            check_kinds(keep, tree, {**NAMED, **dict.fromkeys(groups, True)})
         except ValueError as error:
             raise ValueError(f"--keep {error}") from None
 

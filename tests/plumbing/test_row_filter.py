@@ -15,6 +15,7 @@ COLUMNS = {
     "dataset": ["a", None, "b", "a"],
     "truncated": [True, False, False, True],
     "n": [1, 2, 3, 4],
+    "split": [None, None, None, None],
 }
 
 
@@ -34,6 +35,8 @@ COLUMNS = {
         ("(n - 1) % 2 == 0", [True, False, True, False]),
         ("c != 1", [False, True, True, True]),
         ("truncated", COLUMNS["truncated"]),
+        ("split == 'test'", [False] * 4),
+        ("split != 1 and n in [1, 2.5]", [True, False, False, False]),
     ],
 )
 def test_conditions(text, holds):
@@ -78,7 +81,11 @@ def test_what_is_no_condition_is_refused_before_anything_is_read(text, why):
     [
         ("alhpa > 0.7", r"no column 'alhpa' \(nearest: alpha"),
         ("zzz > 0.7", r"no column 'zzz' \(there are c, alpha, critical_beta, dataset"),
-        ("c < 'a'", "Invalid comparison"),
+        ("c < 'a'", "compares 'a', a text, with c, a number: put what stands beside a text in quo"),
+        ("dataset != 1", "compares dataset, a text, with 1, a number"),
+        ("dataset in ['a', 1]", "a text, with 1, a number"),
+        ("not (n == 1 and 1 < dataset)", "compares dataset, a text, with 1"),
+        ("dataset == c + 1", r"compares dataset, a text, with c \+ 1, a number"),
         ("c", "no condition that holds or does not"),
         ("n and truncated", "n is neither true nor false"),
         ("not (c + 1)", "c \\+ 1 is neither true nor false"),

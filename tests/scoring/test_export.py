@@ -235,6 +235,8 @@ def test_keep_is_checked_before_anything_is_scored():
     for keep, why in (
         ("domain == 'x'", r"--keep no column 'domain' \(nearest: .*group_domain"),
         ("prompt == 'x'", "no column 'prompt'"),
+        ("group_domain != 1", "compares group_domain, a text, with 1, a number"),
+        ("template == c", "compares template, a text, with c"),
         ("c <", "--keep 'c <': no condition"),
         ("len(id) > 3", r"len\(id\) is not read"),
     ):
