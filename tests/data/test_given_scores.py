@@ -7,7 +7,7 @@ from preference_rows import write
 
 from ranking.data.conversions import preference_pairs
 from ranking.data.examples import GivenScores, fingerprint
-from ranking.data.given_scores import REFERENCE_COLUMNS
+from ranking.data.given_scores import REFERENCE_COLUMNS, given_scores
 from ranking.data.preferences import load_preferences
 
 ROW = {"prompt": "p", "chosen": "a", "rejected": "b", "ref_chosen_logps": -1.5,
@@ -40,6 +40,29 @@ def test_csv_and_nothing(tmp_path):
     assert [e.reference is None for e in load(tmp_path, *rows)] == [True, False]
     with pytest.raises(ValueError, match="row 1: column 'ref_chosen_logps' should be a number"):
         load(tmp_path, {**ROW, "ref_chosen_logps": "much"})
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), "", "nan"])
+def test_nothing_beside_them_is_not_known(tmp_path, nothing):
+    (tmp_path / "x.csv").write_text(
+        "prompt,chosen,rejected,ref_chosen_logps,ref_rejected_logps,truncated,add_eos,n_chosen\n"
+        "p,a,b,-1.5,-2,False,True,3\nq,a,b,-1.5,-2,true,0,3.0\nr,a,b,-1.5,-2,,,\n"
+    )
+    found = [e.reference for e in load_preferences(str(tmp_path / "x.csv")).examples]
+    assert [(r.truncated, r.add_eos) for r in found] == [
+        (False, True), (True, False), (False, None)]  # fmt: skip
+    row = {**ROW, **BESIDE, "n_chosen": nothing, "truncated": nothing, "add_eos": nothing}
+    assert given_scores(row) == GivenScores((-1.5, -2.0), None, False, "m", "bfloat16", None)
+
+
+def test_what_is_no_truth_and_no_count_is_refused():
+    for column, value, why in (
+        ("truncated", "maybe", "column 'truncated' should be true or false, found 'maybe'"),
+        ("n_chosen", 3.5, "column 'n_chosen' should be a whole number, found 3.5"),
+        ("n_rejected", float("inf"), "column 'n_rejected' should be a whole number, found inf"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            given_scores({**ROW, **BESIDE, column: value})
 
 
 def test_texts_are_joined_as_they_stand(tmp_path):
