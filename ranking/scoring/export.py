@@ -290,7 +290,7 @@ def export_pairs(
     rows = trl_columns(rows)
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".parquet":
-        write_parquet(file, rows, ARROW_TYPES)
+        write_parquet(file, rows, ARROW_TYPES, objects={"chat_template_kwargs"})
     else:
         write_json_lines(file, rows)
     print(f"{file}: {len(rows)} of {len(pairs)} pairs kept, left out: {left_out}")
@@ -313,6 +313,12 @@ def export_notes(rows: Sequence[Record]) -> list[str]:
         notes.append(
             f"{n} pairs were scored with a cut prompt: dpo.py scores them again, TRL's trainer "
             "does not (--keep 'not truncated' leaves them out)"
+        )
+    kwargs = [row.get("chat_template_kwargs", {}) for row in rows]
+    if any(given.keys() != kwargs[0].keys() for given in kwargs):
+        notes.append(
+            "chat_template_kwargs differ between rows: `datasets` gives null to keys that a row "
+            "lacks, which reaches the template of TRL's trainer (dpo.py's not)"
         )
     begun = [r for r in rows if not isinstance(r["prompt"], str) and is_begun(r["prompt"])]
     if begun:

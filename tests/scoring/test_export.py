@@ -284,3 +284,19 @@ def test_what_a_parquet_file_cannot_hold_is_one_line(tmp_path):
         exported(tmp_path / "x.parquet", *mixed, config=config)
     assert list(tmp_path.iterdir()) == []
     assert len(exported(tmp_path / "x.jsonl", *mixed, config=config)) == 2
+
+
+def test_template_arguments_of_different_keys_stay_apart(tmp_path, capsys):
+    """{} is not {"thinking": None}: what no key was given stays without one."""
+    mixed = [record(number=k, messages=TALK, template_kwargs=own)
+             for k, own in enumerate(({}, {"thinking": False}))]  # fmt: skip
+    with pytest.raises(ValueError, match="x.parquet: column 'chat_template_kwargs': its objects"):
+        exported(tmp_path / "x.parquet", *mixed, config=template_config())
+    assert list(tmp_path.iterdir()) == []
+    rows = exported(tmp_path / "x.jsonl", *mixed, config=template_config())
+    assert [row["chat_template_kwargs"] for row in rows] == [{}, {"thinking": False}]
+    assert "chat_template_kwargs differ between rows: `datasets`" in capsys.readouterr().err
+    examples = load_preferences(str(tmp_path / "x.jsonl")).examples
+    assert [e.dialogue.template_kwargs for e in examples] == [{}, {"thinking": False}]
+    (same, *_) = exported(tmp_path / "y.parquet", mixed[1], config=template_config())
+    assert same["chat_template_kwargs"] == {"thinking": False}
