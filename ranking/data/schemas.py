@@ -234,6 +234,8 @@ SCHEMAS: list[Schema] = [
 DECIDING = ("completions", "ranks", "scores", "label")
 # kinds of which no label or list of raters says the votes
 VOTED = ("pair", "whole text", "dialogue text", "scored list")
+# kinds of one chosen and one rejected answer, of which a reference's log-likelihoods can be
+PAIRED = ("pair", "whole text", "dialogue text")
 # columns that are known, and why they cannot be read
 WITHOUT_PROMPT = (
     "dialogue text",
@@ -377,7 +379,7 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
         reader, gather, rated, rule = two_answers(schema, columns, rows, named)
     elif schema.kind in VOTED and has_votes(rows, named):
         reader = partial(read_voted, reader=reader)
-    if schema.kind == "pair" and set(REFERENCE_COLUMNS) <= set(columns):
+    if schema.kind in PAIRED and set(REFERENCE_COLUMNS) <= set(columns):
         reader = partial(read_with_reference, reader=reader)
     asked = asked._replace(texts=text_columns(rows, needed))
     own = schema.columns[1:3] if schema.kind == "AlpacaFarm" else schema.columns

@@ -112,3 +112,15 @@ def test_a_row_without_them_is_read_as_if_the_columns_were_not_there(tmp_path):
         ]
     one, other = load(tmp_path, ROW, {**ROW, "ref_rejected_logps": None})
     assert (one.separators[0], other.separators[0]) == ("", " ")
+
+
+@pytest.mark.parametrize("prompt", [TURNS, "The capital of France is"])
+def test_whole_texts_without_a_prompt_have_them_too(tmp_path, prompt):
+    """As HH's dialogues: the prompt is what both begin with."""
+    row = {**ROW, "chosen": f"{prompt} Paris.", "rejected": f"{prompt} Rome."}
+    del row["prompt"]
+    (example,) = load(tmp_path, {**row, **BESIDE})
+    assert example.reference.logps == (-1.5, -2.0) and example.reference.n_tokens == (3, 4)
+    (plain,) = load(tmp_path, {k: row[k] for k in ("chosen", "rejected")}, name="plain.jsonl")
+    assert (example.prompt, example.completions) == (plain.prompt, plain.completions)
+    assert example.separators == plain.separators == ("", "")
