@@ -15,6 +15,7 @@ ALLOWED = (
     ast.GtE, ast.Eq, ast.NotEq, ast.In, ast.NotIn, ast.Is, ast.IsNot, ast.Name, ast.Load,
     ast.Constant, ast.List, ast.Tuple,
 )  # fmt: skip
+DEPTH = 50  # of parts within parts; Python and pandas walk them by calling themselves
 WHAT = (
     "columns, numbers, texts in quotes, comparisons, `in [...]`, `is None`, and, or, not, and "
     "arithmetic"
@@ -26,14 +27,35 @@ def parse_condition(text: str) -> ast.Expression:
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{text!r}: no condition ({getattr(error, 'msg', error)})") from None
+        why = " ".join(str(getattr(error, "msg", error)).split()).partition(";")[0]
+        raise ValueError(f"{shortened(text)}: no condition ({why})") from None
+    except (RecursionError, MemoryError):
+        raise ValueError(f"{shortened(text)}: holds too much within each other") from None
+    check_depth(text, tree)
     for node in ast.walk(tree.body):
         if not isinstance(node, ALLOWED):
             said = ast.unparse(node) if isinstance(node, ast.expr) else type(node).__name__
             raise ValueError(f"{text!r}: {said} is not read: a condition holds {WHAT}")
+        number = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(number, int) and not abs(number) < 2**63:
+            raise ValueError(f"{shortened(text)}: holds a number of more than 64 bits")
         if isinstance(node, ast.Compare):
             check_comparison(text, node)
     return tree
+
+
+def shortened(text: str) -> str:
+    """A condition in quotes, of which a long one is cut."""
+    return repr(text if len(text) <= 100 else text[:99] + "…")
+
+
+def check_depth(text: str, tree: ast.Expression) -> None:
+    """Raise ValueError where parts stand within parts deeper than DEPTH."""
+    level: list[ast.AST] = [tree]
+    for _ in range(DEPTH):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    if level:
+        raise ValueError(f"{shortened(text)}: holds too much within each other")
 
 
 def check_comparison(text: str, node: ast.Compare) -> None:
@@ -148,7 +170,14 @@ def rows_that_hold(
     check_truths(text, tree, [name for name in frame if frame[name].dtype == bool])
     try:
         holds = frame.eval(expression, engine="python")
-    except (TypeError, ValueError, NotImplementedError, KeyError, AttributeError) as error:
+    except (
+        TypeError,
+        ValueError,
+        NotImplementedError,
+        KeyError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
         raise ValueError(f"{text!r}: {' '.join(str(error).split())}") from None
     if str(getattr(holds, "dtype", None)) != "bool":
         raise ValueError(f"{text!r}: no condition that holds or does not")
