@@ -32,7 +32,13 @@ from ranking.metrics.idealized import (
 )
 from ranking.metrics.tuned_loss import BestStep
 from ranking.plumbing.command_line import checked, count, make_parser, run_script
-from ranking.plumbing.outputs import Output, plan_output, take_output
+from ranking.plumbing.outputs import (
+    Output,
+    claim_file,
+    claim_of,
+    plan_output,
+    take_output,
+)
 from ranking.plumbing.processes import process_rank
 from ranking.plumbing.result_files import Record, write_json_lines
 from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
@@ -317,10 +323,15 @@ def main(args: argparse.Namespace) -> None:
         reference, policy or reference, rules, datasets, (of_reference, of_policy), runs,
         betas=args.betas, gamma=args.gamma, seed=args.seed,
     )  # fmt: skip
+    n_exported = 0
     if export is not None:
         take_output(output)
-        export_pairs(export, pairs, reference.config, args.keep, args.keep_easiest)
+        claim_file(output, export)
+        n_exported = export_pairs(export, pairs, reference.config, args.keep, args.keep_easiest)
     files = write_results(output, rows, curves, per_pair)
+    claim_of(output).unlink(missing_ok=True)
+    if n_exported:
+        files["export"] = export
     show_idealized(rows)
     report_idealized_ties(rows, same_model=policy is None)
     show_selected_pairs(pairs, args.hardest, args.easiest, args.easiest_to_flip)

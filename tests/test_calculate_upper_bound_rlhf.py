@@ -13,6 +13,7 @@ import pytest
 from conftest import assert_documented
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paused import start_paused
 
 from calculate_upper_bound_rlhf import main, parse_args
 from ranking.metrics.idealized import (
@@ -542,11 +543,45 @@ def test_exports_that_cannot_be_are_refused_before_anything_is_written(files, ca
         (["--export", folder / "there.jsonl"], "exists: choose another name or pass --overwrite"),
         (["--export", folder / "ref.jsonl", "--overwrite"], "is read, and would be overwritten"),
         (["--export", folder / "ideal.pairs.jsonl"], "is another file of this run"),
-        (["--export", folder / "x.jsonl", "--keep", "c > 1e9"], "no pair is left of "),
     ):
         assert why in error_of(capsys, folder, *given, *more), more
     left = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     assert left == before
+
+
+@pytest.mark.parametrize("n_files", [1, 2, 3])
+def test_a_run_killed_behind_its_export_goes_on(files, n_files, capsys):
+    """Killed when it has written the export, and before its summary."""
+    folder, reference, _ = files
+    write_joined(folder / "ref.jsonl", reference)
+    arguments = ["--reference-examples", folder / "ref.jsonl", "--export", folder / "x.jsonl"]
+    written = "ranking.plumbing.result_files:write_json_lines"
+    script = "calculate_upper_bound_rlhf.py"
+    process = start_paused(written, n_files, script, *flags(folder, *arguments))
+    process.kill()
+    process.wait()
+    before = (folder / "x.jsonl").read_bytes()
+    (folder / "x.jsonl").write_bytes(before[:1000])
+    assert not (folder / "ideal.jsonl").exists()
+    run_script(main, parse_args(flags(folder, *arguments)))
+    assert (folder / "x.jsonl").read_bytes() == before and (folder / "ideal.jsonl").exists()
+    assert f"export    {folder}/x.jsonl" in capsys.readouterr().out
+    assert not [path for path in folder.iterdir() if "claim" in path.name]
+    again = flags(folder, *arguments, name="another.jsonl")
+    with pytest.raises(SystemExit):
+        run_script(main, parse_args(again))
+    assert "x.jsonl exists: choose another name" in capsys.readouterr().err
+
+
+def test_a_summary_is_written_though_no_pair_is_left_to_export(files, capsys):
+    folder, reference, _ = files
+    write_joined(folder / "ref.jsonl", reference)
+    more = ["--export", folder / "x.jsonl", "--keep", "c > 1e9"]
+    run_script(main, parse_args(flags(folder, "--reference-examples", folder / "ref.jsonl", *more)))
+    printed = capsys.readouterr()
+    assert "x.jsonl: not written, no pair is left of" in printed.err
+    assert (folder / "ideal.jsonl").exists() and not (folder / "x.jsonl").exists()
+    assert "export " not in printed.out
 
 
 def test_export_of_data_without_votes_needs_a_proportion(tmp_path, capsys):

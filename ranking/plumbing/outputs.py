@@ -122,15 +122,39 @@ def stale_files(output: Output, used: Set[Path]) -> tuple[Path, ...]:
     return tuple(path for path in found if path.exists())
 
 
+def claim_of(output: Output) -> Path:
+    """Where a run that is not finished says which file besides its own it writes."""
+    return output.summary.with_name(f".{stem_of(output.summary)}.claim")
+
+
+def claim_file(output: Output, file: Path) -> None:
+    """Say that a file named by a flag is of this run, before it is written, so that the same
+    command may write it again after a kill. Whoever finishes the run removes `claim_of`."""
+    write_text_atomically(claim_of(output), f"{file.resolve()}\n")
+
+
+def is_claimed(output: Output, file: Path) -> bool:
+    """Whether an unfinished run of this name wrote the file."""
+    claim = claim_of(output)
+    there = not output.finished and claim.is_file()
+    return there and claim.read_text(encoding="utf-8") == f"{file.resolve()}\n"
+
+
 def plan_file(
-    path: str, flag: str, overwrite: bool, reads: Iterable[str | None], others: Iterable[Path]
+    path: str,
+    flag: str,
+    overwrite: bool,
+    reads: Iterable[str | None],
+    output: Output,
+    writes: Iterable[str],
 ) -> Path:
     """One more file that a run writes, named by a flag, checked before anything is loaded.
 
-    reads: as for `plan_output`. others: what the run writes besides. ValueError where the file
-    exists (unless `overwrite`), is a directory, is read, or is one of the others.
+    reads, writes: as for `plan_output`. ValueError where the file exists (unless `overwrite`, or
+    the unfinished run of this name wrote it), is a directory, is read, or is another of the run's.
     """
     file = Path(path)
+    others = [output.summary, *(output.beside(suffix) for suffix in writes)]
     for name in reads:
         if name is not None and Path(name).resolve() == file.resolve():
             raise ValueError(f"{flag} {path} is read, and would be overwritten: choose another")
@@ -138,7 +162,7 @@ def plan_file(
         raise ValueError(f"{flag} {path} is another file of this run: choose another name")
     if file.is_dir():
         raise ValueError(f"{flag} {path} is a directory: give the name of a file")
-    if file.exists() and not overwrite:
+    if file.exists() and not overwrite and not is_claimed(output, file):
         raise ValueError(f"{flag} {path} exists: choose another name or pass --overwrite")
     return file
 

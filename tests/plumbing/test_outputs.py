@@ -6,6 +6,7 @@ import pytest
 
 from ranking.plumbing.outputs import (
     begin_run,
+    claim_file,
     merge_parts,
     part_file,
     part_files,
@@ -131,7 +132,7 @@ def test_a_file_of_its_own_is_planned(tmp_path):
     read, there = tmp_path / "data.jsonl", tmp_path / "there.jsonl"
     for path in (read, there):
         path.write_text("{}")
-    how = {"reads": [None, str(read)], "others": [output.summary, output.beside("pairs.jsonl")]}
+    how = {"reads": [None, str(read)], "output": output, "writes": ["pairs.jsonl"]}
     assert plan_file(str(tmp_path / "new.jsonl"), "--export", False, **how).name == "new.jsonl"
     assert plan_file(str(there), "--export", True, **how) == there
     for path, overwrite, why in (
@@ -187,3 +188,21 @@ def test_a_run_that_is_read_is_not_discarded_by_scoring_under_its_name(tmp_path,
     with pytest.raises(ValueError, match="is read, and of the run that --overwrite discards"):
         plan_output(str(tmp_path), "run.jsonl", True, reads, writes=["policy.examples.jsonl"])
     plan_output(str(tmp_path), "run.jsonl", True, reads, writes=["png"])  # nothing is scored
+
+
+def test_only_the_unfinished_run_that_wrote_a_file_writes_it_again(tmp_path):
+    for name in ("own.parquet", "another.parquet"):
+        (tmp_path / name).write_text("")
+    claim_file(plan_output(str(tmp_path), "run.jsonl", False, []), tmp_path / "own.parquet")
+
+    def plan(file, run):
+        output = plan_output(str(tmp_path), run, True, [])
+        return plan_file(str(tmp_path / file), "--export", False, [], output, [])
+
+    assert plan("own.parquet", "run.jsonl") == tmp_path / "own.parquet"
+    for file, run in (("another.parquet", "run.jsonl"), ("own.parquet", "run2.jsonl")):
+        with pytest.raises(ValueError, match="exists: choose another name or pass --overwrite"):
+            plan(file, run)
+    write(tmp_path / "run.jsonl", [{"n": 1}])
+    with pytest.raises(ValueError, match="exists"):
+        plan("own.parquet", "run.jsonl")
