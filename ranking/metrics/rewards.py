@@ -153,7 +153,7 @@ class RewardRow(SettingColumns, TextColumns, ScoringColumns, ReferenceColumns, L
     n_non_finite: int  # pairs with a log-likelihood that is not finite: wrong
     chance: float
     wilson_95: tuple[float, float] | tuple[None, None]  # null: several pairs of one example
-    bootstrap_95: list[float | None]  # over prompts; [null, null]: there is but one
+    bootstrap_95: list[float | None]  # over prompts; [null, null]: one, or all alike
     by_group: list[RewardGroupValue]
     mean_over_groups: list[GroupMean]
     mean_margin: float | None  # of finite margins; β log-ratio, nats (per token)
@@ -367,16 +367,17 @@ def reward_groups(
     pairs: Sequence[RewardPair],
     found: RewardArrays,
     differences: np.ndarray,
-    is_share: bool,
+    alone: np.ndarray,
     seed: int,
 ) -> tuple[list[RewardGroupValue], list[GroupMean]]:
-    """`by_group` and `mean_over_groups` of a row; differences: of lengths, tokens."""
+    """`by_group` and `mean_over_groups` of a row; differences: of lengths, tokens;
+    alone: whether the pair is all of its example."""
     groups = [pair["groups"] for pair in pairs]
     longer = (1 + np.sign(differences)) / 2
     summarized: Any = accuracy_by_group(
         groups, found.clusters, seed, found.right, np.ones(len(pairs)),
         baselines={"random": np.full(len(pairs), 0.5), "shorter": 1 - longer, "longer": longer},
-        has_chance=True, is_share=is_share,
+        has_chance=True, alone=alone,
     )  # fmt: skip
     known = np.isfinite(found.margins)
     by_group, over_groups = summarized
@@ -401,9 +402,9 @@ def reward_row(
     found = reward_arrays(pairs, normalization, rounding or ROUNDING["float32"])
     right, clusters, moves = found.right, found.clusters, found.moves
     sizes = pairs_per_example(pairs)
-    is_share = max(sizes.values()) == 1
+    alone = np.array([sizes[pair["id"]] == 1 for pair in pairs])
     differences = pair_column(pairs, "n_chosen") - pair_column(pairs, "n_rejected")
-    by_group, over_groups = reward_groups(pairs, found, differences, is_share, seed)
+    by_group, over_groups = reward_groups(pairs, found, differences, alone, seed)
     row: Any = {
         **common,
         "calib_property": f"ranking_{normalization}",
@@ -416,7 +417,7 @@ def reward_row(
         **rounding_columns(found, rounding),
         "chance": 0.5,
         **length_columns(right, differences, clusters, seed),
-        "wilson_95": wilson_interval(int(right.sum()), len(right)) if is_share else (None, None),
+        "wilson_95": wilson_interval(int(right.sum()), len(right)) if alone.all() else (None, None),
         "bootstrap_95": bootstrap_95(right, clusters, seed),
         "by_group": by_group,
         "mean_over_groups": over_groups,
