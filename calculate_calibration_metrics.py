@@ -53,9 +53,12 @@ from ranking.scoring.comparable import (
     ScoringRun,
     announce_uneven_cuts,
     check_comparable,
+    check_compared,
     compared_runs,
     read_scoring_run,
+    refuse_same_file,
     shared_examples,
+    with_configurations,
 )
 from ranking.scoring.datasets import load_datasets
 from ranking.scoring.flags import (
@@ -100,16 +103,11 @@ def check_all_runs(
     if include_ties and policy.found is None:
         check_ties_are_there(policy)
     if reference is not None:
+        refuse_same_file(policy, reference)
         check_comparable(policy, reference)
         if not shared_examples(policy.records, reference.records):
             raise ValueError(f"{policy.name} and {reference.name} have no example in common")
-    names = [other.name for other in others]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"--compare {twice[0]}: given twice")
-    for other in others:
-        check_comparable(policy._replace(name="this run"), other, own_templates=True)
-        if not shared_examples(policy.records, other.records):
-            raise ValueError(f"--compare {other.name}: it has no example of this run")
+    check_compared(policy, others)
 
 
 def implicit_rewards(
@@ -245,6 +243,10 @@ def main(args: argparse.Namespace) -> None:
         policy = plan_run(models[0], args.revision, datasets, **how_planned)
     if models[1]:
         reference = plan_run(models[1], args.reference_revision, datasets, **how_planned)
+    policy = with_configurations(policy, [reference, *others])
+    if reference is not None:
+        reference = with_configurations(reference, [policy])
+    others = [with_configurations(other, [policy]) for other in others]
     check_all_runs(policy, reference, others, args.include_ties)
 
     how = (args.overwrite, take(flags, MODEL_FLAGS))

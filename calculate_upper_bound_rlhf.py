@@ -32,7 +32,13 @@ from ranking.metrics.idealized import (
 )
 from ranking.metrics.tuned_loss import BestStep
 from ranking.plumbing.command_line import checked, count, make_parser, run_script
-from ranking.plumbing.outputs import Output, plan_output, take_output
+from ranking.plumbing.outputs import (
+    Output,
+    claim_file,
+    claim_of,
+    plan_output,
+    take_output,
+)
 from ranking.plumbing.processes import process_rank
 from ranking.plumbing.result_files import Record, write_json_lines
 from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
@@ -52,7 +58,9 @@ from ranking.scoring.comparable import (
     announce_uneven_cuts,
     check_comparable,
     read_scoring_run,
+    refuse_same_file,
     shared_examples,
+    with_configurations,
 )
 from ranking.scoring.datasets import load_datasets
 from ranking.scoring.export import EXPORT_SUFFIXES, check_keep, export_pairs, plan_export
@@ -95,6 +103,7 @@ def check_runs(reference: ScoringRun, policy: ScoringRun | None, rules: PairRule
     for run in filter(None, (reference, policy)) if rules.include_ties else ():
         check_ties_are_there(run)
     if policy is not None:
+        refuse_same_file(reference, policy)
         check_comparable(reference, policy)
         if policy.found is not None:
             check_all_scored(reference.records, policy.records, rules)
@@ -295,6 +304,9 @@ def main(args: argparse.Namespace) -> None:
     policy = given[1]
     if models[1]:
         policy = plan_run(models[1], args.policy_revision, datasets, **how_planned)
+    reference = with_configurations(reference, [policy])
+    if policy is not None:
+        policy = with_configurations(policy, [reference])
     check_runs(reference, policy, rules)
     check_keep(args.keep, reference.records)
 
@@ -311,10 +323,15 @@ def main(args: argparse.Namespace) -> None:
         reference, policy or reference, rules, datasets, (of_reference, of_policy), runs,
         betas=args.betas, gamma=args.gamma, seed=args.seed,
     )  # fmt: skip
+    n_exported = 0
     if export is not None:
         take_output(output)
-        export_pairs(export, pairs, reference.config, args.keep, args.keep_easiest)
+        claim_file(output, export)
+        n_exported = export_pairs(export, pairs, reference.config, args.keep, args.keep_easiest)
     files = write_results(output, rows, curves, per_pair)
+    claim_of(output).unlink(missing_ok=True)
+    if n_exported:
+        files["export"] = export
     show_idealized(rows)
     report_idealized_ties(rows, same_model=policy is None)
     show_selected_pairs(pairs, args.hardest, args.easiest, args.easiest_to_flip)

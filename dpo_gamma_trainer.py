@@ -7,11 +7,13 @@ of raters. γ = 1 is DPO, γ = 0 is reference-free.
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,15 +125,30 @@ def keep_outputs_in_float32(accelerator) -> None:
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
+def coarsest_rounding(datasets: Iterable[Any]) -> float:
+    """Relative rounding error of the reference that the datasets' REFERENCE_COLUMNS come from, as
+    their column `reference_dtype` has it ("bfloat16, nf4"); of several the largest, 0 where
+    nothing is said."""
+    names: set[str] = set()
+    for dataset in datasets:
+        for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+            if isinstance(part, Dataset) and "reference_dtype" in part.column_names:
+                names |= {name.split(",")[0] for name in part.unique("reference_dtype") if name}
+    dtypes = [getattr(torch, name, None) for name in names]
+    known = [dtype for dtype in dtypes if isinstance(dtype, torch.dtype)]
+    return max((torch.finfo(t).eps for t in known if t.is_floating_point), default=0.0)
+
+
 class DPOGammaTrainer(DPOTrainer):
     """DPOTrainer with DPO^γ's loss, rows that share prompts, and ranking metrics at each eval.
 
     Datasets hold either TRL's text columns, or COLUMNS (rows as they are to be trained on, which
     max_length does not cut) and, when the reference is precomputed, REFERENCE_COLUMNS; a column
     `id` names the pairs, and of a mixture `dataset` where they are from: the metrics of each are
-    eval_<dataset>/…, beside those of all. They may be streamed, as TRL's. dynamics_dataset: the
-    training pairs that are followed beside the validation set. dynamics_file: where the values of
-    every pair go at each evaluation of these two.
+    eval_<dataset>/…, beside those of all. `reference_dtype` says what REFERENCE_COLUMNS were
+    computed in, where that is coarser than what trains. They may be streamed, as TRL's.
+    dynamics_dataset: the training pairs that are followed beside the validation set. dynamics_file:
+    where the values of every pair go at each evaluation of these two.
     """
 
     loss_types: list[str]  # TRL's, without ours
@@ -177,6 +194,8 @@ class DPOGammaTrainer(DPOTrainer):
         self.pairs: dict[int, torch.Tensor] = {}
         self.initial = initial_weights(self.model) if self.is_world_process_zero() else {}
         self.precompute_ref_logps = True  # compute_loss puts the reference into the inputs
+        of_all = (self.train_dataset, self.eval_dataset, self.dynamics_dataset)
+        self.reference_rounding = coarsest_rounding(of_all)
         self.path = self.choose_path()
 
     def choose_path(self) -> ScoringPath:
@@ -336,13 +355,15 @@ class DPOGammaTrainer(DPOTrainer):
         return (loss, logits) if return_outputs else loss
 
     def rounding(self) -> float:
-        """Relative rounding error of the forward pass: of its matrix products' precision."""
+        """Relative rounding error of the forward pass: of its matrix products' precision, or of the
+        reference's where that is coarser."""
         kind, dtype = self.accelerator.device.type, self.model.dtype
         with self.accelerator.autocast():
             if torch.is_autocast_enabled(kind):
                 dtype = torch.get_autocast_dtype(kind)
         tf32 = kind == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
-        return 2.0**-10 if dtype == torch.float32 and tf32 else torch.finfo(dtype).eps
+        own = 2.0**-10 if dtype == torch.float32 and tf32 else torch.finfo(dtype).eps
+        return max(own, self.reference_rounding)
 
     def log_reward_accuracy(self, mode: str, *logps: torch.Tensor) -> None:
         """In place of TRL's, which counts what rounding does to equal log-likelihoods."""

@@ -403,10 +403,10 @@ def test_exact_ties_are_counted_and_said(tiny_model_directory, tmp_path, capsys,
     assert found[2, "non-length-normalized", "acc"][0] == n_equal
     assert found[3, "length-normalized", "acc"] == (2, 0.0, 0.0)  # a list is wrong already
     assert found[3, "length-normalized", "pairwise_acc"] == (2, 1.0, 0.0)
-    where = f"{tmp_path / 'pairs.jsonl'}, length-normalized"
+    where = f"{tmp_path / 'pairs.jsonl'}, R̃"
     assert f"{where}: 2 untied pairs have exactly equal scores" in capsys.readouterr().out
     assert f"{where}: exact ties decide acc: 100.0 % as Def. 2.3" in caplog.text
-    assert "lists.jsonl, length-normalized: exact ties decide pairwise_acc: 100.0 %" in caplog.text
+    assert "lists.jsonl, R̃: exact ties decide pairwise_acc: 100.0 %" in caplog.text
     other = ["--compare", tmp_path / "run.examples.jsonl"]
     run(*flags(tiny_model_directory, tmp_path, *data, *other, name="other.jsonl"))
     strict = {t["p_value_if_exact_ties_are_wrong"] for row in read_json_lines(tmp_path / "other.compare.jsonl")

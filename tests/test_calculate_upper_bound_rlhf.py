@@ -13,6 +13,7 @@ import pytest
 from conftest import assert_documented
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paused import start_paused
 
 from calculate_upper_bound_rlhf import main, parse_args
 from ranking.metrics.idealized import (
@@ -303,6 +304,7 @@ def test_assumed_proportion_only_on_demand(tmp_path, capsys):
         (["--policy-examples", "{other}"], "1 of 400 reference examples have no policy"),
         (["--policy-examples", "{broken}"], "row 1: not an examples file"),
         (["--policy-name-or-path", "./no-model"], "no such model directory: ./no-model"),
+        (["--policy-examples", "{folder}/./ref.jsonl"], "ref.jsonl: given twice"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(files, capsys, more, message):
@@ -310,7 +312,8 @@ def test_errors_are_one_line(files, capsys, more, message):
     needed = next(r for r in reference if r["ranks"] == [1, 2])  # a tied pair would not be
     write_json_lines(folder / "other.jsonl", [r for r in reference if r is not needed])
     write_json_lines(folder / "broken.jsonl", [{"id": 1}])
-    more = [x.format(other=folder / "other.jsonl", broken=folder / "broken.jsonl") for x in more]
+    names = {"other": folder / "other.jsonl", "broken": folder / "broken.jsonl", "folder": folder}
+    more = [x.format(**names) for x in more]
     with pytest.raises(SystemExit) as stop:
         run_script(
             main, parse_args(flags(folder, "--reference-examples", folder / "ref.jsonl", *more))
@@ -540,11 +543,45 @@ def test_exports_that_cannot_be_are_refused_before_anything_is_written(files, ca
         (["--export", folder / "there.jsonl"], "exists: choose another name or pass --overwrite"),
         (["--export", folder / "ref.jsonl", "--overwrite"], "is read, and would be overwritten"),
         (["--export", folder / "ideal.pairs.jsonl"], "is another file of this run"),
-        (["--export", folder / "x.jsonl", "--keep", "c > 1e9"], "no pair is left of "),
     ):
         assert why in error_of(capsys, folder, *given, *more), more
     left = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     assert left == before
+
+
+@pytest.mark.parametrize("n_files", [1, 2, 3])
+def test_a_run_killed_behind_its_export_goes_on(files, n_files, capsys):
+    """Killed when it has written the export, and before its summary."""
+    folder, reference, _ = files
+    write_joined(folder / "ref.jsonl", reference)
+    arguments = ["--reference-examples", folder / "ref.jsonl", "--export", folder / "x.jsonl"]
+    written = "ranking.plumbing.result_files:write_json_lines"
+    script = "calculate_upper_bound_rlhf.py"
+    process = start_paused(written, n_files, script, *flags(folder, *arguments))
+    process.kill()
+    process.wait()
+    before = (folder / "x.jsonl").read_bytes()
+    (folder / "x.jsonl").write_bytes(before[:1000])
+    assert not (folder / "ideal.jsonl").exists()
+    run_script(main, parse_args(flags(folder, *arguments)))
+    assert (folder / "x.jsonl").read_bytes() == before and (folder / "ideal.jsonl").exists()
+    assert f"export    {folder}/x.jsonl" in capsys.readouterr().out
+    assert not [path for path in folder.iterdir() if "claim" in path.name]
+    again = flags(folder, *arguments, name="another.jsonl")
+    with pytest.raises(SystemExit):
+        run_script(main, parse_args(again))
+    assert "x.jsonl exists: choose another name" in capsys.readouterr().err
+
+
+def test_a_summary_is_written_though_no_pair_is_left_to_export(files, capsys):
+    folder, reference, _ = files
+    write_joined(folder / "ref.jsonl", reference)
+    more = ["--export", folder / "x.jsonl", "--keep", "c > 1e9"]
+    run_script(main, parse_args(flags(folder, "--reference-examples", folder / "ref.jsonl", *more)))
+    printed = capsys.readouterr()
+    assert "x.jsonl: not written, no pair is left of" in printed.err
+    assert (folder / "ideal.jsonl").exists() and not (folder / "x.jsonl").exists()
+    assert "export " not in printed.out
 
 
 def test_export_of_data_without_votes_needs_a_proportion(tmp_path, capsys):
@@ -592,3 +629,21 @@ def test_what_only_the_reference_can_score_is_dropped_and_counted(
     lost = len(scored[0]) - len(scored[1])
     assert lost > 0 and f"example not scored by the policy: {lost}" in capsys.readouterr().err
     assert rows[0]["dropped_pairs"]["example not scored by the policy"] == lost
+
+
+def test_a_run_that_is_overwritten_leaves_no_examples_of_other_models(
+    files, tiny_model_directory, capsys
+):
+    folder, *_ = files
+    data = ["--dataset", "sample", "--sample-size", 4]
+    two = ["--lm-name-or-path", tiny_model_directory, "--policy-name-or-path", tiny_model_directory]
+    run_script(main, parse_args(flags(folder, *two, *data)))
+    own, of_policy = (folder / f"ideal.{side}examples.jsonl" for side in ("", "policy."))
+    again = ["--reference-examples", own, *two[2:], *data, "--overwrite"]
+    assert "is read, and of the run that --overwrite" in error_of(capsys, folder, *again)
+    assert own.exists() and (folder / "ideal.jsonl").exists()
+    run_script(main, parse_args(flags(folder, *two[:2], *data, "--overwrite")))
+    assert own.exists() and not list(folder.glob("ideal.policy.*"))
+    other = ["--reference-examples", folder / "ref.jsonl", "--overwrite"]
+    run_script(main, parse_args(flags(folder, *other)))
+    assert not own.exists() and not (folder / "ideal.config.json").exists()

@@ -211,6 +211,10 @@ def test_a_model_against_a_file_and_a_file_against_a_model(
          "no such model directory: ./no-model"),
         (["--policy-examples", "{policy}", "--reference-examples", "{elsewhere}"],
          "have no example in common"),
+        (["--policy-examples", "{policy}", "--reference-examples", "{policy}"],
+         "run.examples.jsonl: given twice"),
+        (["--policy-examples", "{policy}", "--compare", "{policy}"],
+         "run.examples.jsonl: given twice"),
     ],
 )  # fmt: skip
 def test_wrong_commands_are_one_line(both, tmp_path, capsys, more, message):
@@ -289,8 +293,9 @@ def test_ties_of_a_file_count_only_where_they_are_asked_for(tiny_model_directory
     more = ("--lm-name-or-path", tiny_model_directory, "--dataset", tmp_path / "d.jsonl")
     run(tmp_path, *more, "--include-ties")
     examples = tmp_path / "run.examples.jsonl"
+    reference = changed(tmp_path, examples)
     for name, flag, dropped in (("a", ("--include-ties",), {}), ("b", (), {"all ranks tied": 1})):
-        run(tmp_path, "--policy-examples", examples, "--reference-examples", examples, *flag,
+        run(tmp_path, "--policy-examples", examples, "--reference-examples", reference, *flag,
             name=f"{name}.jsonl")  # fmt: skip
         found = read_json_lines(tmp_path / f"{name}.jsonl")
         (row,) = [r for r in found if r["distance_metric"] == "acc"][:1]
@@ -468,3 +473,51 @@ def test_tables_and_picture_of_result_files(both, tmp_path, capsys):
                          ("ranking-and-reward", "only ranking")):  # fmt: skip
         tables.main(tables.parse_args([name, str(both / "run.jsonl")]))
         assert f"| {column} |" in capsys.readouterr().out
+
+
+def test_a_run_that_is_overwritten_leaves_no_examples_of_other_models(
+    both, tiny_model_directory, tmp_path, capsys
+):
+    """NAME.jsonl is of the models whose examples lie beside it; a run that is read stays."""
+    policy, reference = files_of(both)
+    two = ("--lm-name-or-path", tiny_model_directory, "--reference-name-or-path",
+           tiny_model_directory, *DATA)  # fmt: skip
+    run(tmp_path, *two)
+    own, of_reference = files_of(tmp_path)
+    again = ("--policy-examples", own, *two[2:], "--overwrite")
+    assert "is read, and of the run that --overwrite discards" in error_of(capsys, tmp_path, *again)
+    assert own.exists() and (tmp_path / "run.jsonl").exists()
+    run(tmp_path, *two[:2], *two[4:], "--overwrite")
+    assert own.exists() and not list(tmp_path.glob("run.reference.*"))
+    run(tmp_path, "--policy-examples", own, "--reference-examples", reference, "--overwrite")
+    assert own.exists() and (tmp_path / "run.config.json").exists()
+    run(tmp_path, "--policy-examples", policy, "--overwrite")
+    assert not own.exists() and not (tmp_path / "run.config.json").exists()
+    assert read_json_lines(tmp_path / "run.jsonl")[0]["examples_file"] == str(policy)
+
+
+def test_an_older_file_does_not_name_the_configuration_of_its_dataset(both, tmp_path):
+    """Nor do its config and its summary, which say the same of it all the same."""
+    own = {"dataset_config": "x"}
+    policy, reference = files_of(both)
+    config = json.loads((both / "run.config.json").read_text())
+    (entry,) = config["datasets"]
+    named = changed(tmp_path, reference, [r | own for r in read_json_lines(reference)],
+                    datasets=[entry | {"config": "x"}])  # fmt: skip
+    del entry["config"]
+    records = [{**r, "config_hash": hash_config(config)} for r in read_json_lines(policy)]
+    for record in records:
+        del record["dataset_config"]
+    write_json_lines(tmp_path / "old.examples.jsonl", records)
+    (tmp_path / "old.config.json").write_text(json.dumps(config))
+    rows = [r | {"config_hash": hash_config(config)} for r in read_json_lines(both / "run.jsonl")]
+    for row in rows:
+        del row["dataset_config"]
+    write_json_lines(tmp_path / "old.jsonl", rows)
+    run(tmp_path, "--policy-examples", tmp_path / "old.examples.jsonl",
+        "--reference-examples", named, "--compare", named, "--beta", 0.5)  # fmt: skip
+    expected, found = (reward_rows(folder / "run.jsonl")[0] for folder in (both, tmp_path))
+    assert found["dataset_config"] == "x"
+    for key in ("distance_metric_value_mean", "separator", "path", "n", "joined_by"):
+        assert found[key] == expected[key], key
+    assert read_json_lines(tmp_path / "run.compare.jsonl")[0]["n"] == found["n_examples"]

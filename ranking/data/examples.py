@@ -32,7 +32,8 @@ class GivenScores:
 
     logps: of the completions, nats, summed (Eq. 13). n_tokens: how many tokens these are of.
     truncated: the prompt lost its beginning. model, dtype: the reference's. add_eos: the end of a
-    completion is scored too. None where the data do not say.
+    completion is scored too. id, prompt_id: of the example that was scored, by which results are
+    joined, and of its prompt. None where the data do not say.
     """
 
     logps: tuple[float, ...]
@@ -41,13 +42,16 @@ class GivenScores:
     model: str | None = None
     dtype: str | None = None
     add_eos: bool | None = None
+    id: str | None = None
+    prompt_id: str | None = None
 
 
 @dataclass(frozen=True)
 class PreferenceExample:
     """A prompt with K ≥ 2 completions and the human order of them.
 
-    id: content hash plus occurrence number. prompt_id: examples with one id form a cluster.
+    id: content hash plus occurrence number, or what the data give beside a reference's scores.
+    prompt_id: examples with one id form a cluster.
     separators: what stands between the prompt and each completion. ranks: 1 = best, equal = tied.
     votes: for a pair (i, j), i < j, how many raters preferred each (a "tie" vote counts half for
     both), or None. prompt: what a model without a chat template is given; dialogue: the same as

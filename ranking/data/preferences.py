@@ -112,7 +112,8 @@ def sample_and_convert(
             bar.update(1)
         try:
             reading = drawn.read(k)
-            if isinstance(reading.prompt, str) and plan.separator is None and not plan.scored:
+            scored = reading.reference is not None
+            if isinstance(reading.prompt, str) and plan.separator is None and not scored:
                 reading = prompt_once(reading, drawn.whole_texts)
             paired = plan.gather != "single"
             reason = reason_to_drop(reading, include_ties) if paired else reason_not_text(reading)
@@ -128,15 +129,17 @@ def sample_and_convert(
             )
         remarks.update(reading.remarks)
         text = prompt if isinstance(prompt, str) else as_turns(prompt)
-        as_scored = plan.scored and isinstance(prompt, str)
+        as_scored = scored and isinstance(prompt, str)
         between = "" if as_scored and separator is None else joint
         groups = drawn.groups(k)
         content = content_hash([text, *completions, *given_besides(reading)])
-        occurrences[content] += 1
+        given_id, given_prompt = given_ids(reading)
+        occurrences[given_id or content] += 1
+        n = occurrences[given_id or content]
         examples.append(
             PreferenceExample(
-                id=f"{content}-{occurrences[content]}",
-                prompt_id=content_hash([cluster or text]),
+                id=given_id if given_id and n == 1 else f"{given_id or content}-{n}",
+                prompt_id=given_prompt or content_hash([cluster or text]),
                 prompt=text,
                 completions=tuple(completions),
                 separators=tuple(joints_of(prompt, completions, between)),
@@ -159,6 +162,13 @@ def sample_and_convert(
         n_drawn = len(drawn.numbers)
         raise ValueError(f"{origins[0][0]}: no usable example left of {n_drawn} {why}")
     return PreferenceData(*names, joint, examples, dict(dropped), notes)
+
+
+def given_ids(reading: Reading) -> tuple[str | None, str | None]:
+    """The ids of an example and its prompt that stand beside a reference's log-likelihoods: what
+    comes of the pair is joined by them with what was scored. None where there are none."""
+    reference = reading.reference
+    return (None, None) if reference is None else (reference.id, reference.prompt_id)
 
 
 def given_besides(reading: Reading) -> list[str]:

@@ -78,8 +78,7 @@ class Plan(NamedTuple):
 
     needed: columns that every row has. gather: how rows become examples: "rows" (each by itself),
     "raters", "graded", "trees" or "messages" (of trees), "single" (each by itself, without a
-    preference). rated: the rows are raters' (None: if they look so). scored: a reference's
-    log-likelihoods stand in the rows, of the very texts: prompt and answer are joined by nothing.
+    preference). rated: the rows are raters' (None: if they look so).
     """
 
     kind: str
@@ -91,7 +90,6 @@ class Plan(NamedTuple):
     gather: str = "rows"
     rated: bool | None = None
     rule: str | None = None
-    scored: bool = False
 
 
 PAIRS = (
@@ -197,7 +195,8 @@ def read_voted(row: Row, columns: Sequence[str], asked: PromptColumns, reader: R
 def read_with_reference(
     row: Row, columns: Sequence[str], asked: PromptColumns, reader: Reader
 ) -> Reading:
-    """A pair with the log-likelihoods of a reference that stand in its row."""
+    """A pair with the log-likelihoods of a reference that stand in its row. They are of the very
+    texts, which nothing joins then."""
     return reader(row, columns, asked)._replace(reference=given_scores(row))
 
 
@@ -235,6 +234,8 @@ SCHEMAS: list[Schema] = [
 DECIDING = ("completions", "ranks", "scores", "label")
 # kinds of which no label or list of raters says the votes
 VOTED = ("pair", "whole text", "dialogue text", "scored list")
+# kinds of one chosen and one rejected answer, of which a reference's log-likelihoods can be
+PAIRED = ("pair", "whole text", "dialogue text")
 # columns that are known, and why they cannot be read
 WITHOUT_PROMPT = (
     "dialogue text",
@@ -378,8 +379,7 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
         reader, gather, rated, rule = two_answers(schema, columns, rows, named)
     elif schema.kind in VOTED and has_votes(rows, named):
         reader = partial(read_voted, reader=reader)
-    scored = schema.kind == "pair" and set(REFERENCE_COLUMNS) <= set(columns)
-    if scored:
+    if schema.kind in PAIRED and set(REFERENCE_COLUMNS) <= set(columns):
         reader = partial(read_with_reference, reader=reader)
     asked = asked._replace(texts=text_columns(rows, needed))
     own = schema.columns[1:3] if schema.kind == "AlpacaFarm" else schema.columns
@@ -395,7 +395,7 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
     unread = [c for c in columns if plain_name(c) in PROMPT_COLUMNS and c not in taken]
     check_read(schema, asked, named, has_votes(rows, named))
     return Plan(schema.kind, tuple(needed), tuple(unread), asked, read, schema.separator, gather,
-                rated, rule, scored)  # fmt: skip
+                rated, rule)  # fmt: skip
 
 
 def without_magnitudes(

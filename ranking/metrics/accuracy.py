@@ -244,7 +244,7 @@ class AccuracyRow(SettingColumns, TextColumns, ScoringColumns, LengthColumns):
     n: int  # examples for which the metric is defined
     chance: float | None  # share right in random order; null: another metric than acc, or ties
     wilson_95: tuple[float, float] | tuple[None, None]  # of shares of examples
-    bootstrap_95: list[float | None]  # over prompts; [null, null]: there is but one
+    bootstrap_95: list[float | None]  # over prompts; [null, null]: one, or all alike
     n_clusters: int  # prompts
     by_group: list[GroupValue]  # empty: the data have no groups
     mean_over_groups: list[GroupMean]
@@ -326,7 +326,7 @@ def summarize_metric(
     has_chance = metric == "acc" and baselines is not None
     by_group, over_groups = accuracy_by_group(
         groups, clusters, seed, top, bottom, baselines=baselines, has_chance=has_chance,
-        is_share=metric in SHARES,
+        alone=np.full(len(top), metric in SHARES),
     )  # fmt: skip
     wilson: tuple = (None, None)
     if metric in SHARES:

@@ -37,7 +37,7 @@ class BenchmarkPart(TypedDict):
     value: float  # share in [0, 1]
     chance: float | None  # in random order; null: it depends on margins
     wilson_95: tuple[float, float] | tuple[None, None]  # of shares of examples
-    bootstrap_95: list[float | None]  # over prompts; [null, null]: there is but one
+    bootstrap_95: list[float | None]  # over prompts; [null, null]: one, or all alike
 
 
 class BenchmarkRow(SettingColumns, TextColumns, ScoringColumns, ReferenceColumns):

@@ -80,22 +80,35 @@ def records_by_dataset(records: Sequence[dict[str, Any]]) -> dict[DatasetKey, di
     return found
 
 
+def common_examples(
+    runs: Sequence[tuple[str, Sequence[dict[str, Any]]]],
+) -> dict[DatasetKey, tuple[dict[str, dict[str, Any]], list[str]]]:
+    """What can be compared of each dataset of the first run that another one scored too.
+
+    The records of its models by id, and the ids of the examples that all of them scored, in the
+    order of the first: none, where they share none with an untied pair.
+    """
+    by_run = {name: records_by_dataset(records) for name, records in runs}
+    found = {}
+    for key, first in by_run[runs[0][0]].items():
+        of_model = {name: records[key] for name, records in by_run.items() if key in records}
+        if len(of_model) > 1:
+            found[key] = of_model, [i for i in first if all(i in r for r in of_model.values())]
+    return found
+
+
 def compare_models(
     runs: Sequence[tuple[str, Sequence[dict[str, Any]]]], seed: int
 ) -> list[ComparisonRow]:
-    """A row per dataset that two or more runs scored, and normalization; none without one.
+    """A row per dataset that the first run and another one scored, and normalization.
 
-    runs: the name and the records of each model, which scored the same texts. The examples of a
-    dataset are those that all models of it scored and that have an untied pair.
+    runs: the name and the records of each model, which scored the same texts as the first: others
+    need not have scored the same texts of a dataset that it lacks. The examples of a dataset are
+    those that all models of it scored and that have an untied pair; without one it has no row.
     """
-    by_run = {name: records_by_dataset(records) for name, records in runs}
     rows: list[ComparisonRow] = []
-    for key in dict.fromkeys(key for found in by_run.values() for key in found):
-        of_model = {name: found[key] for name, found in by_run.items() if key in found}
-        shared = [
-            i for i in next(iter(of_model.values())) if all(i in r for r in of_model.values())
-        ]
-        if len(of_model) > 1 and shared:
+    for key, (of_model, shared) in common_examples(runs).items():
+        if shared:
             rows += compare_on_dataset(key, of_model, shared, seed)
     for normalization in NORMALIZATIONS:
         tests = [

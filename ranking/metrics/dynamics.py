@@ -1,6 +1,7 @@
 """How rankings move while a model is tuned (§4, Fig. 2-7): the four groups, means over pairs."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -38,8 +39,9 @@ def pair_values(
     β log(π_θ(y_w)π_ref(y_l) / π_θ(y_l)π_ref(y_w)); `meets_theorem_4_1` is Theorem 4.1's
     condition L ≤ −log σ(γβc), compared as margins because losses underflow.
     loss_type: what trains, with its label_smoothing; None: something without a threshold.
-    `meets_threshold` is the condition of Remark 4.2 for it, and `wrong_at_lowest_loss`, where the
-    loss has a lowest value, whether a pair that has it is still ranked wrongly.
+    `meets_threshold` is the condition of Remark 4.2 for it, and `wrong_at_lowest_loss`, where one
+    margin has the lowest loss (not hinge, whose pairs of loss 0 can be on either side), whether a
+    pair that has it is still ranked wrongly.
     Prop. 2.6: `in_proposition_2_6` is π_ref(y_w) ≥ π_ref(y_l) and L ≤ 0.6, of which follows that
     the pair is ranked correctly: L ≤ log 2 iff log-ratio ≥ γ reference log-ratio, which is ≥ 0.
     """
@@ -73,7 +75,7 @@ def pair_values(
         needed = required_margin(ref, beta, gamma, loss_type)
         values["meets_threshold"] = beta * policy + needed >= needed
         lowest = lowest_loss_margin(loss_type, label_smoothing)
-        if math.isfinite(lowest):
+        if math.isfinite(lowest) and loss_type != "hinge":
             values["wrong_at_lowest_loss"] = needed > lowest
     return values
 
@@ -200,9 +202,14 @@ def distances_by_step(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
 
 
 def lowest_loss_step(rows: Sequence[dict[str, Any]]) -> int:
-    """The step with the lowest mean validation loss (training loss if nothing was validated)."""
-    summary = means_by_step(rows, "validation") or means_by_step(rows, "train")
-    return min(summary, key=lambda step: (summary[step]["loss"], step))
+    """The step with the lowest mean validation loss (training loss if nothing was validated).
+
+    A null loss was not finite: a step with more of them than another has not the lower mean.
+    """
+    part = "validation" if any(row["part"] == "validation" for row in rows) else "train"
+    summary = means_by_step(rows, part)
+    nulls = Counter(r["step"] for r in rows if r["part"] == part and r["loss"] is None)
+    return min(summary, key=lambda step: (nulls[step], summary[step]["loss"], step))
 
 
 def sweep_points(

@@ -24,7 +24,7 @@ class GroupMeanColumns(TypedDict):
     column: str
     n_groups: int  # values of the column
     value: float | None  # unweighted mean; null: more than 1000 groups, which `by_group` lacks
-    bootstrap_95: list[float | None]  # over prompts; [null, null]: there is but one
+    bootstrap_95: list[float | None]  # over prompts; [null, null]: one, or all alike
 
 
 class GroupColumns(TypedDict):
@@ -34,7 +34,7 @@ class GroupColumns(TypedDict):
     group: str | None  # value of the column; null: examples that have none, in no mean over groups
     n: int  # examples
     value: float
-    bootstrap_95: list[float | None]  # over prompts; [null, null]: there is but one
+    bootstrap_95: list[float | None]  # over prompts; [null, null]: one, or all alike
 
 
 class GroupValue(GroupColumns):
@@ -149,12 +149,13 @@ def accuracy_by_group(
     *,
     baselines: Mapping[str, ArrayLike] | None,
     has_chance: bool,
-    is_share: bool,
+    alone: ArrayLike,
 ) -> tuple[list[GroupValue], list[GroupMean]]:
     """`group_means` of a metric, with its baselines and, for shares of examples, Wilson's interval.
 
     baselines: by name, what each adds to every top; None where the metric has none. has_chance:
-    whether the random order is also its `chance`.
+    whether the random order is also its `chance`. alone: of each top, whether it is 0 or 1 and all
+    that its example adds; a group of such is a share of examples.
     """
     by_group, over_groups = group_means(groups, clusters, seed, tops, bottoms)
     of_baseline = {
@@ -166,10 +167,13 @@ def accuracy_by_group(
         values = {name: shares[key] for name, shares in of_baseline.items() if key in shares}
         return values or None
 
+    several = [own for own, is_alone in zip(groups, np.asarray(alone)) if not is_alone]
+    no_shares = {(column, own.get(column)) for column in columns_of(groups) for own in several}
     for entry in by_group:
         n_correct = round(entry["value"] * entry["n"])
         entry["baselines"] = reached(entry["column"], entry["group"])
         entry["chance"] = entry["baselines"]["random"] if has_chance else None
+        is_share = (entry["column"], entry["group"]) not in no_shares
         entry["wilson_95"] = wilson_interval(n_correct, entry["n"]) if is_share else (None, None)
     for entry in over_groups:
         entry["baselines"] = reached(entry["column"])

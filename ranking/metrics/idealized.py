@@ -248,7 +248,8 @@ class IdealizedColumns(SettingColumns, TextColumns, ScoringColumns):
 class IdealizedRow(IdealizedColumns):
     """One line of NAME.jsonl of the idealized script: R* of a dataset and normalization at one β.
 
-    Intervals are 95 % bootstrap intervals over prompts, [null, null] where there is but one.
+    Intervals are 95 % bootstrap intervals over prompts, [null, null] where there is but one, or
+    all pairs are alike.
     """
 
     beta: float

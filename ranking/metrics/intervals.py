@@ -55,14 +55,20 @@ def clustered_bootstrap_interval(
 def bootstrap_95(
     numerators: ArrayLike, clusters: Sequence[str], seed: int, denominators: ArrayLike | None = None
 ) -> list[float | None]:
-    """`clustered_bootstrap_interval` as result files have it: [null, null] for a single cluster.
+    """`clustered_bootstrap_interval` as result files have it: [null, null] for a single cluster,
+    and where no resample differs from another, which says nothing of how sure a value is.
 
     Without denominators, the interval of the mean of the numerators.
     """
     if denominators is None:
         denominators = np.ones(len(clusters))
-    interval = clustered_bootstrap_interval(numerators, denominators, clusters, seed)
-    return [None if math.isnan(bound) else bound for bound in interval]
+    low, high = clustered_bootstrap_interval(numerators, denominators, clusters, seed)
+    return [low, high] if has_width(low, high) else [None, None]
+
+
+def has_width(low: float, high: float) -> bool:
+    """Whether two bounds differ by more than the rounding of sums; NaN: no."""
+    return high - low > 1e-12 * max(abs(low), abs(high))
 
 
 def resampled_means(
@@ -103,9 +109,11 @@ def resampled_means(
 
 
 def interval_95(resampled: np.ndarray) -> list[float | None]:
-    """Percentile interval of resampled values, NaN left out; [null, null] where all are NaN."""
+    """Percentile interval of resampled values, NaN left out; [null, null] where all are NaN, or
+    the bounds alike."""
     known = resampled[np.isfinite(resampled)]
-    return np.percentile(known, [2.5, 97.5]).tolist() if len(known) else [None, None]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
+    return [float(low), float(high)] if has_width(low, high) else [None, None]
 
 
 def auc(scores: ArrayLike, positive: ArrayLike) -> float | None:

@@ -17,6 +17,7 @@ from ranking.metrics.intervals import interval_95, resampled_means, wilson_inter
 from ranking.metrics.orders import Baselines
 
 N_BINS = 5
+DIVIDED = "a difference of length divides right from wrong"  # why there is nothing at equal length
 
 
 class LengthColumns(TypedDict):
@@ -136,7 +137,7 @@ def why_no_optimum(outcomes: np.ndarray, x: np.ndarray) -> str | None:
     if x.min() == x.max():
         return "all differences of length are the same"
     if ones.min() >= zeros.max() or ones.max() <= zeros.min():
-        return "a difference of length divides right from wrong"
+        return DIVIDED
     return None
 
 

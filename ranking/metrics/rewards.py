@@ -7,7 +7,7 @@ either say that the preferred completion became more likely: where it did not, i
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -19,7 +19,14 @@ from ranking.metrics.accuracy import (
     record_scores,
 )
 from ranking.metrics.ches import ches
-from ranking.metrics.displacement import fell
+from ranking.metrics.displacement import (
+    LOGPS,
+    Displacement,
+    DisplacementWithIntervals,
+    displacement,
+    displacement_with_intervals,
+    moves_of,
+)
 from ranking.metrics.dynamics import GROUPS, finite, rewards_moved
 from ranking.metrics.groups import (
     GroupMean,
@@ -41,11 +48,7 @@ from ranking.metrics.orders import untied_pairs
 
 BETA = 0.1  # of implicit rewards, where none is given
 ROUNDING = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}  # relative, of a dtype
-SIDES, REFERENCED = ("chosen", "rejected"), ("", "ref_")  # columns of a `RewardPair` begin so
 CHES_FORMS = ("ches", "ches_normalized")
-MOVES = (  # columns of `Displacement`
-    "chosen_fell", "rejected_fell", "both_fell", "mean_chosen_change", "mean_rejected_change",
-)  # fmt: skip
 
 Shared = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]  # records of policy and reference
 
@@ -110,27 +113,6 @@ class RankingAndReward(TypedDict):
     mcnemar_p: float  # exact, two-sided: is one of them right more often; pairs are independent
 
 
-class Displacement(TypedDict):
-    """Where the log-likelihoods of some pairs went. Without pairs, shares and means are null."""
-
-    n: int  # pairs whose changes are finite
-    chosen_fell: float | None  # share whose preferred completion is less likely, beyond rounding
-    rejected_fell: float | None
-    both_fell: float | None
-    mean_chosen_change: float | None  # nats; per token where the row is length-normalized
-    mean_rejected_change: float | None
-
-
-class DisplacementWithIntervals(Displacement):
-    """`Displacement` of all pairs, with bootstrap intervals over prompts."""
-
-    chosen_fell_95: list[float | None]
-    rejected_fell_95: list[float | None]
-    both_fell_95: list[float | None]
-    mean_chosen_change_95: list[float | None]
-    mean_rejected_change_95: list[float | None]
-
-
 class ChesPrediction(TypedDict):
     """How well a form of CHES says which preferred completions became less likely."""
 
@@ -171,7 +153,7 @@ class RewardRow(SettingColumns, TextColumns, ScoringColumns, ReferenceColumns, L
     n_non_finite: int  # pairs with a log-likelihood that is not finite: wrong
     chance: float
     wilson_95: tuple[float, float] | tuple[None, None]  # null: several pairs of one example
-    bootstrap_95: list[float | None]  # over prompts; [null, null]: there is but one
+    bootstrap_95: list[float | None]  # over prompts; [null, null]: one, or all alike
     by_group: list[RewardGroupValue]
     mean_over_groups: list[GroupMean]
     mean_margin: float | None  # of finite margins; β log-ratio, nats (per token)
@@ -285,36 +267,6 @@ def ranking_and_reward(ranked: np.ndarray, rewarded: np.ndarray) -> RankingAndRe
     }
 
 
-def moves_of(
-    logps: Mapping[str, np.ndarray], changes: Sequence[np.ndarray], rounding: float
-) -> dict[str, np.ndarray]:
-    """MOVES of pairs (n_pairs,): which completions fell by more than rounding makes, and changes.
-
-    logps: chosen, rejected, ref_chosen, ref_rejected, summed; changes: of chosen and rejected.
-    """
-    chosen, rejected = (fell(logps[side], logps[f"ref_{side}"], rounding) for side in SIDES)
-    return dict(zip(MOVES, (chosen, rejected, chosen & rejected, *changes)))
-
-
-def displaced(
-    moves: Mapping[str, np.ndarray], members: np.ndarray, clusters: Sequence[str], seed: int | None
-) -> Any:
-    """`Displacement` of some pairs; with a seed, `DisplacementWithIntervals`.
-
-    moves: of all pairs (n_pairs,), MOVES: whether each completion fell, and its change, NaN where a
-    log-likelihood is not finite: left out. members: (n_pairs,) of bool.
-    """
-    known = members & np.isfinite(moves["mean_chosen_change"] + moves["mean_rejected_change"])
-    own = [cluster for cluster, is_member in zip(clusters, known) if is_member]
-    found: dict[str, Any] = {"n": len(own)}
-    found |= {name: float(moves[name][known].mean()) if own else None for name in MOVES}
-    if seed is not None:
-        for name in MOVES:
-            values = moves[name][known]
-            found[f"{name}_95"] = bootstrap_95(values, own, seed) if own else [None, None]
-    return found
-
-
 def ches_prediction(
     similarities: np.ndarray,
     changes: np.ndarray,
@@ -344,6 +296,100 @@ def ches_prediction(
     }
 
 
+class RewardArrays(NamedTuple):
+    """What a row is made of: each (n_pairs,), divided by lengths where it is length-normalized."""
+
+    logps: dict[str, np.ndarray]  # LOGPS, summed, nats
+    lengths: tuple[np.ndarray, np.ndarray]  # of chosen and rejected: tokens, or ones
+    moves: dict[str, np.ndarray]  # MOVES
+    margins: np.ndarray  # of rewards, nats; NaN: not finite
+    right: np.ndarray  # by reward (>)
+    ranked: np.ndarray  # right by the policy (≥)
+    ref_ranked: np.ndarray  # right by the reference
+    clusters: list[str]  # prompts
+
+
+def reward_arrays(pairs: Sequence[RewardPair], normalization: str, rounding: float) -> RewardArrays:
+    """Columns of the pairs; rounding: beyond which a completion fell. Not finite: wrong."""
+    per_token = normalization == "length-normalized"
+    suffix = "_per_token" if per_token else ""
+    n_chosen, n_rejected = (
+        pair_column(pairs, name) if per_token else np.ones(len(pairs))
+        for name in ("n_chosen", "n_rejected")
+    )
+    logps = {name: pair_column(pairs, name) for name in LOGPS}
+    moves = moves_of(logps, rounding, n_chosen, n_rejected)
+    return RewardArrays(
+        logps,
+        (n_chosen, n_rejected),
+        moves,
+        margins=pair_column(pairs, f"reward_margin{suffix}"),
+        right=moves["mean_chosen_change"] > moves["mean_rejected_change"],
+        ranked=pair_column(pairs, f"logratio{suffix}") >= 0,
+        ref_ranked=pair_column(pairs, f"ref_logratio{suffix}") >= 0,
+        clusters=[pair["prompt_id"] for pair in pairs],
+    )
+
+
+def rounding_columns(found: RewardArrays, rounding: float | None) -> dict[str, Any]:
+    """How many rewards rounding could turn round, and the accuracy if it did."""
+    if rounding is None:
+        return {"n_within_rounding": None, "range_within_rounding": None}
+    n_chosen, n_rejected = found.lengths
+    _, within = rewards_moved(
+        **found.logps, rounding=rounding, n_chosen=n_chosen, n_rejected=n_rejected
+    )
+    low, high = (found.right & ~within).mean(), (found.right | within).mean()
+    return {
+        "n_within_rounding": int(within.sum()),
+        "range_within_rounding": [float(low), float(high)],
+    }
+
+
+def margin_columns(found: RewardArrays, beta: float, seed: int) -> dict[str, Any]:
+    """Mean margin and AUC of the pairs that are finite, with intervals over prompts."""
+    known = np.isfinite(found.margins)
+    prompts = [cluster for cluster, is_known in zip(found.clusters, known) if is_known]
+    margins = found.margins[known]
+    changes = [found.moves[f"mean_{side}_change"][known] for side in ("chosen", "rejected")]
+    rewards = beta * np.concatenate(changes)
+    is_chosen = np.repeat([True, False], len(margins))
+    return {
+        "n_non_finite": int((~known).sum()),
+        "mean_margin": float(margins.mean()) if prompts else None,
+        "mean_margin_95": bootstrap_95(margins, prompts, seed) if prompts else [None, None],
+        "auc": auc(rewards, is_chosen),
+        "auc_95": auc_95(rewards, is_chosen, prompts * 2, seed),
+    }
+
+
+def reward_groups(
+    pairs: Sequence[RewardPair],
+    found: RewardArrays,
+    differences: np.ndarray,
+    alone: np.ndarray,
+    seed: int,
+) -> tuple[list[RewardGroupValue], list[GroupMean]]:
+    """`by_group` and `mean_over_groups` of a row; differences: of lengths, tokens;
+    alone: whether the pair is all of its example."""
+    groups = [pair["groups"] for pair in pairs]
+    longer = (1 + np.sign(differences)) / 2
+    summarized: Any = accuracy_by_group(
+        groups, found.clusters, seed, found.right, np.ones(len(pairs)),
+        baselines={"random": np.full(len(pairs), 0.5), "shorter": 1 - longer, "longer": longer},
+        has_chance=True, alone=alone,
+    )  # fmt: skip
+    known = np.isfinite(found.margins)
+    by_group, over_groups = summarized
+    for entry in by_group:
+        own = np.array([values.get(entry["column"]) == entry["group"] for values in groups])
+        is_any = (own & known).any()
+        entry["mean_margin"] = float(found.margins[own & known].mean()) if is_any else None
+        entry["ranking_and_reward"] = ranking_and_reward(found.ranked[own], found.right[own])
+        entry["displacement"] = displacement(found.moves, own)
+    return by_group, over_groups
+
+
 def reward_row(
     pairs: Sequence[RewardPair],
     normalization: str,
@@ -353,55 +399,12 @@ def reward_row(
 ) -> RewardRow:
     """The implicit rewards of pairs of one dataset; `pairs`, not empty; the rest as
     `summarize_rewards`."""
-    per_token = normalization == "length-normalized"
-    suffix = "_per_token" if per_token else ""
-    lengths = [pair_column(pairs, f"n_{side}") if per_token else 1 for side in SIDES]
-    logps = {
-        f"{of}{side}": pair_column(pairs, f"{of}{side}") for of in REFERENCED for side in SIDES
-    }
-    changes = [pair_column(pairs, f"{side}_change") / n for side, n in zip(SIDES, lengths)]
-    margins = pair_column(pairs, f"reward_margin{suffix}")
-    ranked, ref_ranked = (pair_column(pairs, f"{of}logratio{suffix}") >= 0 for of in REFERENCED)
-    right = changes[0] > changes[1]  # as for `ranked`, what is not finite is wrong
-    moves = moves_of(logps, changes, rounding or ROUNDING["float32"])
-    clusters = [pair["prompt_id"] for pair in pairs]
-    groups = [pair["groups"] for pair in pairs]
+    found = reward_arrays(pairs, normalization, rounding or ROUNDING["float32"])
+    right, clusters, moves = found.right, found.clusters, found.moves
     sizes = pairs_per_example(pairs)
-    is_share = max(sizes.values()) == 1
-    known = np.isfinite(margins)
-    prompts = [cluster for cluster, is_known in zip(clusters, known) if is_known]
-
-    n_within, in_range = None, None
-    if rounding is not None:
-        _, within = rewards_moved(
-            **logps, rounding=rounding, n_chosen=lengths[0], n_rejected=lengths[1]
-        )
-        n_within = int(within.sum())
-        in_range = [float((right & ~within).mean()), float((right | within).mean())]
-
-    beta = pairs[0]["beta"]
-    rewards = beta * np.concatenate([change[known] for change in changes])
-    is_chosen = np.repeat([True, False], known.sum())
+    alone = np.array([sizes[pair["id"]] == 1 for pair in pairs])
     differences = pair_column(pairs, "n_chosen") - pair_column(pairs, "n_rejected")
-    longer = (1 + np.sign(differences)) / 2
-    by_group: list[Any]
-    by_group, over_groups = accuracy_by_group(
-        groups, clusters, seed, right, np.ones(len(right)),
-        baselines={"random": np.full(len(longer), 0.5), "shorter": 1 - longer, "longer": longer},
-        has_chance=True, is_share=is_share,
-    )  # fmt: skip
-    for entry in by_group:
-        own = np.array([values.get(entry["column"]) == entry["group"] for values in groups])
-        more: Any = {
-            "mean_margin": float(margins[own & known].mean()) if (own & known).any() else None,
-            "ranking_and_reward": ranking_and_reward(ranked[own], right[own]),
-            "displacement": displaced(moves, own, clusters, None),
-        }
-        entry.update(more)
-    by_ranking_group = {}
-    for (before, after), name in GROUPS.items():
-        own = (ref_ranked == before) & (ranked == after)
-        by_ranking_group[name] = displaced(moves, own, clusters, None)
+    by_group, over_groups = reward_groups(pairs, found, differences, alone, seed)
     row: Any = {
         **common,
         "calib_property": f"ranking_{normalization}",
@@ -410,32 +413,31 @@ def reward_row(
         "n": len(pairs),
         "n_examples": len(sizes),
         "n_clusters": len(set(clusters)),
-        "n_ties": int((changes[0] == changes[1]).sum()),
-        "n_within_rounding": n_within,
-        "range_within_rounding": in_range,
-        "n_non_finite": int((~known).sum()),
+        "n_ties": int((moves["mean_chosen_change"] == moves["mean_rejected_change"]).sum()),
+        **rounding_columns(found, rounding),
         "chance": 0.5,
         **length_columns(right, differences, clusters, seed),
-        "wilson_95": wilson_interval(int(right.sum()), len(right)) if is_share else (None, None),
+        "wilson_95": wilson_interval(int(right.sum()), len(right)) if alone.all() else (None, None),
         "bootstrap_95": bootstrap_95(right, clusters, seed),
         "by_group": by_group,
         "mean_over_groups": over_groups,
-        "mean_margin": float(margins[known].mean()) if known.any() else None,
-        "mean_margin_95": bootstrap_95(margins[known], prompts, seed) if prompts else [None, None],
-        "auc": auc(rewards, is_chosen),
-        "auc_95": auc_95(rewards, is_chosen, prompts * 2, seed),
-        "ranking_and_reward": ranking_and_reward(ranked, right),
-        "displacement": displaced(moves, np.ones(len(pairs), bool), clusters, seed),
-        "displacement_by_ranking_group": by_ranking_group,
+        **margin_columns(found, pairs[0]["beta"], seed),
+        "ranking_and_reward": ranking_and_reward(found.ranked, right),
+        "displacement": displacement_with_intervals(moves, clusters, seed),
+        "displacement_by_ranking_group": {
+            name: displacement(moves, (found.ref_ranked == before) & (found.ranked == after))
+            for (before, after), name in GROUPS.items()
+        },
         "example_distance_metric_values": right.astype(float).tolist(),
     }
     if any(pair["ches"] is not None for pair in pairs):
         row["ches"] = {
             form: ches_prediction(
-                pair_column(pairs, form), changes[0], moves["chosen_fell"], clusters, seed
+                pair_column(pairs, form), moves["mean_chosen_change"], moves["chosen_fell"],
+                clusters, seed,
             )
             for form in CHES_FORMS
-        }
+        }  # fmt: skip
     return row
 
 

@@ -8,7 +8,7 @@ import errno
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -25,6 +25,8 @@ from ranking.plumbing.result_files import (
     write_text_atomically,
 )
 
+MODEL_SIDES = ("", "policy.", "reference.")  # of NAME.<side>examples.jsonl: of which model
+
 
 class Output(NamedTuple):
     """Where a run writes: NAME.jsonl, last of all, and beside it what is made on the way."""
@@ -34,6 +36,7 @@ class Output(NamedTuple):
     config: Path
     picture: Path
     finished: bool  # a run of this name that has ended is there, for --overwrite to discard
+    stale: tuple[Path, ...] = ()  # examples of a run of this name that this one has no part in
 
     def beside(self, suffix: str) -> Path:
         """NAME.<suffix>"""
@@ -60,8 +63,9 @@ def plan_output(
     """Where a run will write, checked before anything is loaded; `begin_run` takes it.
 
     reads: files and datasets of this run (None: none). writes: NAME's suffixes, beside the summary.
-    Raises ValueError where the summary exists (unless `overwrite`), or where something that is read
-    would be written.
+    Raises ValueError where the summary exists, or examples of an unfinished run that this one has
+    no part in (unless `overwrite`), and where something that is read would be written, or belongs
+    to a finished run that is discarded before this one ends.
     """
     summary = Path(output_dir) / output_filename
     stem = stem_of(summary)
@@ -72,14 +76,29 @@ def plan_output(
         summary.with_name(f"{stem}.png"),
         summary.exists(),
     )
-    written = [summary, *(output.beside(suffix) for suffix in writes)]
-    for name in reads:
-        if name is not None and Path(name).resolve() in {path.resolve() for path in written}:
+    written = {path.resolve() for path in (summary, *map(output.beside, writes))}
+    read = {Path(name).resolve(): name for name in reads if name is not None}
+    for file, name in read.items():
+        if file in written:
             raise ValueError(
                 f"{name} is read, and would be overwritten: choose another --output-filename"
             )
     if output.finished and not overwrite:
         refuse_finished(summary)
+    sides = [output.beside(f"{side}examples.jsonl") for side in MODEL_SIDES]
+    if output.finished and any(side.resolve() in written for side in sides):
+        for side in sides:
+            if side.resolve() in read:
+                raise ValueError(
+                    f"{read[side.resolve()]} is read, and of the run that --overwrite discards "
+                    "before anything is scored: choose another --output-filename"
+                )
+    output = output._replace(stale=stale_files(output, written | read.keys()))
+    if output.stale and not (output.finished or overwrite):
+        raise ValueError(
+            f"{output.stale[0]} is of an unfinished run: give the command that began it again, "
+            "choose another --output-filename, or pass --overwrite to discard it"
+        )
     for twin in (summary.with_name(stem + suffix) for suffix in ("", ".json", ".jsonl")):
         if twin != summary and twin.is_file():
             raise ValueError(
@@ -89,15 +108,53 @@ def plan_output(
     return output
 
 
+def stale_files(output: Output, used: Set[Path]) -> tuple[Path, ...]:
+    """Examples files under the run's name, with their parts and configurations, that are not among
+    the `used` ones, nor of a run by itself whose name ends as a side does (NAME.policy.jsonl)."""
+    found = []
+    for side in MODEL_SIDES:
+        examples, config = (output.beside(side + of) for of in ("examples.jsonl", "config.json"))
+        alone = [output.beside(side + ending) for ending in ("jsonl", "json")] if side else []
+        if examples.resolve() in used or any(path.exists() for path in alone):
+            continue
+        parts = part_files(examples) if examples.parent.is_dir() else []
+        found += [path for path in (examples, *parts, config) if path.resolve() not in used]
+    return tuple(path for path in found if path.exists())
+
+
+def claim_of(output: Output) -> Path:
+    """Where a run that is not finished says which file besides its own it writes."""
+    return output.summary.with_name(f".{stem_of(output.summary)}.claim")
+
+
+def claim_file(output: Output, file: Path) -> None:
+    """Say that a file named by a flag is of this run, before it is written, so that the same
+    command may write it again after a kill. Whoever finishes the run removes `claim_of`."""
+    write_text_atomically(claim_of(output), f"{file.resolve()}\n")
+
+
+def is_claimed(output: Output, file: Path) -> bool:
+    """Whether an unfinished run of this name wrote the file."""
+    claim = claim_of(output)
+    there = not output.finished and claim.is_file()
+    return there and claim.read_text(encoding="utf-8") == f"{file.resolve()}\n"
+
+
 def plan_file(
-    path: str, flag: str, overwrite: bool, reads: Iterable[str | None], others: Iterable[Path]
+    path: str,
+    flag: str,
+    overwrite: bool,
+    reads: Iterable[str | None],
+    output: Output,
+    writes: Iterable[str],
 ) -> Path:
     """One more file that a run writes, named by a flag, checked before anything is loaded.
 
-    reads: as for `plan_output`. others: what the run writes besides. ValueError where the file
-    exists (unless `overwrite`), is a directory, is read, or is one of the others.
+    reads, writes: as for `plan_output`. ValueError where the file exists (unless `overwrite`, or
+    the unfinished run of this name wrote it), is a directory, is read, or is another of the run's.
     """
     file = Path(path)
+    others = [output.summary, *(output.beside(suffix) for suffix in writes)]
     for name in reads:
         if name is not None and Path(name).resolve() == file.resolve():
             raise ValueError(f"{flag} {path} is read, and would be overwritten: choose another")
@@ -105,7 +162,7 @@ def plan_file(
         raise ValueError(f"{flag} {path} is another file of this run: choose another name")
     if file.is_dir():
         raise ValueError(f"{flag} {path} is a directory: give the name of a file")
-    if file.exists() and not overwrite:
+    if file.exists() and not overwrite and not is_claimed(output, file):
         raise ValueError(f"{flag} {path} exists: choose another name or pass --overwrite")
     return file
 
@@ -116,14 +173,17 @@ def row_key(row: Record) -> tuple[str, str | None, str | None, str]:
 
 
 def take_output(output: Output) -> None:
-    """Make the directory, and this process the only one that writes there under this name.
+    """Make the directory, and this process the only one that writes there under this name, where
+    the examples of an overwritten run that this one has no part in are removed.
 
-    ValueError where another does, or has finished since the output was planned.
+    ValueError where another writes, or has finished since the output was planned.
     """
     output.summary.parent.mkdir(parents=True, exist_ok=True)
     lock_outputs(output.summary)
     if output.summary.exists() and not output.finished:
         refuse_finished(output.summary)
+    for path in output.stale:
+        path.unlink(missing_ok=True)
 
 
 def begin_run(

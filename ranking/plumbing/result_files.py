@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,11 +41,17 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
-def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> None:
+def write_parquet(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    types: Mapping[str, str],
+    objects: Container[str] = (),
+) -> None:
     """Write rows of the same columns atomically, as a parquet file.
 
     types: Arrow's names of the types of columns that may hold nothing but null ("float64"), with
-    brackets for lists of them ("[float64]"). ValueError where a column's values have no one type.
+    brackets for lists of them ("[float64]"). ValueError where a column's values have no one type,
+    and where objects in the columns `objects` would be read back with keys that they do not have.
     """
     import pyarrow as pa  # only where a table is written
     import pyarrow.parquet
@@ -54,11 +60,18 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], types: Mapping[
         kind = types.get(name)
         of_list = kind is not None and kind.startswith("[")
         inner = pa.type_for_alias(kind.strip("[]")) if kind is not None else None
+        values = [row[name] for row in rows]
         try:
-            return pa.array([r[name] for r in rows], pa.list_(inner) if of_list else inner)
+            array = pa.array(values, pa.list_(inner) if of_list else inner)
         except pa.ArrowException as error:
             why = " ".join(str(error).split())
             raise ValueError(f"{path}: column {name!r}: {why}; .jsonl can hold it") from None
+        if name in objects and array.to_pylist() != values:
+            raise ValueError(
+                f"{path}: column {name!r}: its objects have different keys, and parquet gives null "
+                "to those that a row lacks; .jsonl can hold it"
+            )
+        return array
 
     table = pa.table({name: column(name) for name in rows[0]})
     with written_atomically(path) as file:

@@ -15,6 +15,7 @@ ALLOWED = (
     ast.GtE, ast.Eq, ast.NotEq, ast.In, ast.NotIn, ast.Is, ast.IsNot, ast.Name, ast.Load,
     ast.Constant, ast.List, ast.Tuple,
 )  # fmt: skip
+DEPTH = 50  # of parts within parts; Python and pandas walk them by calling themselves
 WHAT = (
     "columns, numbers, texts in quotes, comparisons, `in [...]`, `is None`, and, or, not, and "
     "arithmetic"
@@ -26,14 +27,35 @@ def parse_condition(text: str) -> ast.Expression:
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{text!r}: no condition ({getattr(error, 'msg', error)})") from None
+        why = " ".join(str(getattr(error, "msg", error)).split()).partition(";")[0]
+        raise ValueError(f"{shortened(text)}: no condition ({why})") from None
+    except (RecursionError, MemoryError):
+        raise ValueError(f"{shortened(text)}: holds too much within each other") from None
+    check_depth(text, tree)
     for node in ast.walk(tree.body):
         if not isinstance(node, ALLOWED):
             said = ast.unparse(node) if isinstance(node, ast.expr) else type(node).__name__
             raise ValueError(f"{text!r}: {said} is not read: a condition holds {WHAT}")
+        number = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(number, int) and not abs(number) < 2**63:
+            raise ValueError(f"{shortened(text)}: holds a number of more than 64 bits")
         if isinstance(node, ast.Compare):
             check_comparison(text, node)
     return tree
+
+
+def shortened(text: str) -> str:
+    """A condition in quotes, of which a long one is cut."""
+    return repr(text if len(text) <= 100 else text[:99] + "…")
+
+
+def check_depth(text: str, tree: ast.Expression) -> None:
+    """Raise ValueError where parts stand within parts deeper than DEPTH."""
+    level: list[ast.AST] = [tree]
+    for _ in range(DEPTH):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    if level:
+        raise ValueError(f"{shortened(text)}: holds too much within each other")
 
 
 def check_comparison(text: str, node: ast.Compare) -> None:
@@ -73,6 +95,37 @@ def check_truths(text: str, tree: ast.Expression, booleans: Sequence[str]) -> No
                 raise ValueError(f"{text!r}: {ast.unparse(part)} is neither true nor false")
 
 
+def is_text(node: ast.AST, texts: Mapping[str, bool | None]) -> bool | None:
+    """Whether a part of a condition is text; None where it is neither text nor a number.
+    texts: the same of the columns."""
+    if isinstance(node, ast.Name):
+        return texts[node.id]
+    if isinstance(node, ast.Constant):
+        return None if node.value is None else isinstance(node.value, str)
+    return False
+
+
+def check_kinds(text: str, tree: ast.Expression, texts: Mapping[str, bool | None]) -> None:
+    """Raise ValueError where a text is compared with a number, which no row's is equal to."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Compare):
+            continue
+        listed = [side.elts if isinstance(side, ast.List | ast.Tuple) else [side]
+                  for side in (node.left, *node.comparators)]  # fmt: skip
+        kinds = {is_text(part, texts): ast.unparse(part) for sides in listed for part in sides}
+        if True in kinds and False in kinds:
+            raise ValueError(
+                f"{text!r}: compares {kinds[True]}, a text, with {kinds[False]}, a number: put "
+                "what stands beside a text in quotes"
+            )
+
+
+def holds_text(values: Sequence[Any]) -> bool | None:
+    """Whether a column holds text; None where it holds nothing."""
+    given = [value for value in values if value is not None]
+    return any(isinstance(value, str) for value in given) if given else None
+
+
 class NullTests(ast.NodeTransformer):
     """`COLUMN is None` → the name of a column that holds where that is so."""
 
@@ -102,9 +155,10 @@ def rows_that_hold(
 
     tree = parse_condition(text)
     check_columns_named(tree, list(columns))
+    named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    check_kinds(text, tree, {name: holds_text(columns[name]) for name in named})
     tests = NullTests()
     expression = ast.unparse(ast.fix_missing_locations(tests.visit(tree)))
-    named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & set(columns)
     frame = pd.DataFrame({name: pd.Series(columns[name]) for name in sorted(named)})
     for name, value in (missing or {}).items():
         if name in frame:
@@ -116,7 +170,14 @@ def rows_that_hold(
     check_truths(text, tree, [name for name in frame if frame[name].dtype == bool])
     try:
         holds = frame.eval(expression, engine="python")
-    except (TypeError, ValueError, NotImplementedError, KeyError, AttributeError) as error:
+    except (
+        TypeError,
+        ValueError,
+        NotImplementedError,
+        KeyError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
         raise ValueError(f"{text!r}: {' '.join(str(error).split())}") from None
     if str(getattr(holds, "dtype", None)) != "bool":
         raise ValueError(f"{text!r}: no condition that holds or does not")

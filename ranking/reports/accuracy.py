@@ -136,7 +136,8 @@ def show_accuracy(rows: Sequence[AccuracyRow]) -> None:
     for row in accuracies_of(rows)[::2]:
         where, n = dataset_of(row), row["n_non_finite"]
         if n:
-            print(f"{where}: {n} examples with a non-finite log-likelihood, counted as wrong")
+            examples = "example" if n == 1 else "examples"
+            print(f"{where}: {n} {examples} with a non-finite log-likelihood, counted as wrong")
     report_accuracy_ties(rows)
 
 
@@ -145,11 +146,13 @@ def report_accuracy_ties(rows: Sequence[AccuracyRow]) -> None:
     for row in rows:
         if "n_exact_ties" not in row:
             continue  # a benchmark, where they are wrong
-        metric, kind = row["distance_metric"], row["calib_property"].removeprefix("ranking_")
-        where = f"{dataset_of(row)}, {kind}"
+        metric = row["distance_metric"]
+        where = f"{dataset_of(row)}, {SYMBOLS[row['calib_property'].removeprefix('ranking_')]}"
         value, strict = row["distance_metric_value_mean"], row["mean_if_exact_ties_are_wrong"]
         if metric == "acc" and row["n_exact_ties"]:
-            print(f"{where}: {row['n_exact_ties']} untied pairs have exactly equal scores")
+            n = row["n_exact_ties"]
+            pairs = "untied pair has" if n == 1 else "untied pairs have"
+            print(f"{where}: {n} {pairs} exactly equal scores")
         if strict < value and (metric == "acc" or (metric == "pairwise_acc" and row["k_max"] > 2)):
             logging.warning(
                 "%s: exact ties decide %s: %.1f %% as Def. 2.3 counts them (right), %.1f %% if "

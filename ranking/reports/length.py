@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+from ranking.metrics.length import DIVIDED
 from ranking.reports.groups import groups_to_show
 from ranking.reports.labels import (
     SYMBOLS,
@@ -96,9 +97,15 @@ def show_baselines(rows: Sequence[ResultRow]) -> None:
     show_table(baseline_table(rows), title)
     for row in rows:
         if row["distance_metric"] == "pairwise_acc" and row["at_equal_length"] is None:
-            kind = row["calib_property"].removeprefix("ranking_")
-            print(f"{dataset_of(row)}, {kind}: no accuracy at equal length, "
-                  f"{row['at_equal_length_undefined']}")  # fmt: skip
+            symbol = SYMBOLS[row["calib_property"].removeprefix("ranking_")]
+            why = row["at_equal_length_undefined"]
+            if why == DIVIDED:
+                enough = "short" if row["length_correlation"] < 0 else "long"
+                why = (
+                    f"{symbol} is decided by length there, right iff the preferred completion is "
+                    f"{enough} enough against the other"
+                )
+            print(f"{dataset_of(row)}: no {symbol} at equal length, {why}")
 
 
 def length_table(rows: Sequence[ResultRow]) -> Table:

@@ -106,7 +106,7 @@ def results_section(files: Sequence[ResultFile]) -> Section:
         tables += [
             ("Implicit rewards, %", reward_table(rewards)),
             ("Pairs by ranking and reward, %", ranking_and_reward_table(rewards)),
-            ("Displacement of log-likelihoods", reward_displacement_table(rewards)),
+            ("Likelihood displacement", reward_displacement_table(rewards)),
         ]
     for file in files:
         if file.comparisons:

@@ -47,6 +47,7 @@ RESULT_DEFINITIONS = {
     "accuracy [95 %]": "Share of pairs whose chosen completion has the larger reward.",
     "shorter / longer": "What preferring the shorter, or the longer, would reach.",
     "equal length": "Reward accuracy at equal lengths, by logistic regression.",
+    "r": "Correlation of a right reward with the difference of lengths, chosen − rejected.",
     "margin [95 %]": "Mean reward of the chosen minus the rejected completion, nats.",
     "AUC": "Probability that a chosen completion's reward is above a rejected one's, drawn apart.",
     "fell: chosen / rejected / both": "Pairs whose chosen, rejected, both completions are less "
@@ -54,7 +55,7 @@ RESULT_DEFINITIONS = {
     "moved, nats: chosen / rejected": "Mean change of the log-likelihoods.",
     "CHES, AUC": "How well CHES of the reference tells the pairs whose chosen completion fell from "
                  "the others, %; 50: not at all.",
-    "per token, AUC": "The same of CHES normalized for length.",
+    "CHES per token, AUC": "The same of CHES normalized for length.",
     "both right": "Pairs that are ranked right and rewarded right.",
     "only ranking": "Pairs that are ranked right and rewarded wrong.",
     "only reward": "Pairs that are rewarded right and ranked wrong.",

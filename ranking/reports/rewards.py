@@ -27,10 +27,18 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import BETWEEN, Table, as_wandb, percent, show_table, with_interval
+from ranking.reports.tables import (
+    BETWEEN,
+    Table,
+    as_wandb,
+    percent,
+    show_table,
+    signed_with_interval,
+    with_interval,
+)
 
 REWARD_KINDS = {"length-normalized": "per token", "non-length-normalized": "summed"}
-CHES_COLUMNS = {"ches": "CHES, AUC", "ches_normalized": "per token, AUC"}
+CHES_COLUMNS = {"ches": "CHES, AUC", "ches_normalized": "CHES per token, AUC"}
 OUTCOMES = ("both_right", "only_ranking_right", "only_reward_right", "both_wrong")
 
 
@@ -48,7 +56,8 @@ def reward_lines(
     """First cells of each line of a table about rewards, and the row or group that it shows.
 
     A line per dataset, models and normalization of `kinds`, which one of these is not named; with
-    `alone`, of one run whose models stand elsewhere, also one per group of pairs.
+    `alone`, of one run whose models stand elsewhere, also one per group of pairs, and the second
+    line of a dataset or group does not name it again.
     """
     found = rewards_of(rows)
     if not found:
@@ -57,32 +66,35 @@ def reward_lines(
         )
     lines: list[tuple[list[str], Mapping[str, Any]]] = []
     for pair in by_normalization(found, "beta"):
-        for kind in kinds:
-            row = pair[kind]
-            how = [REWARD_KINDS[kind]] if len(kinds) > 1 else []
-            if alone:
-                lines.append(([dataset_of(row), *how], row))
-                lines += [
-                    ([label, *how], entry)
-                    for label, entries in groups_to_show([row])
-                    for entry in entries
-                    if "displacement" in entry
-                ]
-            else:
-                models = f"{short(row['reference_model'])} → {short(row['model'])}"
-                lines.append(([setting_label(row, found), models, *how], row))
+        both = [pair[kind] for kind in kinds]
+        hows = [[REWARD_KINDS[kind]] for kind in kinds] if len(kinds) > 1 else [[]]
+        row = both[0]
+        if alone:
+            groups = [
+                (label, entries)
+                for label, entries in groups_to_show(both)
+                if entries and "displacement" in entries[0]
+            ]
+            for label, entries in [(dataset_of(row), both), *groups]:
+                labels = [label, *[""] * (len(kinds) - 1)]
+                lines += [([x, *how], entry) for x, how, entry in zip(labels, hows, entries)]
+        else:
+            models = f"{short(row['reference_model'])} → {short(row['model'])}"
+            label = setting_label(row, found)
+            lines += [([label, models, *how], entry) for how, entry in zip(hows, both)]
     return lines
 
 
 def reward_table(rows: Sequence[Any], alone: bool = False) -> Table:
-    """Reward accuracy, beside what preferring the shorter or the longer completion would reach and
-    the accuracy at equal lengths; mean margin and AUC.
+    """Reward accuracy, beside what preferring the shorter or the longer completion would reach, the
+    accuracy at equal lengths and r, the correlation of being right with the difference of lengths;
+    mean margin and AUC.
 
     Shares and AUC in percent, margins in nats, per token where the line is. alone: as
     `reward_lines`, intervals to a tenth.
     """
     columns = ["dataset", "rewards", "pairs", "accuracy [95 %]", "shorter / longer", "equal length"]
-    columns += ["margin [95 %]", "AUC"]
+    columns += ["r", "margin [95 %]", "AUC"]
     if not alone:
         columns.insert(1, "reference → model")
     lines = []
@@ -98,7 +110,8 @@ def reward_table(rows: Sequence[Any], alone: bool = False) -> Table:
                 with_interval(value, interval, digits=int(alone)),
                 BETWEEN.join(percent(found["baselines"][k]) for k in ("shorter", "longer")),
                 "" if is_group else percent(found["at_equal_length"]),
-                digits_with_interval(found["mean_margin"], found.get("mean_margin_95")),
+                "" if is_group else signed_with_interval(found["length_correlation"], (None, None)),
+                two_digits_with_interval(found["mean_margin"], found.get("mean_margin_95")),
                 "" if is_group else percent(found["auc"]),
             ]
         )
@@ -156,12 +169,17 @@ def three_digits(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def digits_with_interval(value: float | None, interval: Sequence[float | None] | None) -> str:
-    """Three digits each; without an interval where there is none."""
+def two_digits_with_interval(value: float | None, interval: Sequence[float | None] | None) -> str:
+    """Two digits each; without an interval where there is none."""
     low, high = interval or (None, None)
-    if low is None or high is None:
-        return three_digits(value)
-    return f"{three_digits(value)} [{three_digits(low)}, {three_digits(high)}]"
+    if value is None or low is None or high is None:
+        return "–" if value is None else two_digits(value)
+    return f"{two_digits(value)} [{two_digits(low)}, {two_digits(high)}]"
+
+
+def two_digits(value: float) -> str:
+    """Two digits, or all before the point."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
 def show_rewards(rows: Sequence[Any]) -> None:
@@ -176,7 +194,7 @@ def show_rewards(rows: Sequence[Any]) -> None:
     show_table(reward_table(found, alone=True), f"Implicit rewards, % and nats; {models}")
     show_table(
         reward_displacement_table(found, alone=True),
-        "Log-likelihoods beside the reference's: % that fell, mean change; does CHES tell which?",
+        "Likelihood displacement: % that fell, mean change; does CHES tell which?",
     )
     show_table(
         ranking_and_reward_table(found, alone=True),
@@ -185,17 +203,23 @@ def show_rewards(rows: Sequence[Any]) -> None:
     for row in found:
         kind = REWARD_KINDS[row["calib_property"].removeprefix("ranking_")]
         where = f"{dataset_of(row)}, rewards {kind}"
-        if row["n_non_finite"]:
-            print(f"{where}: {row['n_non_finite']} pairs are not finite, counted as wrong")
-        if row["n_within_rounding"]:
+        n, n_within, n_ties = row["n_non_finite"], row["n_within_rounding"], row["n_ties"]
+        if n:
+            print(f"{where}: {n_pairs(n)} {'is' if n == 1 else 'are'} not finite, counted as wrong")
+        if n_within:
             low, high = row["range_within_rounding"]
+            differ = "differs" if n_within == 1 else "differ"
             print(
-                f"{where}: {row['n_within_rounding']} pairs differ by no more than rounding may "
-                f"make ({row['n_ties']} not at all): accuracy {percent(low)} % if all of them are "
-                f"wrong, {percent(high)} % if right"
+                f"{where}: {n_pairs(n_within)} {differ} by no more than rounding may make "
+                f"({n_ties or 'none'} not at all): accuracy {percent(low)} % if counted as wrong, "
+                f"{percent(high)} % if as right"
             )
-        elif row["n_ties"]:
-            print(f"{where}: {row['n_ties']} pairs have exactly equal rewards, counted as wrong")
+        elif n_ties:
+            print(f"{where}: {n_pairs(n_ties)} with exactly equal rewards, counted as wrong")
+
+
+def n_pairs(n: int) -> str:
+    return f"{n} pair" if n == 1 else f"{n} pairs"
 
 
 def log_rewards(run, rows: Sequence[Any], picture: Path | None) -> None:
@@ -250,18 +274,22 @@ def plot_rewards(pairs: Sequence[RewardPair], path: Path) -> None:
     )  # fmt: skip
     several = len({key[:2] for key in panels}) > 1
     for axes, ((model, reference, *dataset), own) in zip(grid, panels.items()):
-        title = plain(dataset_label(*dataset)) + f" (n = {len(own)} pairs)"
+        title = plain(dataset_label(*dataset))
         if several:
             title = f"{plain(short(model))} from {plain(short(reference))}, {title}"
-        axes[0].set_title(fill(title, 40), fontsize=8, loc="left")
+        size = f"(n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{len(own)}\N{NO-BREAK SPACE}pairs)"
+        axes[0].set_title(fill(f"{title} {size}", 40), fontsize=8, loc="left")
         draw_outcomes(axes[0], own)
         draw_changes(axes[1], own)
         draw_changes_by_group(axes[2], own)
     handles, labels = grid[0][1].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=4, title="ranking, reference → policy", **BELOW)
+    betas = dict.fromkeys(f"{pair['beta']:g}" for pair in pairs)
+    how = f"log-likelihoods summed over tokens, β = {', '.join(betas)}"
     if not several:
         model, reference = next(iter(panels))[:2]
-        figure.suptitle(f"{plain(short(model))} against {plain(short(reference))}", fontsize=10)
+        how = f"{plain(short(model))} against {plain(short(reference))}; {how}"
+    figure.suptitle(how, fontsize=10)
     save_figure(figure, path)
 
 

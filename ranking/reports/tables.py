@@ -4,6 +4,7 @@ import html
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 Table = tuple[list[str], list[list[str]]]  # columns, lines of cells
@@ -46,16 +47,26 @@ def console(width: int = 132):
 
 
 def show_table(table: Table, title: str) -> None:
-    """A table on the screen."""
+    """A table on the screen. One that is too wide has titles no wider than what is below them, and
+    breaks its first column alone where that leaves it 20 characters."""
     from rich.table import Table as Grid
 
     columns, lines = table
+    screen = console()
+    borders = 3 * len(columns) + 1
+    cells = [max((len(line[k]) for line in lines), default=1) for k in range(len(columns))]
+    shown = list(columns)
+    if sum(map(max, cells, map(len, columns))) + borders > screen.width:
+        shown = [fill(c, max(n, 1), break_long_words=False) for c, n in zip(columns, cells)]
+    of_titles = [max(map(len, column.split("\n"))) for column in shown]
+    room = screen.width - borders - sum(list(map(max, cells, of_titles))[1:])
     grid = Grid(title=title)
-    for number, column in enumerate(columns):
-        grid.add_column(column, justify="right" if number else "left", overflow="fold")
+    for number, column in enumerate(shown):
+        how: dict = {"justify": "right", "no_wrap": room >= 20} if number else {"justify": "left"}
+        grid.add_column(column, overflow="fold", **how)
     for line in lines:
         grid.add_row(*line)
-    console().print(grid)
+    screen.print(grid)
 
 
 def as_markdown(table: Table) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ranking.data.cells import read_votes
 from ranking.data.examples import PreferenceData, dataset_label
 from ranking.metrics.accuracy import is_cut
+from ranking.metrics.comparison import common_examples, records_by_dataset
 from ranking.plumbing.outputs import row_key
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record
@@ -49,6 +51,32 @@ def shared_examples(records: Sequence[Any], other: Sequence[Any]) -> list[tuple[
     return [(r, by_key[row_key(r)]) for r in records if row_key(r) in by_key]
 
 
+def with_configurations(run: ScoringRun, others: Sequence[ScoringRun | None]) -> ScoringRun:
+    """A run whose older rows do not name the configuration of their dataset, with that of the same
+    examples in other runs. (Their run had but one of each dataset.)"""
+    own = {(r["dataset"], r["split"], r["id"]) for r in run.records if "dataset_config" not in r}
+    named = {
+        (r["dataset"], r["split"]): r["dataset_config"]
+        for other in others
+        if own and other is not None
+        for r in other.records
+        if "dataset_config" in r and (r["dataset"], r["split"], r["id"]) in own
+    }
+    if not named:
+        return run
+    records = [{"dataset_config": named.get((r["dataset"], r["split"])), **r} for r in run.records]
+    return run._replace(records=records)
+
+
+def of_record(record: Record, key: str) -> Any:
+    """What two records of an example have to share, however their files write it."""
+    if key == "completions":
+        return [completion["text"] for completion in record[key]]
+    if key == "votes":
+        return read_votes(record[key], len(record["completions"])) if record[key] else {}
+    return record[key]
+
+
 def check_comparable(first: ScoringRun, second: ScoringRun, own_templates: bool = False) -> None:
     """Raise ValueError where two runs scored an example, but not as the same text, or not with the
     same ranks and votes. A line says what else differs. `own_templates`: each model may have its
@@ -58,9 +86,7 @@ def check_comparable(first: ScoringRun, second: ScoringRun, own_templates: bool 
         for key in ("prompt", "completions", "ranks", "votes", "messages"):
             if key == "messages" and not (key in a and key in b):
                 continue  # an older file
-            values = [[c["text"] for c in r[key]] if key == "completions" else r[key]
-                      for r in (a, b)]  # fmt: skip
-            if values[0] != values[1]:
+            if of_record(a, key) != of_record(b, key):
                 raise ValueError(
                     f"{label_of(a)}, row {a['row']}: its {key} differ "
                     f"between {first.name} and {second.name}: score the same data"
@@ -114,11 +140,37 @@ def announce_uneven_cuts(shared: list[tuple[Record, Record]]) -> None:
         announce(f"{n} prompts were cut from the left in one of the two runs only")
 
 
+def refuse_same_file(*runs: ScoringRun) -> None:
+    """Raise ValueError where two runs were read from one file, whatever it is called."""
+    read: set[Path] = set()
+    for run in (run for run in runs if run.found is None):
+        file = Path(run.name).resolve()
+        if file in read:
+            raise ValueError(f"{run.name}: given twice: give the files of different runs")
+        read.add(file)
+
+
+def check_compared(policy: ScoringRun, others: Sequence[ScoringRun]) -> None:
+    """Raise ValueError where the runs that --compare names cannot be compared with this one."""
+    names = [other.name for other in others]
+    refuse_same_file(policy, *others)
+    for other in others:
+        check_comparable(policy._replace(name="this run"), other, own_templates=True)
+        if not shared_examples(policy.records, other.records):
+            raise ValueError(f"--compare {other.name}: it has no example of this run")
+    runs = [("this run", policy.records), *((run.name, run.records) for run in others)]
+    if others and not any(shared for _, shared in common_examples(runs).values()):
+        raise ValueError(
+            f"--compare {' '.join(names)}: no example with an untied pair is in all of them and "
+            "in this run: score the same examples, or compare fewer runs"
+        )
+
+
 def compared_runs(
     name: str, records: Sequence[Any], others: Sequence[ScoringRun]
 ) -> list[tuple[str, Sequence[Any]]]:
     """This run and others by the names of their models, with those of their files where two models
-    have one name."""
+    have one name. Lines say what is not compared."""
     names = [name, *(run.records[0]["model"] for run in others)]
     paths = ["this run", *(run.name for run in others)]
     files = [Path(path).name.removesuffix(".examples.jsonl") for path in paths]
@@ -128,4 +180,20 @@ def compared_runs(
     ]
     for run in others:
         announce_uneven_cuts(shared_examples(records, run.records))
-    return list(zip(labels, [records, *(run.records for run in others)]))
+    runs = list(zip(labels, [records, *(run.records for run in others)]))
+    announce_left_out(runs)
+    return runs
+
+
+def announce_left_out(runs: Sequence[tuple[str, Sequence[Any]]]) -> None:
+    """A line for each dataset of the first run or another one that is not compared."""
+    for (dataset, config, split), (of_model, shared) in common_examples(runs).items():
+        if not shared:
+            announce(f"{dataset_label(dataset, split, config)}: not compared: no example with an "
+                     f"untied pair is in all of {', '.join(of_model)}")  # fmt: skip
+    ours = records_by_dataset(runs[0][1])
+    for name, records in runs[1:]:
+        for dataset, config, split in records_by_dataset(records):
+            if (dataset, config, split) not in ours:
+                announce(f"{dataset_label(dataset, split, config)}: not compared: {name} has "
+                         "untied examples of it, and this run has none")  # fmt: skip

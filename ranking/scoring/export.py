@@ -18,7 +18,12 @@ from ranking.metrics.idealized import critical_betas
 from ranking.plumbing.outputs import Output, plan_file
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, write_json_lines, write_parquet
-from ranking.plumbing.row_filter import check_columns_named, parse_condition, rows_that_hold
+from ranking.plumbing.row_filter import (
+    check_columns_named,
+    check_kinds,
+    parse_condition,
+    rows_that_hold,
+)
 from ranking.scoring.chat import (
     ChatOptions,
     Texts,
@@ -77,7 +82,11 @@ ARROW_TYPES = {
 }  # fmt: skip
 # of which no condition of --keep can be
 NOT_NAMED = {"prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "votes"}
-NAMED = [name for name in ExportedPair.__annotations__ if name not in NOT_NAMED]
+NAMED = {  # whether it is text
+    name: kind in (str, str | None)
+    for name, kind in ExportedPair.__annotations__.items()
+    if name not in NOT_NAMED
+}
 
 
 # ---------------------------------------------------------------------------- rows
@@ -215,9 +224,11 @@ def trl_columns(rows: Sequence[Record]) -> list[Record]:
 def check_keep(keep: str | None, records: Sequence[Record]) -> None:
     """Raise ValueError where --keep is no condition on columns that an export of `records` has."""
     if keep is not None:
-        columns = [*NAMED, *group_names([record_groups(r) for r in records]).values()]
+        groups = group_names([record_groups(r) for r in records]).values()
         try:
-            check_columns_named(parse_condition(keep), columns)
+            tree = parse_condition(keep)
+            check_columns_named(tree, [*NAMED, *groups])
+            check_kinds(keep, tree, {**NAMED, **dict.fromkeys(groups, True)})
         except ValueError as error:
             raise ValueError(f"--keep {error}") from None
 
@@ -248,8 +259,7 @@ def plan_export(
     """Where the export goes, checked before anything is loaded; None: there is none."""
     if path is None:
         return None
-    others = [output.summary, *(output.beside(suffix) for suffix in writes)]
-    return plan_file(path, "--export", overwrite, reads, others)
+    return plan_file(path, "--export", overwrite, reads, output, writes)
 
 
 def export_pairs(
@@ -262,23 +272,25 @@ def export_pairs(
     """Write `ExportedPair`s, and say how many are kept and left out, and what to know of them.
 
     pairs: `rated_pairs`. config: how they were scored, None: not known. keep, share: `rows_to_keep`
-    and, of these, `easiest_rows`. How many are written; ValueError where none is left.
+    and, of these, `easiest_rows`. How many are written; where none is left, no file is there.
     """
     rows = export_rows(pairs, config)
     counts = [("tied", len(pairs) - len(rows))]
     if keep is not None and rows:
         before, rows = len(rows), rows_to_keep(rows, keep)
         counts.append(("by --keep", before - len(rows)))
-    if share is not None:
+    if share is not None and rows:
         before, rows = len(rows), easiest_rows(rows, share)
         counts.append(("by --keep-easiest", before - len(rows)))
     left_out = ", ".join(f"{why}: {n}" for why, n in counts if n) or "none"
     if not rows:
-        raise ValueError(f"--export: no pair is left of {len(pairs)} (left out: {left_out})")
+        file.unlink(missing_ok=True)  # of a run that was overwritten
+        announce(f"{file}: not written, no pair is left of {len(pairs)} (left out: {left_out})")
+        return 0
     rows = trl_columns(rows)
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".parquet":
-        write_parquet(file, rows, ARROW_TYPES)
+        write_parquet(file, rows, ARROW_TYPES, objects={"chat_template_kwargs"})
     else:
         write_json_lines(file, rows)
     print(f"{file}: {len(rows)} of {len(pairs)} pairs kept, left out: {left_out}")
@@ -301,6 +313,12 @@ def export_notes(rows: Sequence[Record]) -> list[str]:
         notes.append(
             f"{n} pairs were scored with a cut prompt: dpo.py scores them again, TRL's trainer "
             "does not (--keep 'not truncated' leaves them out)"
+        )
+    kwargs = [row.get("chat_template_kwargs", {}) for row in rows]
+    if any(given.keys() != kwargs[0].keys() for given in kwargs):
+        notes.append(
+            "chat_template_kwargs differ between rows: `datasets` gives null to keys that a row "
+            "lacks, which reaches the template of TRL's trainer (dpo.py's not)"
         )
     begun = [r for r in rows if not isinstance(r["prompt"], str) and is_begun(r["prompt"])]
     if begun:

@@ -170,11 +170,12 @@ def dataset_entry(
     split: str | None,
     dataset_config: str | None = None,
 ) -> Mapping[str, Any] | None:
-    """The `DatasetConfig` of a dataset; None where nobody knows. Rows of older files do not name
-    their configuration, of which their run had but one."""
+    """The `DatasetConfig` of a dataset; None where nobody knows. Older files do not name their
+    configuration, in rows or here, of which their run had but one."""
     entries = config["datasets"] if config is not None else []
     of_split = [e for e in entries if (e["name"], e["split"]) == (name, split)]
-    return next((e for e in of_split if dataset_config in (None, e.get("config"))), None)
+    named = [e for e in of_split if dataset_config in (None, e.get("config", dataset_config))]
+    return named[0] if named else None
 
 
 def in_template(

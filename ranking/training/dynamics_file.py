@@ -25,7 +25,7 @@ class Evaluation(TypedDict):
     gamma: float  # γ of Eq. 4
     squared_distance: float | None  # ‖θ_t − θ_0‖² (Fig. 4); null: unknown
     loss_type: NotRequired[str]  # what trains, as --loss_type names it; several are joined by +
-    rounding: NotRequired[float]  # relative error of the policy's forward passes
+    rounding: NotRequired[float]  # relative error of forward passes, policy's or reference's
 
 
 class DynamicsRow(Evaluation):

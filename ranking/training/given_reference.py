@@ -9,12 +9,13 @@ import numpy as np
 
 from ranking.data.examples import GivenScores
 from ranking.data.given_scores import REFERENCE_COLUMNS
+from ranking.metrics.tuned_loss import contradicts
 from ranking.plumbing.processes import announce
 from ranking.scoring.tokenization import TokenizedCompletion
 
 N_CHECKED = 8  # pairs of each dataset and model whose log-likelihoods are scored again
-# nats by which log π(y|x) may differ: so much, and a share of it
-TOLERANCES = {True: (0.01, 1e-4), False: (0.5, 0.02)}  # whether all is in float32
+# nats by which log π(y|x) may differ where all is in float32: so much, and a share of it
+FLOAT32_TOLERANCE = (0.01, 1e-4)
 Completions = Sequence[TokenizedCompletion]
 COLUMNS_NAMED = " and ".join(REFERENCE_COLUMNS)
 
@@ -34,8 +35,8 @@ def logps_of_pairs(
     are scored. ValueError in one line where the data's are of other tokens or another model.
     """
     given = [k for k, pair in enumerate(pairs) if pair["reference"] is not None]
-    cut = {k for k in given if pairs[k]["reference"].truncated or tokenized[k][0].truncated}
-    used = [k for k in given if k not in cut]
+    used = [k for k in given if is_used(pairs[k], tokenized[k])]
+    cut = set(given) - set(used)
     check_token_counts([pairs[k] for k in used], [tokenized[k] for k in used])
     if not used:
         if given:
@@ -60,6 +61,13 @@ def logps_of_pairs(
         announce(f"reference log-likelihoods that are scored here: {len(rest)} pairs ({counts})")
         logps[rest] = score([tokenized[k] for k in rest])
     return logps
+
+
+def is_used(pair: dict, completions: Completions) -> bool:
+    """Whether the data's log-likelihoods of a pair are taken: its prompt is cut neither there nor
+    here."""
+    given: GivenScores | None = pair["reference"]
+    return given is not None and not (given.truncated or completions[0].truncated)
 
 
 def pairs_to_check(pairs: Sequence[dict], used: Sequence[int]) -> list[int]:
@@ -114,16 +122,19 @@ def check_log_likelihoods(
     """The largest difference, in nats, between the data's log-likelihoods and what the reference
     gives, (n_pairs, 2); ValueError where that is more than rounding explains.
 
-    in_float32: so this run computes; the data say what they were computed in.
+    in_float32: so this run computes; the data say what they were computed in. Half precision on
+    either side is allowed what `contradicts` has.
     """
     given = np.array([pair["reference"].logps for pair in pairs])
     dtypes = [pair["reference"].dtype for pair in pairs]
-    limits = [TOLERANCES[in_float32 and dtype in (None, "float32")] for dtype in dtypes]
-    fixed, share = np.array(limits).T
+    exact = np.array([[in_float32 and dtype in (None, "float32")] for dtype in dtypes])
+    fixed, share = FLOAT32_TOLERANCE
     differences = np.abs(given - scored)
-    allowed = fixed[:, None] + share[:, None] * np.abs(scored)
-    if not (differences <= allowed).all():
-        k, side = divmod(int(np.argmax(differences - allowed)), 2)
+    fits = np.where(
+        exact, differences <= fixed + share * np.abs(scored), ~contradicts(given, scored)
+    )
+    if not fits.all():
+        k, side = divmod(int(np.argmax(np.where(fits, -1, np.nan_to_num(differences)))), 2)
         name = pairs[k]["reference"].model
         whose = f"of {name}, or of other prompts" if name else "another model's, or of other texts"
         raise ValueError(

@@ -31,7 +31,7 @@ from ranking.plumbing.processes import announce
 from ranking.scoring.chat import ChatOptions, Texts
 from ranking.scoring.loading import context_length
 from ranking.scoring.tokenization import TokenizedCompletion, tokenize_examples
-from ranking.training.given_reference import logps_of_pairs
+from ranking.training.given_reference import is_used, logps_of_pairs
 from ranking.training.reference_cache import reference_logps
 from ranking.training.templates import describe_template, ends_turn
 
@@ -73,13 +73,19 @@ def tokenize_pairs(
 
 
 def pairs_dataset(pairs: list[dict], tokenized: list, logps: np.ndarray) -> Dataset:
-    """The columns `DPOGammaTrainer` trains on, of a mixture `dataset` too; logps (n_pairs, 2) of
-    the reference, nats."""
+    """The columns `DPOGammaTrainer` trains on, of a mixture `dataset` too, and `reference_dtype`
+    where the data say it of log-likelihoods that are taken; logps (n_pairs, 2) of the reference,
+    nats."""
     several = len({pair["dataset"] for pair in pairs}) > 1
+    dtypes = [
+        pair["reference"].dtype if is_used(pair, completions) else None
+        for pair, completions in zip(pairs, tokenized)
+    ]
     rows = [
         {
             "id": pair["id"],
             **({"dataset": pair["dataset"]} if several else {}),
+            **({"reference_dtype": dtypes[k]} if any(dtypes) else {}),
             "length": len(chosen.ids) + len(rejected.ids),  # for --train_sampling_strategy
             **pair_columns(k, (chosen.ids, chosen.start), (rejected.ids, rejected.start)),
             **dict(zip(REFERENCE_COLUMNS, map(float, logps[k]))),

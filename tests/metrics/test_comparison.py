@@ -101,3 +101,12 @@ def test_datasets_that_one_model_scored_alone_are_left_out():
     alone = [{**record, "dataset": "e"} for record in random_records(3, 5)]
     assert compare_models([("a", alone), ("b", random_records(4))], 0) == []
     assert holm([]) == []
+
+
+def test_only_datasets_of_the_first_run_are_compared():
+    """Nobody checked that the others scored the same texts of another one."""
+    both = [{**record, "dataset": "e"} for record in random_records(3, 5)]
+    runs = [("a", random_records(1)), ("b", random_records(2) + both), ("c", both)]
+    rows = compare_models(runs, 0)
+    assert {row["dataset_name"] for row in rows} == {"d"}
+    assert all([m["name"] for m in row["models"]] == ["a", "b"] for row in rows)

@@ -10,6 +10,7 @@ from result_rows import evaluated_pairs
 from scipy.special import log_expit
 
 from ranking.metrics.dynamics import (
+    lowest_loss_step,
     means_by_step,
     means_over_seeds,
     pair_values,
@@ -89,8 +90,11 @@ def test_hand_worked_thresholds_of_other_losses():
     assert wrong["wrong_at_lowest_loss"].all() and wrong["meets_threshold"].all()
     hinge = values_of(HAND, beta=0.1, loss_type="hinge")
     assert hinge["meets_threshold"].tolist() == [True, False, True, False]
-    # margins needed: −0.1, −0.1, 0.3, 3.0; the loss is lowest from 1 on
-    assert hinge["wrong_at_lowest_loss"].tolist() == [False, False, False, True]
+    assert "wrong_at_lowest_loss" not in hinge
+    # margins needed: 2; reached: 8 and 1.5, where the loss is 0 all the same
+    at_zero = values_of([(-9, -15, -9, -7, 3, 3), (-9, -8.5, -9, -7, 3, 3)], 1.0, loss_type="hinge")
+    assert at_zero["correct"].tolist() == [True, False]
+    assert not any("wrong_at_lowest_loss" in name for name in summarize_pairs(at_zero, 1.0))
     exo = values_of(HAND, beta=0.01, loss_type="exo_pair", label_smoothing=0.45)
     # margins needed: −0.01, −0.01, 0.03, 0.3; the loss is lowest at log(0.55/0.45) = 0.2007
     assert exo["wrong_at_lowest_loss"].tolist() == [False, False, False, True]
@@ -170,6 +174,23 @@ def test_theorem_4_1_is_ranking_accuracy(logps, beta, gamma):
         ref_logratios = values["ref_chosen"] - values["ref_rejected"]
         direct = -log_expit(beta * (policy_logratios - gamma * ref_logratios))
         assert values["loss"] == pytest.approx(direct, rel=1e-9, abs=1e-9)
+
+
+def test_the_step_of_the_lowest_loss_has_all_losses():
+    """One without any is not the first, one with a single small one not the lowest."""
+    rows = evaluated_pairs()
+    assert lowest_loss_step(rows) == 5
+    without = [{**row, "loss": None if row["step"] == 0 else row["loss"]} for row in rows]
+    assert lowest_loss_step(without) == 5
+    one = [
+        {**row, "loss": (0.01 if row["id"] == "0" else None) if row["step"] == 10 else row["loss"]}
+        for row in rows
+    ]
+    assert lowest_loss_step(one) == 5
+    always = [{**row, "loss": None if row["id"] == "3" else row["loss"]} for row in rows]
+    assert lowest_loss_step(always) == 5  # of the three others: 0.7, 0.5, 0.67
+    alone = [row for row in one if row["part"] == "train"]
+    assert lowest_loss_step(alone) == 5
 
 
 def test_means_by_step():

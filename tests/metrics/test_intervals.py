@@ -129,3 +129,10 @@ def test_intervals_and_tests_are_those_of_statsmodels():
     found = exact_mcnemar(first.tolist(), second.tolist())
     assert found[:2] == (table[0][1], table[1][0])
     assert found[2] == pytest.approx(mcnemar(table, exact=True).pvalue)
+
+
+def test_resamples_that_are_all_alike_are_no_interval():
+    clusters = [f"p{k}" for k in range(6)]
+    assert bootstrap_95(np.zeros(6), clusters, 0) == [None, None]  # the gap of two equal models
+    assert bootstrap_95(np.full(6, 0.1), clusters, 0) == [None, None]  # their sums are rounded
+    assert bootstrap_95([0, 0, 0, 0, 1, 1], clusters, 0) == [0, pytest.approx(2 / 3, abs=0.2)]

@@ -247,6 +247,29 @@ def test_equal_models_neither_win_nor_move():
         assert (empty["n"], empty["chosen_fell"], empty["mean_chosen_change"]) == (0, None, None)
 
 
+def test_an_interval_of_each_group_and_none_that_has_no_width():
+    """Groups of one pair an example get Wilson's, whatever another group has; a bootstrap of equal
+    values is no interval."""
+    lists = made(8, k=3, seed=2)
+    pairs = records_of([(0, 1)] * 3)  # all wrong
+    for number, both in enumerate(pairs):
+        for record in both:
+            record |= {"id": f"pair {number}", "groups": {"domain": "pairs"}}
+    for both in lists:
+        for record in both:
+            record["groups"] = {}
+    _, rows = rows_of([*lists, *pairs])
+    _, alone = rows_of(pairs)
+    for row, own in zip(rows, alone):
+        mixed, by_pair = sorted(row["by_group"], key=lambda entry: entry["group"] or "")
+        assert (mixed["group"], mixed["wilson_95"]) == (None, (None, None))
+        assert (by_pair["group"], by_pair["value"], by_pair["n"]) == ("pairs", 0, 3)
+        assert by_pair["wilson_95"] == own["wilson_95"] == pytest.approx((0, 0.5615), abs=1e-4)
+        assert row["wilson_95"] == (None, None)
+        assert by_pair["bootstrap_95"] == own["bootstrap_95"] == [None, None]
+        assert own["mean_margin_95"] == own["displacement"]["chosen_fell_95"] == [None, None]
+
+
 def test_nothing_finite_and_nothing_untied():
     shared = records_of([(math.nan, 0)])
     shared[0][0]["completions"][0]["logp"] = None

@@ -6,11 +6,13 @@ import pytest
 
 from ranking.plumbing.outputs import (
     begin_run,
+    claim_file,
     merge_parts,
     part_file,
     part_files,
     plan_file,
     plan_output,
+    take_output,
 )
 from ranking.plumbing.result_files import read_json_lines
 
@@ -130,7 +132,7 @@ def test_a_file_of_its_own_is_planned(tmp_path):
     read, there = tmp_path / "data.jsonl", tmp_path / "there.jsonl"
     for path in (read, there):
         path.write_text("{}")
-    how = {"reads": [None, str(read)], "others": [output.summary, output.beside("pairs.jsonl")]}
+    how = {"reads": [None, str(read)], "output": output, "writes": ["pairs.jsonl"]}
     assert plan_file(str(tmp_path / "new.jsonl"), "--export", False, **how).name == "new.jsonl"
     assert plan_file(str(there), "--export", True, **how) == there
     for path, overwrite, why in (
@@ -142,3 +144,65 @@ def test_a_file_of_its_own_is_planned(tmp_path):
     ):
         with pytest.raises(ValueError, match=why):
             plan_file(str(path), "--export", overwrite, **how)
+
+
+def test_what_a_run_has_no_part_in_goes_with_the_one_it_overwrites(tmp_path):
+    """NAME of policy and reference is written again, of files: what it reads stays, and so does
+    NAME.policy, a run by itself."""
+    sides = ("run", "run.reference", "run.policy")
+    for name in sides:
+        write(tmp_path / f"{name}.examples.jsonl", [row(1)])
+        (tmp_path / f"{name}.config.json").write_text("{}")
+    write(part_file(tmp_path / "run.reference.examples.jsonl", 1), [row(2)])
+    for name in ("run", "run.policy"):
+        write(tmp_path / f"{name}.jsonl", [{"n": 1}])
+    reads = [str(tmp_path / "x" / ".." / "run.examples.jsonl")]
+    output = plan_output(str(tmp_path), "run.jsonl", True, reads, writes=["png"])
+    assert (tmp_path / "run.reference.examples.jsonl").exists()  # only planned
+    take_output(output)
+    assert {path.name for path in tmp_path.glob("*.examples*")} == {
+        "run.examples.jsonl", "run.policy.examples.jsonl"}  # fmt: skip
+    assert {path.name for path in tmp_path.glob("*.config.json")} == {
+        "run.config.json", "run.policy.config.json"}  # fmt: skip
+    take_output(plan_output(str(tmp_path), "run.jsonl", True, [], writes=["png"]))
+    assert [path.name for path in tmp_path.glob("*.examples*")] == ["run.policy.examples.jsonl"]
+
+
+def test_examples_of_an_unfinished_run_are_not_made_to_look_whole(tmp_path):
+    """By the summary of another one, which marks what is beside it as finished."""
+    examples = tmp_path / "run.reference.examples.jsonl"
+    write(examples, [row(1)])
+    how = {"reads": [], "writes": ["examples.jsonl", "config.json"]}
+    with pytest.raises(ValueError, match=r"run.reference.examples.jsonl is of an unfinished run"):
+        plan_output(str(tmp_path), "run.jsonl", False, **how)
+    begin_run(plan_output(str(tmp_path), "run.jsonl", True, **how), {"seed": 0}, overwrite=True)
+    assert not examples.exists()
+
+
+@pytest.mark.parametrize("side", ["", "reference."])
+def test_a_run_that_is_read_is_not_discarded_by_scoring_under_its_name(tmp_path, side):
+    """Killed, it would have no summary, and be of an unfinished run for good."""
+    write(tmp_path / f"run.{side}examples.jsonl", [row(1)])
+    write(tmp_path / "run.jsonl", [{"n": 1}])
+    reads = [None, str(tmp_path / f"run.{side}examples.jsonl")]
+    with pytest.raises(ValueError, match="is read, and of the run that --overwrite discards"):
+        plan_output(str(tmp_path), "run.jsonl", True, reads, writes=["policy.examples.jsonl"])
+    plan_output(str(tmp_path), "run.jsonl", True, reads, writes=["png"])  # nothing is scored
+
+
+def test_only_the_unfinished_run_that_wrote_a_file_writes_it_again(tmp_path):
+    for name in ("own.parquet", "another.parquet"):
+        (tmp_path / name).write_text("")
+    claim_file(plan_output(str(tmp_path), "run.jsonl", False, []), tmp_path / "own.parquet")
+
+    def plan(file, run):
+        output = plan_output(str(tmp_path), run, True, [])
+        return plan_file(str(tmp_path / file), "--export", False, [], output, [])
+
+    assert plan("own.parquet", "run.jsonl") == tmp_path / "own.parquet"
+    for file, run in (("another.parquet", "run.jsonl"), ("own.parquet", "run2.jsonl")):
+        with pytest.raises(ValueError, match="exists: choose another name or pass --overwrite"):
+            plan(file, run)
+    write(tmp_path / "run.jsonl", [{"n": 1}])
+    with pytest.raises(ValueError, match="exists"):
+        plan("own.parquet", "run.jsonl")

@@ -15,6 +15,7 @@ COLUMNS = {
     "dataset": ["a", None, "b", "a"],
     "truncated": [True, False, False, True],
     "n": [1, 2, 3, 4],
+    "split": [None, None, None, None],
 }
 
 
@@ -32,8 +33,13 @@ COLUMNS = {
         ("critical_beta > 1.5", [True, False, True, True]),  # nothing: right at every β
         ("critical_beta is None", [True, False, False, True]),
         ("(n - 1) % 2 == 0", [True, False, True, False]),
+        ("not " * 40 + "c == 1", [True, False, False, False]),
+        ("n in [" + ", ".join(map(str, range(2, 3000))) + "]", [False, True, True, True]),
+        ("n < 9223372036854775807", [True] * 4),
         ("c != 1", [False, True, True, True]),
         ("truncated", COLUMNS["truncated"]),
+        ("split == 'test'", [False] * 4),
+        ("split != 1 and n in [1, 2.5]", [True, False, False, False]),
     ],
 )
 def test_conditions(text, holds):
@@ -66,11 +72,19 @@ def test_as_python_decides_row_by_row(rows, low, n):
         ("c == None", "COLUMN is None"),
         ("c is 3", "COLUMN is None"),
         ("'a' in dataset", r"COLUMN in \[VALUE"),
+        ("c < 1" + "0" * 400, "…': holds a number of more than 64 bits"),
+        ("c < 9223372036854775808", "a number of more than 64 bits"),
+        ("c < 1" + "0" * 5000, "…': no condition"),
+        ("not " * 60 + "c < 1", "…': holds too much within each other"),
+        ("not " * 3000 + "c < 1", "…': "),
+        ("(" * 3000 + "c < 1" + ")" * 3000, "…': no condition"),
+        ("c" + " + 1" * 3000 + " < 1", "…': holds too much within each other"),
     ],
 )
 def test_what_is_no_condition_is_refused_before_anything_is_read(text, why):
-    with pytest.raises(ValueError, match=why):
+    with pytest.raises(ValueError, match=why) as error:
         parse_condition(text)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize(
@@ -78,7 +92,11 @@ def test_what_is_no_condition_is_refused_before_anything_is_read(text, why):
     [
         ("alhpa > 0.7", r"no column 'alhpa' \(nearest: alpha"),
         ("zzz > 0.7", r"no column 'zzz' \(there are c, alpha, critical_beta, dataset"),
-        ("c < 'a'", "Invalid comparison"),
+        ("c < 'a'", "compares 'a', a text, with c, a number: put what stands beside a text in quo"),
+        ("dataset != 1", "compares dataset, a text, with 1, a number"),
+        ("dataset in ['a', 1]", "a text, with 1, a number"),
+        ("not (n == 1 and 1 < dataset)", "compares dataset, a text, with 1"),
+        ("dataset == c + 1", r"compares dataset, a text, with c \+ 1, a number"),
         ("c", "no condition that holds or does not"),
         ("n and truncated", "n is neither true nor false"),
         ("not (c + 1)", "c \\+ 1 is neither true nor false"),

@@ -74,7 +74,20 @@ def test_with_ties_untied_pairs_have_baselines(capsys):
     assert line[:3] == ["d, untied pairs", "50.0", "50.0"] and line[6] == "75.0"
     assert not with_baselines(rows_of([scored_record(0, [-1.0, -2.0], [1, 1])], include_ties=True))
     show_accuracy(rows_of(LISTS))
-    assert (
-        "d, length-normalized: no accuracy at equal length, all are right"
-        in capsys.readouterr().out
-    )
+    assert "d: no R̃ at equal length, all are right" in capsys.readouterr().out
+
+
+def test_says_in_the_tables_words_that_length_decides(capsys):
+    """R is right for the shorter of the two, by 2 tokens; with longer ones preferred, R̃ as well."""
+    short = [scored_record(k, [-2.0, -4.0], [1, 2], str(k), n_tokens=[2, 4]) for k in range(3)]
+    long = [scored_record(k, [-4.0, -2.0], [1, 2], str(k), n_tokens=[4, 2]) for k in range(3, 6)]
+    show_accuracy(rows_of([*short, *long]))
+    said = capsys.readouterr().out
+    assert ("d: no R at equal length, R is decided by length there, right iff the preferred "
+            "completion is short enough against the other") in said  # fmt: skip
+    flipped = [
+        {**record, "completions": [{**c, "logp": -6.0 - c["logp"]} for c in record["completions"]]}
+        for record in (*short, *long)
+    ]
+    show_accuracy(rows_of(flipped))
+    assert "right iff the preferred completion is long enough" in capsys.readouterr().out

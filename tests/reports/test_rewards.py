@@ -43,15 +43,16 @@ def test_table_of_rewards_and_displacement():
     _, rows = made()
     columns, lines = reward_table([{"distance_metric": "acc"}, *rows])
     assert columns == ["dataset", "reference → model", "rewards", "pairs", "accuracy [95 %]",
-                       "shorter / longer", "equal length", "margin [95 %]", "AUC"]  # fmt: skip
+                       "shorter / longer", "equal length", "r", "margin [95 %]", "AUC"]  # fmt: skip
     per_token, summed = lines
     assert summed[:4] == ["d:test", "base → tuned", "summed", "4"]
     assert summed[4].startswith("50.0 [")
     assert summed[5:7] == ["100.0 / 0.0", "–"]  # all chosen have 2 tokens, all rejected 4
     # β (chosen − rejected change): 0.5 · (1 + 1), (−3 + 1), (4 + 2), (−1 + 1)
-    assert summed[7].startswith("0.75 [")
+    assert summed[8].startswith("0.75 [")
+    assert summed[7] == "–"  # no difference of lengths
     # of 16 (chosen, rejected): 1 beats all, −3 none, 4 all, −1 beats −2 and ties thrice
-    assert summed[8] == f"{100 * (4 + 0 + 4 + 1 + 3 * 0.5) / 16:.1f}"
+    assert summed[9] == f"{100 * (4 + 0 + 4 + 1 + 3 * 0.5) / 16:.1f}"
     columns, (moved,) = reward_displacement_table(rows)
     assert columns[2:] == [
         "pairs",
@@ -70,7 +71,8 @@ def test_table_of_rewards_and_displacement():
     }
     ches = {form: {"auc": auc} for form, auc in (("ches", 0.75), ("ches_normalized", 0.5))}
     columns, (line,) = reward_displacement_table([{**row, "ches": ches} for row in rows])
-    assert dict(zip(columns, line))["CHES, AUC"] == "75.0" and line[-1] == "50.0"
+    assert dict(zip(columns, line))["CHES, AUC"] == "75.0"
+    assert dict(zip(columns, line))["CHES per token, AUC"] == "50.0"
     columns, lines = reward_table(rows)
     assert per_token[2] == "per token"
     assert "| d:test | base → tuned | summed | 4 |" in as_markdown((columns, lines))
@@ -87,12 +89,14 @@ def test_table_of_ranking_and_reward():
     columns, lines = ranking_and_reward_table(rows, alone=True)
     assert columns[3:] == ["both right", "only ranking", "only reward", "both wrong",
                            "McNemar p"]  # fmt: skip
-    summed = [line for line in lines if line[1] == "summed"]
-    assert summed == [
-        ["d (test)", "summed", "4", "25.0", "0.0", "25.0", "50.0", "1"],
-        ["  domain: a", "summed", "2", "50.0", "0.0", "0.0", "50.0", "1"],
-        ["  domain: b", "summed", "2", "0.0", "0.0", "50.0", "50.0", "1"],
+    assert [line[0] for line in lines[::2]] == ["d (test)", "  domain: a", "  domain: b"]
+    assert lines[1::2] == [  # not named again
+        ["", "summed", "4", "25.0", "0.0", "25.0", "50.0", "1"],
+        ["", "summed", "2", "50.0", "0.0", "0.0", "50.0", "1"],
+        ["", "summed", "2", "0.0", "0.0", "50.0", "50.0", "1"],
     ]
+    named = [line[0] for line in ranking_and_reward_table(rows)[1]]
+    assert named == ["d:test"] * 2  # as a page sorts them
 
 
 def test_what_is_said_below_the_tables(capsys):
@@ -100,12 +104,12 @@ def test_what_is_said_below_the_tables(capsys):
     show_rewards(rows)
     said = capsys.readouterr().out
     assert "β = 0.5, x/tuned against y/base" in said
-    assert ("d (test), rewards summed: 1 pairs differ by no more than rounding may make (1 not at "
-            "all): accuracy 50.0 % if all of them are wrong, 75.0 % if right") in said  # fmt: skip
+    assert ("d (test), rewards summed: 1 pair differs by no more than rounding may make (1 not at "
+            "all): accuracy 50.0 % if counted as wrong, 75.0 % if as right") in said  # fmt: skip
     unknown = [{**row, "n_within_rounding": None, "n_non_finite": 2} for row in rows]
     show_rewards(unknown)
     said = capsys.readouterr().out
-    assert "rewards summed: 1 pairs have exactly equal rewards, counted as wrong" in said
+    assert "rewards summed: 1 pair with exactly equal rewards, counted as wrong" in said
     assert "rewards summed: 2 pairs are not finite, counted as wrong" in said
     show_rewards([])
     assert capsys.readouterr().out == ""
@@ -118,7 +122,9 @@ def test_picture(tmp_path, monkeypatch):
     lost = {**pairs[0], "chosen_change": None, "reward_margin": None}
     plot_rewards([*pairs, lost, *made("other")[0]], tmp_path / "r.png")
     axes = plt.gcf().axes
-    assert len(axes) == 6 and axes[0].get_title("left") == "tuned from base, d (n = 5 pairs)"
+    assert len(axes) == 6
+    assert axes[0].get_title("left").replace("\xa0", " ") == "tuned from base, d (n = 5 pairs)"
+    assert plt.gcf().get_suptitle() == "log-likelihoods summed over tokens, β = 0.5"
     texts = [text.get_text().split("\n")[1] for text in axes[0].texts]
     assert texts == ["1", "1", "1", "2"]  # one that is not finite: ranked right, reward wrong
     drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
@@ -129,3 +135,21 @@ def test_picture(tmp_path, monkeypatch):
     widths = [[bar.get_width() for bar in bars] for bars in axes[2].containers]
     assert np.allclose(widths, [[1, -3, 0, 1.5], [-1, -1, 0, -1.5]])
     assert (tmp_path / "r.png").stat().st_size > 5000
+
+
+def test_title_breaks_before_the_number_of_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    pairs = [{**pair, "dataset": "x" * 30} for pair in made()[0]]
+    plot_rewards(pairs, tmp_path / "r.png")
+    title = plt.gcf().axes[0].get_title("left")
+    assert title.split("\n")[-1] == "(n\xa0=\xa04\xa0pairs)"
+    assert plt.gcf().get_suptitle().startswith("tuned against base; log-likelihoods summed")
+
+
+def test_digits_and_correlation():
+    _, rows = made()
+    row = {**rows[1], "mean_margin": 0.0007184, "mean_margin_95": [-0.001034, 254.7],
+           "length_correlation": 0.5512}  # fmt: skip
+    columns, (_, line) = reward_table([rows[0], row])
+    cells = dict(zip(columns, line))
+    assert cells["margin [95 %]"] == "0.00072 [-0.001, 255]" and cells["r"] == "+0.55"

@@ -50,3 +50,13 @@ def test_what_a_cell_begins_with():
     assert {cell: leading_number(cell) for cell in numbers} == numbers
     for text in ("2026-11-28 06:14", "135M", "float32", "1.2.3", "3f2a91"):
         assert leading_number(text) is None, text
+
+
+def test_a_table_that_is_too_wide_breaks_its_titles_and_not_its_numbers(capsys):
+    columns = ["dataset", "fell: chosen / rejected / both", "margin [95 %]"]
+    lines = [["words " * 20, "1 / 2 / 3", "0.00072 [-0.001, 0.0025]"]]
+    show_table((columns, lines), "wide")
+    out = capsys.readouterr().out
+    assert "0.00072 [-0.001, 0.0025]" in out and "fell: chosen /" not in out
+    show_table((columns, [["short", *lines[0][1:]]]), "narrow")
+    assert "fell: chosen / rejected / both" in capsys.readouterr().out

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import assert_documented
 
+from ranking.data.conversions import preference_pairs
 from ranking.data.preferences import load_preferences
+from ranking.metrics.tuned_loss import BestStep
 from ranking.plumbing.result_files import read_json_lines
 from ranking.scoring.export import (
     ExportedPair,
@@ -18,6 +20,7 @@ from ranking.scoring.export import (
     group_names,
 )
 from ranking.scoring.rated_pairs import PairRules, rated_pairs
+from ranking.scoring.tuned_pairs import add_tuned_losses
 
 CONFIG = {
     "dtype": "float32", "add_eos": True, "chat_template": False,
@@ -108,6 +111,29 @@ def test_texts_are_joined_as_they_were_scored(tmp_path, capsys):
     assert load_preferences(str(tmp_path / "x.jsonl"), separator=" ").examples[0].separators[0]
 
 
+def test_what_is_trained_on_has_the_ids_of_what_was_scored(tmp_path):
+    """So --dynamics finds the pairs of a run on an export, of two completions and of more."""
+    votes = {"0,1": [3, 1], "1,2": [0, 4]}
+    rows = [record(votes={"0,1": [1, 3]}) | {"ranks": [2, 1]}, record((-3.0, -4.0, -5.0), votes, 1)]
+    rows[1]["ranks"] = [1, 3, 1]
+    scored = pairs_of(*rows)
+    for name in ("x.parquet", "x.jsonl"):
+        written = exported(tmp_path / name, *rows)
+        examples = load_preferences(str(tmp_path / name)).examples
+        trained = preference_pairs(examples)
+        assert [pair["id"] for pair in trained] == [row["id"] for row in written]
+        assert [e.prompt_id for e in examples] == ["p0", "p1", "p1"]
+        followed = {
+            row["id"]: {
+                "id": row["id"], "loss": 0.5, "group": "correct_to_correct",
+                "ref_chosen": row["ref_chosen_logps"], "ref_rejected": row["ref_rejected_logps"],
+            }
+            for row in written
+        }  # fmt: skip
+        add_tuned_losses(scored, {"d.jsonl": BestStep(1, followed)})
+        assert [pair["n_runs"] for pair in scored] == [1, 1, 1]
+
+
 def template_config(**more):
     return {**CONFIG, "chat_template": True, "template": "t0", **more}
 
@@ -189,8 +215,10 @@ def test_keep_and_then_the_easiest(tmp_path, capsys):
     assert "left out: by --keep: 5, by --keep-easiest: 2" in capsys.readouterr().out
     rows = exported(tmp_path / "c.jsonl", *ten(), keep="critical_beta > 1")
     assert [row["c"] for row in rows] == [c for c in range(5, -5, -1) if c <= 0 or 1.0986 / c > 1]
-    with pytest.raises(ValueError, match=r"no pair is left of 10 \(left out: by --keep: 10\)"):
-        exported(tmp_path / "d.jsonl", *ten(), keep="c > 9")
+    (tmp_path / "d.jsonl").write_text("of a run that is overwritten")
+    assert export_pairs(tmp_path / "d.jsonl", pairs_of(*ten()), CONFIG, "c > 9", 0.5) == 0
+    said = capsys.readouterr().err
+    assert "d.jsonl: not written, no pair is left of 10 (left out: by --keep: 10)" in said
     assert not (tmp_path / "d.jsonl").exists()
 
 
@@ -207,6 +235,8 @@ def test_keep_is_checked_before_anything_is_scored():
     for keep, why in (
         ("domain == 'x'", r"--keep no column 'domain' \(nearest: .*group_domain"),
         ("prompt == 'x'", "no column 'prompt'"),
+        ("group_domain != 1", "compares group_domain, a text, with 1, a number"),
+        ("template == c", "compares template, a text, with c"),
         ("c <", "--keep 'c <': no condition"),
         ("len(id) > 3", r"len\(id\) is not read"),
     ):
@@ -254,3 +284,19 @@ def test_what_a_parquet_file_cannot_hold_is_one_line(tmp_path):
         exported(tmp_path / "x.parquet", *mixed, config=config)
     assert list(tmp_path.iterdir()) == []
     assert len(exported(tmp_path / "x.jsonl", *mixed, config=config)) == 2
+
+
+def test_template_arguments_of_different_keys_stay_apart(tmp_path, capsys):
+    """{} is not {"thinking": None}: what no key was given stays without one."""
+    mixed = [record(number=k, messages=TALK, template_kwargs=own)
+             for k, own in enumerate(({}, {"thinking": False}))]  # fmt: skip
+    with pytest.raises(ValueError, match="x.parquet: column 'chat_template_kwargs': its objects"):
+        exported(tmp_path / "x.parquet", *mixed, config=template_config())
+    assert list(tmp_path.iterdir()) == []
+    rows = exported(tmp_path / "x.jsonl", *mixed, config=template_config())
+    assert [row["chat_template_kwargs"] for row in rows] == [{}, {"thinking": False}]
+    assert "chat_template_kwargs differ between rows: `datasets`" in capsys.readouterr().err
+    examples = load_preferences(str(tmp_path / "x.jsonl")).examples
+    assert [e.dialogue.template_kwargs for e in examples] == [{}, {"thinking": False}]
+    (same, *_) = exported(tmp_path / "y.parquet", mixed[1], config=template_config())
+    assert same["chat_template_kwargs"] == {"thinking": False}

@@ -146,6 +146,21 @@ def test_cut_prompts_are_scored_here(model, tokenizer, tmp_path, counted, capsys
     assert "are not used: all 40 prompts are cut" in capsys.readouterr().err
 
 
+def test_what_the_reference_was_computed_in_goes_on_to_the_trainer(model, tokenizer, tmp_path):
+    """Of pairs whose log-likelihoods are taken; where the data do not say, there is no column."""
+    plain = write(tmp_path / "plain.jsonl", text_rows())
+    before = prepared(model, tokenizer, plain)
+    assert all("reference_dtype" not in row for own in before.values() for row in own.values())
+    rows = with_scores(text_rows(), before, reference_dtype="bfloat16")
+    for k, row in enumerate(rows):
+        row["truncated"] = k == 3
+    after = prepared(model, tokenizer, write(tmp_path / "x.jsonl", rows))
+    found = {prompt: row for own in after.values() for prompt, row in own.items()}
+    for row in rows:
+        want = None if row["truncated"] else "bfloat16"
+        assert found[row["prompt"]]["reference_dtype"] == want
+
+
 def test_log_likelihoods_of_other_tokens_are_refused(model, tokenizer, tmp_path):
     plain = write(tmp_path / "plain.jsonl", text_rows())
     by_end = {end: prepared(model, tokenizer, plain, add_eos=end) for end in (False, True)}
@@ -180,20 +195,31 @@ def pair(logps, number=0, dataset="d", **more):
 
 
 def test_how_much_rounding_explains():
-    """In float32 0.01 nats and a ten-thousandth; half precision on either side 0.5 and 2 %."""
+    """In float32 0.01 nats and a ten-thousandth; with half precision on either side √S / 16, which
+    for S = |a| + |b| = 401 nats is 1.25."""
     scored = np.array([[-100.0, -200.0]])
     how = {"reference_name": "m", "in_float32": True}
     assert check_log_likelihoods([pair((-100.01, -200.0))], scored, **how) == pytest.approx(0.01)
-    close, far = pair((-100.0, -203.0)), pair((-100.0, -206.0))
-    with pytest.raises(ValueError, match=r"ref_rejected_logps of pair 0 is -203.00 nats, and -200"):
+    close, far = pair((-100.0, -201.0)), pair((-100.0, -202.0))
+    with pytest.raises(ValueError, match=r"ref_rejected_logps of pair 0 is -201.00 nats, and -200"):
         check_log_likelihoods([close], scored, **how)
     half = replace(close["reference"], dtype="bfloat16")
-    assert check_log_likelihoods([{**close, "reference": half}], scored, **how) == 3
-    assert check_log_likelihoods([close], scored, reference_name="m", in_float32=False) == 3
-    with pytest.raises(ValueError):
-        check_log_likelihoods([far], scored, reference_name="m", in_float32=False)
-    with pytest.raises(ValueError):
-        check_log_likelihoods([pair((float("nan"), -200.0))], scored, **how)
+    assert check_log_likelihoods([{**close, "reference": half}], scored, **how) == 1
+    assert check_log_likelihoods([close], scored, reference_name="m", in_float32=False) == 1
+    for wrong in (far, pair((float("nan"), -200.0))):
+        for in_float32 in (True, False):
+            with pytest.raises(ValueError):
+                check_log_likelihoods([wrong], scored, reference_name="m", in_float32=in_float32)
+
+
+def test_a_tuned_model_does_not_pass_as_its_reference_in_half_precision():
+    """What a short DPO run moves, some nats of hundreds, and no more than 2 % of any."""
+    scored = np.array([[-420.0, -510.0], [-300.0, -250.0]])
+    moved = scored + np.array([[-2.0, -8.4], [1.5, -3.0]])
+    assert (abs(moved - scored) < 0.02 * abs(scored)).all()
+    tuned = [pair(tuple(logps), k, dtype="bfloat16") for k, logps in enumerate(moved)]
+    with pytest.raises(ValueError, match="ref_rejected_logps of pair 0 is -518.40 nats, and -510"):
+        check_log_likelihoods(tuned, scored, reference_name="m", in_float32=False)
 
 
 def test_every_dataset_and_reference_is_checked():
