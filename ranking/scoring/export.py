@@ -217,7 +217,7 @@ def check_keep(keep: str | None, records: Sequence[Record]) -> None:
     if keep is not None:
         columns = [*NAMED, *group_names([record_groups(r) for r in records]).values()]
         try:
-            check_columns_named(parse_condition(keep), columns)
+            check_columns_named(keep, parse_condition(keep), columns)
         except ValueError as error:
             raise ValueError(f"--keep {error}") from None
 

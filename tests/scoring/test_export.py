@@ -205,7 +205,10 @@ def test_keep_is_checked_before_anything_is_scored():
     check_keep("group_domain == 'x' and not truncated", records)
     check_keep(None, records)
     for keep, why in (
-        ("domain == 'x'", r"--keep no column 'domain' \(nearest: .*group_domain"),
+        (
+            "domain == 'x'",
+            r"^--keep \"domain == 'x'\": no column 'domain' \(nearest: .*group_domain",
+        ),
         ("prompt == 'x'", "no column 'prompt'"),
         ("c <", "--keep 'c <': no condition"),
         ("len(id) > 3", r"len\(id\) is not read"),
