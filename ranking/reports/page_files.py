@@ -45,9 +45,12 @@ def kind_of(path: Path, rows: Sequence[Record]) -> str:
     for kind, columns in KNOWN_BY.items():
         if rows and all(columns <= row.keys() for row in rows):
             return kind
+    name, *more = path.name.removesuffix(".jsonl").split(".")
+    summary = path.with_name(f"{name}.jsonl")
+    give = f": give {summary}, beside which it is found" if more and summary.is_file() else ""
     raise ValueError(
         f"{path}: not a summary (NAME.jsonl) of the ranking, idealized or win-rate script, nor a "
-        "ranking_dynamics.jsonl; what lies beside a summary is found by its name"
+        f"ranking_dynamics.jsonl{give}"
     )
 
 

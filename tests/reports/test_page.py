@@ -452,6 +452,12 @@ def test_other_files_are_one_line(tmp_path, content):
         read_result_file(tmp_path / "x.jsonl")
 
 
+def test_a_file_beside_a_summary_is_refused_with_the_name_of_the_summary(tmp_path):
+    summary = write_run(tmp_path, "run", few_records(), few_records("r", seed=5))
+    with pytest.raises(ValueError, match=f"run.rewards.jsonl: not a summary .*: give {summary}"):
+        read_result_file(tmp_path / "run.rewards.jsonl")
+
+
 # ---------------------------------------------------------------------------- in a browser
 @pytest.fixture(scope="module")
 def chromium():
