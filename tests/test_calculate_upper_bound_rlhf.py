@@ -123,6 +123,8 @@ def test_script_against_the_definition(files):
         assert row["gap"] == pytest.approx(np.mean(correct) - np.mean(observed))
         assert row["gap_95"][0] <= row["gap"] <= row["gap_95"][1]
         assert (row["n"], row["model"], row["reference_model"]) == (len(correct), "tuned", "ref")
+        assert row["examples_file"] == str(folder / "policy.jsonl")
+        assert row["reference_examples_file"] == str(folder / "ref.jsonl")
         assert_documented(row["by_group"], IdealizedGroup)
         assert_documented(row["mean_over_groups"], IdealizedGroupMean)
         for entry in row["by_group"]:

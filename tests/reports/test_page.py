@@ -300,6 +300,25 @@ def test_votes_and_what_idealized_runs_say(tmp_path):
     assert line[2:5] == ["7", "40.0", "50.0 / 75.0 / 100.0"]
 
 
+def test_idealized_runs_show_the_examples_that_they_read(tmp_path):
+    """Once, where the summary of the ranking script is given too; none: it is said."""
+    record = scored(1, [-5.0, -3.0], [2, 1])
+    summary = write_run(tmp_path, "run", [record])
+    ideal = tmp_path / "ideal.jsonl"
+    rows = [{**row, "model": "m", "dataset_split": "test"} for row in idealized_rows()]
+    write_json_lines(ideal, rows)
+    html = page_of(ideal)
+    assert 'id="pairs"' not in html
+    assert "no examples file of its model is named in it, or lies beside it" in html
+    write_json_lines(ideal, [{**row, "examples_file": "run.examples.jsonl"} for row in rows])
+    assert len(embedded(page_of(ideal))["pairs"]) == 1
+    for files in ((summary, ideal), (ideal, summary)):
+        (pair,) = embedded(page_of(*files))["pairs"]
+        assert pair["model"] == "m, EOS scored"
+    write_json_lines(ideal, [{**row, "examples_file": "gone.jsonl"} for row in rows])
+    assert "no gone.jsonl: no pairs are shown" in page_of(ideal)
+
+
 def test_baselines_and_reward_accuracy_where_there_are(tmp_path):
     records = few_records()[:22]  # pairs: at equal length is of these
     summary = write_run(tmp_path, "run", records)
