@@ -448,7 +448,7 @@ def test_splits_are_named_and_drawn_apart(tmp_path, capsys, monkeypatch):
     ]
     figure = next(f for f in map(plt.figure, plt.get_fignums()) if len(f.axes) == 2)
     assert [axes.get_title() for axes in figure.axes] == [
-        "d, test (n = 1 pairs)", "d, train (n = 1 pairs)"]  # fmt: skip
+        "d (test) (n = 1 pairs)", "d (train) (n = 1 pairs)"]  # fmt: skip
     observed = [[line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
                 for axes in figure.axes]  # fmt: skip
     assert observed == [[0, 0], [100, 100]]

@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import random
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -152,12 +153,12 @@ def test_the_result_table_is_that_of_the_summaries(tmp_path):
         rows = [row for row in read_json_lines(summary) if row["distance_metric"] == "acc"]
         for row in rows:
             column = 2 + (row["calib_property"] == "ranking_non-length-normalized")
-            line = lines[model, f"{row['dataset_name']}:test, EOS scored", ""]
+            line = lines[model, f"{row['dataset_name']} (test), EOS scored", ""]
             assert line[:2] == [str(row["n"]), f"{100 * row['chance']:.1f}"]
             assert line[column] == cell(row, "distance_metric_value_mean")
             for entry in row["by_group"]:
                 name = f"domain: {entry['group'] or '–'}"
-                own = lines[model, f"{row['dataset_name']}:test, EOS scored", name]
+                own = lines[model, f"{row['dataset_name']} (test), EOS scored", name]
                 assert own[0] == str(entry["n"]) and own[column] == cell(entry, "value")
                 n_checked += 1
     assert n_checked == 2 * 2 * (3 + 4)
@@ -297,7 +298,7 @@ def test_votes_and_what_idealized_runs_say(tmp_path):
     assert pair["group"] == "incorrect → correct"
     assert (pair["chosen"]["votes"], pair["rejected"]["votes"]) == (3.0, 1.0)
     line = Tables(html).with_columns("reference → model")[1]
-    assert line[2:5] == ["7", "40.0", "50.0 / 75.0 / 100.0"]
+    assert line[2:7] == ["7", "40.0", "50.0", "75.0", "100.0"]
 
 
 def test_idealized_runs_show_the_examples_that_they_read(tmp_path):
@@ -340,13 +341,14 @@ def test_baselines_and_reward_accuracy_where_there_are(tmp_path):
     assert len(rewards) == 4
     for row in rewards:
         per_token = " per token" * (row["calib_property"] == "ranking_length-normalized")
-        label = f"{row['dataset_name']}:test, EOS scored"
+        label = f"{row['dataset_name']} (test), EOS scored"
         entries = [(row["distance_metric_value_mean"], "")]
         entries += [(e["value"], f"domain: {e['group']}") for e in row["by_group"]]
         for value, group in entries:
             cell = lines[label, group][f"reward accuracy{per_token}"]
             assert cell.startswith(f"{100 * value:.1f} [")
-    assert len(Tables(html).with_columns("only reward")) == len(rewards) + 1
+    n_lines = len(rewards) + sum(len(row["by_group"]) for row in rewards)
+    assert len(Tables(html).with_columns("only reward")) == n_lines + 1
 
 
 def test_comparisons_are_tables(tmp_path):
@@ -360,7 +362,9 @@ def test_comparisons_are_tables(tmp_path):
         r["tests"][0] for r in rows if r["calib_property"] == "ranking_non-length-normalized"
     )
     line = found.with_columns("p (Holm)")[1]
-    assert line[6] == f"{test['only_second_right']}, {test['only_first_right']}"
+    assert line[7:9] == [str(test["only_second_right"]), str(test["only_first_right"])]
+    for table in (found.with_columns("", "model"), found.with_columns("p (Holm)")):
+        assert all("" not in line for line in table[1:])  # sorted, a line is by itself
 
 
 def test_texts_are_text(tmp_path):
@@ -452,6 +456,67 @@ def test_dynamics_are_a_table(tmp_path):
     html = page_of(tmp_path / "ranking_dynamics.jsonl")
     table = Tables(html).with_columns("flipped to correct")
     assert [line[1] for line in table[1:4]] == ["0", "5 (lowest)", "10"]
+
+
+def test_displacement_of_training_says_part_and_step_in_each_line(tmp_path):
+    write_json_lines(tmp_path / "ranking_dynamics.jsonl", evaluated_pairs())
+    table = Tables(page_of(tmp_path / "ranking_dynamics.jsonl")).with_columns("part of the data")
+    assert table[0][:4] == ["part of the data", "ranking group", "pairs", "step"]
+    assert [line[:4] for line in table[1:4]] == [
+        ["train", "", "4", "5 (lowest)"],
+        ["train", "correct → correct", "1", "5 (lowest)"],
+        ["train", "correct → incorrect", "1", "5 (lowest)"],
+    ]
+
+
+def test_displacement_by_groups_of_the_data_and_of_rankings(tmp_path):
+    """Each share and change is a column, with its interval, and is that of the pairs."""
+    summary = write_run(tmp_path, "run", few_records("p"), few_records("r", seed=5))
+    found = Tables(page_of(summary))
+    number = found.number_of("chosen fell", "group")
+    columns, *table = found.tables[number]
+    assert not [column for column in columns if "/" in column]
+    lines = {tuple(line[:3]): dict(zip(columns, line)) for line in table}
+    pairs = [
+        p for p in read_json_lines(tmp_path / "run.rewards.jsonl") if p["chosen_change"] is not None
+    ]
+    what = ("a (test), EOS scored", "r → p")
+    for label, own in (
+        ("", pairs),
+        ("domain: chat", [p for p in pairs if p["groups"].get("domain") == "chat"]),
+        ("incorrect → correct", [p for p in pairs if p["group"] == "incorrect_to_correct"]),
+    ):
+        own = [p for p in own if p["dataset"] == "a" and p["rejected_change"] is not None]
+        line = lines[*what, label]
+        assert line["pairs"] == str(len(own)) and len(own) > 1
+        for side in ("chosen", "rejected"):
+            share = 100 * np.mean([p[f"{side}_change"] < 0 for p in own])
+            assert line[f"{side} fell"].split()[0] == f"{share:.1f}"
+            change = np.mean([p[f"{side}_change"] for p in own])
+            assert float(line[f"{side}, nats"].split()[0]) == pytest.approx(change, rel=0.006)
+    assert lines[*what, ""]["chosen fell"].endswith("]")
+    keys = {key for line in found.keys[number][1:] for key in line[4:]}
+    assert None not in keys  # all of them are sorted as numbers
+
+
+def test_a_dataset_has_one_name(tmp_path):
+    run = write_run(tmp_path, "run", few_records("p"), few_records("r", seed=5))
+    rows = compare_models([("p", few_records("p")), ("q", few_records("q", 1))], 0)
+    write_json_lines(tmp_path / "run.compare.jsonl", rows)
+    html = page_of(run)
+    for columns, *lines in filter(None, Tables(html).tables):
+        if "dataset" in columns:
+            place = columns.index("dataset")
+            assert {line[place].split(",")[0] for line in lines} <= {"a (test)", "b (test)"}
+    datasets = {example["columns"]["dataset"] for example in embedded(html)["examples"]}
+    assert datasets == {"a (test)", "b (test)"}
+
+
+def test_intervals_have_as_many_digits_everywhere(tmp_path):
+    html = page_of(write_run(tmp_path, "run", few_records("p"), few_records("r", seed=5)))
+    columns, *lines = Tables(html).with_columns("accuracy [95 %]")
+    cells = [dict(zip(columns, line))["accuracy [95 %]"] for line in lines]
+    assert cells and all(re.fullmatch(r"[\d.]+ \[\d+\.\d, \d+\.\d\]", cell) for cell in cells)
 
 
 def test_each_column_is_explained_once(tmp_path):
