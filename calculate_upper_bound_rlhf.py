@@ -152,6 +152,10 @@ def common_columns(
         columns["dropped_examples"] = scored_now[0]["dropped"]
     if facts[0]:
         columns["reference_model_commit"] = facts[0][key]["model_commit"]
+    if policy.found is None:
+        columns["examples_file"] = policy.name
+    if reference.found is None:
+        columns["reference_examples_file"] = reference.name
     return columns
 
 

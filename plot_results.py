@@ -84,7 +84,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "files", nargs="+", type=Path,
         help="summaries of one or several runs; one ranking_dynamics.jsonl; for sweep, several; "
-        "for page, any of these",
+        "for page, summaries and dynamics of any kind: what lies beside a summary "
+        "(NAME.compare.jsonl, NAME.rewards.jsonl, NAME.examples.jsonl, …) it finds itself",
     )  # fmt: skip
     parser.add_argument(
         "--at", choices=("lowest-loss", "last"), default="lowest-loss",

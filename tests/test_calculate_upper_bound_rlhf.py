@@ -124,6 +124,8 @@ def test_script_against_the_definition(files):
         assert row["gap"] == pytest.approx(np.mean(correct) - np.mean(observed))
         assert row["gap_95"][0] <= row["gap"] <= row["gap_95"][1]
         assert (row["n"], row["model"], row["reference_model"]) == (len(correct), "tuned", "ref")
+        assert row["examples_file"] == str(folder / "policy.jsonl")
+        assert row["reference_examples_file"] == str(folder / "ref.jsonl")
         assert_documented(row["by_group"], IdealizedGroup)
         assert_documented(row["mean_over_groups"], IdealizedGroupMean)
         for entry in row["by_group"]:
@@ -449,7 +451,7 @@ def test_splits_are_named_and_drawn_apart(tmp_path, capsys, monkeypatch):
     ]
     figure = next(f for f in map(plt.figure, plt.get_fignums()) if len(f.axes) == 2)
     assert [axes.get_title() for axes in figure.axes] == [
-        "d, test (n = 1 pairs)", "d, train (n = 1 pairs)"]  # fmt: skip
+        "d (test) (n = 1 pairs)", "d (train) (n = 1 pairs)"]  # fmt: skip
     observed = [[line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
                 for axes in figure.axes]  # fmt: skip
     assert observed == [[0, 0], [100, 100]]

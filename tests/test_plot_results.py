@@ -49,6 +49,14 @@ def test_rows_without_the_columns_are_one_line(tmp_path):
         plot_results.main(plot_results.parse_args(arguments))
 
 
+def test_the_help_says_which_files_a_page_is_made_of(capsys):
+    with pytest.raises(SystemExit):
+        plot_results.parse_args(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "any of these" not in said
+    assert "for page, summaries and dynamics of any kind: what lies beside a summary" in said
+
+
 def test_page_command_line(tmp_path, capsys):
     """Any mix of result files; no other figure is HTML, and a page is nothing else."""
     write_json_lines(tmp_path / "r.jsonl", ranking_rows())

@@ -234,6 +234,8 @@ class IdealizedColumns(SettingColumns, TextColumns, ScoringColumns):
     reference_revision: str | None
     reference_config_hash: str | None  # of the config beside its examples
     reference_model_commit: NotRequired[str | None]
+    examples_file: NotRequired[str]  # where the policy's log-likelihoods were read from
+    reference_examples_file: NotRequired[str]  # where the reference's were: --reference-examples
     simulate_proportion: float | None  # α of pairs without votes; null: they are left out
     epsilon: float  # unanimous votes: α = 1 − ε
     dropped_examples: NotRequired[dict[str, int] | None]  # reason → examples

@@ -39,9 +39,9 @@ def numbered(rows: Sequence[ComparisonRow]) -> dict[str, str]:
     return {name: str(number) for number, name in enumerate(names, start=1)}
 
 
-def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
-    """A line per dataset and model: R̃ and R of the examples that all of them scored. ValueError
-    for rows of something else."""
+def comparison_table(rows: Sequence[ComparisonRow], sortable: bool = False) -> Table:
+    """A line per dataset and model: R̃ and R of the examples that all of them scored; `sortable`:
+    each line says of which dataset. ValueError for rows of something else."""
     refuse_other_rows(rows)
     columns = ["dataset", "", "model", "n", "chance", "R̃ (per token)", "R (summed)"]
     numbers = numbered(rows)
@@ -54,18 +54,20 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
             line = [where, numbers[models[0]["name"]], names[models[0]["name"]], n, chance]
             line += [with_interval(m["accuracy"], m["wilson_95"], digits=1) for m in models]
             lines.append(line)
-            of_dataset = ["", "", ""]
+            of_dataset = of_dataset if sortable else ["", "", ""]
     return columns, lines
 
 
-def mcnemar_table(rows: Sequence[ComparisonRow]) -> Table:
+def mcnemar_table(rows: Sequence[ComparisonRow], sortable: bool = False) -> Table:
     """A line per dataset and two models, by their numbers in `comparison_table`: difference of
-    accuracy, how many examples each alone ranks rightly, and p after Holm's correction. ValueError
-    for rows of something else."""
+    accuracy, how many examples each alone ranks rightly, and p after Holm's correction; `sortable`:
+    each line says of which dataset, each column is one number. ValueError for rows of something
+    else."""
     refuse_other_rows(rows)
     columns = ["dataset", "models"]
+    only = ["only second right", "only first right"] if sortable else ["only one right"]
     for symbol in SYMBOLS.values():
-        columns += [f"{symbol}: points [95 %]", "only one right", "p (Holm)"]
+        columns += [f"{symbol}: points [95 %]", *only, "p (Holm)"]
     numbers = numbered(rows)
     lines = []
     for pair in both_normalizations(rows):
@@ -73,11 +75,11 @@ def mcnemar_table(rows: Sequence[ComparisonRow]) -> Table:
         for tests in zip(*(row["tests"] for row in pair)):
             line = [where, f"{numbers[tests[0]['second']]} − {numbers[tests[0]['first']]}"]
             for test in tests:
-                only = f"{test['only_second_right']}, {test['only_first_right']}"
+                counts = [str(test["only_second_right"]), str(test["only_first_right"])]
                 p = f"{test['p_holm']:.2g}" + significance_mark(test)
-                line += [signed_points(test), only, p]
+                line += [signed_points(test), *(counts if sortable else [", ".join(counts)]), p]
             lines.append(line)
-            where = ""
+            where = where if sortable else ""
     return columns, lines
 
 

@@ -103,11 +103,12 @@ def sweep_table(files: Sequence[Sequence[Record]], at: str) -> Table:
     return columns, lines
 
 
-def displacement_table(rows: Sequence[Record]) -> Table:
+def displacement_table(rows: Sequence[Record], sortable: bool = False) -> Table:
     """Whose log-likelihoods fell below the reference's, with lines for the four groups: at the
-    lowest validation loss and at the end."""
+    lowest validation loss and at the end; `sortable`: each line says of which part and step."""
     best = lowest_loss_step(rows)
-    columns = ["pairs", "step", "chosen fell", "rejected fell", "both fell", "chosen, nats"]
+    columns = ["part of the data", "ranking group"] if sortable else []
+    columns += ["pairs", "step", "chosen fell", "rejected fell", "both fell", "chosen, nats"]
     columns.append("rejected, nats")
     shares = [share for *_, share, _ in DISPLACEMENT_STYLES.values()]
     changes = [change for *_, change in DISPLACEMENT_STYLES.values() if change]
@@ -118,10 +119,14 @@ def displacement_table(rows: Sequence[Record]) -> Table:
             for group in ("all", *GROUPS.values()):
                 if (means := found[step].get(group)) is None:
                     continue
-                label = part if group == "all" else f"  {group.replace('_to_', ' → ')}"
-                when = f"{step}{' (lowest)' if step == best else ''}" if group == "all" else ""
+                label = "" if group == "all" else group.replace("_to_", " → ")
+                when = f"{step}{' (lowest)' if step == best else ''}"
+                cells = [f"  {label} ({means['n']:g})" if label else f"{part} ({means['n']:g})"]
+                cells.append("" if label else when)
+                if sortable:
+                    cells = [part, label, f"{means['n']:g}", when]
                 lines.append(
-                    [f"{label} ({means['n']:g})", when]
+                    cells
                     + [f"{percent(means[share])} %" for share in shares]
                     + [f"{round(means[change], 2) + 0.0:+.2f}" for change in changes]  # no -0.00
                 )

@@ -20,6 +20,7 @@ from ranking.reports.labels import (
     by_normalization,
     dataset_of,
     model_labels,
+    page_label,
     plain,
     refuse_two_runs,
     run_label,
@@ -41,18 +42,22 @@ from ranking.reports.tables import (
 )
 
 
-def idealized_table(rows: Sequence[IdealizedRow], alone: bool = False) -> Table:
+def idealized_table(
+    rows: Sequence[IdealizedRow], alone: bool = False, sortable: bool = False
+) -> Table:
     """Tables 1 and 6: observed and idealized accuracy (over β), and the gap to its median.
 
     alone: the rows of one run, whose models stand elsewhere; intervals to a tenth, and lines for
-    the groups of pairs and for the mean over groups.
+    the groups of pairs and for the mean over groups. sortable: each column is one number, intervals
+    to a tenth.
     """
     if not all("min_median_max" in row for row in rows):
         raise ValueError("not a summary of calculate_upper_bound_rlhf.py")
     refuse_two_runs(rows, "calib_property", "beta")
     columns = ["dataset", "pairs"] if alone else ["dataset", "reference → model", "pairs"]
+    over_betas = ["min", "med", "max"] if sortable else ["min / med / max"]
     for symbol in SYMBOLS.values():
-        columns += [symbol, f"{symbol}* min / med / max", "gap [95 %]"]
+        columns += [symbol, *(f"{symbol}* {name}" for name in over_betas), "gap [95 %]"]
     lines = []
     for pair in by_normalization(rows):
         row = pair["non-length-normalized"]
@@ -60,26 +65,33 @@ def idealized_table(rows: Sequence[IdealizedRow], alone: bool = False) -> Table:
             line = [dataset_of(row)]
         else:
             models = dict.fromkeys((row["reference_model"], row["model"]))
-            line = [setting_label(row, rows), " → ".join(map(short, models))]
+            where = (page_label if sortable else setting_label)(row, rows)
+            line = [where, " → ".join(map(short, models))]
         line.append(str(row["n"]))
         both = [pair[normalization] for normalization in SYMBOLS]
-        lines.append(line + idealized_cells(both, alone))
+        lines.append(line + idealized_cells(both, alone, sortable))
         for label, entries in groups_to_show(both) if alone else []:
             line = [label, ""]
             if entries:
-                line = [label, str(entries[0].get("n", "")), *idealized_cells(entries, alone)]
+                line = [
+                    label,
+                    str(entries[0].get("n", "")),
+                    *idealized_cells(entries, alone, sortable),
+                ]
             lines.append(line + [""] * (len(columns) - len(line)))
     return columns, lines
 
 
-def idealized_cells(both: Sequence, alone: bool) -> list[str]:
+def idealized_cells(both: Sequence, alone: bool, sortable: bool) -> list[str]:
     """Observed and idealized accuracy and the gap, by R̃ and R; both: rows, or entries of groups."""
     cells = []
     for found in both:
+        over_betas = [percent(value) for value in found["min_median_max"]]
+        gap = found["gap_to_median"], found["gap_to_median_95"]
         cells += [
             percent(found["observed_accuracy"]),
-            BETWEEN.join(map(percent, found["min_median_max"])),
-            with_interval(found["gap_to_median"], found["gap_to_median_95"], digits=int(alone)),
+            *(over_betas if sortable else [BETWEEN.join(over_betas)]),
+            with_interval(*gap, digits=int(alone or sortable)),
         ]
     return cells
 

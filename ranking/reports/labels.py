@@ -72,11 +72,21 @@ def run_label(rows: Sequence[ResultRow]) -> str:
 def setting_label(row: ResultRow, beside: Iterable[ResultRow] = ()) -> str:
     """The dataset with its split and, unless the hub's default, its configuration; ties; how it was
     scored, where that is not the default or not as the rows `beside` it. For tables."""
-    name, config, split, ties = setting_of(row)[:4]
+    name, config, split, _ = setting_of(row)[:4]
     default = DATASETS[name].config if name in DATASETS else None
     parts = [name, *(x for x in (config, split) if x not in (None, default))]
-    how = scoring_label(row, beside)
-    return ":".join(parts) + (", ties included" if ties else "") + (f", {how}" if how else "")
+    return with_scoring(":".join(parts), row, beside)
+
+
+def page_label(row: ResultRow, beside: Iterable[ResultRow] = ()) -> str:
+    """The same with the dataset named as lines name it (`dataset_of`)."""
+    return with_scoring(dataset_of(row), row, beside)
+
+
+def with_scoring(label: str, row: ResultRow, beside: Iterable[ResultRow]) -> str:
+    """A dataset's label, and after it ties and `scoring_label`."""
+    ties = "ties included" if row.get("include_ties") else ""
+    return ", ".join(filter(None, (label, ties, scoring_label(row, beside))))
 
 
 def setting_labels(rows: Sequence[ResultRow]) -> dict[tuple, str]:
@@ -88,9 +98,10 @@ def setting_labels(rows: Sequence[ResultRow]) -> dict[tuple, str]:
         parts = {
             key: {r.get(key) for r in rows if r["dataset_name"] == name} for key in DATASET_COLUMNS
         }
-        label = name if config is None or len(parts["dataset_config"]) < 2 else f"{name}:{config}"
-        if split is not None and (len(split) <= 12 or len(parts["dataset_split"]) > 1):
-            label += f", {split}"
+        shown_config = config if len(parts["dataset_config"]) > 1 else None
+        short_split = split is not None and len(split) <= 12
+        shown_split = split if short_split or len(parts["dataset_split"]) > 1 else None
+        label = dataset_label(name, shown_split, shown_config)
         how = scoring_label(row, rows)
         labels[setting_of(row)] = plain(label) + (", ties" if ties else "") + (
             f",\n{plain(how)}" if how else ""

@@ -104,17 +104,23 @@ def results_section(files: Sequence[ResultFile]) -> Section:
     rewards = rewards_of(ranking)
     if rewards:
         tables += [
-            ("Implicit rewards, %", reward_table(rewards)),
-            ("Pairs by ranking and reward, %", ranking_and_reward_table(rewards)),
-            ("Likelihood displacement", reward_displacement_table(rewards)),
+            ("Implicit rewards, %", reward_table(rewards, sortable=True)),
+            ("Pairs by ranking and reward, %", ranking_and_reward_table(rewards, sortable=True)),
+            ("Likelihood displacement, %", reward_displacement_table(rewards, sortable=True)),
         ]
     for file in files:
         if file.comparisons:
             compared: list[Any] = file.comparisons
             name = file.path.name
             tables += [
-                (f"Models on the same examples, %; {name}", comparison_table(compared)),
-                (f"Differences, exact McNemar tests; {name}", mcnemar_table(compared)),
+                (
+                    f"Models on the same examples, %; {name}",
+                    comparison_table(compared, sortable=True),
+                ),
+                (
+                    f"Differences, exact McNemar tests; {name}",
+                    mcnemar_table(compared, sortable=True),
+                ),
             ]
     lists = [row for row in ranking if row.get("k_max", 2) > 2 and is_companion(row)]
     if lists:
@@ -123,7 +129,7 @@ def results_section(files: Sequence[ResultFile]) -> Section:
         tables.append(("Benchmarks by their own protocol, %", benchmark_table(ranking)))
     if of_kind[IDEALIZED]:
         idealized: list[Any] = of_kind[IDEALIZED]
-        tables.append(("Idealized ranking accuracy, %", idealized_table(idealized)))
+        tables.append(("Idealized ranking accuracy, %", idealized_table(idealized, sortable=True)))
     if win_rates:
         title = f"Win rate against {win_rates[0]['against']}, % [95 % interval]"
         tables.append((title, win_rate_table(win_rates, alone=True)))
@@ -133,7 +139,7 @@ def results_section(files: Sequence[ResultFile]) -> Section:
             tables.append((title, dynamics_table(file.rows, alone=True)))
             if all("chosen" in row for row in file.rows):
                 title = f"Likelihood displacement, {file.path.parent.name}/{file.path.name}"
-                tables.append((title, displacement_table(file.rows)))
+                tables.append((title, displacement_table(file.rows, sortable=True)))
     parts = [
         f"<h3>{as_text(title)}</h3>{wide(as_html(table, RESULT_DEFINITIONS))}"
         for title, table in tables

@@ -45,9 +45,12 @@ def kind_of(path: Path, rows: Sequence[Record]) -> str:
     for kind, columns in KNOWN_BY.items():
         if rows and all(columns <= row.keys() for row in rows):
             return kind
+    name, *more = path.name.removesuffix(".jsonl").split(".")
+    summary = path.with_name(f"{name}.jsonl")
+    give = f": give {summary}, beside which it is found" if more and summary.is_file() else ""
     raise ValueError(
         f"{path}: not a summary (NAME.jsonl) of the ranking, idealized or win-rate script, nor a "
-        "ranking_dynamics.jsonl; what lies beside a summary is found by its name"
+        f"ranking_dynamics.jsonl{give}"
     )
 
 
@@ -68,16 +71,20 @@ def read_result_file(path: Path) -> ResultFile:
     pairs: list[Record] = []
     comparisons: list[Record] = []
     if kind == RANKING:
-        examples = read_examples(path, examples_files(path, rows), rows, missing)
+        examples = read_examples(examples_files(path, rows), rows, missing)
         rewards = read_if_there(beside(path, "rewards.jsonl"))
         comparisons = read_if_there(beside(path, "compare.jsonl"))
-        if not rewards:
+        if not rewards and any(row["distance_metric"] == "reward_acc" for row in rows):
             missing.append(
-                "no NAME.rewards.jsonl, for no reference was scored: no rewards, and no groups "
-                "such as correct → incorrect"
+                "no NAME.rewards.jsonl: pairs are shown without rewards, and without groups such "
+                "as correct → incorrect"
+            )
+        elif not rewards:
+            missing.append(
+                "no reference was scored: no rewards, and no groups such as correct → incorrect"
             )
     elif kind == IDEALIZED:
-        examples = policy_examples(path, rows)
+        examples = policy_examples(path, rows, missing)
         pairs = read_if_there(beside(path, "pairs.jsonl"))
         if not pairs:
             missing.append("no NAME.pairs.jsonl: no vote shares, no critical β")
@@ -100,27 +107,33 @@ def read_if_there(path: Path) -> list[Record]:
 def examples_files(path: Path, rows: Sequence[Record]) -> list[Path]:
     """The examples files that rows name, as written or in the summary's folder; else NAME's."""
     named = dict.fromkeys(row["examples_file"] for row in rows if row.get("examples_file"))
-    own = beside(path, "examples.jsonl")
-    if own.is_file() or not named:
-        return [own]
-    return [p if p.is_file() else path.parent / p.name for p in map(Path, named)]
+    found = [p if p.is_file() else path.parent / p.name for p in map(Path, named)]
+    return found or [beside(path, "examples.jsonl")]
 
 
-def policy_examples(path: Path, rows: Sequence[Record]) -> list[Record]:
-    """Records of the policy that the idealized script scored itself; [] where it read them."""
+def policy_examples(path: Path, rows: Sequence[Record], missing: list[str]) -> list[Record]:
+    """Records of the policy of an idealized run: of the examples file that its rows name, else of
+    what it scored itself."""
+    if any(row.get("examples_file") for row in rows):
+        return read_examples(examples_files(path, rows), rows, missing)
     for suffix in ("policy.examples.jsonl", "examples.jsonl"):
         records = read_if_there(beside(path, suffix))
         if records and {record["model"] for record in records} == {row["model"] for row in rows}:
             return records
+    missing.append(
+        "no examples file of its model is named in it, or lies beside it: no pairs of it"
+    )
     return []
 
 
 def read_examples(
-    path: Path, files: Sequence[Path], rows: Sequence[Record], missing: list[str]
+    files: Sequence[Path], rows: Sequence[Record], missing: list[str]
 ) -> list[Record]:
-    """Records of examples files that belong to a summary, in the order of the data; to `missing`
-    a sentence is added about each that is not there, or is of another run."""
-    hashes = {row.get("config_hash") for row in rows}
+    """Records of examples files that belong to a summary (by the hash of their configuration, else
+    by their model), in the order of the data; to `missing` a sentence is added about each that is
+    not there, or is of another run."""
+    key = "config_hash" if any("config_hash" in row for row in rows) else "model"
+    known = {row.get(key) for row in rows}
     records: list[Record] = []
     for file in files:
         if not file.is_file():
@@ -131,7 +144,7 @@ def read_examples(
         for number, record in enumerate(found, start=1):
             if not needed <= record.keys():
                 raise ValueError(f"{file}: row {number}: not an examples file")
-        if {record.get("config_hash") for record in found} <= hashes:
+        if {record.get(key) for record in found} <= known:
             records += found
         else:
             missing.append(f"{file.name} is of another run than the summary: no pairs are shown")

@@ -51,9 +51,27 @@ class PagePairs(NamedTuple):
     pairs: list[Record]
 
 
+def shown_once(files: Sequence[ResultFile]) -> list[ResultFile]:
+    """The files, idealized ones without the examples of a model that another file has: what they
+    say of a pair stands there."""
+
+    def keys_of(file: ResultFile) -> set[tuple]:
+        return {(r["model"], r.get("config_hash"), *place_of(r)) for r in file.examples}
+
+    seen = set().union(*(keys_of(file) for file in files if file.kind != IDEALIZED))
+    kept = []
+    for file in files:
+        if file.kind == IDEALIZED:
+            own = keys_of(file)
+            file = file._replace(examples=[] if own <= seen else file.examples)
+            seen |= own
+        kept.append(file)
+    return kept
+
+
 def page_pairs(files: Sequence[ResultFile]) -> PagePairs:
     """Every untied pair of the examples of each file, with what rewards and votes say of it."""
-    scored = [file for file in files if file.examples]
+    scored = [file for file in shown_once(files) if file.examples]
     names = run_names(scored) if scored else {}
     rated = rated_pairs_of(files)
     numbers: dict[tuple, int] = {}

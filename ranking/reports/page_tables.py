@@ -11,8 +11,8 @@ from ranking.reports.labels import (
     SYMBOLS,
     by_normalization,
     dataset_of,
+    page_label,
     refuse_two_runs,
-    setting_label,
 )
 from ranking.reports.page_files import ResultFile
 from ranking.reports.page_pairs import model_names
@@ -83,7 +83,7 @@ def result_table(rows: Sequence[Any]) -> Table:
     refuse_two_runs(accuracies, "calib_property")
     names = model_names(row["model"] for row in accuracies)
     rewards = {
-        (row["model"], setting_label(row), row["calib_property"]): row
+        (row["model"], page_label(row), row["calib_property"]): row
         for row in rows
         if row["distance_metric"] == "reward_acc"
     }
@@ -97,8 +97,8 @@ def result_table(rows: Sequence[Any]) -> Table:
     for pair in by_normalization(accuracies):
         both = [pair[kind] for kind in SYMBOLS]
         row = both[-1]
-        own = [rewards.get((r["model"], setting_label(r), r["calib_property"])) for r in both]
-        line = [names[row["model"]], setting_label(row, accuracies), ""]
+        own = [rewards.get((r["model"], page_label(r), r["calib_property"])) for r in both]
+        line = [names[row["model"]], page_label(row, accuracies), ""]
         lines.append(line + number_cells(both, own, columns))
         for label, entries in groups_to_show(both):
             numbers = [""] * (len(columns) - 3)
@@ -162,6 +162,6 @@ def metric_table(rows: Sequence[Any]) -> Table:
     for pair in by_normalization(rows, "distance_metric"):
         row = pair["non-length-normalized"]
         cells = [f"{pair[kind]['distance_metric_value_mean']:.3f}" for kind in SYMBOLS]
-        what = [names[row["model"]], setting_label(row, rows), row["distance_metric"]]
+        what = [names[row["model"]], page_label(row, rows), row["distance_metric"]]
         lines.append([*what, str(row["n"]), *cells])
     return ["model", "dataset", "metric", "n", "R̃ (per token)", "R (summed)"], lines

@@ -15,6 +15,7 @@ from ranking.reports.labels import (
     SYMBOLS,
     by_normalization,
     dataset_of,
+    page_label,
     panel_names,
     plain,
     refuse_two_runs,
@@ -51,13 +52,17 @@ def rewards_of(rows: Sequence[Any]) -> list[RewardRow]:
 
 
 def reward_lines(
-    rows: Sequence[Any], alone: bool, kinds: Sequence[str] = tuple(SYMBOLS)
+    rows: Sequence[Any],
+    alone: bool,
+    kinds: Sequence[str] = tuple(SYMBOLS),
+    sortable: bool = False,
 ) -> list[tuple[list[str], Mapping[str, Any]]]:
     """First cells of each line of a table about rewards, and the row or group that it shows.
 
     A line per dataset, models and normalization of `kinds`, which one of these is not named; with
     `alone`, of one run whose models stand elsewhere, also one per group of pairs, and the second
-    line of a dataset or group does not name it again.
+    line of a dataset or group does not name it again; `sortable`: one per group, which stands in a
+    cell of its own, after all that the line is about.
     """
     found = rewards_of(rows)
     if not found:
@@ -69,46 +74,56 @@ def reward_lines(
         both = [pair[kind] for kind in kinds]
         hows = [[REWARD_KINDS[kind]] for kind in kinds] if len(kinds) > 1 else [[]]
         row = both[0]
-        if alone:
-            groups = [
-                (label, entries)
-                for label, entries in groups_to_show(both)
-                if entries and "displacement" in entries[0]
-            ]
+        models = f"{short(row['reference_model'])} → {short(row['model'])}"
+        groups = [
+            (label, entries)
+            for label, entries in groups_to_show(both)
+            if entries and "displacement" in entries[0]
+        ]
+        if sortable:
+            what = [page_label(row, found), models]
+            for how, whole in zip(hows, both):
+                lines.append(([*what, *how, ""], whole))
+            for label, entries in groups:
+                cells = [[*what, *how, label.strip()] for how in hows]
+                lines += list(zip(cells, entries))
+        elif alone:
             for label, entries in [(dataset_of(row), both), *groups]:
                 labels = [label, *[""] * (len(kinds) - 1)]
                 lines += [([x, *how], entry) for x, how, entry in zip(labels, hows, entries)]
         else:
-            models = f"{short(row['reference_model'])} → {short(row['model'])}"
             label = setting_label(row, found)
             lines += [([label, models, *how], entry) for how, entry in zip(hows, both)]
     return lines
 
 
-def reward_table(rows: Sequence[Any], alone: bool = False) -> Table:
+def reward_table(rows: Sequence[Any], alone: bool = False, sortable: bool = False) -> Table:
     """Reward accuracy, beside what preferring the shorter or the longer completion would reach, the
     accuracy at equal lengths and r, the correlation of being right with the difference of lengths;
     mean margin and AUC.
 
     Shares and AUC in percent, margins in nats, per token where the line is. alone: as
-    `reward_lines`, intervals to a tenth.
+    `reward_lines`, intervals to a tenth; sortable: also, and each column is one number.
     """
-    columns = ["dataset", "rewards", "pairs", "accuracy [95 %]", "shorter / longer", "equal length"]
-    columns += ["r", "margin [95 %]", "AUC"]
+    lengths = ["shorter", "longer"]
+    columns = ["dataset", "rewards", *["group"] * sortable, "pairs", "accuracy [95 %]"]
+    columns += lengths if sortable else [BETWEEN.join(lengths)]
+    columns += ["equal length", "r", "margin [95 %]", "AUC"]
     if not alone:
         columns.insert(1, "reference → model")
     lines = []
-    for cells, found in reward_lines(rows, alone):
+    for cells, found in reward_lines(rows, alone, sortable=sortable):
         is_group = "value" in found
         value = found["value"] if is_group else found["distance_metric_value_mean"]
         low, _ = found["wilson_95"]
         interval = found["wilson_95"] if low is not None else found["bootstrap_95"]
+        baselines = [percent(found["baselines"][length]) for length in lengths]
         lines.append(
             [
                 *cells,
                 str(found["n"]),
-                with_interval(value, interval, digits=int(alone)),
-                BETWEEN.join(percent(found["baselines"][k]) for k in ("shorter", "longer")),
+                with_interval(value, interval, digits=int(alone or sortable)),
+                *(baselines if sortable else [BETWEEN.join(baselines)]),
                 "" if is_group else percent(found["at_equal_length"]),
                 "" if is_group else signed_with_interval(found["length_correlation"], (None, None)),
                 two_digits_with_interval(found["mean_margin"], found.get("mean_margin_95")),
@@ -118,46 +133,69 @@ def reward_table(rows: Sequence[Any], alone: bool = False) -> Table:
     return columns, lines
 
 
-def reward_displacement_table(rows: Sequence[Any], alone: bool = False) -> Table:
+def reward_displacement_table(
+    rows: Sequence[Any], alone: bool = False, sortable: bool = False
+) -> Table:
     """How many preferred and dispreferred completions became less likely than the reference has
     them, in percent, and the mean changes of their log-likelihoods, in nats, summed; where it is
     known, how well CHES tells which preferred ones fall (AUC, percent).
 
     alone: as `reward_lines`, and a line for each way in which reference and model rank a pair.
+    sortable: also, each column is one number, with its interval.
     """
     columns = ["dataset", "pairs", "fell: chosen / rejected / both"]
     columns.append("moved, nats: chosen / rejected")
-    found_lines = reward_lines(rows, alone, ["non-length-normalized"])
+    if sortable:
+        columns = ["dataset", "group", "pairs", "chosen fell", "rejected fell", "both fell"]
+        columns += ["chosen, nats", "rejected, nats"]
+    at = -1 if sortable else 0  # where a line says of which group it is
+    found_lines = reward_lines(rows, alone, ["non-length-normalized"], sortable)
     with_ches = any(row.get("ches") for _, row in found_lines)
     columns += list(CHES_COLUMNS.values()) * with_ches
     if not alone:
         columns.insert(1, "reference → model")
     lines = []
     for cells, row in found_lines:
-        of_ranking = row.get("displacement_by_ranking_group", {}) if alone else {}
-        kinds = {f"  {name.replace('_to_', ' → ')}": d for name, d in of_ranking.items() if d["n"]}
-        for label, moved in ({cells[0]: row["displacement"]} | kinds).items():
-            shares = [percent(moved[f"{side}_fell"]) for side in ("chosen", "rejected", "both")]
-            changes = [
-                three_digits(moved[f"mean_{side}_change"]) for side in ("chosen", "rejected")
-            ]
-            line = [label, *cells[1:], str(moved["n"]), BETWEEN.join(shares), BETWEEN.join(changes)]
+        of_ranking = row.get("displacement_by_ranking_group", {}) if alone or sortable else {}
+        indent = "  " * (not sortable)
+        kinds = {
+            f"{indent}{name.replace('_to_', ' → ')}": d for name, d in of_ranking.items() if d["n"]
+        }
+        for label, moved in ({cells[at]: row["displacement"]} | kinds).items():
+            line = list(cells)
+            line[at] = label
+            line += [str(moved["n"]), *displacement_cells(moved, sortable)]
             if with_ches:
-                of_row = (row.get("ches") or {}) if label == cells[0] else {}
+                of_row = (row.get("ches") or {}) if label == cells[at] else {}
                 line += [percent(of_row[form]["auc"]) if of_row else "" for form in CHES_COLUMNS]
             lines.append(line)
     return columns, lines
 
 
-def ranking_and_reward_table(rows: Sequence[Any], alone: bool = False) -> Table:
+def displacement_cells(moved: Mapping[str, Any], sortable: bool) -> list[str]:
+    """Shares that fell and mean changes: two cells; `sortable`: five, with their intervals."""
+    fell = [f"{side}_fell" for side in ("chosen", "rejected", "both")]
+    changes = [f"mean_{side}_change" for side in ("chosen", "rejected")]
+    if not sortable:
+        shares = BETWEEN.join(percent(moved[name]) for name in fell)
+        return [shares, BETWEEN.join(three_digits(moved[name]) for name in changes)]
+    intervals = {name: moved.get(f"{name}_95") or (None, None) for name in fell}
+    cells = [with_interval(moved[name], intervals[name], digits=1) for name in fell]
+    return cells + [two_digits_with_interval(moved[c], moved.get(f"{c}_95")) for c in changes]
+
+
+def ranking_and_reward_table(
+    rows: Sequence[Any], alone: bool = False, sortable: bool = False
+) -> Table:
     """Remark 2.5: pairs that are ranked right (≥) or wrong, by whether they are rewarded right (>)
-    or wrong, in percent; and McNemar's exact p of the two wrong kinds. alone: as `reward_lines`."""
-    columns = ["dataset", "rewards", "pairs", "both right", "only ranking", "only reward"]
-    columns += ["both wrong", "McNemar p"]
+    or wrong, in percent; and McNemar's exact p of the two wrong kinds. alone, sortable: as
+    `reward_lines`."""
+    columns = ["dataset", "rewards", *["group"] * sortable, "pairs", "both right", "only ranking"]
+    columns += ["only reward", "both wrong", "McNemar p"]
     if not alone:
         columns.insert(1, "reference → model")
     lines = []
-    for cells, found in reward_lines(rows, alone):
+    for cells, found in reward_lines(rows, alone, sortable=sortable):
         table = found["ranking_and_reward"]
         shares = [percent(table[name] / table["n"]) for name in OUTCOMES]
         lines.append([*cells, str(table["n"]), *shares, f"{table['mcnemar_p']:.2g}"])

@@ -227,7 +227,7 @@ def check_keep(keep: str | None, records: Sequence[Record]) -> None:
         groups = group_names([record_groups(r) for r in records]).values()
         try:
             tree = parse_condition(keep)
-            check_columns_named(tree, [*NAMED, *groups])
+            check_columns_named(keep, tree, [*NAMED, *groups])
             check_kinds(keep, tree, {**NAMED, **dict.fromkeys(groups, True)})
         except ValueError as error:
             raise ValueError(f"--keep {error}") from None

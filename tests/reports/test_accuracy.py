@@ -90,7 +90,7 @@ def test_runs_scored_differently_are_labelled(tmp_path, monkeypatch):
     parts = [{**row, "dataset_config": c, "dataset_split": s} for c, s in
              (("x", "long-name-of-split-1"), ("y", "long-name-of-split-2")) for row in ROWS[:2]]  # fmt: skip
     assert labels_of(parts, tmp_path / "f.png", monkeypatch) == [
-        "a:x, long-name-of-split-1", "a:y, long-name-of-split-2"]  # fmt: skip
+        "a (x, long-name-of-split-1)", "a (y, long-name-of-split-2)"]  # fmt: skip
     with pytest.raises(ValueError, match="two runs of m on a: give one"):
         plot_ranking_accuracy([*alone, *alone], tmp_path / "f.png")
 
@@ -114,7 +114,7 @@ def test_figures_of_several_models_and_splits(tmp_path, monkeypatch):
     plot_ranking_accuracy(splits, tmp_path / "s.png")
     (axes,) = plt.gcf().axes
     assert [text.get_text().split("\n")[0] for text in axes.get_yticklabels()] == [
-        f"{HH}, test", f"{HH}, train", f"{HH}, test, ties"]  # fmt: skip
+        f"{HH} (test)", f"{HH} (train)", f"{HH} (test), ties"]  # fmt: skip
     (chance,) = [c for c in axes.collections if c.get_label() == "chance"]
     assert len(chance.get_segments()) == 2
 

@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import random
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -152,12 +153,12 @@ def test_the_result_table_is_that_of_the_summaries(tmp_path):
         rows = [row for row in read_json_lines(summary) if row["distance_metric"] == "acc"]
         for row in rows:
             column = 2 + (row["calib_property"] == "ranking_non-length-normalized")
-            line = lines[model, f"{row['dataset_name']}:test, EOS scored", ""]
+            line = lines[model, f"{row['dataset_name']} (test), EOS scored", ""]
             assert line[:2] == [str(row["n"]), f"{100 * row['chance']:.1f}"]
             assert line[column] == cell(row, "distance_metric_value_mean")
             for entry in row["by_group"]:
                 name = f"domain: {entry['group'] or '–'}"
-                own = lines[model, f"{row['dataset_name']}:test, EOS scored", name]
+                own = lines[model, f"{row['dataset_name']} (test), EOS scored", name]
                 assert own[0] == str(entry["n"]) and own[column] == cell(entry, "value")
                 n_checked += 1
     assert n_checked == 2 * 2 * (3 + 4)
@@ -180,7 +181,7 @@ def test_how_it_was_scored_and_what_is_not_there(tmp_path):
                  "all, seed 3", "too long: 2", '" " (48)'):  # fmt: skip
         assert said in text, said
     assert "torch 2.0 (run.jsonl)" in html
-    assert "no NAME.rewards.jsonl" in html and "no picture (run.png" in html
+    assert "no reference was scored" in html and "no picture (run.png" in html
     (tmp_path / "run.examples.jsonl").unlink()
     html = page_of(tmp_path / "run.jsonl")
     assert "no run.examples.jsonl: no pairs are shown: run.jsonl" in html
@@ -202,6 +203,26 @@ def test_an_examples_file_that_rows_name_is_found(tmp_path):
     rows = [{**row, "examples_file": str(moved)} for row in read_json_lines(summary)]
     write_json_lines(summary, rows)
     assert len(embedded(page_of(summary))["examples"]) == 24
+
+
+def test_an_examples_file_that_rows_name_goes_before_one_of_the_name(tmp_path):
+    """NAME.examples.jsonl is of a run that was overwritten by one that read another file."""
+    stale = few_records("other")
+    summary = write_run(tmp_path, "run", few_records()[:5])
+    (tmp_path / "run.examples.jsonl").rename(tmp_path / "kept.examples.jsonl")
+    write_json_lines(tmp_path / "run.examples.jsonl", stale)
+    rows = read_json_lines(summary)
+    write_json_lines(summary, [{**row, "examples_file": "kept.examples.jsonl"} for row in rows])
+    html = page_of(summary)
+    assert len(embedded(html)["examples"]) == 5 and "is of another run" not in html
+
+
+def test_rewards_that_are_gone_are_not_said_to_have_never_been(tmp_path):
+    summary = write_run(tmp_path, "run", few_records("p"), few_records("r", seed=5))
+    (tmp_path / "run.rewards.jsonl").unlink()
+    html = page_of(summary)
+    assert "no NAME.rewards.jsonl: pairs are shown without rewards" in html
+    assert "no reference was scored" not in html
 
 
 def test_pairs_are_those_of_the_examples_file(tmp_path):
@@ -277,7 +298,26 @@ def test_votes_and_what_idealized_runs_say(tmp_path):
     assert pair["group"] == "incorrect → correct"
     assert (pair["chosen"]["votes"], pair["rejected"]["votes"]) == (3.0, 1.0)
     line = Tables(html).with_columns("reference → model")[1]
-    assert line[2:5] == ["7", "40.0", "50.0 / 75.0 / 100.0"]
+    assert line[2:7] == ["7", "40.0", "50.0", "75.0", "100.0"]
+
+
+def test_idealized_runs_show_the_examples_that_they_read(tmp_path):
+    """Once, where the summary of the ranking script is given too; none: it is said."""
+    record = scored(1, [-5.0, -3.0], [2, 1])
+    summary = write_run(tmp_path, "run", [record])
+    ideal = tmp_path / "ideal.jsonl"
+    rows = [{**row, "model": "m", "dataset_split": "test"} for row in idealized_rows()]
+    write_json_lines(ideal, rows)
+    html = page_of(ideal)
+    assert 'id="pairs"' not in html
+    assert "no examples file of its model is named in it, or lies beside it" in html
+    write_json_lines(ideal, [{**row, "examples_file": "run.examples.jsonl"} for row in rows])
+    assert len(embedded(page_of(ideal))["pairs"]) == 1
+    for files in ((summary, ideal), (ideal, summary)):
+        (pair,) = embedded(page_of(*files))["pairs"]
+        assert pair["model"] == "m, EOS scored"
+    write_json_lines(ideal, [{**row, "examples_file": "gone.jsonl"} for row in rows])
+    assert "no gone.jsonl: no pairs are shown" in page_of(ideal)
 
 
 def test_baselines_and_reward_accuracy_where_there_are(tmp_path):
@@ -301,13 +341,14 @@ def test_baselines_and_reward_accuracy_where_there_are(tmp_path):
     assert len(rewards) == 4
     for row in rewards:
         per_token = " per token" * (row["calib_property"] == "ranking_length-normalized")
-        label = f"{row['dataset_name']}:test, EOS scored"
+        label = f"{row['dataset_name']} (test), EOS scored"
         entries = [(row["distance_metric_value_mean"], "")]
         entries += [(e["value"], f"domain: {e['group']}") for e in row["by_group"]]
         for value, group in entries:
             cell = lines[label, group][f"reward accuracy{per_token}"]
             assert cell.startswith(f"{100 * value:.1f} [")
-    assert len(Tables(html).with_columns("only reward")) == len(rewards) + 1
+    n_lines = len(rewards) + sum(len(row["by_group"]) for row in rewards)
+    assert len(Tables(html).with_columns("only reward")) == n_lines + 1
 
 
 def test_comparisons_are_tables(tmp_path):
@@ -321,7 +362,9 @@ def test_comparisons_are_tables(tmp_path):
         r["tests"][0] for r in rows if r["calib_property"] == "ranking_non-length-normalized"
     )
     line = found.with_columns("p (Holm)")[1]
-    assert line[6] == f"{test['only_second_right']}, {test['only_first_right']}"
+    assert line[7:9] == [str(test["only_second_right"]), str(test["only_first_right"])]
+    for table in (found.with_columns("", "model"), found.with_columns("p (Holm)")):
+        assert all("" not in line for line in table[1:])  # sorted, a line is by itself
 
 
 def test_texts_are_text(tmp_path):
@@ -415,6 +458,69 @@ def test_dynamics_are_a_table(tmp_path):
     assert [line[1] for line in table[1:4]] == ["0", "5 (lowest)", "10"]
 
 
+def test_displacement_of_training_says_part_and_step_in_each_line(tmp_path):
+    write_json_lines(tmp_path / "ranking_dynamics.jsonl", evaluated_pairs())
+    table = Tables(page_of(tmp_path / "ranking_dynamics.jsonl")).with_columns("part of the data")
+    assert table[0][:4] == ["part of the data", "ranking group", "pairs", "step"]
+    assert [line[:4] for line in table[1:4]] == [
+        ["train", "", "4", "5 (lowest)"],
+        ["train", "correct → correct", "1", "5 (lowest)"],
+        ["train", "correct → incorrect", "1", "5 (lowest)"],
+    ]
+
+
+def test_displacement_by_groups_of_the_data_and_of_rankings(tmp_path):
+    """Each share and change is a column, with its interval, and is that of the pairs."""
+    summary = write_run(tmp_path, "run", few_records("p"), few_records("r", seed=5))
+    found = Tables(page_of(summary))
+    number = found.number_of("chosen fell", "group")
+    columns, *table = found.tables[number]
+    assert not [column for column in columns if "/" in column]
+    lines = {tuple(line[:3]): dict(zip(columns, line)) for line in table}
+    pairs = [
+        p for p in read_json_lines(tmp_path / "run.rewards.jsonl") if p["chosen_change"] is not None
+    ]
+    what = ("a (test), EOS scored", "r → p")
+    for label, own in (
+        ("", pairs),
+        ("domain: chat", [p for p in pairs if p["groups"].get("domain") == "chat"]),
+        ("incorrect → correct", [p for p in pairs if p["group"] == "incorrect_to_correct"]),
+    ):
+        own = [p for p in own if p["dataset"] == "a" and p["rejected_change"] is not None]
+        line = lines[*what, label]
+        assert line["pairs"] == str(len(own)) and len(own) > 1
+        for side in ("chosen", "rejected"):
+            share = 100 * np.mean([p[f"{side}_change"] < 0 for p in own])
+            assert line[f"{side} fell"].split()[0] == f"{share:.1f}"
+            change = np.mean([p[f"{side}_change"] for p in own])
+            assert float(line[f"{side}, nats"].split()[0]) == pytest.approx(change, rel=0.06)
+    assert lines[*what, ""]["chosen fell"].endswith("]")
+    keys = {key for line in found.keys[number][1:] for key in line[4:]}
+    assert None not in keys  # all of them are sorted as numbers
+
+
+def test_a_dataset_has_one_name(tmp_path):
+    run = write_run(tmp_path, "run", few_records("p"), few_records("r", seed=5))
+    rows = compare_models([("p", few_records("p")), ("q", few_records("q", 1))], 0)
+    write_json_lines(tmp_path / "run.compare.jsonl", rows)
+    html = page_of(run)
+    for columns, *lines in filter(None, Tables(html).tables):
+        if "dataset" in columns:
+            place = columns.index("dataset")
+            assert {line[place].split(",")[0] for line in lines} <= {"a (test)", "b (test)"}
+    datasets = {example["columns"]["dataset"] for example in embedded(html)["examples"]}
+    assert datasets == {"a (test)", "b (test)"}
+
+
+def test_intervals_have_as_many_digits_everywhere(tmp_path):
+    html = page_of(write_run(tmp_path, "run", few_records("p"), few_records("r", seed=5)))
+    columns, *lines = Tables(html).with_columns("accuracy [95 %]")
+    cells = [dict(zip(columns, line))["accuracy [95 %]"] for line in lines]
+    with_interval = [cell for cell in cells if " " in cell]  # one without width is none
+    assert len(with_interval) > len(cells) / 2
+    assert all(re.fullmatch(r"[\d.]+ \[\d+\.\d, \d+\.\d\]", cell) for cell in with_interval)
+
+
 def test_each_column_is_explained_once(tmp_path):
     html = page_of(write_run(tmp_path, "run", few_records("p"), few_records("r", seed=5)))
     data = embedded(html)
@@ -430,6 +536,12 @@ def test_other_files_are_one_line(tmp_path, content):
     (tmp_path / "x.jsonl").write_text(content)
     with pytest.raises(ValueError, match="x.jsonl: not a summary"):
         read_result_file(tmp_path / "x.jsonl")
+
+
+def test_a_file_beside_a_summary_is_refused_with_the_name_of_the_summary(tmp_path):
+    summary = write_run(tmp_path, "run", few_records(), few_records("r", seed=5))
+    with pytest.raises(ValueError, match=f"run.rewards.jsonl: not a summary .*: give {summary}"):
+        read_result_file(tmp_path / "run.rewards.jsonl")
 
 
 # ---------------------------------------------------------------------------- in a browser
