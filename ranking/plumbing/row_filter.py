@@ -72,13 +72,13 @@ def check_comparison(text: str, node: ast.Compare) -> None:
             raise ValueError(f"{text!r}: write COLUMN in [VALUE, ...]")
 
 
-def check_columns_named(tree: ast.Expression, columns: Sequence[str]) -> None:
+def check_columns_named(text: str, tree: ast.Expression, columns: Sequence[str]) -> None:
     """Raise ValueError for a name that is none of the columns; it gives the nearest ones."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id not in columns:
             close = difflib.get_close_matches(node.id, columns, 3, 0.5)
             hint = f"nearest: {', '.join(close)}" if close else f"there are {', '.join(columns)}"
-            raise ValueError(f"no column {node.id!r} ({hint})")
+            raise ValueError(f"{text!r}: no column {node.id!r} ({hint})")
 
 
 def check_truths(text: str, tree: ast.Expression, booleans: Sequence[str]) -> None:
@@ -154,7 +154,7 @@ def rows_that_hold(
     import pandas as pd  # only where there is a condition
 
     tree = parse_condition(text)
-    check_columns_named(tree, list(columns))
+    check_columns_named(text, tree, list(columns))
     named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     check_kinds(text, tree, {name: holds_text(columns[name]) for name in named})
     tests = NullTests()

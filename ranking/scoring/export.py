@@ -249,7 +249,7 @@ def check_keep(
         groups = group_names([record_groups(r) for r in records]).values()
         try:
             tree = parse_condition(keep)
-            check_columns_named(tree, [*named, *groups])
+            check_columns_named(keep, tree, [*named, *groups])
             check_kinds(keep, tree, {**named, **dict.fromkeys(groups, True)})
         except ValueError as error:
             raise ValueError(f"--keep {error}") from None

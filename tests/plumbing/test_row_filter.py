@@ -90,7 +90,7 @@ def test_what_is_no_condition_is_refused_before_anything_is_read(text, why):
 @pytest.mark.parametrize(
     "text, why",
     [
-        ("alhpa > 0.7", r"no column 'alhpa' \(nearest: alpha"),
+        ("alhpa > 0.7", r"^'alhpa > 0.7': no column 'alhpa' \(nearest: alpha"),
         ("zzz > 0.7", r"no column 'zzz' \(there are c, alpha, critical_beta, dataset"),
         ("c < 'a'", "compares 'a', a text, with c, a number: put what stands beside a text in quo"),
         ("dataset != 1", "compares dataset, a text, with 1, a number"),

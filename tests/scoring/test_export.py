@@ -265,7 +265,10 @@ def test_keep_is_checked_before_anything_is_scored():
     check_keep("group_domain == 'x' and not truncated", records)
     check_keep(None, records)
     for keep, why in (
-        ("domain == 'x'", r"--keep no column 'domain' \(nearest: .*group_domain"),
+        (
+            "domain == 'x'",
+            r"--keep \"domain == 'x'\": no column 'domain' \(nearest: .*group_domain",
+        ),
         ("prompt == 'x'", "no column 'prompt'"),
         ("group_domain != 1", "compares group_domain, a text, with 1, a number"),
         ("template == c", "compares template, a text, with c"),
