@@ -71,10 +71,14 @@ def read_result_file(path: Path) -> ResultFile:
         examples = read_examples(path, examples_files(path, rows), rows, missing)
         rewards = read_if_there(beside(path, "rewards.jsonl"))
         comparisons = read_if_there(beside(path, "compare.jsonl"))
-        if not rewards:
+        if not rewards and any(row["distance_metric"] == "reward_acc" for row in rows):
             missing.append(
-                "no NAME.rewards.jsonl, for no reference was scored: no rewards, and no groups "
-                "such as correct → incorrect"
+                "no NAME.rewards.jsonl: pairs are shown without rewards, and without groups such "
+                "as correct → incorrect"
+            )
+        elif not rewards:
+            missing.append(
+                "no reference was scored: no rewards, and no groups such as correct → incorrect"
             )
     elif kind == IDEALIZED:
         examples = policy_examples(path, rows)
@@ -100,10 +104,8 @@ def read_if_there(path: Path) -> list[Record]:
 def examples_files(path: Path, rows: Sequence[Record]) -> list[Path]:
     """The examples files that rows name, as written or in the summary's folder; else NAME's."""
     named = dict.fromkeys(row["examples_file"] for row in rows if row.get("examples_file"))
-    own = beside(path, "examples.jsonl")
-    if own.is_file() or not named:
-        return [own]
-    return [p if p.is_file() else path.parent / p.name for p in map(Path, named)]
+    found = [p if p.is_file() else path.parent / p.name for p in map(Path, named)]
+    return found or [beside(path, "examples.jsonl")]
 
 
 def policy_examples(path: Path, rows: Sequence[Record]) -> list[Record]:

@@ -180,7 +180,7 @@ def test_how_it_was_scored_and_what_is_not_there(tmp_path):
                  "all, seed 3", "too long: 2", '" " (48)'):  # fmt: skip
         assert said in text, said
     assert "torch 2.0 (run.jsonl)" in html
-    assert "no NAME.rewards.jsonl" in html and "no picture (run.png" in html
+    assert "no reference was scored" in html and "no picture (run.png" in html
     (tmp_path / "run.examples.jsonl").unlink()
     html = page_of(tmp_path / "run.jsonl")
     assert "no run.examples.jsonl: no pairs are shown: run.jsonl" in html
@@ -202,6 +202,26 @@ def test_an_examples_file_that_rows_name_is_found(tmp_path):
     rows = [{**row, "examples_file": str(moved)} for row in read_json_lines(summary)]
     write_json_lines(summary, rows)
     assert len(embedded(page_of(summary))["examples"]) == 24
+
+
+def test_an_examples_file_that_rows_name_goes_before_one_of_the_name(tmp_path):
+    """NAME.examples.jsonl is of a run that was overwritten by one that read another file."""
+    stale = few_records("other")
+    summary = write_run(tmp_path, "run", few_records()[:5])
+    (tmp_path / "run.examples.jsonl").rename(tmp_path / "kept.examples.jsonl")
+    write_json_lines(tmp_path / "run.examples.jsonl", stale)
+    rows = read_json_lines(summary)
+    write_json_lines(summary, [{**row, "examples_file": "kept.examples.jsonl"} for row in rows])
+    html = page_of(summary)
+    assert len(embedded(html)["examples"]) == 5 and "is of another run" not in html
+
+
+def test_rewards_that_are_gone_are_not_said_to_have_never_been(tmp_path):
+    summary = write_run(tmp_path, "run", few_records("p"), few_records("r", seed=5))
+    (tmp_path / "run.rewards.jsonl").unlink()
+    html = page_of(summary)
+    assert "no NAME.rewards.jsonl: pairs are shown without rewards" in html
+    assert "no reference was scored" not in html
 
 
 def test_pairs_are_those_of_the_examples_file(tmp_path):
