@@ -312,7 +312,7 @@ def main(args: argparse.Namespace) -> None:
     if policy is not None:
         policy = with_configurations(policy, [reference])
     check_runs(reference, policy, rules)
-    check_keep(args.keep, reference.records)
+    check_keep(args.keep, reference.records, bool(runs), policy is not None)
 
     how = (args.overwrite, take(flags, MODEL_FLAGS))
     reference, of_reference = scored_run(reference, datasets, output, *how)
@@ -331,7 +331,9 @@ def main(args: argparse.Namespace) -> None:
     if export is not None:
         take_output(output)
         claim_file(output, export)
-        n_exported = export_pairs(export, pairs, reference.config, args.keep, args.keep_easiest)
+        n_exported = export_pairs(
+            export, pairs, reference.config, args.keep, args.keep_easiest, policy is not None
+        )
     files = write_results(output, rows, curves, per_pair)
     claim_of(output).unlink(missing_ok=True)
     if n_exported:

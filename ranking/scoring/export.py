@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired
 
 import numpy as np
 
@@ -13,8 +13,10 @@ from ranking.data.conversions import pair_id
 from ranking.data.dialogues import is_begun
 from ranking.data.examples import Dialogue, Message
 from ranking.metrics.ches import ches
+from ranking.metrics.dynamics import GROUPS
 from ranking.metrics.groups import columns_of, record_groups
-from ranking.metrics.idealized import critical_betas
+from ranking.metrics.idealized import TunedColumns, critical_betas
+from ranking.metrics.rewards import is_right
 from ranking.plumbing.outputs import Output, plan_file
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, write_json_lines, write_parquet
@@ -35,9 +37,10 @@ from ranking.scoring.run_config import record_in_template, separators_of
 
 EXPORT_SUFFIXES = (".parquet", ".jsonl")
 SUMMED = "ref_logratio non-length-normalized"
+TUNED = "policy_logratio non-length-normalized"
 
 
-class ExportedPair(TypedDict):
+class ExportedPair(TunedColumns):
     """A row of --export: a pair of completions in TRL's columns, as the reference scored it.
 
     What went through a chat template is messages, with what the template was given; all else is
@@ -72,18 +75,22 @@ class ExportedPair(TypedDict):
     add_eos: bool | None  # the end of a completion is scored: EOS, or what closes a turn
     template: str | None  # hash of the chat template; null also where the pair is text
     config_hash: str | None  # of NAME.config.json of the reference's run
+    # correct_to_correct, …: whether reference and policy rank the pair correctly, as in
+    # ranking_dynamics.jsonl; the column is there if a policy was given, as the first three if
+    # --dynamics was
+    group: NotRequired[str]
 
 
 # of columns that may hold nothing but null
 ARROW_TYPES = {
     "split": "string", "tools": "string", "critical_beta": "float64", "votes": "[float64]",
-    "ches": "float64", "ches_normalized": "float64", "reference_dtype": "string",
-    "add_eos": "bool", "template": "string", "config_hash": "string",
+    "tuned_loss": "float64", "ches": "float64", "ches_normalized": "float64",
+    "reference_dtype": "string", "add_eos": "bool", "template": "string", "config_hash": "string",
 }  # fmt: skip
 # of which no condition of --keep can be
 NOT_NAMED = {"prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "votes"}
 NAMED = {  # whether it is text
-    name: kind in (str, str | None)
+    name: kind in (str, str | None, NotRequired[str])
     for name, kind in ExportedPair.__annotations__.items()
     if name not in NOT_NAMED
 }
@@ -127,8 +134,10 @@ def exported_texts(record: Record, side: int, config: Mapping[str, Any] | None) 
     return {"prompt": plain_prompt(item, chat), "completion": separator + text}
 
 
-def export_row(pair: Record, critical_beta: float, config: Mapping[str, Any] | None) -> Record:
-    """An `ExportedPair` of one of `rated_pairs`, without the columns of its groups."""
+def export_row(
+    pair: Record, critical_beta: float, config: Mapping[str, Any] | None, has_policy: bool
+) -> Record:
+    """An `ExportedPair` of one of `rated_pairs`, without the columns of its data's groups."""
     record, winner, loser = pair["record"], pair["winner"], pair["loser"]
     chosen, rejected = (record["completions"][side] for side in (winner, loser))
     texts, other = (exported_texts(record, side, config) for side in (winner, loser))
@@ -167,6 +176,8 @@ def export_row(pair: Record, critical_beta: float, config: Mapping[str, Any] | N
         "add_eos": how.get("add_eos"),
         "template": None if is_text else how.get("template"),
         "config_hash": record.get("config_hash"),
+        **{key: pair[key] for key in TunedColumns.__annotations__ if key in pair},
+        **({"group": GROUPS[is_right(pair[SUMMED]), is_right(pair[TUNED])]} if has_policy else {}),
     }
 
 
@@ -183,8 +194,10 @@ def group_names(groups: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return names
 
 
-def export_rows(pairs: Sequence[Record], config: Mapping[str, Any] | None) -> list[Record]:
-    """`ExportedPair`s of all untied pairs, with their groups."""
+def export_rows(
+    pairs: Sequence[Record], config: Mapping[str, Any] | None, has_policy: bool = False
+) -> list[Record]:
+    """`ExportedPair`s of all untied pairs, with the columns of their data's groups."""
     untied = [pair for pair in pairs if not pair["tied"]]
     critical = critical_betas(
         np.array([pair[SUMMED] for pair in untied]), np.array([pair["alpha"] for pair in untied])
@@ -194,7 +207,7 @@ def export_rows(pairs: Sequence[Record], config: Mapping[str, Any] | None) -> li
     rows = []
     for pair, beta, own in zip(untied, critical, groups):
         of_groups = {name: own.get(column) for column, name in names.items()}
-        rows.append({**export_row(pair, float(beta), config), **of_groups})
+        rows.append({**export_row(pair, float(beta), config, has_policy), **of_groups})
     return rows
 
 
@@ -221,14 +234,23 @@ def trl_columns(rows: Sequence[Record]) -> list[Record]:
 
 
 # ---------------------------------------------------------------------------- which of them
-def check_keep(keep: str | None, records: Sequence[Record]) -> None:
+def check_keep(
+    keep: str | None,
+    records: Sequence[Record],
+    has_dynamics: bool = False,
+    has_policy: bool = False,
+) -> None:
     """Raise ValueError where --keep is no condition on columns that an export of `records` has."""
     if keep is not None:
+        absent = {"group"} if not has_policy else set()
+        if not has_dynamics:
+            absent |= TunedColumns.__annotations__.keys()
+        named = {name: kind for name, kind in NAMED.items() if name not in absent}
         groups = group_names([record_groups(r) for r in records]).values()
         try:
             tree = parse_condition(keep)
-            check_columns_named(keep, tree, [*NAMED, *groups])
-            check_kinds(keep, tree, {**NAMED, **dict.fromkeys(groups, True)})
+            check_columns_named(keep, tree, [*named, *groups])
+            check_kinds(keep, tree, {**named, **dict.fromkeys(groups, True)})
         except ValueError as error:
             raise ValueError(f"--keep {error}") from None
 
@@ -268,13 +290,15 @@ def export_pairs(
     config: Mapping[str, Any] | None,
     keep: str | None,
     share: float | None,
+    has_policy: bool = False,
 ) -> int:
     """Write `ExportedPair`s, and say how many are kept and left out, and what to know of them.
 
     pairs: `rated_pairs`. config: how they were scored, None: not known. keep, share: `rows_to_keep`
-    and, of these, `easiest_rows`. How many are written; where none is left, no file is there.
+    and, of these, `easiest_rows`. has_policy: the pairs' other log-ratio is a policy's. How many
+    are written; where none is left, no file is there.
     """
-    rows = export_rows(pairs, config)
+    rows = export_rows(pairs, config, has_policy)
     counts = [("tied", len(pairs) - len(rows))]
     if keep is not None and rows:
         before, rows = len(rows), rows_to_keep(rows, keep)

@@ -78,6 +78,38 @@ def test_columns_of_a_pair_by_hand(tmp_path):
     assert hard["critical_beta"] == pytest.approx(math.log(3) / 4) and hard["ches"] is None
 
 
+def test_what_a_policy_and_tuned_runs_add_is_written_and_named(tmp_path):
+    """The ranking group of reference → policy, and the losses of --dynamics."""
+    reference = [record((-9.0, -5.0), number=k) for k in range(3)] + [record((-1.0, -5.0), None, 3)]
+    policy = [
+        record((a, -5.0), number=k, model="p") for k, a in enumerate((-4.0, -5.0, -6.0, -7.0))
+    ]
+    pairs, _ = rated_pairs(reference, policy, PairRules())
+    followed = {f"id{k}-1": {"loss": k / 4, "group": "incorrect_to_correct", "ref_chosen": -9.0,
+                             "ref_rejected": -5.0} for k in range(3)}  # fmt: skip
+    add_tuned_losses(pairs, {"d.jsonl": BestStep(1, followed)})
+    groups = ["incorrect_to_correct"] * 2 + ["incorrect_to_incorrect", "correct_to_incorrect"]
+    for name in ("x.parquet", "x.jsonl"):
+        assert export_pairs(tmp_path / name, pairs, CONFIG, None, None, has_policy=True) == 4
+        rows = (pq.read_table(tmp_path / name).to_pylist() if "parquet" in name
+                else read_json_lines(tmp_path / name))  # fmt: skip
+        assert [row["group"] for row in rows] == groups
+        assert [row["tuned_loss"] for row in rows] == [0.0, 0.25, 0.5, None]
+        assert [(row["n_runs"], row["flipped_in"]) for row in rows] == [(1, 1)] * 3 + [(0, 0)]
+        assert_documented(rows, ExportedPair)
+    keep = "tuned_loss < 0.5 and flipped_in == n_runs and group == 'incorrect_to_correct'"
+    check_keep(keep, reference, has_dynamics=True, has_policy=True)
+    assert export_pairs(tmp_path / "y.jsonl", pairs, CONFIG, keep, None, has_policy=True) == 2
+    for keep, has in (
+        ("tuned_loss < 1", {"has_policy": True}),
+        ("group == 'x'", {"has_dynamics": True}),
+    ):
+        with pytest.raises(ValueError, match="no column"):
+            check_keep(keep, reference, **has)
+    with pytest.raises(ValueError, match="compares group, a text, with 1"):
+        check_keep("group == 1", reference, has_policy=True)
+
+
 def test_every_voted_pair_of_a_list_is_a_row(tmp_path):
     """Their ids are those that dpo.py gives them; ties are left out, and counted."""
     votes = {"0,1": [3, 1], "0,2": [2, 2], "1,2": [0, 4]}
@@ -235,7 +267,7 @@ def test_keep_is_checked_before_anything_is_scored():
     for keep, why in (
         (
             "domain == 'x'",
-            r"^--keep \"domain == 'x'\": no column 'domain' \(nearest: .*group_domain",
+            r"--keep \"domain == 'x'\": no column 'domain' \(nearest: .*group_domain",
         ),
         ("prompt == 'x'", "no column 'prompt'"),
         ("group_domain != 1", "compares group_domain, a text, with 1, a number"),
