@@ -85,8 +85,9 @@ from ranking.scoring.runs import (
 
 FILES_OF_SCORING = ("examples.jsonl", "config.json")  # what scoring a model writes
 FILES_BESIDE = {
-    "picture": "png", "groups": "groups.png", "pairs": "rewards.jsonl", "rewards": "rewards.png",
-    "compared": "compare.jsonl", "comparison": "compare.png",
+    "picture": "png", "groups picture": "groups.png",
+    "rewards": "rewards.jsonl", "rewards picture": "rewards.png",
+    "comparison": "compare.jsonl", "comparison picture": "compare.png",
 }  # fmt: skip
 
 
@@ -159,12 +160,12 @@ def write_accuracy(
 
     What a run that is overwritten had, and this one has not, is removed.
     """
-    lines: dict[str, Sequence[Any]] = {"pairs": pairs, "compared": comparison}
+    lines: dict[str, Sequence[Any]] = {"rewards": pairs, "comparison": comparison}
     drawn: dict[str, tuple[Any, Sequence[Any]]] = {
         "picture": (plot_ranking_accuracy, rows),
-        "groups": (plot_accuracy_by_group, rows if has_groups(rows) else []),
-        "rewards": (plot_rewards, pairs),
-        "comparison": (plot_comparison, comparison),
+        "groups picture": (plot_accuracy_by_group, rows if has_groups(rows) else []),
+        "rewards picture": (plot_rewards, pairs),
+        "comparison picture": (plot_comparison, comparison),
     }
     files = {name: output.beside(suffix) for name, suffix in FILES_BESIDE.items()}
     take_output(output)
@@ -250,11 +251,12 @@ def main(args: argparse.Namespace) -> None:
     check_all_runs(policy, reference, others, args.include_ties)
 
     how = (args.overwrite, take(flags, MODEL_FLAGS))
-    policy, facts = scored_run(policy, datasets, output, *how)
+    roles = ("policy", "reference") if reference is not None else (None, None)
+    policy, facts = scored_run(policy, datasets, output, *how, role=roles[0])
     if reference is not None:
         examples, config = (output.beside(f"reference.{file}") for file in FILES_OF_SCORING)
         beside = output._replace(examples=examples, config=config)
-        reference, _ = scored_run(reference, datasets, beside, *how)
+        reference, _ = scored_run(reference, datasets, beside, *how, role=roles[1])
     if process_rank() > 0:
         return  # the first process has all records and reports
     parts = describe_run(policy, datasets, facts, args.include_ties, args.seed)
@@ -281,16 +283,18 @@ def main(args: argparse.Namespace) -> None:
     show_benchmarks(rows)
     if comparison:
         show_comparison(comparison)
-    for name, side in zip(("examples", "reference"), ("", "reference.")):
+    for name, side in zip(("examples", "reference examples"), ("", "reference.")):
         if side in sides:
             written[name] = output.beside(f"{side}examples.jsonl")
-    print("\n".join(f"{name:9} {path}" for name, path in written.items()))
+    width = max(map(len, written))
+    print("\n".join(f"{name:{width}} {path}" for name, path in written.items()))
     if args.wandb_project:
         settings = {**(policy.config or {}), **{k: str(v) for k, v in flags.items()}}
         run = start_wandb(project=args.wandb_project, config=settings)
         with finishing_wandb(run):
-            log_accuracy(run, rows, records, written["picture"], written.get("groups"), pairs)
-            log_rewards(run, rows, written.get("rewards"))
+            log_accuracy(run, rows, records, written["picture"], written.get("groups picture"),
+                         pairs)  # fmt: skip
+            log_rewards(run, rows, written.get("rewards picture"))
 
 
 if __name__ == "__main__":

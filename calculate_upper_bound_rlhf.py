@@ -315,10 +315,11 @@ def main(args: argparse.Namespace) -> None:
     check_keep(args.keep, reference.records, bool(runs), policy is not None)
 
     how = (args.overwrite, take(flags, MODEL_FLAGS))
-    reference, of_reference = scored_run(reference, datasets, output, *how)
+    roles = ("reference", "policy") if policy is not None else (None, None)
+    reference, of_reference = scored_run(reference, datasets, output, *how, role=roles[0])
     of_policy: dict[tuple, Record] = {}
     if policy is not None:
-        policy, of_policy = scored_run(policy, datasets, policy_output, *how)
+        policy, of_policy = scored_run(policy, datasets, policy_output, *how, role=roles[1])
         if given[1] and process_rank() == 0:
             check_all_scored(reference.records, policy.records, rules)
     if process_rank() > 0:

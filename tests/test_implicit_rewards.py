@@ -116,6 +116,22 @@ def test_files_hold_what_the_two_examples_files_say(both, tuned, tiny_model_dire
         assert (both / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_says_which_model_is_scored_and_what_each_file_is(both, tuned, tmp_path, capsys):
+    """Data and picture of one thing have one name; paths stand below each other."""
+    reference = files_of(both)[1]
+    run(tmp_path, "--lm-name-or-path", tuned, "--reference-examples", reference, *DATA)
+    said = capsys.readouterr()
+    assert said.err.count(f"scoring the policy, {tuned}\n") == 1
+    assert "scoring the reference" not in said.err
+    names = {
+        "summary": "run.jsonl", "picture": "run.png", "groups picture": "run.groups.png",
+        "rewards": "run.rewards.jsonl", "rewards picture": "run.rewards.png",
+        "examples": "run.examples.jsonl",
+    }  # fmt: skip
+    listed = said.out.splitlines()[-len(names) :]
+    assert listed == [f"{name:15} {tmp_path / file}" for name, file in names.items()]
+
+
 def test_two_files_give_the_same_and_import_nothing_heavy(both, tmp_path):
     policy, reference = files_of(both)
     from_files = ("--policy-examples", policy, "--reference-examples", reference, "--beta", 0.5)
@@ -458,7 +474,7 @@ def test_ches_of_the_reference_says_which_completions_fall(
         w, other = pair["winner"], pair["loser"]
         expected = products[pair["id"]][w][other] - products[pair["id"]][w][w]
         assert pair["ches"] == pytest.approx(expected)
-    assert "ches_normalized, which of" in capsys.readouterr().out
+    assert "does CHES tell which?" in capsys.readouterr().out
 
 
 def test_tables_and_picture_of_result_files(both, tmp_path, capsys):

@@ -249,7 +249,7 @@ def show_rewards(rows: Sequence[Any]) -> None:
             differ = "differs" if n_within == 1 else "differ"
             print(
                 f"{where}: {n_pairs(n_within)} {differ} by no more than rounding may make "
-                f"({n_ties or 'none'} not at all): accuracy {percent(low)} % if counted as wrong, "
+                f"({n_ties} not at all): accuracy {percent(low)} % if counted as wrong, "
                 f"{percent(high)} % if as right"
             )
         elif n_ties:

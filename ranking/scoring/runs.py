@@ -49,11 +49,14 @@ def scored_run(
     output: Output,
     overwrite: bool,
     model_flags: Mapping[str, Any],
+    role: str | None = None,
 ) -> tuple[ScoringRun, dict[Key, Record]]:
     """A run with its records, scored now where they are planned, and the facts of each dataset
-    that was scored now."""
+    that was scored now. role: of two, which of them is scored now: a line says so."""
     if run.found is None:
         return run, {}
+    if role is not None:
+        announce(f"scoring the {role}, {run.name}")
     from ranking.scoring.score import score_datasets  # PyTorch: only where a model is scored
 
     scored = score_datasets(run.found, datasets, output, run.config, overwrite, **model_flags)
