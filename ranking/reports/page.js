@@ -125,6 +125,19 @@ function showPairs(DataTable, data) {
   });
 }
 
+// a shadow at each edge behind which a table goes on
+function markEdges(box) {
+  const mark = () => {
+    const left = box.scrollLeft, hidden = box.scrollWidth - box.clientWidth;
+    box.classList.toggle("more-left", left > 1);
+    box.classList.toggle("more-right", left < hidden - 1);
+  };
+  const sizes = new ResizeObserver(mark);
+  for (const part of [box, ...box.children]) sizes.observe(part);
+  box.addEventListener("scroll", mark);
+  mark();
+}
+
 const source = URL.createObjectURL(new Blob([await unpack("library")], { type: "text/javascript" }));
 const { default: DataTable, set_or_remove_dark_class: followTheme } = await import(source);
 followTheme();
@@ -135,4 +148,5 @@ for (const table of document.querySelectorAll("table.sortable"))
     layout: table.tBodies[0].rows.length > 25 ? {} : { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null },
   });
 if (document.getElementById("pairs-table")) showPairs(DataTable, JSON.parse(await unpack("data")));
+document.querySelectorAll(".dt-layout-full").forEach(markEdges);
 document.documentElement.dataset.ready = "yes";

@@ -718,6 +718,26 @@ def test_wide_and_narrow(chromium, many, width, side_by_side):
 
 
 @needs_browser
+def test_a_table_that_goes_on_behind_an_edge_has_a_shadow_there(chromium, many):
+    def shadows():
+        return chromium.execute_async_script(
+            "const box = document.querySelector('#results .dt-layout-full'), done = arguments[0];"
+            "setTimeout(() => done([box.classList.contains('more-left'),"
+            "box.classList.contains('more-right'), getComputedStyle(box).boxShadow !== 'none',"
+            "box.scrollWidth > box.clientWidth]), 200)"
+        )
+
+    show(chromium, many, 400)
+    assert shadows() == [False, True, True, True]
+    chromium.execute_script("document.querySelector('#results .dt-layout-full').scrollLeft = 30")
+    assert shadows() == [True, True, True, True]
+    chromium.execute_script("document.querySelector('#results .dt-layout-full').scrollLeft = 9999")
+    assert shadows() == [True, False, True, True]
+    show(chromium, many, 3000)  # all of it is there
+    assert shadows() == [False, False, False, False]
+
+
+@needs_browser
 def test_the_lock_on_scripts_and_requests_holds(chromium, tmp_path):
     """Were a text ever taken for HTML, its script would not run and its picture not be fetched."""
     html = page_of(write_run(tmp_path, "run", few_records()))
