@@ -593,7 +593,7 @@ def test_ties_compare_and_wandb(
     for line in pairs:
         logps = {c["text"]: c["logp"] for c in by_id[line["id"]]["completions"]}
         ratio = logps[line["chosen"]] - logps[line["rejected"]]
-        assert line["log-ratio"] == pytest.approx(ratio, abs=1e-3)
+        assert line["log-ratio, nats"] == pytest.approx(ratio, abs=1e-3)
     numbers = read_wandb_table(log.parent, "accuracy/numbers")
     whole = [line["value"] for line in numbers if line["column"] is None]
     assert whole == [row["distance_metric_value_mean"] for row in rows]

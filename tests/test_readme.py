@@ -234,7 +234,7 @@ def test_every_column_is_defined_in_the_page_on_reading():
     """Those of the tables on the screen, of the page's and wandb's pairs, and of completions."""
     text = page_text("docs/reading.md")
     titles = columns_of_tables() | {column.title for column in PAIR_COLUMNS}
-    assert {"chance", "AUC", "both fell", "win rate", "log-ratio"} <= titles
+    assert {"chance", "AUC", "both fell", "win rate", "log-ratio, nats"} <= titles
     assert [title for title in sorted(titles) if title not in text] == []
     for column in COMPLETION_COLUMNS:
         assert column.title.removesuffix(", %") in text, column.title

@@ -22,12 +22,16 @@ function element(name, text, kind = "") {
 
 const blank = (value) => value === null || value === undefined;
 const shortened = (text) => (text.length > 140 ? `${text.slice(0, 139)}…` : text);
-const rounded = (value, digits) => (typeof value === "number" ? value.toFixed(digits) : "–");
+const rounded = (value, { digits, significant }) => {
+  if (typeof value !== "number") return "–";
+  return significant ? String(Number(value.toPrecision(digits))) : value.toFixed(digits);
+};
 
 // what DataTables shows of a cell, sorts and searches by: it takes texts for HTML, hence escaped
-function renderer({ key, digits }) {
+function renderer(column) {
+  const { key, digits } = column;
   return (value, purpose, pair) => {
-    if (!blank(digits)) return purpose === "display" ? rounded(value, digits) : (value ?? "");
+    if (!blank(digits)) return purpose === "display" ? rounded(value, column) : (value ?? "");
     if (key !== "prompt") return escaped(blank(value) ? "–" : [value].flat().join(", "));
     if (purpose !== "display") return escaped(purpose === "filter" ? pair.everything : value);
     return `<button type="button" class="open" aria-expanded="false">${escaped(value)}</button>`;
@@ -57,11 +61,11 @@ function dialogue(pair, names) {
     const article = shown.querySelector(`.${side}`);
     const completion = pair[side];
     article.querySelector(".text").textContent = pair.example.texts[completion.place];
-    for (const { key, title, definition, digits } of names) {
-      if (blank(completion[key])) continue;
-      const term = element("dt", title);
-      term.title = definition;
-      article.querySelector("dl").append(term, element("dd", rounded(completion[key], digits)));
+    for (const column of names) {
+      if (blank(completion[column.key])) continue;
+      const term = element("dt", column.title);
+      term.title = column.definition;
+      article.querySelector("dl").append(term, element("dd", rounded(completion[column.key], column)));
     }
   }
   return shown.firstElementChild;
@@ -103,7 +107,7 @@ function showPairs(DataTable, data) {
   form.addEventListener("reset", () => setTimeout(() => table.search("").draw()));
   form.addEventListener("submit", (event) => event.preventDefault());
 
-  const share = (pairs, key) => rounded((100 * pairs.filter((p) => p[key] === "right").length) / pairs.length, 1);
+  const share = (pairs, key) => rounded((100 * pairs.filter((p) => p[key] === "right").length) / pairs.length, { digits: 1 });
   const summarize = () => {
     const left = table.rows({ search: "applied" }).data().toArray();
     document.getElementById("of-filtered").textContent = left.length
@@ -121,6 +125,19 @@ function showPairs(DataTable, data) {
   });
 }
 
+// a shadow at each edge behind which a table goes on
+function markEdges(box) {
+  const mark = () => {
+    const left = box.scrollLeft, hidden = box.scrollWidth - box.clientWidth;
+    box.classList.toggle("more-left", left > 1);
+    box.classList.toggle("more-right", left < hidden - 1);
+  };
+  const sizes = new ResizeObserver(mark);
+  for (const part of [box, ...box.children]) sizes.observe(part);
+  box.addEventListener("scroll", mark);
+  mark();
+}
+
 const source = URL.createObjectURL(new Blob([await unpack("library")], { type: "text/javascript" }));
 const { default: DataTable, set_or_remove_dark_class: followTheme } = await import(source);
 followTheme();
@@ -131,4 +148,5 @@ for (const table of document.querySelectorAll("table.sortable"))
     layout: table.tBodies[0].rows.length > 25 ? {} : { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null },
   });
 if (document.getElementById("pairs-table")) showPairs(DataTable, JSON.parse(await unpack("data")));
+document.querySelectorAll(".dt-layout-full").forEach(markEdges);
 document.documentElement.dataset.ready = "yes";

@@ -109,6 +109,7 @@ class Column(NamedTuple):
     definition: str
     digits: int | None = None  # after the point; None: a text
     visible: bool = True  # at first
+    significant: bool = False  # digits are significant ones: of numbers of any size
 
 
 PAIR_COLUMNS = (
@@ -122,34 +123,35 @@ PAIR_COLUMNS = (
            "(Eq. 15)."),
     Column("group", "ranking group", "How the reference ranked the pair → how the model ranks it, "
            "by R. correct → incorrect: tuning flipped it to wrong."),
-    Column("logratio", "log-ratio", "log π(chosen) − log π(rejected), summed over tokens, nats. "
+    Column("logratio", "log-ratio, nats", "log π(chosen) − log π(rejected), summed over tokens. "
            "Below 0: ranked wrongly.", 2),
-    Column("logratio_per_token", "log-ratio per token",
+    Column("logratio_per_token", "log-ratio per token, nats",
            "The same of log-likelihoods divided by their number of tokens.", 3),
-    Column("length_difference", "length difference",
+    Column("length_difference", "length difference, tokens",
            "Tokens of the chosen completion minus tokens of the rejected one.", 0),
-    Column("reward_margin", "reward margin", "Implicit reward of the chosen completion minus that "
-           "of the rejected one, β log π/π_ref each. Above 0: the reward is right.", 3),
+    Column("reward_margin", "reward margin, nats", "Implicit reward of the chosen completion minus "
+           "that of the rejected one, β log π/π_ref each. Above 0: the reward is right.", 3),
     Column("alpha", "α", "Share of raters who preferred the chosen completion.", 3),
     Column("critical_beta", "critical β", "Idealized tuning ranks the pair rightly for β below "
            "this (Cor. 3.3), by summed log-likelihoods; – where α is known: for all β.", 4, False),
-    Column("tuned_loss", "tuned loss", "Loss of the pair at the lowest validation loss, mean over "
-           "the training runs that follow it, nats.", 3),
+    Column("tuned_loss", "tuned loss, nats", "Loss of the pair at the lowest validation loss, mean "
+           "over the training runs that follow it.", 3),
     Column("flipped_in", "right in runs", "Training runs that then rank the pair rightly.", 0),
     Column("ches", "CHES", "Centered hidden embedding similarity of the two completions under the "
-           "reference; high: the chosen one may lose likelihood.", 2, False),
-    Column("ches_normalized", "CHES, normalized", "The same, normalized for length.", 4, False),
+           "reference; high: the chosen one may lose likelihood.", 3, False, True),
+    Column("ches_normalized", "CHES, normalized", "The same, normalized for length.", 3, False,
+           True),
     Column("row", "row", "Of the example in its dataset, from 0.", 0, False),
 )  # fmt: skip
 COMPLETION_COLUMNS = (
-    Column("logp", "log-likelihood", "log π(completion | prompt), summed over tokens, nats.", 2),
-    Column("per_token", "per token", "Log-likelihood divided by the number of tokens, nats.", 3),
+    Column("logp", "log-likelihood, nats", "log π(completion | prompt), summed over tokens.", 2),
+    Column("per_token", "per token, nats", "Log-likelihood divided by the number of tokens.", 3),
     Column("percent", "probability per token, %", "exp(log-likelihood / tokens): the geometric "
            "mean of the tokens' probabilities.", 1),
     Column("tokens", "tokens", "Tokens of the completion that were scored.", 0),
     Column("rank", "rank", "By people: 1 is best.", 0),
     Column("votes", "votes", "Raters who preferred it to the other one.", 0),
-    Column("change", "change", "log π − log π_ref of the completion, nats. Below 0: tuning made it "
+    Column("change", "change, nats", "log π − log π_ref of the completion. Below 0: tuning made it "
            "less likely.", 2),
-    Column("reward", "reward", "Implicit reward, β log π/π_ref.", 3),
+    Column("reward", "reward, nats", "Implicit reward, β log π/π_ref.", 3),
 )  # fmt: skip

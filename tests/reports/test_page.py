@@ -610,7 +610,7 @@ def test_tables_sort(chromium, many):
         orders.append(values)
     assert len(set(orders[0])) > 5
     assert orders[0] == sorted(orders[0]) and orders[1] == sorted(orders[1], reverse=True)
-    place = titles_of(chromium, "#pairs-table").index("log-ratio")
+    place = titles_of(chromium, "#pairs-table").index("log-ratio, nats")
     header = chromium.find_elements("css selector", "#pairs-table > thead th")[place]
     header.find_element("css selector", ".dt-column-order").click()
     chromium.execute_async_script("setTimeout(arguments[0], 100)")
@@ -619,6 +619,26 @@ def test_tables_sort(chromium, many):
         p["logratio"] for p in embedded(many.read_text("utf-8"))["pairs"] if "logratio" in p
     ]
     assert values == pytest.approx(sorted(everything)[: len(values)], abs=0.0051)
+
+
+@needs_browser
+def test_ches_has_three_digits_whatever_its_size(chromium, tmp_path):
+    summary = write_run(tmp_path, "run", few_records("p")[:3], few_records("r", seed=5)[:3])
+    pairs = read_json_lines(tmp_path / "run.rewards.jsonl")
+    values = (254687.51, -0.0123456, 0.0)
+    pairs = [{**p, "ches": x, "ches_normalized": x} for p, x in zip(pairs, values, strict=True)]
+    write_json_lines(tmp_path / "run.rewards.jsonl", pairs)
+    write_page([read_result_file(summary)], tmp_path / "page.html")
+    show(chromium, tmp_path / "page.html")
+    chromium.execute_script(
+        "document.querySelector('.buttons-colvis').click();"
+        "[...document.querySelectorAll('.dt-button')].filter(b => b.innerText.startsWith('CHES'))"
+        ".forEach(b => b.click())"
+    )
+    titles = titles_of(chromium, "#pairs-table")
+    for title, third in (("CHES", "-0.012"), ("CHES, normalized", "-0.0123")):
+        cells = column_of(chromium, "#pairs-table", titles.index(title))
+        assert sorted(cells) == sorted(["255000", third, "0"])
 
 
 @needs_browser
@@ -676,9 +696,9 @@ def test_a_search_finds_and_a_pair_opens_as_text(chromium, many):
         assert ["".join(map(chr, codes)) for codes in said] == [text, text, f"reply to {k}"]
         numbers = chromium.find_element("css selector", ".chosen dl").text.split("\n")
         found = dict(zip(numbers[::2], numbers[1::2]))
-        assert found["log-likelihood"] == "-1.50" and found["tokens"] == "2"
+        assert found["log-likelihood, nats"] == "-1.50" and found["tokens"] == "2"
         assert found["probability per token, %"] == f"{100 * math.exp(-0.75):.1f}"
-        assert found["reward"] == "0.000"
+        assert found["reward, nats"] == "0.000"
         button.send_keys(Keys.ENTER)
         assert chromium.find_elements("css selector", ".pair") == []
     assert chromium.title == "Preference rankings" and chromium.get_log("browser") == []
@@ -697,6 +717,26 @@ def test_wide_and_narrow(chromium, many, width, side_by_side):
     )
     assert (boxes[0]["top"] == boxes[1]["top"]) is side_by_side
     assert all(box["left"] >= 0 and box["right"] <= width for box in boxes)
+
+
+@needs_browser
+def test_a_table_that_goes_on_behind_an_edge_has_a_shadow_there(chromium, many):
+    def shadows():
+        return chromium.execute_async_script(
+            "const box = document.querySelector('#results .dt-layout-full'), done = arguments[0];"
+            "setTimeout(() => done([box.classList.contains('more-left'),"
+            "box.classList.contains('more-right'), getComputedStyle(box).boxShadow !== 'none',"
+            "box.scrollWidth > box.clientWidth]), 200)"
+        )
+
+    show(chromium, many, 400)
+    assert shadows() == [False, True, True, True]
+    chromium.execute_script("document.querySelector('#results .dt-layout-full').scrollLeft = 30")
+    assert shadows() == [True, True, True, True]
+    chromium.execute_script("document.querySelector('#results .dt-layout-full').scrollLeft = 9999")
+    assert shadows() == [True, False, True, True]
+    show(chromium, many, 3000)  # all of it is there
+    assert shadows() == [False, False, False, False]
 
 
 @needs_browser

@@ -33,31 +33,37 @@ def test_a_line_for_each_pair():
         "good",
         "bad",
     )
-    assert (first["ranked (R)"], first["log-ratio"], first["length difference"]) == (
+    assert (first["ranked (R)"], first["log-ratio, nats"], first["length difference, tokens"]) == (
         "wrong",
         -2.0,
         2,
     )
-    assert (first["ranked (R̃)"], first["log-ratio per token"]) == ("right", 2.0)
+    assert (first["ranked (R̃)"], first["log-ratio per token, nats"]) == ("right", 2.0)
     assert first["chosen: probability per token, %"] == pytest.approx(100 * math.exp(-2))
     assert (first["chosen: votes"], first["rejected: votes"]) == (2.0, 1.0)
     assert first["data group"] == "" and others[0]["data group"] == "domain: chat, level: 1"
-    assert [line["log-ratio"] for line in others] == [None, 3.0]
+    assert [line["log-ratio, nats"] for line in others] == [None, 3.0]
     assert [line["ranked (R)"] for line in others] == ["wrong", "right"]
-    assert not {"reward margin", "ranking group", "CHES"} & first.keys()
+    assert not {"reward margin, nats", "ranking group", "CHES"} & first.keys()
 
 
 def test_rewards_where_a_reference_was_scored():
     before = records(shift=-1.5)
     pairs = list(reward_pairs(list(zip(records(), before)), 0.5))
     first, *others = as_dicts(pair_table(records(), pairs))
-    assert first["reward margin"] == 0.75 and first["ranking group"] == "incorrect → incorrect"
-    assert (first["chosen: change"], first["chosen: reward"], first["rejected: reward"]) == (
+    assert (
+        first["reward margin, nats"] == 0.75 and first["ranking group"] == "incorrect → incorrect"
+    )
+    assert (
+        first["chosen: change, nats"],
+        first["chosen: reward, nats"],
+        first["rejected: reward, nats"],
+    ) == (
         1.5,
         0.75,
         0,
     )
-    assert others[0]["reward margin"] is None and others[1]["reward margin"] == 0
+    assert others[0]["reward margin, nats"] is None and others[1]["reward margin, nats"] == 0
 
 
 def test_no_pair():
@@ -77,7 +83,11 @@ def test_pairs_that_training_followed():
         "p",
         "good",
     )
-    assert (line["log-ratio"], line["log-ratio per token"], line["tuned loss"]) == (-2.0, 2.0, 0.25)
+    assert (
+        line["log-ratio, nats"],
+        line["log-ratio per token, nats"],
+        line["tuned loss, nats"],
+    ) == (-2.0, 2.0, 0.25)
     assert (line["ranked (R)"], line["ranked (R̃)"]) == ("wrong", "right")
-    assert (line["chosen: change"], line["chosen: reward"]) == (1.0, 0.5)
-    assert "rejected: change" not in line and line["ranking group"] == "correct → incorrect"
+    assert (line["chosen: change, nats"], line["chosen: reward, nats"]) == (1.0, 0.5)
+    assert "rejected: change, nats" not in line and line["ranking group"] == "correct → incorrect"
