@@ -491,7 +491,8 @@ def summary_growth(n: int, path: Path) -> float:
          "completions": [{"logp": float(x), "n_tokens": 9} for x in rng.normal(-80, 15, 2)]}
         for k in range(n)
     ]  # fmt: skip
-    common = {"model": "m", "dataset_name": "d", "dataset_split": None, "dropped": {}}
+    common = {"model": "m", "dataset_name": "d", "dataset_split": None, "dropped": {},
+              "include_ties": False}  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows = summarize_dataset(records, common, False, 0)
     plot_ranking_accuracy(rows, path)

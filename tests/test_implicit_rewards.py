@@ -485,7 +485,8 @@ def test_tables_and_picture_of_result_files(both, tmp_path, capsys):
     words = ["rewards", str(both / "run.rewards.jsonl"), "--output", str(picture)]
     plot_results.main(plot_results.parse_args(words))
     assert picture.read_bytes().startswith(b"%PDF")
-    for name, column in (("rewards", "margin [95 %]"), ("displacement", "both fell"),
+    for name, column in (("rewards", "margin [95 %]"),
+                         ("displacement", "fell: chosen / rejected / both"),
                          ("ranking-and-reward", "only ranking")):  # fmt: skip
         tables.main(tables.parse_args([name, str(both / "run.jsonl")]))
         assert f"| {column} |" in capsys.readouterr().out
