@@ -51,14 +51,14 @@ from ranking.reports.rewards import log_rewards, plot_rewards, show_rewards
 from ranking.reports.style import draw
 from ranking.scoring.comparable import (
     ScoringRun,
+    alike_named,
     announce_uneven_cuts,
     check_comparable,
     check_compared,
     compared_runs,
-    read_scoring_run,
+    read_scoring_runs,
     refuse_same_file,
     shared_examples,
-    with_configurations,
 )
 from ranking.scoring.datasets import load_datasets
 from ranking.scoring.flags import (
@@ -70,20 +70,21 @@ from ranking.scoring.flags import (
     refuse_idle_flags,
     take,
 )
-from ranking.scoring.models import check_model_path, check_revision
 from ranking.scoring.rated_pairs import dataset_key
 from ranking.scoring.runs import (
     announce_uneven_tokens,
+    check_models,
     check_ties_are_there,
     describe_run,
+    files_of_scoring,
     group_records,
-    plan_run,
+    plan_runs,
     reference_columns,
-    scored_run,
+    scored_runs,
     that_count,
 )
 
-FILES_OF_SCORING = ("examples.jsonl", "config.json")  # what scoring a model writes
+EXAMPLES = {"examples": "examples.jsonl", "reference examples": "reference.examples.jsonl"}
 FILES_BESIDE = {
     "picture": "png", "groups picture": "groups.png",
     "rewards": "rewards.jsonl", "rewards picture": "rewards.png",
@@ -111,6 +112,19 @@ def check_all_runs(
     check_compared(policy, others)
 
 
+def accuracy_rows(
+    parts: Sequence[tuple[list[Record], Record]], include_ties: bool, seed: int
+) -> list[Any]:
+    """The lines of NAME.jsonl about the accuracy of each dataset, and those of benchmarks.
+
+    parts: the records of each dataset, and what every line says of it.
+    """
+    rows: list[Any] = []
+    for records, common in parts:
+        rows += summarize_dataset(records, common, include_ties, seed)
+    return rows + summarize_benchmarks(parts, seed)
+
+
 def implicit_rewards(
     parts: Sequence[tuple[list[Record], Record]],
     policy: ScoringRun,
@@ -122,7 +136,7 @@ def implicit_rewards(
 ) -> tuple[list[RewardPair], list[Any]]:
     """The pairs that both models scored, and lines of NAME.jsonl about their implicit rewards.
 
-    parts: the policy's records of each dataset, and what every line says of it.
+    parts: as for `accuracy_rows`, of the policy.
     """
     of_reference = group_records(reference.records)
     about_reference = reference_columns(reference, beta)
@@ -148,6 +162,15 @@ def implicit_rewards(
         if shared:
             rewarded.append((reward_records(shared, beta), columns))
     return pairs, rows + summarize_benchmarks(rewarded, seed, IMPLICIT_REWARD)
+
+
+def compare_runs(
+    records: Sequence[Record], others: Sequence[ScoringRun], seed: int
+) -> list[ComparisonRow]:
+    """The lines of NAME.compare.jsonl: this run's records and those of others."""
+    if not others:
+        return []
+    return compare_models(compared_runs(records[0]["model"], records, others), seed)
 
 
 def write_accuracy(
@@ -179,6 +202,39 @@ def write_accuracy(
             draw(plot, found, files[name])
     write_json_lines(output.summary, rows)
     return {"summary": output.summary, **files}
+
+
+def show_rankings(
+    rows: list[Any],
+    comparison: Sequence[ComparisonRow],
+    written: dict[str, Path],
+    scored: dict[str, Path],
+) -> None:
+    """The tables, and where each file is: what was written, and the examples that were scored."""
+    show_accuracy(rows)
+    show_rewards(rows)
+    show_benchmarks(rows)
+    if comparison:
+        show_comparison(comparison)
+    files = {**written, **scored}
+    width = max(map(len, files))
+    print("\n".join(f"{name:{width}} {path}" for name, path in files.items()))
+
+
+def log_rankings(
+    project: str,
+    settings: Record,
+    rows: list[Any],
+    records: list[Record],
+    written: dict[str, Path],
+    pairs: Sequence[RewardPair],
+) -> None:
+    """Rows, pairs and pictures to wandb."""
+    run = start_wandb(project=project, config=settings)
+    with finishing_wandb(run):
+        pictures = written["picture"], written.get("groups picture")
+        log_accuracy(run, rows, records, *pictures, pairs)
+        log_rewards(run, rows, written.get("rewards picture"))
 
 
 # ---------------------------------------------------------------------------- command line
@@ -224,77 +280,44 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     flags = vars(args)
     models = (args.lm_name_or_path, args.reference_name_or_path)
+    revisions = (args.revision, args.reference_revision)
     files = (args.policy_examples, args.reference_examples)
-    policy, reference = (read_scoring_run(file) if file is not None else None for file in files)
-    others = [read_scoring_run(file) for file in args.compare]
-    for name in filter(None, models):
-        check_model_path(name)
-    check_revision("--revision", args.revision, args.lm_name_or_path)
-    check_revision("--reference-revision", args.reference_revision, args.reference_name_or_path)
-    sides = [side for name, side in zip(models, ("", "reference.")) if name is not None]
-    of_scoring = [f"{side}{file}" for side in sides for file in FILES_OF_SCORING]
+    given, others = read_scoring_runs(files), read_scoring_runs(args.compare)
+    check_models(models, revisions, ("--revision", "--reference-revision"))
+    of_scoring = files_of_scoring(dict(zip(("", "reference."), models)))
     output = plan_output(
         args.output_dir, args.output_filename, args.overwrite,
         reads=[*args.dataset, *files, *args.compare],
         writes=[*FILES_BESIDE.values(), *of_scoring],
     )  # fmt: skip
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS)) if any(models) else []
-    how_planned = take(flags, (*CONFIG_FLAGS, "dtype", "device"))
-    if models[0]:
-        policy = plan_run(models[0], args.revision, datasets, **how_planned)
-    if models[1]:
-        reference = plan_run(models[1], args.reference_revision, datasets, **how_planned)
-    policy = with_configurations(policy, [reference, *others])
-    if reference is not None:
-        reference = with_configurations(reference, [policy])
-    others = [with_configurations(other, [policy]) for other in others]
+    how = take(flags, (*CONFIG_FLAGS, "dtype", "device"))
+    planned = plan_runs(given, models, revisions, datasets, **how)
+    policy, reference, *others = alike_named([*planned, *others])
     check_all_runs(policy, reference, others, args.include_ties)
 
-    how = (args.overwrite, take(flags, MODEL_FLAGS))
-    roles = ("policy", "reference") if reference is not None else (None, None)
-    policy, facts = scored_run(policy, datasets, output, *how, role=roles[0])
-    if reference is not None:
-        examples, config = (output.beside(f"reference.{file}") for file in FILES_OF_SCORING)
-        beside = output._replace(examples=examples, config=config)
-        reference, _ = scored_run(reference, datasets, beside, *how, role=roles[1])
+    (policy, facts), (reference, _) = scored_runs(
+        {"policy": policy, "reference": reference}, datasets, output, args.overwrite,
+        take(flags, MODEL_FLAGS),
+    )  # fmt: skip
     if process_rank() > 0:
         return  # the first process has all records and reports
     parts = describe_run(policy, datasets, facts, args.include_ties, args.seed)
-    records = [record for of_dataset, _ in parts for record in of_dataset]
-    if not records:
-        raise ValueError(f"{policy.name}: every example is tied: give --include-ties")
-    rows: list[Any] = []
-    for of_dataset, common in parts:
-        rows += summarize_dataset(of_dataset, common, args.include_ties, args.seed)
-    rows += summarize_benchmarks(parts, args.seed)
+    rows = accuracy_rows(parts, args.include_ties, args.seed)
     pairs: list[RewardPair] = []
     if reference is not None:
-        pairs, about_rewards = implicit_rewards(
-            parts, policy, reference,
-            beta=args.beta, include_ties=args.include_ties, seed=args.seed,
-        )  # fmt: skip
+        how = take(flags, ("beta", "include_ties", "seed"))
+        pairs, about_rewards = implicit_rewards(parts, policy, reference, **how)
         rows += about_rewards
-
-    runs = compared_runs(records[0]["model"], records, others)
-    comparison = compare_models(runs, args.seed) if others else []
+    records = [record for of_dataset, _ in parts for record in of_dataset]
+    comparison = compare_runs(records, others, args.seed)
     written = write_accuracy(output, rows, pairs, comparison)
-    show_accuracy(rows)
-    show_rewards(rows)
-    show_benchmarks(rows)
-    if comparison:
-        show_comparison(comparison)
-    for name, side in zip(("examples", "reference examples"), ("", "reference.")):
-        if side in sides:
-            written[name] = output.beside(f"{side}examples.jsonl")
-    width = max(map(len, written))
-    print("\n".join(f"{name:{width}} {path}" for name, path in written.items()))
+    show_rankings(rows, comparison, written, {
+        name: output.beside(file) for name, file in EXAMPLES.items() if file in of_scoring
+    })  # fmt: skip
     if args.wandb_project:
         settings = {**(policy.config or {}), **{k: str(v) for k, v in flags.items()}}
-        run = start_wandb(project=args.wandb_project, config=settings)
-        with finishing_wandb(run):
-            log_accuracy(run, rows, records, written["picture"], written.get("groups picture"),
-                         pairs)  # fmt: skip
-            log_rewards(run, rows, written.get("rewards picture"))
+        log_rankings(args.wandb_project, settings, rows, records, written, pairs)
 
 
 if __name__ == "__main__":

@@ -55,12 +55,12 @@ from ranking.reports.idealized import (
 from ranking.reports.style import draw
 from ranking.scoring.comparable import (
     ScoringRun,
+    alike_named,
     announce_uneven_cuts,
     check_comparable,
-    read_scoring_run,
+    read_scoring_runs,
     refuse_same_file,
     shared_examples,
-    with_configurations,
 )
 from ranking.scoring.datasets import load_datasets
 from ranking.scoring.export import EXPORT_SUFFIXES, check_keep, export_pairs, plan_export
@@ -73,7 +73,6 @@ from ranking.scoring.flags import (
     refuse_idle_flags,
     take,
 )
-from ranking.scoring.models import check_model_path, check_revision
 from ranking.scoring.rated_pairs import (
     PairRules,
     check_all_scored,
@@ -82,7 +81,13 @@ from ranking.scoring.rated_pairs import (
     rated_pairs,
 )
 from ranking.scoring.run_config import LIBRARIES, scoring_settings
-from ranking.scoring.runs import check_ties_are_there, plan_run, scored_run
+from ranking.scoring.runs import (
+    check_models,
+    check_ties_are_there,
+    files_of_scoring,
+    plan_runs,
+    scored_runs,
+)
 from ranking.scoring.tuned_pairs import add_tuned_losses, read_runs
 
 WRITES = {  # of every run; more where a model is scored
@@ -92,12 +97,6 @@ WRITES = {  # of every run; more where a model is scored
 
 
 # ---------------------------------------------------------------------------- reference and policy
-def files_of_scoring(reference: str | None, policy: str | None) -> list[str]:
-    """Suffixes of what scoring these models writes (None: it is not scored)."""
-    sides = [side for name, side in ((reference, ""), (policy, "policy.")) if name is not None]
-    return [f"{side}{file}" for side in sides for file in ("examples.jsonl", "config.json")]
-
-
 def check_runs(reference: ScoringRun, policy: ScoringRun | None, rules: PairRules) -> None:
     """Raise ValueError where these runs and rules do not go together, before anything is scored."""
     for run in filter(None, (reference, policy)) if rules.include_ties else ():
@@ -211,6 +210,15 @@ def write_results(output: Output, rows: list, curves: list, per_pair: list) -> d
     return {"summary": output.summary, **files}
 
 
+def log_bounds(project: str, settings: Record, rows: list, files: dict[str, Path]) -> None:
+    """Rows and pictures to wandb."""
+    names = {"picture": "curve", "losses": "required_loss", "groups": "groups"}
+    pictures = {names[name]: path for name, path in files.items() if name in names}
+    run = start_wandb(project=project, config=settings)
+    with finishing_wandb(run):
+        log_idealized(run, rows, pictures)
+
+
 # ---------------------------------------------------------------------------- command line
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
@@ -284,46 +292,29 @@ def main(args: argparse.Namespace) -> None:
     flags = vars(args)
     rules = PairRules(args.include_ties, args.assumed_proportion, args.epsilon)
     models = (args.lm_name_or_path, args.policy_name_or_path)
-    for name in filter(None, models):
-        check_model_path(name)
-    check_revision("--revision", args.revision, args.lm_name_or_path)
-    check_revision("--policy-revision", args.policy_revision, args.policy_name_or_path)
-    reads = [*args.dataset, args.reference_examples, args.policy_examples, *args.dynamics]
-    writes = [*WRITES.values(), *files_of_scoring(*models)]
+    revisions = (args.revision, args.policy_revision)
+    examples = (args.reference_examples, args.policy_examples)
+    check_models(models, revisions, ("--revision", "--policy-revision"))
+    reads = [*args.dataset, *examples, *args.dynamics]
+    writes = [*WRITES.values(), *files_of_scoring(dict(zip(("", "policy."), models)))]
     output = plan_output(args.output_dir, args.output_filename, args.overwrite, reads, writes)
     export = plan_export(args.export, args.overwrite, reads, output, writes)
     output = output._replace(picture=output.beside(WRITES["picture"]))
-    policy_output = output._replace(
-        examples=output.beside("policy.examples.jsonl"), config=output.beside("policy.config.json")
-    )
-    given = [
-        read_scoring_run(file) if file is not None else None
-        for file in (args.reference_examples, args.policy_examples)
-    ]
-    runs = read_runs(args.dynamics)
+    given, runs = read_scoring_runs(examples), read_runs(args.dynamics)
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS)) if any(models) else []
-
-    how_planned = take(flags, (*CONFIG_FLAGS, "dtype", "device"))
-    reference = given[0] or plan_run(models[0], args.revision, datasets, **how_planned)
-    policy = given[1]
-    if models[1]:
-        policy = plan_run(models[1], args.policy_revision, datasets, **how_planned)
-    reference = with_configurations(reference, [policy])
-    if policy is not None:
-        policy = with_configurations(policy, [reference])
+    how = take(flags, (*CONFIG_FLAGS, "dtype", "device"))
+    reference, policy = alike_named(plan_runs(given, models, revisions, datasets, **how))
     check_runs(reference, policy, rules)
     check_keep(args.keep, reference.records, bool(runs), policy is not None)
 
-    how = (args.overwrite, take(flags, MODEL_FLAGS))
-    roles = ("reference", "policy") if policy is not None else (None, None)
-    reference, of_reference = scored_run(reference, datasets, output, *how, role=roles[0])
-    of_policy: dict[tuple, Record] = {}
-    if policy is not None:
-        policy, of_policy = scored_run(policy, datasets, policy_output, *how, role=roles[1])
-        if given[1] and process_rank() == 0:
-            check_all_scored(reference.records, policy.records, rules)
+    (reference, of_reference), (policy, of_policy) = scored_runs(
+        {"reference": reference, "policy": policy}, datasets, output, args.overwrite,
+        take(flags, MODEL_FLAGS),
+    )  # fmt: skip
     if process_rank() > 0:
         return  # the first process has all records and reports
+    if given[1] is not None:
+        check_all_scored(reference.records, policy.records, rules)
     pairs, rows, curves, per_pair = idealized_rows(
         reference, policy or reference, rules, datasets, (of_reference, of_policy), runs,
         betas=args.betas, gamma=args.gamma, seed=args.seed,
@@ -345,11 +336,7 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join(f"{name:9} {path}" for name, path in files.items()))
     if args.wandb_project:
         settings = {key: str(value) for key, value in flags.items()}
-        run = start_wandb(project=args.wandb_project, config=settings)
-        with finishing_wandb(run):
-            names = {"picture": "curve", "losses": "required_loss", "groups": "groups"}
-            pictures = {names[name]: path for name, path in files.items() if name in names}
-            log_idealized(run, rows, pictures)
+        log_bounds(args.wandb_project, settings, rows, files)
 
 
 if __name__ == "__main__":

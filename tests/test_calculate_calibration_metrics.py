@@ -484,7 +484,9 @@ def test_compared_runs_hold_the_same_ranks(uninterrupted, tiny_model_directory, 
 
 
 def summary_growth(n: int, path: Path) -> float:
-    """MiB by which summary, picture and table of n pairs raise the peak of this process."""
+    """MiB by which summary, picture and table of n pairs raise the peak of this process, without
+    the libraries that they import."""
+    importlib.import_module("statsmodels.discrete.discrete_model")
     rng = np.random.default_rng(0)
     records = [
         {"id": str(k), "prompt_id": f"p{k}", "dataset": "d", "split": None, "ranks": [1, 2],

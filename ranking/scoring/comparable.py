@@ -33,6 +33,11 @@ def read_scoring_run(path: str) -> ScoringRun:
     return ScoringRun(path, records, config_beside(path, records))
 
 
+def read_scoring_runs(paths: Sequence[str | None]) -> list[ScoringRun]:
+    """`read_scoring_run` of each path; None, for none, is None."""
+    return [read_scoring_run(path) if path is not None else None for path in paths]
+
+
 def planned_scoring_run(
     found: FoundModel, datasets: Sequence[PreferenceData], config: Mapping[str, Any]
 ) -> ScoringRun:
@@ -66,6 +71,11 @@ def with_configurations(run: ScoringRun, others: Sequence[ScoringRun | None]) ->
         return run
     records = [{"dataset_config": named.get((r["dataset"], r["split"])), **r} for r in run.records]
     return run._replace(records=records)
+
+
+def alike_named(runs: Sequence[ScoringRun | None]) -> list[ScoringRun]:
+    """All runs, `with_configurations` of each other; None stays."""
+    return [with_configurations(run, runs) if run is not None else None for run in runs]
 
 
 def of_record(record: Record, key: str) -> Any:

@@ -12,7 +12,7 @@ from ranking.plumbing.outputs import Output
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, read_json_lines
 from ranking.scoring.comparable import ScoringRun, planned_scoring_run
-from ranking.scoring.models import commit_of, find_model
+from ranking.scoring.models import check_model_path, check_revision, commit_of, find_model
 from ranking.scoring.rated_pairs import dataset_key
 from ranking.scoring.run_config import (
     LIBRARIES,
@@ -27,6 +27,39 @@ Key = tuple[str, str | None, str | None]  # as `dataset_key`
 OF_SUMMARY = (  # what a summary says that neither an examples file nor its configuration does
     "dropped", "dataset_commit", "device", "device_map", "path", "n_processes",
 )  # fmt: skip
+
+
+OF_SCORING = ("examples.jsonl", "config.json")  # what scoring a model writes, behind its side
+
+
+def check_models(
+    names: Sequence[str | None], revisions: Sequence[str | None], flags: Sequence[str]
+) -> None:
+    """Raise ValueError for a model or a revision that cannot be; flags: those of the revisions."""
+    for name in filter(None, names):
+        check_model_path(name)
+    for flag, revision, name in zip(flags, revisions, names):
+        check_revision(flag, revision, name)
+
+
+def files_of_scoring(names: Mapping[str, str | None]) -> list[str]:
+    """Suffixes of what scoring these models writes, by their sides (None: it is not scored)."""
+    return [f"{side}{file}" for side, name in names.items() if name is not None
+            for file in OF_SCORING]  # fmt: skip
+
+
+def plan_runs(
+    given: Sequence[ScoringRun | None],
+    names: Sequence[str | None],
+    revisions: Sequence[str | None],
+    datasets: Sequence[PreferenceData],
+    **how,
+) -> list[ScoringRun]:
+    """The runs that are given, and `plan_run` of those for which a model is named instead."""
+    return [
+        plan_run(name, revision, datasets, **how) if name is not None else run
+        for run, name, revision in zip(given, names, revisions)
+    ]
 
 
 def plan_run(
@@ -67,6 +100,29 @@ def scored_run(
     return run._replace(records=records), facts
 
 
+def scored_runs(
+    runs: Mapping[str, ScoringRun | None],
+    datasets: Sequence[PreferenceData],
+    output: Output,
+    overwrite: bool,
+    model_flags: Mapping[str, Any],
+) -> list[tuple[ScoringRun, dict[Key, Record]]]:
+    """`scored_run` of each, by its role; None and no facts where there is none.
+
+    The first one's examples are NAME.examples.jsonl, another's NAME.<role>.examples.jsonl.
+    """
+    scored: list[tuple[ScoringRun, dict[Key, Record]]] = []
+    is_alone = None in runs.values()
+    for role, run in runs.items():
+        own = output
+        if scored:
+            examples, config = (output.beside(f"{role}.{file}") for file in OF_SCORING)
+            own = output._replace(examples=examples, config=config)
+        how = (own, overwrite, model_flags, None if is_alone else role)
+        scored.append(scored_run(run, datasets, *how) if run is not None else (None, {}))
+    return scored
+
+
 def group_records(records: Sequence[Record]) -> dict[Key, list[Record]]:
     """The records of each dataset, in their order."""
     found: dict[Key, list[Record]] = {}
@@ -103,6 +159,8 @@ def describe_run(
             columns["dropped"] = {**columns["dropped"], **tied}
         if kept:
             described.append((kept, columns))
+    if not any(records for records, _ in described):
+        raise ValueError(f"{run.name}: every example is tied: give --include-ties")
     return described
 
 
