@@ -506,7 +506,7 @@ def summary_growth(n: int, path: Path) -> float:
 def test_summary_and_picture_of_20_000_pairs_take_little_memory(tmp_path):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         growth = pool.apply(summary_growth, (20_000, tmp_path / "f.png"))
-    assert growth < 64, growth  # resampled in one call: 920
+    assert growth < 128, growth  # 72, of any number of pairs; resampled in one call: 920
 
 
 def read_wandb_keys(log: Path) -> set[str]:
