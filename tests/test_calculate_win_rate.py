@@ -50,7 +50,8 @@ def test_chosen_responses_beat_rejected_ones_and_sides_mirror(
     interval = clustered_bootstrap_interval(
         wins, [1] * len(wins), [r["prompt_id"] for r in rows], 0
     )
-    assert ours["bootstrap_95"] == pytest.approx(interval)
+    wide = list(interval) if interval[0] < interval[1] else [None, None]  # all may be wins
+    assert ours["bootstrap_95"] == pytest.approx(wide)
 
 
 def test_model_against_itself_is_all_ties_when_greedy(
