@@ -319,6 +319,7 @@ def test_ties_of_a_file_count_only_where_they_are_asked_for(tiny_model_directory
         assert reward_rows(tmp_path / f"{name}.jsonl")[0]["n"] == 1
 
 
+@pytest.mark.slow
 def test_killed_while_the_reference_is_scored(both, tuned, tiny_model_directory, tmp_path):
     more = words(tmp_path, "--lm-name-or-path", tuned, "--reference-name-or-path",
                  tiny_model_directory, *DATA, "--beta", 0.5, "--batch-size", 1)  # fmt: skip
@@ -433,6 +434,7 @@ def test_wandb_keys(both, tmp_path, wandb_offline):
     } <= read_wandb_keys(log)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_1000_examples_cost(tmp_path, capsys):
     """Seconds for all of it, with a reference and without: printed, on a machine that others use."""
     rng = np.random.default_rng(0)

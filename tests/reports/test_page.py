@@ -417,6 +417,7 @@ def hh_like(n, seed=0):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_five_thousand_examples_are_less_than_five_megabytes(tmp_path):
     records = hh_like(5000)
     html = page_of(write_run(tmp_path, "run", records, hh_like(5000, seed=1)))
