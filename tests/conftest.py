@@ -257,3 +257,17 @@ def two_models(tiny_model_directory, tmp_path_factory, tokenizer) -> tuple[Path,
         tokenizer.save_pretrained(folder)
         folders.append(folder)
     return tuple(folders)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How many pairs or examples were scored by the reference, call by call."""
+    from ranking.training import reference_cache
+
+    scored = []
+    score = reference_cache.score_examples
+    monkeypatch.setattr(
+        reference_cache, "score_examples",
+        lambda model, tokenized, **more: (scored.append(len(tokenized)), score(model, tokenized, **more))[1],
+    )  # fmt: skip
+    return scored

@@ -84,11 +84,8 @@ def files(tmp_path):
     return tmp_path, reference, policy
 
 
-def test_script_against_the_definition(files):
-    """In a subprocess that imports neither torch, transformers nor datasets."""
-    folder, reference, policy = files
-    arguments = flags(folder, "--reference-examples", folder / "ref.jsonl", "--policy-examples",
-                      folder / "policy.jsonl", "--hardest", 2, "--easiest", 1, "--easiest-to-flip", 1)  # fmt: skip
+def run_light(arguments) -> subprocess.CompletedProcess:
+    """The script in a process that must not import torch, transformers or datasets."""
     code = (
         "import sys, runpy; sys.argv = ['calculate_upper_bound_rlhf.py', *sys.argv[1:]]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -97,6 +94,15 @@ def test_script_against_the_definition(files):
     command = [sys.executable, "-c", code, *arguments]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+    return finished
+
+
+def test_script_against_the_definition(files):
+    """In a subprocess that imports neither torch, transformers nor datasets."""
+    folder, reference, policy = files
+    arguments = flags(folder, "--reference-examples", folder / "ref.jsonl", "--policy-examples",
+                      folder / "policy.jsonl", "--hardest", 2, "--easiest", 1, "--easiest-to-flip", 1)  # fmt: skip
+    finished = run_light(arguments)
     assert all(title in finished.stdout for title in ("Hardest", "Easiest:", "Easiest to flip"))
     rows = read_json_lines(folder / "ideal.jsonl")
     assert_documented(rows, IdealizedRow)
@@ -500,14 +506,7 @@ def test_export_of_scored_files_needs_no_torch(files):
     file = folder / "new" / "pairs.parquet"
     arguments = flags(folder, "--reference-examples", folder / "ref.jsonl", "--export", file,
                       "--keep", "c < 20 and alpha > 0.7", "--keep-easiest", 0.5)  # fmt: skip
-    code = (
-        "import sys, runpy; sys.argv = ['calculate_upper_bound_rlhf.py', *sys.argv[1:]]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy import'\n"
-    )
-    command = [sys.executable, "-c", code, *arguments]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
+    finished = run_light(arguments)
     pairs = read_json_lines(folder / "ideal.pairs.jsonl")
     kept = [pair for pair in pairs if pair["c"] < 20 and pair["alpha"] > 0.7]
     kept = sorted(kept, key=lambda pair: pair["c"])[: math.ceil(len(kept) / 2)]

@@ -34,18 +34,6 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def counted(monkeypatch):
-    """How many pairs were scored by the reference, call by call."""
-    scored = []
-    score = reference_cache.score_examples
-    monkeypatch.setattr(
-        reference_cache, "score_examples",
-        lambda model, tokenized, **more: (scored.append(len(tokenized)), score(model, tokenized, **more))[1],
-    )  # fmt: skip
-    return scored
-
-
-@pytest.fixture
 def model():
     return make_model("llama", CONFIG)
 

@@ -9,7 +9,6 @@ from conftest import SMALL, make_model, tokenize
 
 from ranking.scoring.log_likelihood import compute_token_logps_plain
 from ranking.scoring.tokenization import Texts, tokenize_examples
-from ranking.training import reference_cache
 from ranking.training.reference_cache import (
     cache_file,
     completion_key,
@@ -34,18 +33,6 @@ def model():
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path))
     return tmp_path / "reference"
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """How many examples were scored so far."""
-    scored = []
-    score = reference_cache.score_examples
-    monkeypatch.setattr(
-        reference_cache, "score_examples",
-        lambda model, tokenized, **more: (scored.append(len(tokenized)), score(model, tokenized, **more))[1],
-    )  # fmt: skip
-    return scored
 
 
 def test_equal_to_plain_scoring_and_paid_once(model, tokenizer, counted, cache):
