@@ -238,7 +238,12 @@ def test_pairs_of_more_completions_are_joined_by_their_places(tmp_path, capsys):
     assert rows[0, 2]["tuned_loss"] == pytest.approx(run["id0:0>2"][0])
     assert rows[1, 2]["tuned_loss"] is None and rows[1, 2]["n_runs"] == 0
     out, err = capsys.readouterr()
-    assert " – " in out and "2 of 3 pairs have a loss of one of 1 runs or more" in err
+    assert " – " in out and "1.jsonl: step" in err and "2 of 3 pairs joined" in err
+    assert err.count("2 of 3 pairs") == 1  # of a single run, said once
+    twice = [*common, *more[:3], tmp_path / "1.jsonl", tmp_path / "2.jsonl", "--overwrite"]
+    tuned_run(tmp_path, "2.jsonl", {"id0:1>2": (-60.0, -70.0)}, 0)
+    run_script(main, parse_args(flags(tmp_path, *twice)))
+    assert "3 of 3 pairs are in at least one of the 2 runs" in capsys.readouterr().err
 
 
 def test_runs_that_cannot_be_joined_are_refused(followed, capsys):

@@ -6,6 +6,7 @@ either say that the preferred completion became more likely: where it did not, i
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -401,7 +402,7 @@ def reward_row(
     `summarize_rewards`."""
     found = reward_arrays(pairs, normalization, rounding or ROUNDING["float32"])
     right, clusters, moves = found.right, found.clusters, found.moves
-    sizes = pairs_per_example(pairs)
+    sizes = Counter(pair["id"] for pair in pairs)  # pairs of an example
     alone = np.array([sizes[pair["id"]] == 1 for pair in pairs])
     differences = pair_column(pairs, "n_chosen") - pair_column(pairs, "n_rejected")
     by_group, over_groups = reward_groups(pairs, found, differences, alone, seed)
@@ -439,14 +440,6 @@ def reward_row(
             for form in CHES_FORMS
         }  # fmt: skip
     return row
-
-
-def pairs_per_example(pairs: Sequence[RewardPair]) -> dict[str, int]:
-    """id of an example → how many pairs are of it."""
-    counts: dict[str, int] = {}
-    for pair in pairs:
-        counts[pair["id"]] = counts.get(pair["id"], 0) + 1
-    return counts
 
 
 def summarize_rewards(

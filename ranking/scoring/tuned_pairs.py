@@ -56,5 +56,6 @@ def add_tuned_losses(pairs: Sequence[Record], runs: dict[str, BestStep]) -> None
         announce(line)
     for pair, *rows_of_runs in zip(pairs, *found):
         pair.update(tuned_columns(rows_of_runs))
-    n_joined = sum(pair["n_runs"] > 0 for pair in pairs)
-    announce(f"{n_joined} of {len(pairs)} pairs have a loss of one of {len(runs)} runs or more")
+    if len(runs) > 1:
+        n_joined = sum(pair["n_runs"] > 0 for pair in pairs)
+        announce(f"{n_joined} of {len(pairs)} pairs are in at least one of the {len(runs)} runs")
