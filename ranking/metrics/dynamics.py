@@ -14,7 +14,7 @@ from ranking.metrics.idealized import required_margin
 from ranking.metrics.losses import PER_TOKEN, lowest_loss_margin
 
 PROPOSITION_2_6 = 0.6  # nats, a loss of Eq. 4; any bound up to log 2 would do
-PARTS = ("train", "validation")
+PARTS = ("train", "validation")  # of the training data; evaluation sets have their own names
 SWEPT = ("accuracy", "flipped", "loss", "squared_distance")  # quantities of a sweep over γ
 # (ranked correctly by the reference, ranked correctly by the policy) → name
 GROUPS = {
@@ -201,12 +201,20 @@ def distances_by_step(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
     return {r["step"]: r["squared_distance"] for r in rows if r["squared_distance"] is not None}
 
 
+def parts_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The parts of the data that rows are of: PARTS, and named evaluation sets as they come."""
+    found = dict.fromkeys(row["part"] for row in rows)
+    return [part for part in dict.fromkeys((*PARTS, *found)) if part in found]
+
+
 def lowest_loss_step(rows: Sequence[dict[str, Any]]) -> int:
-    """The step with the lowest mean validation loss (training loss if nothing was validated).
+    """The step with the lowest mean validation loss (of the first named set where the training
+    data's own part is not validated, training loss if nothing is).
 
     A null loss was not finite: a step with more of them than another has not the lower mean.
     """
-    part = "validation" if any(row["part"] == "validation" for row in rows) else "train"
+    parts = parts_of(rows)
+    part = next((p for p in ("validation", *parts) if p in parts and p != "train"), "train")
     summary = means_by_step(rows, part)
     nulls = Counter(r["step"] for r in rows if r["part"] == part and r["loss"] is None)
     return min(summary, key=lambda step: (nulls[step], summary[step]["loss"], step))
@@ -218,18 +226,18 @@ def sweep_points(
     """`summarize_evaluation` of each run (the rows of one ranking_dynamics.jsonl) and part, with
     part, step and squared_distance, at the step of the lowest validation loss or at the last;
     ordered by γ and part."""
-    points = []
+    points, parts = [], parts_of([row for rows in files for row in rows])
     for rows in files:
         step = lowest_loss_step(rows) if at == "lowest-loss" else max(row["step"] for row in rows)
         distance = distances_by_step(rows).get(step)
-        for part in PARTS:
+        for part in parts:
             chosen = [row for row in rows if (row["part"], row["step"]) == (part, step)]
             if chosen:
                 points.append(
                     {**summarize_evaluation(chosen), "part": part, "step": step,
                      "squared_distance": distance}
                 )  # fmt: skip
-    return sorted(points, key=lambda point: (point["gamma"], PARTS.index(point["part"])))
+    return sorted(points, key=lambda point: (point["gamma"], parts.index(point["part"])))
 
 
 def means_over_seeds(points: list[dict[str, Any]]) -> list[dict[str, Any]]:

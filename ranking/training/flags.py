@@ -20,7 +20,14 @@ from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
 
-LATER_FLAGS = ("dataset_shares", "columns", "chat_template_file", "chat_template_kwargs", "system")
+LATER_FLAGS = (
+    "eval_dataset_name",
+    "dataset_shares",
+    "columns",
+    "chat_template_file",
+    "chat_template_kwargs",
+    "system",
+)
 SWITCH = {"true": "always", "false": "never"}  # when the flag was a switch
 
 
@@ -30,6 +37,7 @@ class DataArguments:
 
     dataset_name: list[str] | None = HfArg(default=None, metadata={"action": "extend"})
     dataset_shares: list[float] | None = None
+    eval_dataset_name: list[str] | None = HfArg(default=None, metadata={"action": "extend"})
     data_dir: str | None = None
     columns: list[str] | None = HfArg(default=None, metadata={"action": "extend"})
     train_split: str | None = None
@@ -72,7 +80,7 @@ class DataArguments:
         """What `load_parts` takes."""
         shares = self.dataset_shares
         return {
-            "dataset_names": self.dataset_name,
+            "dataset_names": self.dataset_name, "eval_names": self.eval_dataset_name or [],
             "shares": shares and [share / sum(shares) for share in shares],
             "data_dir": self.data_dir, "columns": parse_columns(self.columns),
             "train_split": self.train_split, "eval_split": self.eval_split,

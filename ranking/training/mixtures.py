@@ -1,7 +1,9 @@
-"""Evaluation of each dataset of a mixture by itself, and of all together."""
+"""Evaluation of each dataset of a mixture by itself, of all together, and of named sets."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
+import numpy as np
 from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
@@ -16,41 +18,105 @@ def by_dataset(dataset: Dataset) -> dict[str, Dataset]:
     return {name: dataset.select(rows[name]) for name in dict.fromkeys(names)}
 
 
-class MixtureTrainer(SFTTrainer):
-    """SFTTrainer whose evaluations are of the datasets one after the other: metrics are
-    eval_<dataset>/loss, and eval_loss, their mean over all texts.
+class EvaluatedSet(NamedTuple):
+    """What an evaluation goes over: pairs, how their metrics' names start, the part of the dynamics
+    file that they are (None: not kept there), and whether the distance is measured with them."""
 
-    datasets: prefix of the metrics (eval, test) → `by_dataset` of what is evaluated.
+    start: str
+    part: str | None
+    dataset: Dataset | None
+    leads: bool = False
+
+
+def members_of_datasets(one: EvaluatedSet, order: list[int]) -> dict[str, np.ndarray]:
+    """Of a mixture's evaluation: dataset → which of the pairs `order` are its own. Empty for one
+    dataset, and for the training pairs that are followed."""
+    if one.dataset is None or one.part == "train" or "dataset" not in one.dataset.column_names:
+        return {}
+    name_of = dict(zip(one.dataset["pair"], one.dataset["dataset"]))
+    names = np.array([name_of[pair] for pair in order])
+    return {name: names == name for name in dict.fromkeys(one.dataset["dataset"])}
+
+
+def evaluated_sets(
+    given, prefix: str, eval_dataset, eval_sets: Mapping[str, Dataset], followed: Dataset | None
+) -> list[EvaluatedSet]:
+    """What an evaluation of a DPOGammaTrainer goes over: `given`, or what is evaluated where
+    nothing is given. Empty for several by name, each of which Trainer evaluates by itself.
+
+    given: a dataset, the name of one in `eval_dataset`, or None. prefix: of the metrics' names.
+    followed: the training pairs that go with what the constructor took.
+    """
+    whole, start = eval_dataset if given is None else given, f"{prefix}_"
+    if isinstance(whole, Mapping):
+        return []
+    train = [EvaluatedSet("eval_train_", "train", followed)] if followed is not None else []
+    if isinstance(whole, str):
+        own = prefix == f"eval_{whole}"
+        leads = own and whole == next(iter(eval_dataset))
+        return [EvaluatedSet(start, whole if own else None, eval_dataset[whole], leads)]
+    if train and whole is followed:
+        return train
+    if given is not None or prefix != "eval":
+        return [EvaluatedSet(start, None, whole, leads=prefix == "eval")]
+    more = [EvaluatedSet(f"eval_{name}/", name, dataset) for name, dataset in eval_sets.items()]
+    return [EvaluatedSet(start, "validation", whole, leads=True), *more, *train]
+
+
+class MixtureTrainer(SFTTrainer):
+    """SFTTrainer whose evaluations are of the datasets of a mixture one after the other, and of
+    eval_sets: metrics are eval_<dataset>/loss, and eval_loss, the mean over all texts of the
+    mixture.
+
+    datasets: prefix of the metrics (eval, test) → `by_dataset` of what is evaluated. eval_sets:
+    named sets that are evaluated with the validation set, but are no part of eval_loss.
     """
 
-    def __init__(self, *args, datasets: dict[str, dict[str, Dataset]], **kwargs):
-        self.datasets = datasets
+    def __init__(
+        self,
+        *args,
+        datasets: dict[str, dict[str, Dataset]],
+        eval_sets: dict[str, Dataset] | None = None,
+        **kwargs,
+    ):
+        self.datasets, self.eval_sets = datasets, eval_sets or {}
         super().__init__(*args, **kwargs)
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
-        parts = self.datasets.get(metric_key_prefix)
-        if not parts:
-            return super().evaluation_loop(
-                dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
-            )
-        prefix, metrics, total, n = f"{metric_key_prefix}_", {}, 0.0, 0
-        for name, part in parts.items():
-            self._eval_dataloaders: dict = {}  # Trainer keeps persistent loaders as "eval"
-            output = super().evaluation_loop(
-                self.get_eval_dataloader(part), *args, metric_key_prefix=metric_key_prefix, **kwargs
-            )
-            for key, value in output.metrics.items():
-                metrics[f"{prefix}{name}/{key.removeprefix(prefix)}"] = value
-            total += output.num_samples * output.metrics[f"{prefix}loss"]
-            n += output.num_samples
-        metrics[f"{prefix}loss"] = total / n
-        return EvalLoopOutput(None, None, metrics, n)
+        kwargs["metric_key_prefix"], prefix = metric_key_prefix, f"{metric_key_prefix}_"
+        loss = f"{prefix}loss"
+        parts = self.datasets.get(metric_key_prefix, {})
+        if parts:
+            outputs = {name: self.loop_over(part, *args, **kwargs) for name, part in parts.items()}
+            n = sum(output.num_samples for output in outputs.values())
+            total = sum(o.num_samples * o.metrics[loss] for o in outputs.values())
+            output = EvalLoopOutput(None, None, {loss: total / n}, n)
+        else:
+            outputs, output = {}, super().evaluation_loop(dataloader, *args, **kwargs)
+        of_all = dict(self._metrics["eval"])
+        if metric_key_prefix == "eval":
+            outputs |= {
+                k: self.loop_over(part, *args, **kwargs) for k, part in self.eval_sets.items()
+            }
+            self._metrics["eval"].clear()
+            self._metrics["eval"].update(of_all)  # TRL's means of batch means, which `log` adds
+        for name, other in outputs.items():
+            for key, value in other.metrics.items():
+                output.metrics[f"{prefix}{name}/{key.removeprefix(prefix)}"] = value
+        n = output.num_samples + sum(outputs[k].num_samples for k in outputs.keys() - parts.keys())
+        return output._replace(num_samples=n)
+
+    def loop_over(self, dataset: Dataset, *args, **kwargs) -> EvalLoopOutput:
+        """Trainer's loop over one of the sets."""
+        self._eval_dataloaders: dict = {}  # Trainer keeps persistent loaders as "eval"
+        loader = self.get_eval_dataloader(dataset)
+        return super().evaluation_loop(loader, *args, **kwargs)
 
 
 def print_datasets(
-    metrics: dict[str, float], counts: Mapping[str, int], what: str = "loss"
+    metrics: dict[str, float], counts: Mapping[str, int], what: str = "loss", prefix: str = "test"
 ) -> None:
-    """A line for each dataset of a mixture: its part of the test metrics."""
+    """A line for each dataset of a mixture, or named set: its part of the metrics."""
     for name, n in counts.items():
-        value = metrics[f"test_{name}/{what}"]
+        value = metrics[f"{prefix}_{name}/{what}"]
         print(f"  {name}: {what} {value:.4f}, n = {n}")
