@@ -155,6 +155,8 @@ class TrainingDefaults:
     max_length: int = HfArg(default=1024, aliases=["--seq_length", "--max_seq_length"])
     report_to: list[str] = field(default_factory=lambda: ["wandb"])
     gradient_checkpointing: bool = False
+    early_stopping_patience: int | None = None
+    early_stopping_threshold: float | None = None
 
     def __post_init__(self):
         if not self.output_dir:
@@ -197,6 +199,7 @@ class TrainingDefaults:
 
     def check_best(self):
         """ValueError where the best model is asked for and cannot be known or is not saved."""
+        self.check_early_stopping()
         best_saved = self.save_strategy == "best"
         flag = "--save_strategy=best" if best_saved else "--load_best_model_at_end"
         if not (best_saved or self.load_best_model_at_end):
@@ -209,6 +212,28 @@ class TrainingDefaults:
                 f"--save_strategy={self.eval_strategy} or best, not {self.save_strategy}"
             )
         self.metric_for_best_model = self.metric_for_best_model or "loss"
+
+    def check_early_stopping(self):
+        """ValueError where early stopping has nothing to go by."""
+        patience, threshold = self.early_stopping_patience, self.early_stopping_threshold
+        check_number("early_stopping_patience", patience, patience is None or patience >= 1,
+                     "at least 1 evaluation")  # fmt: skip
+        check_number("early_stopping_threshold", threshold, threshold is None or threshold >= 0,
+                     "0 or more")  # fmt: skip
+        if patience is None:
+            if threshold is not None:
+                raise ValueError("--early_stopping_threshold without --early_stopping_patience")
+            return
+        if self.eval_strategy == "no":
+            raise ValueError(
+                "--early_stopping_patience needs evaluations: --eval_strategy=steps or epoch"
+            )
+        by_best = self.load_best_model_at_end or self.save_strategy == "best"
+        if self.metric_for_best_model is None and not by_best:
+            raise ValueError(
+                "--early_stopping_patience needs --metric_for_best_model (loss, or another "
+                "criterion), or --load_best_model_at_end"
+            )
 
     def check_given(self, given):
         """A line for each name of `given` flags that changes nothing beside the others' values."""
@@ -223,7 +248,8 @@ class TrainingDefaults:
         if self.save_strategy == "no":
             unused["save_total_limit"] = "--save_strategy is no"
         on_plateau = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
-        if not (self.load_best_model_at_end or self.save_strategy == "best" or on_plateau):
+        by_best = self.load_best_model_at_end or self.save_strategy == "best"
+        if not (by_best or on_plateau or self.early_stopping_patience is not None):
             reason = "--load_best_model_at_end is not given"
             unused |= dict.fromkeys(("metric_for_best_model", "greater_is_better"), reason)
         if self.max_steps > 0:

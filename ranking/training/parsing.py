@@ -115,6 +115,9 @@ FLAG_GROUPS = {
         "save_total_limit": "Keep so many checkpoints (default: all).",
         "load_best_model_at_end": "End with the checkpoint of the lowest validation loss.",
         "metric_for_best_model": "Another criterion, e.g. eval_ranking/accuracy (dpo.py).",
+        "early_stopping_patience": "End after so many evaluations without a better "
+        "--metric_for_best_model (default: never).",
+        "early_stopping_threshold": "Better by at most this counts as no better (default: 0).",
         "resume_from_checkpoint": "Begin from this checkpoint of another run; the same command "
         "resumes its own run by itself.",
     },
