@@ -41,7 +41,7 @@ from ranking.training.dynamics_file import (
     dynamics_rows,
     forget_later_steps,
 )
-from ranking.training.mixtures import EvaluatedSet, evaluated_sets, members_of_datasets
+from ranking.training.evaluated_sets import EvaluatedSet, evaluated_sets, members_of_datasets
 from ranking.training.pairs import (
     COLUMNS,
     SUMS,
