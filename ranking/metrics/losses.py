@@ -25,6 +25,9 @@ NO_THRESHOLD = {  # loss → why its value says nothing about how the pair is ra
     "sft": "it knows neither the rejected completion nor the reference",
 }
 
+# losses that are no mean over pairs: of sorted log-ratios of the batch, or a mean over its tokens
+BATCH_LOSSES = ("aot", "aot_unpaired", "sft")
+
 
 def pair_loss(
     margins: np.ndarray,
