@@ -7,7 +7,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
 
 LATER_FLAGS = ("dataset_shares", "columns", "chat_template_file", "chat_template_kwargs", "system")
+LATER_TRAINING_FLAGS = ("target_margin", "dpop_lambda")
 SWITCH = {"true": "always", "false": "never"}  # when the flag was a switch
 
 
@@ -186,6 +187,15 @@ class TrainingDefaults:
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and not self.fp16
         super().__post_init__()
+
+    def of_description(self):
+        """The flags for run_config.json, without those that earlier runs did not have and that
+        change nothing here, so that these go on by the same command."""
+        values = self.to_dict()
+        for flag in fields(self):
+            if flag.name in LATER_TRAINING_FLAGS and values[flag.name] == flag.default:
+                del values[flag.name]
+        return values
 
     def check_best(self):
         """ValueError where the best model is asked for and cannot be known or is not saved."""
