@@ -9,7 +9,7 @@ command line), never the share of raters. γ = 1 is DPO, γ = 0 is reference-fre
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,11 +31,11 @@ from trl import DPOConfig, DPOTrainer
 from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.metrics.dynamics import finite, pair_values, rewards_moved, summarize_pairs
 from ranking.metrics.losses import OWN_LOSSES, PER_TOKEN, SUFFICIENT, THRESHOLDS
-from ranking.scoring.attention import own_attention, restore_attention
 from ranking.scoring.loading import context_length
 from ranking.scoring.log_likelihood import PACKED, ScoringPath, compute_token_logps
 from ranking.scoring.rotary import by_length_class, length_class
 from ranking.scoring.start_up_check import check_fast_path
+from ranking.scoring.tokenization import TokenizedCompletion
 from ranking.training.distance import initial_weights, squared_distance
 from ranking.training.dynamics_file import (
     Evaluation,
@@ -43,6 +43,7 @@ from ranking.training.dynamics_file import (
     dynamics_rows,
     forget_later_steps,
 )
+from ranking.training.packed_steps import PackedSteps, keep_outputs_in_float32
 from ranking.training.pairs import (
     COLUMNS,
     SUMS,
@@ -140,6 +141,9 @@ class DPOGammaConfig(DPOConfig):
     dpop_lambda: float = field(
         default=50.0, metadata={"help": "λ of alpha_scaling_dpop's penalty; 50 in its paper."}
     )
+    tokens_per_batch: int | None = field(
+        default=None, metadata={"help": "Tokens of a forward pass (None: by device)."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -181,18 +185,6 @@ def whole_dataset(dataset):
     return dataset
 
 
-def keep_outputs_in_float32(accelerator) -> None:
-    """accelerate has FSDP2 cast what a model returns to half precision, in which a sum of hundreds
-    of nats is rounded to whole ones. ValueError for FSDP1, which cannot be told."""
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    if plugin is None:
-        return
-    if plugin.fsdp_version != 2:
-        raise ValueError("FSDP1 is not supported: set fsdp_version: 2 in the launch file")
-    if plugin.mixed_precision_policy is not None:
-        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
-
-
 def coarsest_rounding(datasets: Iterable[Any]) -> float:
     """Relative rounding error of the reference that the datasets' REFERENCE_COLUMNS come from, as
     their column `reference_dtype` has it ("bfloat16, nf4"); of several the largest, 0 where
@@ -207,7 +199,7 @@ def coarsest_rounding(datasets: Iterable[Any]) -> float:
     return max((torch.finfo(t).eps for t in known if t.is_floating_point), default=0.0)
 
 
-class DPOGammaTrainer(DPOTrainer):
+class DPOGammaTrainer(PackedSteps, DPOTrainer):
     """DPOTrainer with DPO^γ's loss, rows that share prompts, and ranking metrics at each eval.
 
     Datasets hold either TRL's text columns, or COLUMNS (rows as they are to be trained on, which
@@ -219,6 +211,7 @@ class DPOGammaTrainer(DPOTrainer):
     where the values of every pair go at each evaluation of these two.
     """
 
+    sides = 2  # chosen, rejected
     loss_types: list[str]  # TRL's, without ours
     loss_weights: list[float]
 
@@ -262,6 +255,7 @@ class DPOGammaTrainer(DPOTrainer):
         self.evaluated: Dataset | None = None  # of validation or test, while it is evaluated
         self.recorded: set[tuple[int, str]] = set()
         self.pairs: dict[int, torch.Tensor] = {}
+        self.lines = []
         self.initial = initial_weights(self.model) if self.is_world_process_zero() else {}
         self.precompute_ref_logps = True  # compute_loss puts the reference into the inputs
         of_all = (self.train_dataset, self.eval_dataset, self.dynamics_dataset)
@@ -365,6 +359,12 @@ class DPOGammaTrainer(DPOTrainer):
         self._signature_columns = [*COLUMNS, *REFERENCE_COLUMNS, "length"]
 
     # ------------------------------------------------------------------------ loss
+    def sequences_of(self, batch) -> list[list[TokenizedCompletion]]:
+        """Chosen and rejected of each pair of a batch."""
+        completions = completions_of(batch)
+        n = len(completions) // 2
+        return [[*pair] for pair in zip(completions[:n], completions[n:])]
+
     def token_outputs(self, model, inputs):
         """Per-token log-likelihoods (2B, T − 1), nats, as TRL's: zero outside completions."""
         width = inputs["input_ids"].shape[1]
@@ -420,7 +420,7 @@ class DPOGammaTrainer(DPOTrainer):
         for name, weight in self.own_terms:
             loss = loss + weight * self.own_losses(name, logps, lengths).mean()
         if mode == "eval":
-            self.keep_pairs(inputs, outputs.log_probs)
+            self.lines.append(pair_sums(inputs, outputs.log_probs))
         return (loss, logits) if return_outputs else loss
 
     def own_losses(
@@ -462,18 +462,10 @@ class DPOGammaTrainer(DPOTrainer):
         self._metrics[mode]["rewards/accuracies"][-1] = better
         self._metrics[mode]["rewards/ties"].append(same)
 
-    def training_step(self, model, *args, **kwargs):
-        """TRL's; a backward pass that is interrupted leaves the model its own attention too."""
-        own = own_attention(model) if self.path.is_packed else []
-        try:
-            return super().training_step(model, *args, **kwargs)
-        finally:
-            restore_attention(own)
-
     # ------------------------------------------------------------------------ ranking metrics
-    def keep_pairs(self, inputs, log_probs: torch.Tensor) -> None:
-        """Keep the log-likelihoods of a batch, from all processes; repeated pairs count once."""
-        for row in self.accelerator.gather(pair_sums(inputs, log_probs)).cpu():
+    def keep_lines(self, lines: torch.Tensor) -> None:
+        """Keep the `pair_sums` of a batch, from all processes; repeated pairs count once."""
+        for row in self.accelerator.gather(lines).cpu():
             self.pairs[int(row[0])] = row[1:]
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):

@@ -148,12 +148,13 @@ class TrainingDefaults:
     max_length: int = HfArg(default=1024, aliases=["--seq_length", "--max_seq_length"])
     report_to: list[str] = field(default_factory=lambda: ["wandb"])
     gradient_checkpointing: bool = False
+    tokens_per_batch: int | None = None
 
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("--output_dir is required")
         for name in ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
-                     "gradient_accumulation_steps"):  # fmt: skip
+                     "gradient_accumulation_steps", "tokens_per_batch"):  # fmt: skip
             value = getattr(self, name)
             check_number(name, value, value is None or value >= 1, "at least 1")
         kept = self.save_total_limit

@@ -83,7 +83,7 @@ FLAG_GROUPS = {
         "(default: of dialogues through a template); --no_add_eos.",
         "instruction_template": "What opens a user turn (default: Human: where it does).",
         "response_template": "What opens a response turn (default: Assistant:).",
-        "packing": "Fill rows with several texts, which do not see each other.",
+        "packing": "Does nothing where texts are packed anyway; else fills rows with several.",
     },
     "training": {
         "loss_type": "dpo.py: alpha_scaling is Eq. 4, sigmoid is TRL's DPO, … (sft.py: nll).",
@@ -97,6 +97,8 @@ FLAG_GROUPS = {
         "max_steps": "Optimizer steps instead of epochs (default: by epochs).",
         "per_device_train_batch_size": "Pairs or texts per step and process.",
         "gradient_accumulation_steps": "Batches per optimizer step.",
+        "tokens_per_batch": "Tokens of a forward pass, into which a step's pairs or texts are "
+        "packed: memory, not the loss, depends on it (default: by device).",
         "warmup_steps": "Steps of rising learning rate; below 1: share of all steps.",
         "optim": "adamw_torch, rmsprop (the paper's for DPO), …",
         "seed": "Of the order of the data and of dropout.",
@@ -108,7 +110,8 @@ FLAG_GROUPS = {
         "eval_strategy": "no, steps or epoch.",
         "eval_steps": "Steps between evaluations.",
         "eval_on_start": "Evaluate before the first step (dpo.py: where the groups start).",
-        "per_device_eval_batch_size": "Pairs or texts per batch and process.",
+        "per_device_eval_batch_size": "Pairs or texts per batch and process, at least, where "
+        "they are packed; --tokens_per_batch is what memory depends on.",
         "dynamics_sample_size": "Training pairs followed at every evaluation; 0: none.",
         "save_strategy": "no, steps, epoch or best.",
         "save_steps": "Steps between checkpoints.",
