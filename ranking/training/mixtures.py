@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
+import torch
 from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
+
+from ranking.training.sft_trainer import PackedSFTTrainer
 
 
 def by_dataset(dataset: Dataset) -> dict[str, Dataset]:
@@ -16,10 +18,10 @@ def by_dataset(dataset: Dataset) -> dict[str, Dataset]:
     return {name: dataset.select(rows[name]) for name in dict.fromkeys(names)}
 
 
-class MixtureTrainer(SFTTrainer):
-    """SFTTrainer whose evaluations are of the datasets of a mixture one after the other, and of
-    eval_sets: metrics are eval_<dataset>/loss, and eval_loss, the mean over all texts of the
-    mixture.
+class MixtureTrainer(PackedSFTTrainer):
+    """PackedSFTTrainer whose evaluations are of the datasets of a mixture one after the other, and
+    of eval_sets: metrics are eval_<dataset>/loss, and eval_loss, the mean over the response tokens
+    of the mixture.
 
     datasets: prefix of the metrics (eval, test) → `by_dataset` of what is evaluated. eval_sets:
     named sets that are evaluated with the validation set, but are no part of eval_loss.
@@ -37,26 +39,26 @@ class MixtureTrainer(SFTTrainer):
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         kwargs["metric_key_prefix"], prefix = metric_key_prefix, f"{metric_key_prefix}_"
-        loss = f"{prefix}loss"
         parts = self.datasets.get(metric_key_prefix, {})
+        more = self.eval_sets if metric_key_prefix == "eval" else {}
+        outputs, totals = {}, torch.zeros_like(self.totals)
+        for name, part in parts.items():
+            outputs[name] = self.loop_over(part, *args, **kwargs)
+            totals += self.totals
         if parts:
-            outputs = {name: self.loop_over(part, *args, **kwargs) for name, part in parts.items()}
-            n = sum(output.num_samples for output in outputs.values())
-            total = sum(o.num_samples * o.metrics[loss] for o in outputs.values())
-            output = EvalLoopOutput(None, None, {loss: total / n}, n)
+            nats, n_tokens = totals.tolist()
+            output = EvalLoopOutput(None, None, {f"{prefix}loss": nats / n_tokens}, 0)
         else:
-            outputs, output = {}, super().evaluation_loop(dataloader, *args, **kwargs)
-        of_all = dict(self._metrics["eval"])
-        if metric_key_prefix == "eval":
-            outputs |= {
-                k: self.loop_over(part, *args, **kwargs) for k, part in self.eval_sets.items()
-            }
-            self._metrics["eval"].clear()
-            self._metrics["eval"].update(of_all)  # TRL's means of batch means, which `log` adds
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        of_trl = dict(self._metrics["eval"])  # means of batch means, which `log` adds
+        for name, dataset in more.items():
+            outputs[name] = self.loop_over(dataset, *args, **kwargs)
+        self._metrics["eval"].clear()
+        self._metrics["eval"].update(of_trl)
         for name, other in outputs.items():
             for key, value in other.metrics.items():
                 output.metrics[f"{prefix}{name}/{key.removeprefix(prefix)}"] = value
-        n = output.num_samples + sum(outputs[k].num_samples for k in outputs.keys() - parts.keys())
+        n = output.num_samples + sum(other.num_samples for other in outputs.values())
         return output._replace(num_samples=n)
 
     def loop_over(self, dataset: Dataset, *args, **kwargs) -> EvalLoopOutput:
