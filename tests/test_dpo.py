@@ -280,7 +280,7 @@ def test_the_best_evaluation_by_another_metric(tiny_model_directory, tmp_path, c
     assert "step 1 of 5, the best eval_other/ranking/ref_accuracy, " in out
     assert "other (6)" in out  # --max_eval_samples
     parts = Counter(r["part"] for r in read_dynamics(tmp_path / "dpo/ranking_dynamics.jsonl"))
-    assert parts == {"validation": 6 * 6, "train": 6 * 20, "other": 6 * 6}
+    assert list(parts) == ["validation", "other", "train"] and parts["other"] == 6 * 6
     model = json.loads((tmp_path / "dpo/run_config.json").read_text())["model"]
     assert (model["step"], model["max_steps"]) == (1, 5)
     saved, at_best, at_end = (
