@@ -530,8 +530,7 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
         named = of_trainer | {one.start + name: value for name, value in metrics.items()}
         for name, members in members_of_datasets(one, order).items():
             of_name = {k: v[members] for k, v in values.items()}
-            means = summarize_pairs(of_name, self.beta, self.rounding())
-            means |= self.mean_loss(of_name)
+            means = summarize_pairs(of_name, self.beta, self.rounding()) | self.mean_loss(of_name)
             named |= {f"{one.start}{name}/{k}": value for k, value in means.items()}
         if one.part is not None and self.dynamics_file is not None:
             self.record(one.part, one.dataset, values, order, metrics)

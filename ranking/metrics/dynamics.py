@@ -222,15 +222,15 @@ def distances_by_step(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
     return {r["step"]: r["squared_distance"] for r in rows if r["squared_distance"] is not None}
 
 
-def loss_column(rows: Sequence[dict[str, Any]]) -> str:
-    """The key of the loss that trained these rows; Eq. 4's where they do not have it."""
-    return "trained_loss" if all("trained_loss" in row for row in rows) else "loss"
-
-
 def parts_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The parts of the data that rows are of: PARTS, and named evaluation sets as they come."""
     found = dict.fromkeys(row["part"] for row in rows)
     return [part for part in dict.fromkeys((*PARTS, *found)) if part in found]
+
+
+def loss_column(rows: Sequence[dict[str, Any]]) -> str:
+    """The key of the loss that trained these rows; Eq. 4's where they do not have it."""
+    return "trained_loss" if all("trained_loss" in row for row in rows) else "loss"
 
 
 def lowest_loss_step(rows: Sequence[dict[str, Any]]) -> int:

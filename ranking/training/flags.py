@@ -21,14 +21,12 @@ from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
 
 LATER_FLAGS = (
-    "eval_dataset_name",
-    "dataset_shares",
-    "columns",
-    "chat_template_file",
-    "chat_template_kwargs",
+    "eval_dataset_name", "dataset_shares", "columns", "chat_template_file", "chat_template_kwargs",
     "system",
-)
-LATER_TRAINING_FLAGS = ("target_margin", "dpop_lambda")
+)  # fmt: skip
+LATER_TRAINING_FLAGS = (
+    "target_margin", "dpop_lambda", "early_stopping_patience", "early_stopping_threshold",
+)  # fmt: skip
 SWITCH = {"true": "always", "false": "never"}  # when the flag was a switch
 
 
@@ -156,9 +154,9 @@ class TrainingDefaults:
     max_length: int = HfArg(default=1024, aliases=["--seq_length", "--max_seq_length"])
     report_to: list[str] = field(default_factory=lambda: ["wandb"])
     gradient_checkpointing: bool = False
-    tokens_per_batch: int | None = None
     early_stopping_patience: int | None = None
     early_stopping_threshold: float | None = None
+    tokens_per_batch: int | None = None
 
     def __post_init__(self):
         if not self.output_dir:

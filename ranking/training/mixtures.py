@@ -40,27 +40,25 @@ class MixtureTrainer(PackedSFTTrainer):
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         kwargs["metric_key_prefix"], prefix = metric_key_prefix, f"{metric_key_prefix}_"
         parts = self.datasets.get(metric_key_prefix, {})
+        more = self.eval_sets if metric_key_prefix == "eval" else {}
+        outputs, totals = {}, torch.zeros_like(self.totals)
+        for name, part in parts.items():
+            outputs[name] = self.loop_over(part, *args, **kwargs)
+            totals += self.totals
         if parts:
-            outputs, totals = {}, torch.zeros_like(self.totals)
-            for name, part in parts.items():
-                outputs[name] = self.loop_over(part, *args, **kwargs)
-                totals += self.totals
             nats, n_tokens = totals.tolist()
-            n = sum(output.num_samples for output in outputs.values())
-            output = EvalLoopOutput(None, None, {f"{prefix}loss": nats / n_tokens}, n)
+            output = EvalLoopOutput(None, None, {f"{prefix}loss": nats / n_tokens}, 0)
         else:
-            outputs, output = {}, super().evaluation_loop(dataloader, *args, **kwargs)
-        of_all = dict(self._metrics["eval"])
-        if metric_key_prefix == "eval":
-            outputs |= {
-                k: self.loop_over(part, *args, **kwargs) for k, part in self.eval_sets.items()
-            }
-            self._metrics["eval"].clear()
-            self._metrics["eval"].update(of_all)  # TRL's means of batch means, which `log` adds
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        of_trl = dict(self._metrics["eval"])  # means of batch means, which `log` adds
+        for name, dataset in more.items():
+            outputs[name] = self.loop_over(dataset, *args, **kwargs)
+        self._metrics["eval"].clear()
+        self._metrics["eval"].update(of_trl)
         for name, other in outputs.items():
             for key, value in other.metrics.items():
                 output.metrics[f"{prefix}{name}/{key.removeprefix(prefix)}"] = value
-        n = output.num_samples + sum(outputs[k].num_samples for k in outputs.keys() - parts.keys())
+        n = output.num_samples + sum(other.num_samples for other in outputs.values())
         return output._replace(num_samples=n)
 
     def loop_over(self, dataset: Dataset, *args, **kwargs) -> EvalLoopOutput:

@@ -14,7 +14,7 @@ from ranking.plumbing.command_line import progress_bar
 from ranking.plumbing.processes import announce
 
 Parts = dict[str, PreferenceData]  # train, validation, test, and evaluation sets by their labels
-TAKEN_NAMES = {"train", "validation", "test", "eval", "dynamics"}  # which no evaluation set is called
+TAKEN_NAMES = {"train", "validation", "test", "eval", "dynamics"}  # no evaluation set is so called
 
 
 def load_parts(
