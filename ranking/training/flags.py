@@ -7,7 +7,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
 
 LATER_FLAGS = ("dataset_shares", "columns", "chat_template_file", "chat_template_kwargs", "system")
+LATER_TRAINING_FLAGS = ("target_margin", "dpop_lambda")
 SWITCH = {"true": "always", "false": "never"}  # when the flag was a switch
 
 
@@ -147,12 +148,13 @@ class TrainingDefaults:
     max_length: int = HfArg(default=1024, aliases=["--seq_length", "--max_seq_length"])
     report_to: list[str] = field(default_factory=lambda: ["wandb"])
     gradient_checkpointing: bool = False
+    tokens_per_batch: int | None = None
 
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("--output_dir is required")
         for name in ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
-                     "gradient_accumulation_steps"):  # fmt: skip
+                     "gradient_accumulation_steps", "tokens_per_batch"):  # fmt: skip
             value = getattr(self, name)
             check_number(name, value, value is None or value >= 1, "at least 1")
         kept = self.save_total_limit
@@ -186,6 +188,15 @@ class TrainingDefaults:
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and not self.fp16
         super().__post_init__()
+
+    def of_description(self):
+        """The flags for run_config.json, without those that earlier runs did not have and that
+        change nothing here, so that these go on by the same command."""
+        values = self.to_dict()
+        for flag in fields(self):
+            if flag.name in LATER_TRAINING_FLAGS and values[flag.name] == flag.default:
+                del values[flag.name]
+        return values
 
     def check_best(self):
         """ValueError where the best model is asked for and cannot be known or is not saved."""

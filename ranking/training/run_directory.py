@@ -35,7 +35,7 @@ HARMLESS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to",
     "wandb_project", "wandb_entity", "log_level", "log_level_replica", "disable_tqdm",
     "save_total_limit", "local_rank", "ddp_timeout", "dataloader_num_workers",
-    "dataloader_pin_memory",
+    "dataloader_pin_memory", "tokens_per_batch",
 }  # fmt: skip
 
 
