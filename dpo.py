@@ -17,8 +17,9 @@ from pathlib import Path
 from transformers import set_seed
 from trl import get_peft_config
 
-from dpo_gamma_trainer import ALPHA_SCALING, DPOGammaConfig, DPOGammaTrainer
+from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer
 from ranking.data.examples import joining
+from ranking.metrics.losses import OWN_LOSSES
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.model_hub import push_results
 from ranking.plumbing.processes import announce
@@ -63,6 +64,7 @@ DPO_RETIRED = {
     "reference_free": "--loss_type=alpha_scaling --alpha=0",
     "rpo_alpha": "--loss_type alpha_scaling sft --loss_weights 1 RPO_ALPHA",
     "gamma": "--alpha, as the original command line calls γ",
+    "simpo_gamma": "--loss_type=alpha_scaling_norm --alpha=0 --target_margin=SIMPO_GAMMA",
 }  # fmt: skip
 
 
@@ -104,8 +106,8 @@ class DPOArguments(TrainingDefaults, DPOGammaConfig):
     def __post_init__(self):
         check_number("alpha", self.alpha, self.alpha >= 0, "0 or more")
         check_number("beta", self.beta, self.beta > 0, "more than 0")
-        if wrong := set(self.loss_type) - {ALPHA_SCALING, *TRL_LOSSES}:
-            known = ", ".join((ALPHA_SCALING, *TRL_LOSSES))
+        if wrong := set(self.loss_type) - {*OWN_LOSSES, *TRL_LOSSES}:
+            known = ", ".join((*OWN_LOSSES, *TRL_LOSSES))
             raise ValueError(f"--loss_type {wrong.pop()}: give one or more of {known}")
         super().__post_init__()
         defaults = {f.name: f.default for f in fields(self)}
@@ -160,7 +162,7 @@ def main(argv: list[str]) -> None:
     chat = data_args.of_chat()
     parts = load_parts(**data_args.of_parts())
     flags = [data_args.of_description(has_dialogues(parts)), vars(model_args),
-             training_args.to_dict()]  # fmt: skip
+             training_args.of_description()]  # fmt: skip
     settings = run_description(flags, [policy, reference], parts, DPO_RETIRED)
     folder = Path(training_args.output_dir)
     checkpoint = claim_directory(

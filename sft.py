@@ -126,7 +126,6 @@ def main(argv: list[str]) -> None:
     texts = prepare_texts(
         parts, model, tokenizer, templates=data_args.templates, chat=chat,
         add_eos=data_args.add_eos, max_length=training_args.max_length,
-        packing=training_args.packing,
     )  # fmt: skip
     lora = with_base(get_peft_config(model_args), model, tokenizer, source, folder)
     facts = {"joined_by": joining(parts["train"].examples), "truncation_mode": "texts at the end"}

@@ -455,7 +455,12 @@ def test_sharded_in_half_precision(tiny_model_directory, tmp_path):
         (["--lora_r=8"], "--lora_r without --use_peft"),
         (["--eval_strategy=no"], "--load_best_model_at_end needs evaluations"),
         (["--alpha=nan"], "--alpha nan: give a finite number, 0 or more"),
-        (["--loss_type=foo"], "--loss_type foo: give one or more of alpha_scaling, sigmoid"),
+        (
+            ["--loss_type=foo"],
+            "--loss_type foo: give one or more of alpha_scaling, alpha_scaling_norm",
+        ),
+        (["--target_margin=1"], "target_margin=1.0 needs loss_type=alpha_scaling_norm"),
+        (["--simpo_gamma=1"], "use --loss_type=alpha_scaling_norm --alpha=0 --target_margin=SIMPO"),
         (["--dynamics_sample_size=-1"], "--dynamics_sample_size -1: give"),
         (["--max_length=-1"], "--max_length -1: give a finite number, at least 1"),
         (["--per_device_eval_batch_size=0"], "--per_device_eval_batch_size 0: give"),

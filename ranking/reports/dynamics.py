@@ -10,12 +10,14 @@ from ranking.metrics.dynamics import (
     GROUPS,
     PARTS,
     distances_by_step,
+    loss_column,
     lowest_loss_step,
     means_by_step,
     means_over_seeds,
     sweep_points,
 )
 from ranking.metrics.idealized import required_loss
+from ranking.metrics.losses import EQUATION_4
 from ranking.plumbing.result_files import Record, read_json_lines
 from ranking.reports.pairs import Columns, followed_pair_table
 from ranking.reports.style import (
@@ -32,7 +34,6 @@ from ranking.reports.style import (
 from ranking.reports.tables import Table, percent, show_table
 
 DYNAMICS_FILE = "ranking_dynamics.jsonl"
-EQUATION_4 = {"None", "alpha_scaling", "sigmoid"}  # loss_type of rows; older ones have none
 DISPLACEMENT_STYLES = {  # of completions → colour, marker, key of the share and of the mean change
     "chosen": (BLUE, "o", "chosen_fell", "mean_chosen_change"),
     "rejected": (ORANGE, "s", "rejected_fell", "mean_rejected_change"),
@@ -139,7 +140,8 @@ def show_dynamics(rows: Sequence[Record]) -> None:
 
 def other_losses(rows: Sequence[Record]) -> str:
     """The losses that trained these rows, where they are not Eq. 4's; else nothing."""
-    return ", ".join(sorted({str(row.get("loss_type")) for row in rows} - EQUATION_4))
+    trained = {row["loss_type"] for row in rows if row.get("loss_type")}  # older rows have none
+    return ", ".join(sorted(trained - set(EQUATION_4)))
 
 
 def loss_label(rows: Sequence[Record]) -> str:
@@ -149,8 +151,10 @@ def loss_label(rows: Sequence[Record]) -> str:
 
 
 def best_label(rows: Sequence[Record]) -> str:
-    """Of `lowest_loss_step`, in the same way."""
-    return f"lowest validation loss{' of Eq. 4' * bool(other_losses(rows))}"
+    """Of `lowest_loss_step`: whose loss that is, where another than Eq. 4's trains."""
+    trained = other_losses(rows)
+    whose = trained if loss_column(rows) == "trained_loss" else "Eq. 4"
+    return f"lowest validation loss{f' of {whose}' * bool(trained)}"
 
 
 # ---------------------------------------------------------------------------- trackers

@@ -7,7 +7,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
 
 LATER_FLAGS = ("dataset_shares", "columns", "chat_template_file", "chat_template_kwargs", "system")
+LATER_TRAINING_FLAGS = ("target_margin", "dpop_lambda")
 SWITCH = {"true": "always", "false": "never"}  # when the flag was a switch
 
 
@@ -151,12 +152,13 @@ class TrainingDefaults:
     report_to: list[str] = field(default_factory=lambda: ["wandb"])
     project: str | None = None
     gradient_checkpointing: bool = False
+    tokens_per_batch: int | None = None
 
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("--output_dir is required")
         for name in ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
-                     "gradient_accumulation_steps"):  # fmt: skip
+                     "gradient_accumulation_steps", "tokens_per_batch"):  # fmt: skip
             value = getattr(self, name)
             check_number(name, value, value is None or value >= 1, "at least 1")
         kept = self.save_total_limit
@@ -206,6 +208,15 @@ class TrainingDefaults:
         """Where trackio keeps a run, if not on this machine."""
         return {"space_id": self.trackio_space_id, "bucket_id": self.trackio_bucket_id,
                 "private": self.hub_private_repo}  # fmt: skip
+
+    def of_description(self):
+        """The flags for run_config.json, without those that earlier runs did not have and that
+        change nothing here, so that these go on by the same command."""
+        values = self.to_dict()
+        for flag in fields(self):
+            if flag.name in LATER_TRAINING_FLAGS and values[flag.name] == flag.default:
+                del values[flag.name]
+        return values
 
     def check_best(self):
         """ValueError where the best model is asked for and cannot be known or is not saved."""

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
+import torch
 from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
+
+from ranking.training.sft_trainer import PackedSFTTrainer
 
 
 def by_dataset(dataset: Dataset) -> dict[str, Dataset]:
@@ -16,9 +18,9 @@ def by_dataset(dataset: Dataset) -> dict[str, Dataset]:
     return {name: dataset.select(rows[name]) for name in dict.fromkeys(names)}
 
 
-class MixtureTrainer(SFTTrainer):
-    """SFTTrainer whose evaluations are of the datasets one after the other: metrics are
-    eval_<dataset>/loss, and eval_loss, their mean over all texts.
+class MixtureTrainer(PackedSFTTrainer):
+    """PackedSFTTrainer whose evaluations are of the datasets one after the other: metrics are
+    eval_<dataset>/loss, and eval_loss, the mean over the response tokens of all.
 
     datasets: prefix of the metrics (eval, test) → `by_dataset` of what is evaluated.
     """
@@ -33,7 +35,8 @@ class MixtureTrainer(SFTTrainer):
             return super().evaluation_loop(
                 dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
             )
-        prefix, metrics, total, n = f"{metric_key_prefix}_", {}, 0.0, 0
+        prefix, metrics, n = f"{metric_key_prefix}_", {}, 0
+        totals = torch.zeros_like(self.totals)
         for name, part in parts.items():
             self._eval_dataloaders: dict = {}  # Trainer keeps persistent loaders as "eval"
             output = super().evaluation_loop(
@@ -41,9 +44,10 @@ class MixtureTrainer(SFTTrainer):
             )
             for key, value in output.metrics.items():
                 metrics[f"{prefix}{name}/{key.removeprefix(prefix)}"] = value
-            total += output.num_samples * output.metrics[f"{prefix}loss"]
+            totals += self.totals
             n += output.num_samples
-        metrics[f"{prefix}loss"] = total / n
+        nats, n_tokens = totals.tolist()
+        metrics[f"{prefix}loss"] = nats / n_tokens
         return EvalLoopOutput(None, None, metrics, n)
 
 

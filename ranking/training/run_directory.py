@@ -38,7 +38,7 @@ HARMLESS = {
     "save_total_limit", "local_rank", "ddp_timeout", "dataloader_num_workers",
     "dataloader_pin_memory", "project", "push_to_hub", "hub_model_id", "hub_strategy",
     "hub_private_repo", "hub_always_push", "hub_revision", "trackio_space_id",
-    "trackio_bucket_id", "trackio_static_space_id",
+    "trackio_bucket_id", "trackio_static_space_id", "tokens_per_batch",
 }  # fmt: skip
 
 

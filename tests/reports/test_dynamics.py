@@ -116,6 +116,10 @@ def test_pictures_of_another_loss_say_whose_the_column_is(tmp_path, monkeypatch)
         assert plt.gcf().axes[1].lines[-1].get_label() == lowest
         plot_loss_against_reference(rows, tmp_path / "l.png")
         assert plt.gcf().axes[0].get_ylabel() == label
+    rows = [{**row, "loss_type": "ipo", "trained_loss": row["step"]} for row in evaluated_pairs()]
+    plot_dynamics(rows, tmp_path / "d.png")
+    line = plt.gcf().axes[1].lines[-1]
+    assert line.get_label() == "lowest validation loss of ipo" and list(line.get_xdata()) == [0, 0]
 
 
 def test_sweep_figure(tmp_path, monkeypatch):
