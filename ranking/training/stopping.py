@@ -180,8 +180,9 @@ def train_until_stopped(trainer, checkpoint: str | None) -> SavedStep:
     if (patience := args.early_stopping_patience) is not None:
         trainer.add_callback(StopEarly(patience))
         args.restore_callback_states_from_checkpoint = True
-    # TRL's says "fine-tuned version of None" of a local model; run_config.json says what was done
+    # TRL's says "fine-tuned version of None" of a local model, peft's nothing: run_card writes ours
     trainer.create_model_card = lambda *_, **__: None
+    trainer.model.create_or_update_model_card = lambda *_, **__: None
     args.eval_on_start = args.eval_on_start and checkpoint is None
     wants_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if wants_fsdp and not trainer.is_fsdp_enabled:
