@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import assert_documented
 from hub_server import HubServer
+from huggingface_hub import ModelCard
 from paused import CHECKPOINT_SAVED, start_paused
 from preference_rows import write
 from safetensors.numpy import load_file
@@ -87,19 +88,25 @@ def test_original_command(tiny_model_directory, tmp_path):
         ("truncation_mode", "prompts from the left"),
     ):
         assert wandb_config(log.read_bytes(), name) == value
-    assert "test/ranking/accuracy" in logged and not (output / "README.md").exists()
-    panels = {"ranking/accuracy", "ranking/ref_accuracy", "ranking/accuracy_normalized", "loss",
+    assert "test ranking/accuracy" in logged
+    card = ModelCard.load(output / "README.md")
+    assert card.data.tags[0] == "dpo" and "β = 0.1, γ = 0.5" in card.text
+    assert "](likelihood_displacement.png)" in card.text and str(tmp_path) not in card.content
+    panels = {"ranking/accuracy", "ranking/ref_accuracy", "ranking/accuracy_normalized",
               "ranking/meets_theorem_4_1", "ranking/meets_threshold", "ranking/proposition_2_6",
               "displacement/chosen_fell", "displacement/incorrect_to_incorrect_mean_rejected_change",
               "rewards/accuracies", "logps/chosen",
               "groups/correct_to_correct_share", "groups/incorrect_to_incorrect_loss",
               "groups/incorrect_to_incorrect_reward_margin"}  # fmt: skip
-    assert {f"eval/{name}" for name in panels} <= logged
-    assert {f"eval/train_{name}" for name in panels} <= logged
-    assert {"validation groups/correct_to_correct_share", "train ranking/accuracy",
-            "validation displacement/both_fell"} <= logged  # fmt: skip
+    for part in ("validation", "train", "test"):
+        assert {f"{part} {name}" for name in panels} <= logged
+    again = [name for name in logged if name.startswith(("eval/", "test/")) and name.count("/") > 1]
+    assert not again  # each metric is there once
     assert {
-        "eval/distance/squared",
+        "eval/loss",
+        "eval/train_loss",
+        "test/loss",
+        "validation distance/squared",
         "figures/displacement",
         "examples/pairs",
         "dynamics/groups",
@@ -481,7 +488,7 @@ def test_sharded_in_half_precision(tiny_model_directory, tmp_path):
         (["--gradient_accumulation_steps=0"], "--gradient_accumulation_steps 0: give"),
         (["--learning_rate=nan"], "--learning_rate nan: give"),
         (["--num_train_epochs=-1"], "--num_train_epochs -1.0: give"),
-        (["--report_to=tensorboard"], "--report_to tensorboard: give wandb or none"),
+        (["--report_to=tensorbord"], "did you mean tensorboard?"),
         (["--output_dir="], "--output_dir is required"),
     ],
 )

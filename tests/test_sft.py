@@ -22,6 +22,7 @@ from dialogue_rows import (
     sharegpt,
     split_folder,
 )
+from huggingface_hub import ModelCard
 from paused import CHECKPOINT_SAVED, start_paused
 from safetensors.torch import load_file
 from test_calculate_calibration_metrics import read_wandb_keys
@@ -53,15 +54,19 @@ def test_original_command(tiny_model_directory, tmp_path):
     assert "wandb: this run is offline; upload it with `wandb sync " in run.stderr
     assert "validation loss" in run.stdout
     (log,) = output.glob("wandb/offline-run-*/run-*.wandb")
-    assert {"train/loss", "eval/loss"} <= read_wandb_keys(log)
+    logged = read_wandb_keys(log)
+    assert {"train/loss", "eval/loss", "test/loss"} <= logged
+    assert not any(name.startswith(("validation", "test ")) for name in logged)
     content = log.read_bytes()
     assert b"first" in content  # the run's name
-    assert {"test/loss"} <= read_wandb_keys(log)
     assert wandb_config(content, "dataset_name") == "sample"
     assert wandb_config(content, "truncation_mode") == "texts at the end"
     results = json.loads((output / "test_results.json").read_text())
     assert f"test       loss {results['test_loss']:.4f} nats" in run.stdout and results["n"] == 13
-    assert not (output / "README.md").exists()  # TRL's would name the base model None
+    card = ModelCard.load(output / "README.md")
+    assert card.data.library_name == "transformers" and card.data.base_model is None
+    assert f"| test | 13 | {results['test_loss']:.4f} |" in card.text
+    assert str(tmp_path) not in card.content and f"--output_dir={output.name}" in card.text
     tuned = AutoModelForCausalLM.from_pretrained(output)
     start = AutoModelForCausalLM.from_pretrained(tiny_model_directory)
     assert not torch.equal(tuned.lm_head.weight, start.lm_head.weight)
@@ -117,7 +122,11 @@ def test_lora_packing_and_sanity_check(tiny_model_directory, tmp_path, capsys):
         (["--logging_steps=-5"], "--logging_steps -5.0: give a finite number, more than 0"),
         (["--save_total_limit=0"], "--save_total_limit 0: give a finite number, at least 1"),
         (["--lr_scheduler_type=constant", "--warmup_steps=9"], "constant has no warm-up"),
-        (["--push_to_hub=true"], "--push_to_hub cannot be honoured"),
+        (["--push_to_hub=true"], "--push_to_hub: the environment variable HF_HUB_OFFLINE forbids"),
+        (["--push_to_hub", "--hub_token=hf_x"], "--hub_token cannot be honoured; use the environm"),
+        (["--report_to", "wandb", "none"], "--report_to wandb none: none stands alone"),
+        (["--report_to=clearml"], "--report_to clearml is not installed: pip install clearml"),
+        (["--project=a/b"], "wandb project a/b: at most 128 characters"),
         (["--save_safetensors=false"], "--save_safetensors cannot be honoured"),
     ],
 )

@@ -1,8 +1,7 @@
-"""Ranking dynamics as tables, pictures and wandb panels (Fig. 2-8)."""
+"""Ranking dynamics as tables, pictures and trackers' panels (Fig. 2-8)."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from ranking.metrics.dynamics import (
 from ranking.metrics.idealized import required_loss
 from ranking.metrics.losses import EQUATION_4
 from ranking.plumbing.result_files import Record, read_json_lines
-from ranking.reports.pairs import followed_pair_table
+from ranking.reports.pairs import Columns, followed_pair_table
 from ranking.reports.style import (
     BLUE,
     GREEN,
@@ -33,7 +32,7 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import Table, as_wandb, percent, show_table
+from ranking.reports.tables import Table, percent, show_table
 
 DYNAMICS_FILE = "ranking_dynamics.jsonl"
 DISPLACEMENT_STYLES = {  # of completions → colour, marker, key of the share and of the mean change
@@ -159,28 +158,10 @@ def best_label(rows: Sequence[Record]) -> str:
     return f"lowest validation loss{f' of {whose}' * bool(trained)}"
 
 
-# ---------------------------------------------------------------------------- wandb panels
-def grouped_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of an evaluation under names that wandb shows in sections of their own, e.g.
-    `validation groups/…` and `train ranking/…`; Trainer puts all into `eval/`."""
-    names = {"eval_train_": "train ", "eval_": "validation ", "test_": "test "}
-    grouped = {}
-    for name, value in metrics.items():
-        prefix = next((p for p in names if name.startswith(p)), None)
-        if prefix and "/" in name:
-            grouped[names[prefix] + name.removeprefix(prefix)] = value
-    return grouped
-
-
-def log_dynamics(
-    run, rows: Sequence[Record], texts: dict[str, dict], pictures: dict[str, Path]
-) -> None:
-    """Pictures and tables, and hardest, easiest and flipped pairs at the best step, in sections
-    `figures`, `dynamics` and `examples`."""
-    import wandb
-
-    for name, path in pictures.items():
-        run.log({f"figures/{name}": wandb.Image(str(path))})
+# ---------------------------------------------------------------------------- trackers
+def dynamics_panels(rows: Sequence[Record], texts: dict[str, dict]) -> dict[str, Columns]:
+    """Tables for trackers, in sections `dynamics` and `examples`: the four groups, displacement,
+    and the hardest, easiest and flipped pairs at the best step."""
     best = lowest_loss_step(rows)
     ranked = sorted(
         (
@@ -196,13 +177,11 @@ def log_dynamics(
         "flipped to correct": [r for r in ranked if r["group"] == "incorrect_to_correct"][:50],
         "flipped to incorrect": [r for r in ranked if r["group"] == "correct_to_incorrect"][:50],
     }
-    run.log(
-        {
-            "dynamics/groups": as_wandb(dynamics_table(rows, alone=True)),
-            "dynamics/displacement": as_wandb(displacement_table(rows)),
-            "examples/pairs": as_wandb(followed_pair_table(kinds, texts)),
-        }
-    )
+    return {
+        "dynamics/groups": dynamics_table(rows, alone=True),
+        "dynamics/displacement": displacement_table(rows),
+        "examples/pairs": followed_pair_table(kinds, texts),
+    }
 
 
 # ---------------------------------------------------------------------------- pictures

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from transformers.hf_argparser import HfArg
 from trl import ModelConfig
 
 from ranking.data.columns import parse_columns
+from ranking.plumbing.model_hub import check_hub_access
 from ranking.plumbing.processes import announce
+from ranking.plumbing.trackers import check_trackers
 from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
@@ -153,6 +156,7 @@ class TrainingDefaults:
     run_name: str | None = HfArg(default=None, aliases=["--wandb_run_name"])
     max_length: int = HfArg(default=1024, aliases=["--seq_length", "--max_seq_length"])
     report_to: list[str] = field(default_factory=lambda: ["wandb"])
+    project: str | None = None
     gradient_checkpointing: bool = False
     early_stopping_patience: int | None = None
     early_stopping_threshold: float | None = None
@@ -178,8 +182,11 @@ class TrainingDefaults:
                 steps = getattr(self, f"{name}_steps")
                 what = f"more than 0 (--{name}_strategy=no for none)"
                 check_number(f"{name}_steps", steps, steps is None or steps > 0, what)
-        if wrong := set(self.report_to) - {"wandb", "none"}:
-            raise ValueError(f"--report_to {wrong.pop()}: give wandb or none")
+        check_trackers(self.report_to)
+        if self.project and "wandb" in self.report_to:
+            check_wandb(self.project)
+        if self.push_to_hub:
+            check_hub_access()
         self.check_best()
         ignoring = ("constant", "reduce_lr_on_plateau", "greedy")
         if self.lr_scheduler_type in ignoring and self.warmup_steps:
@@ -196,6 +203,19 @@ class TrainingDefaults:
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and not self.fp16
         super().__post_init__()
+
+    def of_hub(self):
+        """What `start_pushing` takes; None where nothing is pushed."""
+        if not self.push_to_hub:
+            return None
+        return {"name": self.hub_model_id or Path(self.output_dir).resolve().name,
+                "private": self.hub_private_repo, "revision": self.hub_revision,
+                "strategy": self.hub_strategy, "always": self.hub_always_push}  # fmt: skip
+
+    def of_trackio(self):
+        """Where trackio keeps a run, if not on this machine."""
+        return {"space_id": self.trackio_space_id, "bucket_id": self.trackio_bucket_id,
+                "private": self.hub_private_repo}  # fmt: skip
 
     def of_description(self):
         """The flags for run_config.json, without those that earlier runs did not have and that
@@ -261,6 +281,12 @@ class TrainingDefaults:
         if not (by_best or on_plateau or self.early_stopping_patience is not None):
             reason = "--load_best_model_at_end is not given"
             unused |= dict.fromkeys(("metric_for_best_model", "greater_is_better"), reason)
+        hub = (name for name in vars(self) if name.startswith("hub_"))
+        if not self.push_to_hub:
+            unused |= dict.fromkeys(hub, "--push_to_hub is not given")
+        if "trackio" not in self.report_to:
+            names = (name for name in vars(self) if name.startswith("trackio_"))
+            unused |= dict.fromkeys(names, "--report_to trackio is not given")
         if self.max_steps > 0:
             unused["num_train_epochs"] = f"--max_steps {self.max_steps} is the length of the run"
         for name in sorted(given & unused.keys()):

@@ -29,7 +29,6 @@ RETIRED = {
     "do_train|do_predict": "nothing: the scripts train, and evaluate the test split at the end",
     "do_eval": "--eval_strategy",
     "hub_token|use_auth_token": "the environment variable HF_TOKEN: all users see flags",
-    "push_to_hub|hub_.*|trackio_.*": "nothing: models and results stay in --output_dir",
     "evaluate_during_training": "--eval_strategy=steps",
     "per_gpu_(train|eval)_batch_size": "--per_device_train_batch_size or --per_device_eval_...",
     "overwrite_cache": "nothing: caches are keyed by content",
@@ -130,11 +129,18 @@ FLAG_GROUPS = {
     "output": {
         "output_dir": "Directory for model, checkpoints and records (required).",
         "overwrite_output_dir": "Discard a run there that is finished or has other settings.",
-        "report_to": "wandb or none.",
-        "run_name": "Name of the wandb run.",
-        "wandb_project": "wandb project (default: sft or dpo).",
+        "report_to": "Any of wandb, tensorboard, trackio, mlflow, …; none (default: wandb).",
+        "run_name": "Name of the run in trackers.",
+        "project": "Its project or experiment in trackers (default: sft or dpo).",
+        "wandb_project": "Its project in wandb, if not --project.",
         "wandb_entity": "wandb user or team.",
         "logging_steps": "Steps between logged losses.",
+        "push_to_hub": "Push checkpoints and results to the hub; the token is HF_TOKEN.",
+        "hub_model_id": "Repository to push to (default: the name of --output_dir).",
+        "hub_strategy": "end, every_save (models of checkpoints), checkpoint (the last one's state "
+        "too) or all_checkpoints.",
+        "hub_private_repo": "Create it as a private one.",
+        "hub_revision": "Branch to push to (default: main).",
     },
 }
 

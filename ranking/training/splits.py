@@ -14,13 +14,7 @@ from ranking.plumbing.command_line import progress_bar
 from ranking.plumbing.processes import announce
 
 Parts = dict[str, PreferenceData]  # train, validation, test, and evaluation sets by their labels
-PART_NAMES = {
-    "train",
-    "validation",
-    "test",
-    "eval",
-    "dynamics",
-}  # which no evaluation set is called
+TAKEN_NAMES = {"train", "validation", "test", "eval", "dynamics"}  # no evaluation set is so called
 
 
 def load_parts(
@@ -196,7 +190,7 @@ def evaluation_labels(dataset_names: Sequence[str], eval_names: Sequence[str]) -
             raise ValueError(f"--eval_dataset_name {spec} is given twice")
     labels = dataset_labels([*dataset_names, *eval_names])[len(dataset_names) :]
     return [
-        f"{Path(spec).resolve().parent.name}/{label}" if label in PART_NAMES else label
+        f"{Path(spec).resolve().parent.name}/{label}" if label in TAKEN_NAMES else label
         for spec, label in zip(eval_names, labels)
     ]
 
@@ -256,7 +250,7 @@ def describe_mixture(examples: Sequence[PreferenceExample]) -> str:
 
 def named_sets(parts: Mapping[str, Any]) -> dict[str, Any]:
     """The evaluation sets among the parts of the data, by their labels."""
-    return {name: part for name, part in parts.items() if name not in PART_NAMES}
+    return {name: part for name, part in parts.items() if name not in TAKEN_NAMES}
 
 
 def has_dialogues(parts: Parts) -> bool:

@@ -22,12 +22,8 @@ from ranking.plumbing.command_line import (
     suggestion,
 )
 from ranking.plumbing.processes import announce
-from ranking.training.checkpoints import (
-    SavedStep,
-    best_metric_name,
-    checkpoints,
-    saved_step,
-)
+from ranking.training.checkpoints import SavedStep, best_metric_name, checkpoints, saved_step
+from ranking.training.console import show_progress
 
 
 class StopAfterStep(TrainerCallback):
@@ -166,9 +162,11 @@ def explaining_files(folder: str) -> Iterator[None]:
         raise OSError(f"cannot write or read a checkpoint in {folder} ({line}): full?") from error
 
 
-def train_until_stopped(trainer, checkpoint: str | None) -> SavedStep:
+def train_until_stopped(
+    trainer, checkpoint: str | None, final: dict[str, Dataset | None]
+) -> SavedStep:
     """Train to the end, save the model and return which step it is (`saved_step`); after a
-    signal, raise `Stopped` when the step's checkpoint is saved.
+    signal, raise `Stopped` when the step's checkpoint is saved. final: what is evaluated then.
 
     A signal during the last step lets the run end: what is left takes less time than doing it
     again.
@@ -180,8 +178,9 @@ def train_until_stopped(trainer, checkpoint: str | None) -> SavedStep:
     if (patience := args.early_stopping_patience) is not None:
         trainer.add_callback(StopEarly(patience))
         args.restore_callback_states_from_checkpoint = True
-    # TRL's says "fine-tuned version of None" of a local model; run_config.json says what was done
+    # TRL's says "fine-tuned version of None" of a local model, peft's nothing: run_card writes ours
     trainer.create_model_card = lambda *_, **__: None
+    trainer.model.create_or_update_model_card = lambda *_, **__: None
     args.eval_on_start = args.eval_on_start and checkpoint is None
     wants_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if wants_fsdp and not trainer.is_fsdp_enabled:
@@ -204,6 +203,7 @@ def train_until_stopped(trainer, checkpoint: str | None) -> SavedStep:
             what = "where the run stopped early" if stopped_early else "after the last step"
             announce(f"{checkpoint} is {what}, {state.global_step}: nothing is left to train")
             trainer.set_initial_training_values = lambda *_: (0, *lengths[1:])  # epochs
+    show_progress(trainer, lengths, state.global_step if checkpoint is not None else 0, final)
     with explaining_files(args.output_dir):
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.state.num_train_epochs = n_epochs
@@ -237,7 +237,7 @@ def train_and_evaluate(
     A signal during the evaluations lets them end: they take less time than doing them again.
     """
     with finishing_first():
-        saved = train_until_stopped(trainer, checkpoint)
+        saved = train_until_stopped(trainer, checkpoint, parts)
         metrics = {
             name: trainer.evaluate(part, metric_key_prefix=name) for name, part in parts.items()
         }

@@ -8,7 +8,6 @@ from result_rows import evaluated_pairs
 from ranking.reports.dynamics import (
     displacement_table,
     dynamics_table,
-    grouped_metrics,
     plot_accuracy_against_distance,
     plot_displacement,
     plot_dynamics,
@@ -142,11 +141,6 @@ def test_other_files_are_refused(tmp_path):
     path.write_text('{"a": 1}\n')
     with pytest.raises(ValueError, match="x.jsonl: not a ranking_dynamics.jsonl of dpo.py"):
         read_dynamics(path)
-
-
-def test_metrics_of_evaluations_have_sections_of_their_own():
-    metrics = {"eval_train_groups/a": 1, "eval_ranking/b": 2, "test_loss": 3, "epoch": 4}
-    assert grouped_metrics(metrics) == {"train groups/a": 1, "validation ranking/b": 2}
 
 
 def test_a_named_evaluation_set_has_its_lines_and_panels(tmp_path, monkeypatch):
