@@ -46,7 +46,7 @@ from ranking.training.parsing import RETIRED, parse_flags
 from ranking.training.pushing import start_pushing
 from ranking.training.run_card import metrics_at, write_card
 from ranking.training.run_directory import claim_directory, finish_run, run_description
-from ranking.training.splits import has_dialogues, load_parts
+from ranking.training.splits import has_dialogues, load_parts, named_sets
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
 from ranking.training.trackers import finish_trackers, start_trackers
@@ -203,7 +203,8 @@ def main(argv: list[str]) -> None:
     training_args.eval_on_start &= training_args.eval_strategy != "no"
     trainer = DPOGammaTrainer(
         model=model, args=training_args, train_dataset=pairs["train"],
-        eval_dataset=pairs["validation"], dynamics_dataset=pairs.get("dynamics"),
+        eval_dataset=pairs["validation"], eval_sets=named_sets(pairs),
+        dynamics_dataset=pairs.get("dynamics"),
         dynamics_file=folder / DYNAMICS_FILE, processing_class=tokenizer, peft_config=lora,
         callbacks=[*trackers, *([pushing] if pushing else [])],
     )  # fmt: skip

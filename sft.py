@@ -28,7 +28,7 @@ from ranking.training.parsing import RETIRED, parse_flags
 from ranking.training.pushing import start_pushing
 from ranking.training.run_card import write_card
 from ranking.training.run_directory import claim_directory, finish_run, run_description
-from ranking.training.splits import has_dialogues, load_parts
+from ranking.training.splits import has_dialogues, load_parts, named_sets
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
 from ranking.training.texts import prepare_texts
@@ -140,6 +140,7 @@ def main(argv: list[str]) -> None:
         model=model, args=training_args, train_dataset=texts["train"],
         eval_dataset=texts["validation"], processing_class=tokenizer, peft_config=lora,
         callbacks=[*trackers, *([pushing] if pushing else [])], datasets=of_datasets,
+        eval_sets=named_sets(texts),
     )  # fmt: skip
     saved, losses = train_and_evaluate(trainer, checkpoint, {"eval": None, "test": texts["test"]})
     if not trainer.is_world_process_zero():
@@ -149,6 +150,7 @@ def main(argv: list[str]) -> None:
     unit = "nats per response token" if loss_type == "nll" else loss_type
     validation, test = losses["eval"]["eval_loss"], losses["test"]["test_loss"]
     print(f"validation loss {validation:.4f} {unit}, n = {len(texts['validation'])}")
+    print_datasets(losses["eval"], {k: len(v) for k, v in named_sets(texts).items()}, prefix="eval")
     print(f"test       loss {test:.4f} {unit}, n = {len(texts['test'])}")
     print_datasets(losses["test"], {k: len(v) for k, v in of_datasets["test"].items()})
     print(f"model      {folder}: {describe_step(saved)}")

@@ -62,7 +62,7 @@ def arguments(folder, config=DPOGammaConfig, **more):
 
 
 def trainer(folder, tokenizer, rows, kind=DPOGammaTrainer, model=None, **more):
-    extra = {k: more.pop(k) for k in list(more) if k in ("peft_config", "dynamics_dataset", "eval_dataset", "dynamics_file", "ref_model")}  # fmt: skip
+    extra = {k: more.pop(k) for k in list(more) if k in ("peft_config", "dynamics_dataset", "eval_dataset", "eval_sets", "dynamics_file", "ref_model")}  # fmt: skip
     model = tiny_model() if model is None else model
     if "ref_model" not in extra and "peft_config" not in extra:
         extra["ref_model"] = tiny_model()

@@ -26,7 +26,7 @@ from huggingface_hub import ModelCard
 from paused import CHECKPOINT_SAVED, start_paused
 from safetensors.torch import load_file
 from test_calculate_calibration_metrics import read_wandb_keys
-from training_runs import BEST, as_killed, wandb_config
+from training_runs import BEST, as_killed, history, wandb_config
 from training_runs import sft_command as command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -113,6 +113,10 @@ def test_lora_packing_and_sanity_check(tiny_model_directory, tmp_path, capsys):
         (["--load_best_model_at_end"], "--load_best_model_at_end needs evaluations: --eval_strat"),
         (["--load_best_model_at_end", "--eval_strategy=epoch"], "needs --save_strategy=epoch or"),
         (["--save_strategy=best"], "--save_strategy=best needs evaluations"),
+        (["--early_stopping_patience=2"], "--early_stopping_patience needs evaluations"),
+        (["--early_stopping_patience=2", "--eval_strategy=epoch"], "needs --metric_for_best_model"),
+        (["--early_stopping_patience=0"], "--early_stopping_patience 0: give a finite number, at"),
+        (["--early_stopping_threshold=1"], "without --early_stopping_patience"),
         (["--eval_strategy=steps", "--eval_steps=0"], "--eval_steps 0.0: give a finite number, mo"),
         (["--save_steps=0"], "--save_steps 0.0: give a finite number, more than 0"),
         (["--logging_steps=-5"], "--logging_steps -5.0: give a finite number, more than 0"),
@@ -203,6 +207,38 @@ def test_the_best_evaluation_is_saved(tiny_model_directory, tmp_path, capsys):
     saved, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("best", "last"))
     for name in wanted:
         torch.testing.assert_close(saved[name], wanted[name], atol=1e-5, rtol=0)
+
+
+def test_early_stopping_by_a_named_set(tiny_model_directory, tmp_path, capsys):
+    """Two evaluations after the best one, whichever checkpoint the run is resumed from."""
+    prompt = "\n\nHuman: Question {}?\n\nAssistant:"
+    rows = [{"prompt": prompt.format(k), "completion": f" It is {k}."} for k in range(9)]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = [*BEST, *FIRST, "--max_steps=5", "--save_steps=1", "--save_total_limit=9",
+            f"--eval_dataset_name={tmp_path / 'other.jsonl'}", "--early_stopping_patience=2",
+            "--metric_for_best_model=other/loss", "--max_eval_samples=4"]  # fmt: skip
+    main(command(tiny_model_directory, tmp_path / "run", *more))
+    printed = capsys.readouterr()
+    assert "other: the evaluation set limited to 4 examples" in printed.err
+    end = "best eval_other/loss, {:.4f}; stopped early at step 3: eval_other/loss was no better in "
+    model = json.loads((tmp_path / "run/run_config.json").read_text())["model"]
+    assert f"step 1 of 5, the {end.format(model['value'])}the last 2 evaluations" in printed.out
+    assert model["stopped_early"]["step"] == 3 and model["chosen_by"] == "eval_other/loss"
+    wanted = history(tmp_path / "run")
+    losses = [entry["eval_other/loss"] for entry in wanted if "eval_loss" in entry]
+    assert losses[0] == max(losses) and f"  other: loss {losses[0]:.4f}, n = 4" in printed.out
+    folder = tmp_path / "run"
+    for last, resumed in ((3, "checkpoint-3 is where the run stopped early, 3: nothing is left"),
+                          (2, "checkpoint-2\n")):  # fmt: skip
+        folder = as_killed(folder, tmp_path / f"killed-{last}")
+        for step in range(last + 1, 5):
+            shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
+        main(command(tiny_model_directory, folder, *more))
+        assert resumed in capsys.readouterr().err
+        again = json.loads((folder / "run_config.json").read_text())["model"]
+        assert again == {**model, "value": pytest.approx(model["value"], abs=1e-4)}
+        steps = [entry["step"] for entry in history(folder)]
+        assert steps == [entry["step"] for entry in wanted]
 
 
 @pytest.mark.parametrize("length", ["--max_steps=5", "--num_train_epochs=1.6"])

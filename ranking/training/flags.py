@@ -23,8 +23,13 @@ from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
 
-LATER_FLAGS = ("dataset_shares", "columns", "chat_template_file", "chat_template_kwargs", "system")
-LATER_TRAINING_FLAGS = ("target_margin", "dpop_lambda")
+LATER_FLAGS = (
+    "eval_dataset_name", "dataset_shares", "columns", "chat_template_file", "chat_template_kwargs",
+    "system",
+)  # fmt: skip
+LATER_TRAINING_FLAGS = (
+    "target_margin", "dpop_lambda", "early_stopping_patience", "early_stopping_threshold",
+)  # fmt: skip
 SWITCH = {"true": "always", "false": "never"}  # when the flag was a switch
 
 
@@ -34,6 +39,7 @@ class DataArguments:
 
     dataset_name: list[str] | None = HfArg(default=None, metadata={"action": "extend"})
     dataset_shares: list[float] | None = None
+    eval_dataset_name: list[str] | None = HfArg(default=None, metadata={"action": "extend"})
     data_dir: str | None = None
     columns: list[str] | None = HfArg(default=None, metadata={"action": "extend"})
     train_split: str | None = None
@@ -76,7 +82,7 @@ class DataArguments:
         """What `load_parts` takes."""
         shares = self.dataset_shares
         return {
-            "dataset_names": self.dataset_name,
+            "dataset_names": self.dataset_name, "eval_names": self.eval_dataset_name or [],
             "shares": shares and [share / sum(shares) for share in shares],
             "data_dir": self.data_dir, "columns": parse_columns(self.columns),
             "train_split": self.train_split, "eval_split": self.eval_split,
@@ -152,6 +158,8 @@ class TrainingDefaults:
     report_to: list[str] = field(default_factory=lambda: ["wandb"])
     project: str | None = None
     gradient_checkpointing: bool = False
+    early_stopping_patience: int | None = None
+    early_stopping_threshold: float | None = None
     tokens_per_batch: int | None = None
 
     def __post_init__(self):
@@ -220,6 +228,7 @@ class TrainingDefaults:
 
     def check_best(self):
         """ValueError where the best model is asked for and cannot be known or is not saved."""
+        self.check_early_stopping()
         best_saved = self.save_strategy == "best"
         flag = "--save_strategy=best" if best_saved else "--load_best_model_at_end"
         if not (best_saved or self.load_best_model_at_end):
@@ -232,6 +241,28 @@ class TrainingDefaults:
                 f"--save_strategy={self.eval_strategy} or best, not {self.save_strategy}"
             )
         self.metric_for_best_model = self.metric_for_best_model or "loss"
+
+    def check_early_stopping(self):
+        """ValueError where early stopping has nothing to go by."""
+        patience, threshold = self.early_stopping_patience, self.early_stopping_threshold
+        check_number("early_stopping_patience", patience, patience is None or patience >= 1,
+                     "at least 1 evaluation")  # fmt: skip
+        check_number("early_stopping_threshold", threshold, threshold is None or threshold >= 0,
+                     "0 or more")  # fmt: skip
+        if patience is None:
+            if threshold is not None:
+                raise ValueError("--early_stopping_threshold without --early_stopping_patience")
+            return
+        if self.eval_strategy == "no":
+            raise ValueError(
+                "--early_stopping_patience needs evaluations: --eval_strategy=steps or epoch"
+            )
+        by_best = self.load_best_model_at_end or self.save_strategy == "best"
+        if self.metric_for_best_model is None and not by_best:
+            raise ValueError(
+                "--early_stopping_patience needs --metric_for_best_model (loss, or another "
+                "criterion), or --load_best_model_at_end"
+            )
 
     def check_given(self, given):
         """A line for each name of `given` flags that changes nothing beside the others' values."""
@@ -246,7 +277,8 @@ class TrainingDefaults:
         if self.save_strategy == "no":
             unused["save_total_limit"] = "--save_strategy is no"
         on_plateau = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
-        if not (self.load_best_model_at_end or self.save_strategy == "best" or on_plateau):
+        by_best = self.load_best_model_at_end or self.save_strategy == "best"
+        if not (by_best or on_plateau or self.early_stopping_patience is not None):
             reason = "--load_best_model_at_end is not given"
             unused |= dict.fromkeys(("metric_for_best_model", "greater_is_better"), reason)
         hub = (name for name in vars(self) if name.startswith("hub_"))

@@ -61,6 +61,8 @@ FLAG_GROUPS = {
     "data": {
         "dataset_name": "Hub name, `sample`, or a local file or directory in a known schema; "
         "several are joined (default: Anthropic/hh-rlhf).",
+        "eval_dataset_name": "Further datasets to evaluate on, each by itself: the split named "
+        "(NAME:SPLIT), else validation, else test, whole.",
         "dataset_shares": "Of several datasets: share of the training examples, each one's.",
         "data_dir": "Look for DATA_DIR/<hub name>/ instead of the hub.",
         "columns": "Which column is what: prompt=question chosen=answer_a rejected=answer_b.",
@@ -68,7 +70,8 @@ FLAG_GROUPS = {
         "eval_split": "Split to validate on (default: validation, or half of test).",
         "split_seed": "Seed that divides data with one split, and draws subsets.",
         "max_train_samples": "Train on a random subset of so many examples.",
-        "max_eval_samples": "Most examples of a dataset's validation and test, each; -1: all.",
+        "max_eval_samples": "Most examples of a dataset's validation and test, each, and of an "
+        "evaluation set; -1: all.",
         "sanity_check": "Train on 1000 examples only.",
         "max_length": "Most tokens of prompt and completion (dpo.py), of a text (sft.py).",
         "dataset_text_field": "The text to train on: chosen, the preferred answer.",
@@ -117,6 +120,9 @@ FLAG_GROUPS = {
         "save_total_limit": "Keep so many checkpoints (default: all).",
         "load_best_model_at_end": "End with the checkpoint of the lowest validation loss.",
         "metric_for_best_model": "Another criterion, e.g. eval_ranking/accuracy (dpo.py).",
+        "early_stopping_patience": "End after so many evaluations without a better "
+        "--metric_for_best_model (default: never).",
+        "early_stopping_threshold": "Better by at most this counts as no better (default: 0).",
         "resume_from_checkpoint": "Begin from this checkpoint of another run; the same command "
         "resumes its own run by itself.",
     },
