@@ -217,17 +217,15 @@ def refuse_images(dataset) -> None:
         raise ValueError("rows with images are not supported: use TRL's DPOTrainer")
 
 
-def initial_reference(model, ref_model, args: DPOConfig | None, peft_config=None):
-    """The reference that DPOTrainer is given: the one asked for, a name or directory loaded; of a
-    model in memory that will change, a copy as it is now, where TRL would read its directory again;
-    None where TRL itself knows (a model by its name, adapters, a precomputed reference)."""
+def initial_reference(model, ref_model, *, needed: bool, init_kwargs: dict[str, Any]):
+    """The reference that DPOTrainer is given: the one asked for, a name or directory loaded with
+    init_kwargs; of a model in memory that will change, a copy as it is now, where TRL would read
+    its directory again; None where TRL itself knows (a model by its name, an adapter's base), and
+    where none is `needed`."""
     if isinstance(ref_model, str):
         dtype = torch.float32 if isinstance(model, str) else model.dtype
-        how = {"dtype": dtype, **(getattr(args, "model_init_kwargs", None) or {})}
-        return AutoModelForCausalLM.from_pretrained(ref_model, **how)
-    has_adapter = peft_config is not None or isinstance(model, PeftModel)
-    is_precomputed = args is not None and args.precompute_ref_log_probs
-    if ref_model is not None or isinstance(model, str) or has_adapter or is_precomputed:
+        return AutoModelForCausalLM.from_pretrained(ref_model, **{"dtype": dtype, **init_kwargs})
+    if ref_model is not None or not needed or isinstance(model, (str, PeftModel)):
         return ref_model
     if is_deepspeed_zero3_enabled():
         logger.warning(
@@ -278,7 +276,11 @@ class DPOGammaTrainer(DPOTrainer):
         self.cuts_pairs = data_collator is None  # one that is given does it
         collator = partial(collate_by, data_collator) if data_collator else collate_pairs
         eval_dataset = whole_dataset(eval_dataset)
-        ref_model = initial_reference(model, ref_model, args, kwargs.get("peft_config"))
+        given = args or DPOConfig
+        ref_model = initial_reference(
+            model, ref_model, init_kwargs=given.model_init_kwargs or {},
+            needed=kwargs.get("peft_config") is None and not given.precompute_ref_log_probs,
+        )  # fmt: skip
         super().__init__(
             model, ref_model, args, collator, train_dataset, eval_dataset, *more, **kwargs
         )
