@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,12 +31,18 @@ from trl import DPOConfig, DPOTrainer
 
 from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.metrics.dynamics import finite, pair_values, rewards_moved, summarize_pairs
-from ranking.metrics.losses import OWN_LOSSES, PER_TOKEN, SUFFICIENT, THRESHOLDS
-from ranking.scoring.attention import own_attention, restore_attention
+from ranking.metrics.losses import (
+    BATCH_LOSSES,
+    OWN_LOSSES,
+    PER_TOKEN,
+    SUFFICIENT,
+    THRESHOLDS,
+)
 from ranking.scoring.loading import context_length
 from ranking.scoring.log_likelihood import PACKED, ScoringPath, compute_token_logps
 from ranking.scoring.rotary import by_length_class, length_class
 from ranking.scoring.start_up_check import check_fast_path
+from ranking.scoring.tokenization import TokenizedCompletion
 from ranking.training.distance import initial_weights, squared_distance
 from ranking.training.dynamics_file import (
     Evaluation,
@@ -44,7 +50,9 @@ from ranking.training.dynamics_file import (
     dynamics_rows,
     forget_later_steps,
 )
+from ranking.training.evaluated_sets import EvaluatedSet, evaluated_sets, members_of_datasets
 from ranking.training.given_reference import reference_in_row
+from ranking.training.packed_steps import PackedSteps, keep_outputs_in_float32
 from ranking.training.pairs import (
     COLUMNS,
     SUMS,
@@ -143,6 +151,9 @@ class DPOGammaConfig(DPOConfig):
     dpop_lambda: float = field(
         default=50.0, metadata={"help": "λ of alpha_scaling_dpop's penalty; 50 in its paper."}
     )
+    tokens_per_batch: int | None = field(
+        default=None, metadata={"help": "Tokens of a forward pass (None: by device)."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -184,18 +195,6 @@ def whole_dataset(dataset):
     return dataset
 
 
-def keep_outputs_in_float32(accelerator) -> None:
-    """accelerate has FSDP2 cast what a model returns to half precision, in which a sum of hundreds
-    of nats is rounded to whole ones. ValueError for FSDP1, which cannot be told."""
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    if plugin is None:
-        return
-    if plugin.fsdp_version != 2:
-        raise ValueError("FSDP1 is not supported: set fsdp_version: 2 in the launch file")
-    if plugin.mixed_precision_policy is not None:
-        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
-
-
 def coarsest_rounding(datasets: Iterable[Any]) -> float:
     """Relative rounding error of the reference that the datasets' REFERENCE_COLUMNS come from, as
     their column `reference_dtype` has it ("bfloat16, nf4"); of several the largest, 0 where
@@ -217,14 +216,14 @@ def refuse_images(dataset) -> None:
         raise ValueError("rows with images are not supported: use TRL's DPOTrainer")
 
 
-def initial_reference(model, ref_model, *, needed: bool, init_kwargs: dict[str, Any]):
+def initial_reference(model, ref_model, *, needed: bool, loading: dict[str, Any]):
     """The reference that DPOTrainer is given: the one asked for, a name or directory loaded with
-    init_kwargs; of a model in memory that will change, a copy as it is now, where TRL would read
+    `loading`; of a model in memory that will change, a copy as it is now, where TRL would read
     its directory again; None where TRL itself knows (a model by its name, an adapter's base), and
     where none is `needed`."""
     if isinstance(ref_model, str):
         dtype = torch.float32 if isinstance(model, str) else model.dtype
-        return AutoModelForCausalLM.from_pretrained(ref_model, **{"dtype": dtype, **init_kwargs})
+        return AutoModelForCausalLM.from_pretrained(ref_model, **{"dtype": dtype, **loading})
     if ref_model is not None or not needed or isinstance(model, (str, PeftModel)):
         return ref_model
     if is_deepspeed_zero3_enabled():
@@ -241,7 +240,7 @@ def initial_reference(model, ref_model, *, needed: bool, init_kwargs: dict[str, 
     return reference.requires_grad_(False).eval()
 
 
-class DPOGammaTrainer(DPOTrainer):
+class DPOGammaTrainer(PackedSteps, DPOTrainer):
     """DPOTrainer with DPO^γ's loss, rows that share prompts, and ranking metrics at each eval.
 
     Datasets hold either TRL's text columns, or COLUMNS (rows as they are to be trained on, which
@@ -252,10 +251,13 @@ class DPOGammaTrainer(DPOTrainer):
     streamed, as TRL's.
     ref_model: a model, its name or directory; None: the model as it is when it is given. A
     data_collator is given TRL's rows (prompt_ids, chosen_ids, rejected_ids) and cuts them itself.
-    dynamics_dataset: the training pairs that are followed beside the validation set. dynamics_file:
-    where the values of every pair go at each evaluation of these two.
+    eval_dataset: one, or several by name, whose metrics are then eval_<name>_…, as Trainer's.
+    eval_sets: further ones beside one eval_dataset, in the same evaluation: eval_<name>/….
+    dynamics_dataset: the training pairs that are followed beside these. dynamics_file: where the
+    values of every pair go at each evaluation, with `part` validation, train or the set's name.
     """
 
+    sides = 2  # chosen, rejected
     loss_types: list[str]  # TRL's, without ours
     loss_weights: list[float]
 
@@ -268,6 +270,7 @@ class DPOGammaTrainer(DPOTrainer):
         train_dataset=None,
         eval_dataset=None,
         *more,
+        eval_sets: dict[str, Dataset] | None = None,
         dynamics_dataset: Dataset | IterableDataset | None = None,
         dynamics_file: str | Path | None = None,
         **kwargs,
@@ -278,7 +281,7 @@ class DPOGammaTrainer(DPOTrainer):
         eval_dataset = whole_dataset(eval_dataset)
         given = args or DPOConfig
         ref_model = initial_reference(
-            model, ref_model, init_kwargs=given.model_init_kwargs or {},
+            model, ref_model, loading=given.model_init_kwargs or {},
             needed=kwargs.get("peft_config") is None and not given.precompute_ref_log_probs,
         )  # fmt: skip
         super().__init__(
@@ -297,20 +300,33 @@ class DPOGammaTrainer(DPOTrainer):
         # what is left is computed by TRL
         self.loss_types = [name for name, _ in terms if name not in OWN_LOSSES]
         self.loss_weights = [weight for name, weight in terms if name not in OWN_LOSSES]
+        self.splits_batches = not set(self.loss_types) & set(BATCH_LOSSES)
 
+        self.eval_sets = self.prepared(eval_sets or {})
         self.dynamics_dataset = self.prepared(dynamics_dataset)
-        if dynamics_dataset is not None and "train" in (self.eval_dataset or ()):
-            raise ValueError('an eval_dataset named "train" has the metrics of dynamics_dataset')
+        self.check_names()
         self.dynamics_file = Path(dynamics_file) if dynamics_file else None
-        self.followed = None  # (part, dataset) while one of the two is evaluated
-        self.evaluated: Dataset | None = None  # of validation or test, while it is evaluated
+        self.evaluated: list[EvaluatedSet] = []  # while an evaluation runs
         self.recorded: set[tuple[int, str]] = set()
         self.pairs: dict[int, torch.Tensor] = {}
+        self.lines = []
         self.initial = initial_weights(self.model) if self.is_world_process_zero() else {}
         self.precompute_ref_logps = True  # compute_loss puts the reference into the inputs
-        of_all = (self.train_dataset, self.eval_dataset, self.dynamics_dataset)
+        of_all = (self.train_dataset, self.eval_dataset, self.eval_sets, self.dynamics_dataset)
         self.reference_rounding = coarsest_rounding(of_all)
         self.path = self.choose_path()
+
+    def check_names(self) -> None:
+        """ValueError where two evaluation sets would have the same metrics or rows."""
+        several = isinstance(self.eval_dataset, dict)
+        if several and self.eval_sets:
+            raise ValueError("eval_dataset has several sets already: put those of eval_sets there")
+        taken = {"train"} if self.dynamics_dataset is not None else set()
+        taken |= {"train", "validation"} if self.eval_sets else set()
+        for name in self.eval_dataset if several else self.eval_sets:
+            if name in taken:
+                what = "dynamics_dataset" if name == "train" else "eval_dataset"
+                raise ValueError(f"an evaluation set named {name!r} has the metrics of {what}")
 
     def choose_path(self) -> ScoringPath:
         """Packed rows where they are exact here, else TRL's path and why it runs."""
@@ -411,6 +427,12 @@ class DPOGammaTrainer(DPOTrainer):
         self._signature_columns = [*COLUMNS, *REFERENCE_COLUMNS, "length"]
 
     # ------------------------------------------------------------------------ loss
+    def sequences_of(self, batch) -> list[list[TokenizedCompletion]]:
+        """Chosen and rejected of each pair of a batch."""
+        completions = completions_of(batch)
+        n = len(completions) // 2
+        return [[*pair] for pair in zip(completions[:n], completions[n:])]
+
     def token_outputs(self, model, inputs):
         """Per-token log-likelihoods (2B, T − 1), nats, as TRL's: zero outside completions."""
         width = inputs["input_ids"].shape[1]
@@ -466,7 +488,7 @@ class DPOGammaTrainer(DPOTrainer):
         for name, weight in self.own_terms:
             loss = loss + weight * self.own_losses(name, logps, lengths).mean()
         if mode == "eval":
-            self.keep_pairs(inputs, outputs.log_probs)
+            self.lines.append(pair_sums(inputs, outputs.log_probs))
         return (loss, logits) if return_outputs else loss
 
     def own_losses(
@@ -508,26 +530,39 @@ class DPOGammaTrainer(DPOTrainer):
         self._metrics[mode]["rewards/accuracies"][-1] = better
         self._metrics[mode]["rewards/ties"].append(same)
 
-    def training_step(self, model, *args, **kwargs):
-        """TRL's; a backward pass that is interrupted leaves the model its own attention too."""
-        own = own_attention(model) if self.path.is_packed else []
-        try:
-            return super().training_step(model, *args, **kwargs)
-        finally:
-            restore_attention(own)
-
     # ------------------------------------------------------------------------ ranking metrics
-    def keep_pairs(self, inputs, log_probs: torch.Tensor) -> None:
-        """Keep the log-likelihoods of a batch, from all processes; repeated pairs count once."""
-        for row in self.accelerator.gather(pair_sums(inputs, log_probs)).cpu():
+    def keep_lines(self, lines: torch.Tensor) -> None:
+        """Keep the `pair_sums` of a batch, from all processes; repeated pairs count once."""
+        for row in self.accelerator.gather(lines).cpu():
             self.pairs[int(row[0])] = row[1:]
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
-        """Trainer's loop, with means over pairs that depend on neither batch nor process count."""
+        """Trainer's loop over each set of the evaluation at hand; the metrics of all in one."""
+        alone = EvaluatedSet(f"{metric_key_prefix}_", None, None)  # of `predict`
+        first, *others = self.evaluated or [alone]
+        kwargs["metric_key_prefix"] = metric_key_prefix
+        output = self.loop_over_pairs(first, dataloader, *args, **kwargs)
+        of_first = dict(self._metrics["eval"])
+        for one in others:
+            self._eval_dataloaders = {}  # Trainer keeps persistent loaders as "eval"
+            more = self.loop_over_pairs(one, self.get_eval_dataloader(one.dataset), *args, **kwargs)
+            n = output.num_samples + more.num_samples
+            output = output._replace(metrics=output.metrics | more.metrics, num_samples=n)
+        self._metrics["eval"].update(of_first)  # TRL's means of batch means, which `log` adds
+        return output
+
+    def loop_over_pairs(self, one: EvaluatedSet, dataloader, *args, metric_key_prefix, **kwargs):
+        """Trainer's loop over a set, with means over pairs that depend on neither batch nor process
+        count."""
         self.pairs = {}
         output = super().evaluation_loop(
             dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
         )
+        of_trainer = {
+            one.start + name.removeprefix(f"{metric_key_prefix}_"): value
+            for name, value in output.metrics.items()
+            if one.leads or "preparation_time" not in name
+        }
         order = sorted(self.pairs)
         table = torch.stack([self.pairs[k] for k in order]).numpy().T
         values = pair_values(
@@ -538,22 +573,21 @@ class DPOGammaTrainer(DPOTrainer):
         metrics = summarize_pairs(values, self.beta, self.rounding())
         for name in metrics:
             self._metrics["eval"].pop(name, None)  # TRL's means of batch means
-        if metric_key_prefix != "eval":
+        if one.start != "eval_":
             self._metrics["eval"].clear()
-        elif not is_deepspeed_zero3_enabled():  # which shows every process empty weights
+        if one.leads and not is_deepspeed_zero3_enabled():  # which shows processes empty weights
             distance = [finite(squared_distance(self.model, self.initial))]
             broadcast_object_list(distance)  # the first process has the initial weights
             metrics["distance/squared"] = distance[0]
         metrics |= self.mean_loss(values)
-        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
-        for name, members in self.members_of_datasets(order).items():
+        named = of_trainer | {one.start + name: value for name, value in metrics.items()}
+        for name, members in members_of_datasets(one, order).items():
             of_name = {k: v[members] for k, v in values.items()}
-            means = summarize_pairs(of_name, self.beta, self.rounding())
-            means |= self.mean_loss(of_name)
-            output.metrics.update({f"{metric_key_prefix}_{name}/{k}": v for k, v in means.items()})
-        if self.followed is not None and self.dynamics_file is not None:
-            self.record(*self.followed, values, order, metrics)
-        return output
+            means = summarize_pairs(of_name, self.beta, self.rounding()) | self.mean_loss(of_name)
+            named |= {f"{one.start}{name}/{k}": value for k, value in means.items()}
+        if one.part is not None and self.dynamics_file is not None:
+            self.record(one.part, one.dataset, values, order, metrics)
+        return output._replace(metrics=named)
 
     @property
     def terms(self) -> list[tuple[str, float]]:
@@ -582,16 +616,6 @@ class DPOGammaTrainer(DPOTrainer):
         ((_, weight),) = self.terms
         return {"loss": weight * float(values.get("trained_loss", values["loss"]).mean())}
 
-    def members_of_datasets(self, order: list[int]) -> dict[str, np.ndarray]:
-        """Of a mixture's evaluation: dataset → which of the pairs `order` are its own. Empty for
-        one dataset, and for the training pairs that are followed."""
-        dataset = self.evaluated
-        if dataset is None or "dataset" not in dataset.column_names:
-            return {}
-        name_of = dict(zip(dataset["pair"], dataset["dataset"]))
-        names = np.array([name_of[pair] for pair in order])
-        return {name: names == name for name in dict.fromkeys(dataset["dataset"])}
-
     def record(self, part: str, dataset: Dataset, values, order, metrics) -> None:
         """Append the values of every pair to the dynamics file, once per step and part."""
         key = (self.state.global_step, part)
@@ -612,28 +636,22 @@ class DPOGammaTrainer(DPOTrainer):
         append_dynamics(self.dynamics_file, dynamics_rows(values, ids, evaluation))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Evaluate the validation set and, with it, the training pairs that are followed; or
-        another dataset, as the constructor takes them, or by name one of several that it took."""
-        own = eval_dataset is None and metric_key_prefix == "eval"
-        followed = ("validation", self.eval_dataset) if own else None
+        """Evaluate the validation set and, with it, eval_sets and the training pairs that are
+        followed; or another dataset, as the constructor takes them, or by name one of several that
+        it took."""
         given = self.prepared(eval_dataset)
-        metrics = self.evaluate_part(given, ignore_keys, metric_key_prefix, followed)
-        if own and self.dynamics_dataset is not None:
-            followed = ("train", self.dynamics_dataset)
-            metrics |= self.evaluate_part(followed[1], ignore_keys, "eval_train", followed)
-        return metrics
-
-    def evaluate_part(self, dataset, ignore_keys, prefix, followed) -> dict[str, float]:
-        """Trainer's `evaluate` (DPOTrainer's would tokenize again)."""
+        self.evaluated = evaluated_sets(
+            given, metric_key_prefix, self.eval_dataset, self.eval_sets, self.dynamics_dataset
+        )
         self._eval_dataloaders: dict = {}  # Trainer keeps persistent loaders as "eval"
-        self.followed = followed
-        whole = self.eval_dataset if dataset is None else dataset
-        if isinstance(whole, Dataset) and whole is not self.dynamics_dataset:
-            self.evaluated = whole
-        try:
-            return Trainer.evaluate(self, dataset, ignore_keys, prefix)
+        try:  # DPOTrainer's would tokenize again
+            metrics = Trainer.evaluate(self, given, ignore_keys, metric_key_prefix)
         finally:
-            self.followed = self.evaluated = None
+            self.evaluated = []
+        one_by_one = given is None and isinstance(self.eval_dataset, dict)
+        if one_by_one and metric_key_prefix == "eval" and self.dynamics_dataset is not None:
+            metrics |= self.evaluate(self.dynamics_dataset, ignore_keys, "eval_train")
+        return metrics
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
         """Trainer's: metrics and, if there is room for them, logits of (chosen, rejected)."""
