@@ -468,7 +468,6 @@ def test_sharded_in_half_precision(tiny_model_directory, tmp_path):
         (["--loss_type=sigmoid", "--alpha=2"], "alpha=2.0 needs loss_type=alpha_scaling"),
         (["--reference_free=true"], "use --loss_type=alpha_scaling --alpha=0"),
         (["--hub_token=hf_x"], "use the environment variable HF_TOKEN"),
-        (["--push_to_hub"], "models and results stay in --output_dir"),
         (["--beta=0"], "--beta 0.0: give a finite number, more than 0"),
         (["--loss_type=sigmoid", "--alpha=1", "--label_smoothing=0.1"], "only aot, aot_unpaired,"),
         (["--loss_type=sigmoid", "--alpha=1", "--label_smoothing_factor=0.1"], "no loss uses it"),

@@ -204,8 +204,12 @@ class Console(TrainerCallback):
             self.bar.set_description_str(f"evaluating {self.n_batches}/{len(eval_dataloader)} ")
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        prefixes = [name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")]
-        self.clock.lap("evaluation", sum(self.counts.get(prefix, 0) for prefix in prefixes))
+        if "eval_runtime" in metrics:  # of all that is evaluated together
+            n_rows = self.outlook.n_rows
+        else:
+            prefixes = [name.removesuffix("_runtime") for name in metrics]
+            n_rows = sum(self.counts.get(prefix, 0) for prefix in prefixes)
+        self.clock.lap("evaluation", n_rows)
         self.n_batches = 0
         if self.bar is not None:
             self.bar.set_description_str("")
@@ -259,6 +263,7 @@ def show_progress(
     outlook = announce_plan(trainer, lengths, first_step)
     args = trainer.args
     parts = {"eval": trainer.eval_dataset, "eval_train": getattr(trainer, "dynamics_dataset", None)}
+    parts |= {f"eval_{name}": part for name, part in getattr(trainer, "eval_sets", {}).items()}
     counts = row_counts(parts)
     n_rows = [outlook.n_rows if part is None else len(part) for part in final.values()]
     for callback in (PrinterCallback, ProgressCallback):
