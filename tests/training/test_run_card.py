@@ -10,12 +10,19 @@ SETTINGS = {
     "model_fingerprints": ["0f"], "data_fingerprints": {"train": "1f"}, "optim": "adamw_torch",
     "per_device_train_batch_size": 2, "max_steps": 3,
 }  # fmt: skip
-METRICS = {"eval_loss": 2.0, "test_loss": 3.0, "test_A/loss": 4.0, "test_B/loss": 2.0}
+METRICS = {
+    "eval_loss": 2.0,
+    "eval_C/loss": 5.0,
+    "test_loss": 3.0,
+    "test_A/loss": 4.0,
+    "test_B/loss": 2.0,
+}
 
 
 def write(folder) -> str:
     parts = {"train": Dataset.from_dict({"x": [0] * 9}), "validation": Dataset.from_dict({"x": [0]}),
-             "test": Dataset.from_dict({"x": [0] * 3, "dataset": ["A", "B", "A"]})}  # fmt: skip
+             "test": Dataset.from_dict({"x": [0] * 3, "dataset": ["A", "B", "A"]}),
+             "C": Dataset.from_dict({"x": [0] * 7})}  # fmt: skip
     write_card(
         folder, "sft.py", [], SETTINGS, {"step": 3, "max_steps": 3, "chosen_by": "last"}, METRICS,
         parts, data_commit=None, pictures={},
@@ -26,7 +33,7 @@ def write(folder) -> str:
 def test_each_dataset_of_a_mixture_has_its_line(tmp_path):
     lines = write(tmp_path).splitlines()
     for line in ("| validation | 1 | 2.0000 |", "| test | 3 | 3.0000 |", "| test A | 2 | 4.0000 |",
-                 "| test B | 1 | 2.0000 |", "- saved model: step 3 of 3, the last"):  # fmt: skip
+                 "| test B | 1 | 2.0000 |", "| C | 7 | 5.0000 |", "- saved model: step 3 of 3, the last"):  # fmt: skip
         assert line in lines
 
 
