@@ -169,8 +169,7 @@ def main(argv: list[str]) -> None:
         folder, settings, data_args.overwrite_output_dir, training_args.resume_from_checkpoint,
         [policy[0], reference[0]],
     )  # fmt: skip
-    hub = training_args.of_hub()
-    pushing = start_pushing(**hub) if hub else None
+    pushing = start_pushing(training_args.of_hub())
     training_args.push_to_hub = False  # by Trainer
     set_seed(training_args.seed)
     how = {**model_args.of_loading(), "device": str(training_args.device)}
@@ -206,7 +205,7 @@ def main(argv: list[str]) -> None:
         eval_dataset=pairs["validation"], eval_sets=named_sets(pairs),
         dynamics_dataset=pairs.get("dynamics"),
         dynamics_file=folder / DYNAMICS_FILE, processing_class=tokenizer, peft_config=lora,
-        callbacks=[*trackers, *([pushing] if pushing else [])],
+        callbacks=[*trackers, *pushing],
     )  # fmt: skip
     announce(f"policy log-likelihoods: {trainer.path}")
     saved, metrics = train_and_evaluate(trainer, checkpoint, {"test": pairs["test"]})
@@ -221,8 +220,8 @@ def main(argv: list[str]) -> None:
     validation = metrics_at(trainer.state.log_history, saved["step"])
     write_card(folder, "dpo.py", argv, settings, saved, validation | metrics["test"], pairs,
                data_commit=parts["train"].commit, pictures=pictures)  # fmt: skip
-    if pushing is not None:
-        push_results(folder, pushing.repository, pushing.revision, pushing.jobs)
+    for push in pushing:
+        push_results(folder, push.repository, push.revision, push.jobs)
     finish_trackers(trackers, pictures, dynamics_panels(rows, texts) if rows else {})
 
 

@@ -114,8 +114,7 @@ def main(argv: list[str]) -> None:
         folder, settings, data_args.overwrite_output_dir, training_args.resume_from_checkpoint,
         [source[0]],
     )  # fmt: skip
-    hub = training_args.of_hub()
-    pushing = start_pushing(**hub) if hub else None
+    pushing = start_pushing(training_args.of_hub())
     training_args.push_to_hub = False  # by Trainer
     set_seed(training_args.seed)
     model, tokenizer = load_for_training(
@@ -139,7 +138,7 @@ def main(argv: list[str]) -> None:
     trainer = MixtureTrainer(
         model=model, args=training_args, train_dataset=texts["train"],
         eval_dataset=texts["validation"], processing_class=tokenizer, peft_config=lora,
-        callbacks=[*trackers, *([pushing] if pushing else [])], datasets=of_datasets,
+        callbacks=[*trackers, *pushing], datasets=of_datasets,
         eval_sets=named_sets(texts),
     )  # fmt: skip
     saved, losses = train_and_evaluate(trainer, checkpoint, {"eval": None, "test": texts["test"]})
@@ -156,8 +155,8 @@ def main(argv: list[str]) -> None:
     print(f"model      {folder}: {describe_step(saved)}")
     write_card(folder, "sft.py", argv, settings, saved, losses["eval"] | losses["test"], texts,
                data_commit=parts["train"].commit, pictures={})  # fmt: skip
-    if pushing is not None:
-        push_results(folder, pushing.repository, pushing.revision, pushing.jobs)
+    for push in pushing:
+        push_results(folder, push.repository, push.revision, push.jobs)
     finish_trackers(trackers, {}, {})
 
 
