@@ -46,6 +46,7 @@ from ranking.training.parsing import RETIRED, parse_flags
 from ranking.training.pushing import start_pushing
 from ranking.training.run_card import metrics_at, write_card
 from ranking.training.run_directory import claim_directory, finish_run, run_description
+from ranking.training.saved_model import prepare_generation, save_merged
 from ranking.training.splits import has_dialogues, load_parts, named_sets
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
@@ -187,6 +188,7 @@ def main(argv: list[str]) -> None:
         )  # fmt: skip
         if reference != policy:
             model, _ = load_for_training(*policy, **how)
+    prepare_generation(model, tokenizer, chat, parts["train"].examples)
     lora = with_base(get_peft_config(model_args), model, tokenizer, policy, folder)
     by_template = data_args.chat_template == "always"
     facts = {"joined_by": None if by_template else joining(parts["train"].examples),
@@ -212,6 +214,8 @@ def main(argv: list[str]) -> None:
     if not trainer.is_world_process_zero():
         return
     rows, pictures = report_dynamics(folder / DYNAMICS_FILE)
+    if model_args.merge_adapter:
+        print(save_merged(folder, trainer.model, tokenizer, dtype=model_args.dtype))
     finish_run(folder, settings, saved, metrics["test"], len(pairs["test"]))
     print_test(metrics["test"], len(pairs["test"]))
     counts = {name: len(part) for name, part in by_dataset(pairs["test"]).items()}

@@ -28,6 +28,7 @@ from ranking.training.parsing import RETIRED, parse_flags
 from ranking.training.pushing import start_pushing
 from ranking.training.run_card import write_card
 from ranking.training.run_directory import claim_directory, finish_run, run_description
+from ranking.training.saved_model import prepare_generation, save_merged
 from ranking.training.splits import has_dialogues, load_parts, named_sets
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
@@ -126,6 +127,7 @@ def main(argv: list[str]) -> None:
         parts, model, tokenizer, templates=data_args.templates, chat=chat,
         add_eos=data_args.add_eos, max_length=training_args.max_length,
     )  # fmt: skip
+    prepare_generation(model, tokenizer, chat, parts["train"].examples)
     lora = with_base(get_peft_config(model_args), model, tokenizer, source, folder)
     facts = {"joined_by": joining(parts["train"].examples), "truncation_mode": "texts at the end"}
     trackers, training_args.report_to = start_trackers(
@@ -144,6 +146,8 @@ def main(argv: list[str]) -> None:
     saved, losses = train_and_evaluate(trainer, checkpoint, {"eval": None, "test": texts["test"]})
     if not trainer.is_world_process_zero():
         return
+    if model_args.merge_adapter:
+        print(save_merged(folder, trainer.model, tokenizer, dtype=model_args.dtype))
     finish_run(folder, settings, saved, losses["test"], len(texts["test"]))
     loss_type = training_args.loss_type
     unit = "nats per response token" if loss_type == "nll" else loss_type

@@ -126,6 +126,7 @@ class ModelArguments(ModelConfig):
         metadata={"choices": ["float32", "bfloat16", "float16"]},
     )
     allow_pickle: bool = False
+    merge_adapter: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -144,6 +145,8 @@ class ModelArguments(ModelConfig):
         """ValueError for flags of LoRA among those given, where LoRA is not asked for."""
         lora = [name for name in sorted(given) if re.match("lora_|use_rslora|use_dora", name)]
         lora = [name for name in lora if getattr(self, name) not in (None, False)]
+        if self.merge_adapter and not self.use_peft:
+            raise ValueError("--merge_adapter without --use_peft: the whole model is saved anyway")
         if lora and not self.use_peft:
             raise ValueError(f"--{lora[0]} without --use_peft: all weights would be trained")
 
