@@ -24,11 +24,11 @@ from ranking.plumbing.processes import announce
 from ranking.plumbing.wandb_runs import finishing_wandb
 from ranking.reports.dynamics import (
     DYNAMICS_FILE,
-    draw_dynamics,
     log_dynamics,
     read_dynamics,
     show_dynamics,
 )
+from ranking.reports.dynamics_pictures import draw_dynamics, name_run
 from ranking.training.checkpoints import describe_step
 from ranking.training.flags import DataArguments, ModelArguments, TrainingDefaults, check_number
 from ranking.training.mixtures import by_dataset, print_datasets
@@ -130,7 +130,7 @@ def report_dynamics(file: Path) -> tuple[list[dict], dict[str, Path]]:
     if not file.exists():
         return [], {}
     rows = read_dynamics(file)
-    pictures = draw_dynamics(rows, file.parent)
+    pictures = draw_dynamics(rows, file.parent, name_run(file))
     show_dynamics(rows)
     for path in (file, *pictures.values()):
         print(path)

@@ -1,7 +1,5 @@
 """What is shown of ranking dynamics equals the rows of the dynamics file."""
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 from result_rows import evaluated_pairs
 
@@ -9,11 +7,6 @@ from ranking.reports.dynamics import (
     displacement_table,
     dynamics_table,
     grouped_metrics,
-    plot_accuracy_against_distance,
-    plot_displacement,
-    plot_dynamics,
-    plot_loss_against_reference,
-    plot_sweep,
     read_dynamics,
     sweep_table,
 )
@@ -36,41 +29,6 @@ def test_dynamics_and_sweep_tables():
     assert sweep[0][3:] == ["100.0", "100.0", "0.725", "100.00"]
 
 
-def drawn(monkeypatch, plot, path):
-    monkeypatch.setattr(plt, "close", lambda figure: None)
-    plot(evaluated_pairs(), path)
-    assert path.stat().st_size > 0
-    return plt.gcf().axes
-
-
-def test_dynamics_figure(tmp_path, monkeypatch):
-    axes = drawn(monkeypatch, plot_dynamics, tmp_path / "f.png")
-    assert len(axes) == 6
-    share = {line.get_label(): line for line in axes[0].lines}
-    assert list(share["correct → correct"].get_ydata()) == [50, 25, 50]
-    assert list(share["correct → incorrect"].get_ydata()) == [0, 25, 0]
-    assert list(share["incorrect → correct"].get_ydata()) == [0, 25, 50]
-    assert list(share["lowest validation loss"].get_xdata()) == [5, 5]
-    loss = {line.get_label(): line for line in axes[1].lines}
-    assert loss["incorrect → correct"].get_ydata()[1] == pytest.approx(0.4)
-
-
-def test_loss_against_reference_figure(tmp_path, monkeypatch):
-    axes = drawn(monkeypatch, plot_loss_against_reference, tmp_path / "f.png")
-    correct, wrong = axes[0].collections
-    assert correct.get_offsets().tolist() == [[2.0, 0.5], [-4.0, 0.4]]
-    assert wrong.get_offsets().tolist() == [[-1.0, 0.6], [-7.0, 0.7]]
-    (needed,) = axes[0].lines  # −log σ(γβc), c = −(log-ratio): 7 at the left end, −2 at the right
-    ends = needed.get_ydata()[[0, -1]]
-    assert ends == pytest.approx(np.log1p(np.exp([-0.7, 0.2])))
-
-
-def test_accuracy_against_distance_figure(tmp_path, monkeypatch):
-    (axes,) = drawn(monkeypatch, plot_accuracy_against_distance, tmp_path / "f.png")
-    for line in axes.lines:
-        assert list(line.get_xdata()) == [0, 25, 100] and list(line.get_ydata()) == [50, 50, 100]
-
-
 def test_displacement_table():
     """At step 5 the chosen changed by 0, −1, −2, −3 nats, the rejected by 1, −1, −7, −9."""
     columns, lines = displacement_table(evaluated_pairs())
@@ -91,46 +49,6 @@ def test_displacement_table():
     assert [line[0] for line in lines[8:]] == [
         "validation (4)", *(line[0] for line in lines[1:5]), "validation (4)", lines[6][0],
         lines[7][0]]  # fmt: skip
-
-
-def test_displacement_figure(tmp_path, monkeypatch):
-    axes = drawn(monkeypatch, plot_displacement, tmp_path / "f.png")
-    assert len(axes) == 4
-    changes = {line.get_label(): list(line.get_ydata()) for line in axes[0].lines}
-    shares = {line.get_label(): list(line.get_ydata()) for line in axes[1].lines}
-    assert changes["chosen"] == [0, -1.5, 0] and changes["rejected"] == [-2.5, -4, -3.5]
-    assert shares["chosen"] == shares["both"] == [0, 75, 0] and shares["rejected"] == [75, 75, 75]
-    assert list(axes[1].lines[-1].get_xdata()) == [5, 5]
-    nothing = [{**row, "chosen": None} for row in evaluated_pairs()]
-    with pytest.raises(ValueError, match="no pair has finite log-likelihoods"):
-        plot_displacement(nothing, tmp_path / "f.png")
-
-
-def test_pictures_of_another_loss_say_whose_the_column_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(plt, "close", lambda figure: None)
-    other = "loss of Eq. 4 (nats)\nwhere ipo is trained"
-    for trained, label in (("ipo", other), ("sigmoid", "loss (nats)")):
-        rows = [{**row, "loss_type": trained} for row in evaluated_pairs()]
-        plot_dynamics(rows, tmp_path / "d.png")
-        assert plt.gcf().axes[1].get_ylabel() == f"mean {label}"
-        lowest = "lowest validation loss" + " of Eq. 4" * (trained == "ipo")
-        assert plt.gcf().axes[1].lines[-1].get_label() == lowest
-        plot_loss_against_reference(rows, tmp_path / "l.png")
-        assert plt.gcf().axes[0].get_ylabel() == label
-
-
-def test_sweep_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(plt, "close", lambda figure: None)
-    other = [{**row, "gamma": 0.0} for row in evaluated_pairs()]
-    worse = [{**row, "group": row["group"].split("_to_")[0] + "_to_incorrect"} for row in other]
-    plot_sweep([evaluated_pairs(), other, worse], tmp_path / "s.png", "last")
-    accuracy, flipped, distance = plt.gcf().axes
-    train = {line.get_label(): line for line in accuracy.lines}["train (n = 4)"]
-    assert list(train.get_xdata()) == [0, 1] and list(train.get_ydata()) == [50, 100]
-    band = accuracy.collections[0].get_paths()[0].vertices  # 0 to 100 % at γ = 0
-    assert {y for x, y in band if x == 0} == {0, 100} and {y for x, y in band if x == 1} == {100}
-    assert list(distance.lines[0].get_ydata()) == [100, 100] and len(distance.lines) == 1
-    assert list(flipped.lines[0].get_ydata()) == [50, 100]
 
 
 def test_other_files_are_refused(tmp_path):
