@@ -30,3 +30,23 @@ def make_or_load(size: str | None, name: str, tokenizer, dtype: str, device: str
     if size:
         return make_random_llama(size, tokenizer, dtype, device)
     return load_model(name, dtype=dtype, device=device)
+
+
+def make_wide_head():
+    """A tiny body under a vocabulary of 152 thousand words, where the head's logits take most."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "qwen2", vocab_size=151_936, hidden_size=256, intermediate_size=512, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config).float().eval()
+
+
+def use_flash_attention(model) -> str:
+    """Have a model on a GPU call flash attention if it is there; the attention that it calls."""
+    from importlib.util import find_spec
+
+    if model.device.type == "cuda" and find_spec("flash_attn"):
+        model.set_attn_implementation("flash_attention_2")
+    return model.config._attn_implementation

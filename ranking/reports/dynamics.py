@@ -1,20 +1,20 @@
-"""Ranking dynamics as tables, pictures and wandb panels (Fig. 2-8)."""
+"""Ranking dynamics as tables and trackers' panels (Fig. 2-8)."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ranking.metrics.displacement import displacement_by_step
 from ranking.metrics.dynamics import (
     GROUPS,
-    PARTS,
     lowest_loss_step,
     means_by_step,
     means_over_seeds,
+    parts_of,
     sweep_points,
 )
+from ranking.metrics.losses import EQUATION_4
 from ranking.plumbing.result_files import Record, read_json_lines
-from ranking.reports.pairs import followed_pair_table
+from ranking.reports.pairs import Columns, followed_pair_table
 from ranking.reports.style import (
     BLUE,
     GREEN,
@@ -22,10 +22,9 @@ from ranking.reports.style import (
     ORANGE,
     PINK,
 )
-from ranking.reports.tables import Table, as_wandb, percent, show_table
+from ranking.reports.tables import Table, percent, show_table
 
 DYNAMICS_FILE = "ranking_dynamics.jsonl"
-EQUATION_4 = {"None", "alpha_scaling", "sigmoid"}  # loss_type of rows; older ones have none
 DISPLACEMENT_STYLES = {  # of completions → colour, marker, key of the share and of the mean change
     "chosen": (BLUE, "o", "chosen_fell", "mean_chosen_change"),
     "rejected": (ORANGE, "s", "rejected_fell", "mean_rejected_change"),
@@ -57,7 +56,7 @@ def dynamics_table(rows: Sequence[Record], alone: bool = False) -> Table:
     groups = [name.replace("_", " ") for name in GROUPS.values()]
     columns += groups if alone else ["→ incorrect", "reward margin"]
     lines = []
-    for part in PARTS:
+    for part in parts_of(rows):
         summary = means_by_step(rows, part)
         for step in sorted({min(summary), best, max(summary)} & summary.keys() if summary else ()):
             found = summary[step]
@@ -105,7 +104,7 @@ def displacement_table(rows: Sequence[Record], sortable: bool = False) -> Table:
     shares = [share for *_, share, _ in DISPLACEMENT_STYLES.values()]
     changes = [change for *_, change in DISPLACEMENT_STYLES.values() if change]
     lines = []
-    for part in PARTS:
+    for part in parts_of(rows):
         found = displacement_by_step(rows, part)
         for step in sorted({best, max(found, default=best)} & found.keys()):
             for group in ("all", *GROUPS.values()):
@@ -132,37 +131,14 @@ def show_dynamics(rows: Sequence[Record]) -> None:
 
 def other_losses(rows: Sequence[Record]) -> str:
     """The losses that trained these rows, where they are not Eq. 4's; else nothing."""
-    return ", ".join(sorted({str(row.get("loss_type")) for row in rows} - EQUATION_4))
+    trained = {row["loss_type"] for row in rows if row.get("loss_type")}  # older rows have none
+    return ", ".join(sorted(trained - set(EQUATION_4)))
 
 
-def loss_label(rows: Sequence[Record]) -> str:
-    """Of the column `loss`: that it is Eq. 4's, where another loss trains."""
-    trained = other_losses(rows)
-    return f"loss of Eq. 4 (nats)\nwhere {trained} is trained" if trained else "loss (nats)"
-
-
-# ---------------------------------------------------------------------------- wandb panels
-def grouped_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of an evaluation under names that wandb shows in sections of their own, e.g.
-    `validation groups/…` and `train ranking/…`; Trainer puts all into `eval/`."""
-    names = {"eval_train_": "train ", "eval_": "validation ", "test_": "test "}
-    grouped = {}
-    for name, value in metrics.items():
-        prefix = next((p for p in names if name.startswith(p)), None)
-        if prefix and "/" in name:
-            grouped[names[prefix] + name.removeprefix(prefix)] = value
-    return grouped
-
-
-def log_dynamics(
-    run, rows: Sequence[Record], texts: dict[str, dict], pictures: dict[str, Path]
-) -> None:
-    """Pictures and tables, and hardest, easiest and flipped pairs at the best step, in sections
-    `figures`, `dynamics` and `examples`."""
-    import wandb
-
-    for name, path in pictures.items():
-        run.log({f"figures/{name}": wandb.Image(str(path))})
+# ---------------------------------------------------------------------------- trackers
+def dynamics_panels(rows: Sequence[Record], texts: dict[str, dict]) -> dict[str, Columns]:
+    """Tables for trackers, in sections `dynamics` and `examples`: the four groups, displacement,
+    and the hardest, easiest and flipped pairs at the best step."""
     best = lowest_loss_step(rows)
     ranked = sorted(
         (
@@ -178,10 +154,8 @@ def log_dynamics(
         "flipped to correct": [r for r in ranked if r["group"] == "incorrect_to_correct"][:50],
         "flipped to incorrect": [r for r in ranked if r["group"] == "correct_to_incorrect"][:50],
     }
-    run.log(
-        {
-            "dynamics/groups": as_wandb(dynamics_table(rows, alone=True)),
-            "dynamics/displacement": as_wandb(displacement_table(rows)),
-            "examples/pairs": as_wandb(followed_pair_table(kinds, texts)),
-        }
-    )
+    return {
+        "dynamics/groups": dynamics_table(rows, alone=True),
+        "dynamics/displacement": displacement_table(rows),
+        "examples/pairs": followed_pair_table(kinds, texts),
+    }

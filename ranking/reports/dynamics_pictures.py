@@ -9,24 +9,26 @@ from ranking.metrics.displacement import displacement_by_step
 from ranking.metrics.dynamics import (
     PARTS,
     distances_by_step,
+    loss_column,
     lowest_loss_step,
     means_by_step,
     means_over_seeds,
+    parts_of,
     sweep_points,
 )
 from ranking.metrics.idealized import required_loss
 from ranking.metrics.intervals import wilson_interval
 from ranking.plumbing.result_files import Record, read_config
-from ranking.reports.dynamics import DISPLACEMENT_STYLES, GROUP_STYLES, loss_label, other_losses
+from ranking.reports.dynamics import DISPLACEMENT_STYLES, GROUP_STYLES, other_losses
 from ranking.reports.labels import plain, short
 from ranking.reports.style import (
     GREY,
     LOG_REF,
     LOSS_NEEDED,
-    PART_STYLES,
     WIDTH,
     captioned,
     legend_outside,
+    model_style,
     save_figure,
     subplots,
     whole_numbers,
@@ -71,9 +73,31 @@ def run_caption(rows: Iterable[Record], run: str) -> str:
     return ", ".join(parts)
 
 
+def loss_label(rows: Sequence[Record]) -> str:
+    """Of the column `loss`: that it is Eq. 4's, where another loss trains."""
+    trained = other_losses(rows)
+    return f"loss of Eq. 4 (nats)\nwhere {trained} is trained" if trained else "loss (nats)"
+
+
 def lowest_label(rows: Sequence[Record]) -> str:
-    """Of `lowest_loss_step`, in the same way as `loss_label`."""
-    return f"lowest validation loss{' of Eq. 4' * bool(other_losses(rows))}"
+    """Of `lowest_loss_step`: whose loss that is, where another than Eq. 4's trains."""
+    trained = other_losses(rows)
+    whose = trained if loss_column(rows) == "trained_loss" else "Eq. 4"
+    return f"lowest validation loss{f' of {whose}' * bool(trained)}"
+
+
+def trained_loss(rows: Sequence[Record]) -> tuple[list[Record], str]:
+    """The rows with the loss that trained as `loss`, where they have it, and what it is called."""
+    if loss_column(rows) == "loss":
+        return list(rows), loss_label(rows)
+    named = f"loss of {other_losses(rows)}"
+    return [{**row, "loss": row["trained_loss"]} for row in rows], named
+
+
+def part_styles(parts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Colour and marker of each part: those of PARTS are the same in every picture."""
+    known = enumerate(dict.fromkeys((*PARTS, *parts)))
+    return {part: model_style(k) for k, part in known if part in parts}
 
 
 def draw_dynamics(rows: Sequence[Record], folder: Path, run: str) -> dict[str, Path]:
@@ -109,18 +133,18 @@ def band_note(ns: Iterable[int]) -> str:
 def plot_dynamics(rows: Sequence[Record], path: Path, run: str = "") -> None:
     """Fig. 2, 5-7: share, mean loss and mean reward margin of the four groups against the step.
 
-    A column of panels for the followed training pairs, one for validation, on the same axes;
-    dashed: the step with the lowest validation loss.
+    A column of panels for the followed training pairs, one for validation and one for each named
+    evaluation set, on the same axes; dashed: the step with the lowest validation loss.
     """
-    parts = [part for part in PARTS if any(row["part"] == part for row in rows)]
-    best = lowest_loss_step(rows)
+    parts, best = parts_of(rows), lowest_loss_step(rows)
+    with_loss, loss_name = trained_loss(rows)
     figure, grid = subplots(
         3, len(parts), figsize=(WIDTH * (0.25 + 0.375 * len(parts)), 6.6), sharex=True,
         sharey="row", squeeze=False, layout="constrained",
     )  # fmt: skip
     sizes = []
     for column, part in zip(grid.T, parts):
-        summary = means_by_step(rows, part)
+        summary = means_by_step(with_loss, part)
         steps, n = list(summary), next(iter(summary.values()))["n"]
         sizes.append(n)
         for name, (colour, marker) in GROUP_STYLES.items():
@@ -138,7 +162,7 @@ def plot_dynamics(rows: Sequence[Record], path: Path, run: str = "") -> None:
         column[0].set_title(f"{part} pairs (n = {n})")
         column[-1].set_xlabel("training step")
         whole_numbers(column[-1].xaxis)
-    labels = ("share of pairs (%)", f"mean {loss_label(rows)}", "mean reward margin (nats)")
+    labels = ("share of pairs (%)", f"mean {loss_name}", "mean reward margin (nats)")
     for axes, label in zip(grid[:, 0], labels):
         axes.set_ylabel(label)
     highest = grid[0][0].get_ylim()[1]
@@ -155,7 +179,7 @@ def plot_loss_against_reference(rows: Sequence[Record], path: Path, run: str = "
     The dashed line is the loss below which a pair is ranked correctly, −log σ(γβc) (Theorem 4.1).
     """
     best = lowest_loss_step(rows)
-    parts = [part for part in PARTS if any(r["part"] == part and r["step"] == best for r in rows)]
+    parts = parts_of([row for row in rows if row["step"] == best])
     figure, grid = subplots(
         1, len(parts), figsize=(WIDTH * (0.15 + 0.425 * len(parts)), 3.3), sharey=True, sharex=True,
         squeeze=False, layout="constrained",
@@ -199,15 +223,15 @@ def plot_accuracy_against_distance(rows: Sequence[Record], path: Path, run: str 
     distances = distances_by_step(rows)
     figure, axes = subplots(figsize=(0.65 * WIDTH, 3.2), layout="constrained")
     sizes = [FEW_PAIRS]
-    for part, colour, marker in PART_STYLES:
+    for part, style in part_styles(parts_of(rows)).items():
         summary = {k: found for k, found in means_by_step(rows, part).items() if k in distances}
         if not summary:
             continue
         steps, ns = list(summary), [found["n"] for found in summary.values()]
         sizes += ns
         right = [round(found["accuracy"] * found["n"]) for found in summary.values()]
-        draw_share(axes, [distances[step] for step in steps], right, ns, color=colour,
-                   marker=marker, label=f"{part} pairs (n = {ns[0]})")  # fmt: skip
+        label = f"{part} pairs (n = {ns[0]})"
+        draw_share(axes, [distances[step] for step in steps], right, ns, label=label, **style)
         for step in (steps[0], steps[-1]):
             axes.annotate(
                 f"step {step}", (distances[step], 100 * summary[step]["accuracy"]), fontsize=6,
@@ -225,8 +249,8 @@ def plot_accuracy_against_distance(rows: Sequence[Record], path: Path, run: str 
 def plot_displacement(rows: Sequence[Record], path: Path, run: str = "") -> None:
     """Mean change of the log-likelihoods since the reference, and the share of pairs whose
     log-likelihoods fell, against the step; dashed: the step with the lowest validation loss."""
-    found = {part: displacement_by_step(rows, part) for part in PARTS}
-    parts = [part for part in PARTS if any(found[part].values())]
+    found = {part: displacement_by_step(rows, part) for part in parts_of(rows)}
+    parts = [part for part in found if any(found[part].values())]
     if not parts:
         raise ValueError("no pair has finite log-likelihoods")
     best = lowest_loss_step(rows)
@@ -276,24 +300,19 @@ def plot_sweep(
         "flipped": ("wrong pairs flipped (%)", 100),
         "squared_distance": (r"$\|\theta - \theta_{\mathrm{ref}}\|^2$", 1),
     }
+    styles = part_styles([row["part"] for row in swept])
     figure, grid = subplots(1, 3, figsize=(WIDTH, 2.5), layout="constrained")
     for axes, (quantity, (label, scale)) in zip(grid, panels.items()):
-        for part, colour, marker in PART_STYLES:
-            if quantity == "squared_distance" and part == "validation":
+        for part, style in styles.items():
+            if quantity == "squared_distance" and part != next(iter(styles)):
                 continue  # a property of the model
             rows = [row for row in swept if row["part"] == part and row[quantity] is not None]
             if not rows:
                 continue
             gammas = [row["gamma"] for row in rows]
             mean, low, high = scale * np.array([row[quantity] for row in rows]).T
-            axes.plot(
-                gammas,
-                mean,
-                color=colour,
-                marker=marker,
-                label=f"{part} pairs (n = {rows[0]['n']})",
-            )
-            axes.fill_between(gammas, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(gammas, mean, **style, label=f"{part} pairs (n = {rows[0]['n']})")
+            axes.fill_between(gammas, low, high, color=style["color"], alpha=0.2, linewidth=0)
         axes.set_xlabel(r"$\gamma$")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)

@@ -13,7 +13,6 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"  # Okabe-Ito: distinct for 
 GREEN, PINK = "#009E73", "#CC79A7"
 MODEL_COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56B4E9", "#E69F00", "#000000")
 MODEL_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-PART_STYLES = (("train", BLUE, "o"), ("validation", ORANGE, "s"))
 SAVE = {"dpi": 200, "bbox_inches": "tight", "metadata": {"Software": None}}
 WIDTH = 7.0  # inches of a page's text: what is printed at this width has letters of 7 and 8 points
 FONTS: Any = {

@@ -114,6 +114,22 @@ def test_pictures_of_another_loss_say_whose_the_column_is(drawn):
         caption = plt.gcf().get_suptitle()
         assert ("trained by ipo" in caption) == (trained == "ipo")
         assert drawn(plot_loss_against_reference, rows)[0].get_ylabel() == label
+    rows = [{**row, "loss_type": "ipo", "trained_loss": row["step"]} for row in evaluated_pairs()]
+    panel = drawn(plot_dynamics, rows)[2]
+    lines = lines_of(panel)
+    assert list(lines["lowest validation loss of ipo"].get_xdata()) == [0, 0]
+    assert panel.get_ylabel() == "mean loss of ipo"
+    assert list(lines["correct → correct"].get_ydata()) == [0, 5, 10]
+
+
+def test_a_named_evaluation_set_has_its_panels(drawn):
+    named = [{**r, "part": "A"} for r in evaluated_pairs() if r["part"] == "validation"]
+    rows = [*named[:8], *evaluated_pairs()]  # not evaluated at step 10
+    for plot, n in ((plot_dynamics, 9), (plot_loss_against_reference, 3), (plot_displacement, 6)):
+        assert len(drawn(plot, rows)) == n
+    (axes,) = drawn(plot_accuracy_against_distance, rows)
+    assert list(axes.lines[2].get_ydata()) == [50, 50]
+    assert len({line.get_color() for line in axes.lines}) == 3
 
 
 def test_sweep_figure(drawn):
