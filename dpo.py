@@ -25,11 +25,11 @@ from ranking.plumbing.model_hub import push_results
 from ranking.plumbing.processes import announce
 from ranking.reports.dynamics import (
     DYNAMICS_FILE,
-    draw_dynamics,
     dynamics_panels,
     read_dynamics,
     show_dynamics,
 )
+from ranking.reports.dynamics_pictures import draw_dynamics, name_run
 from ranking.training.checkpoints import describe_step
 from ranking.training.flags import DataArguments, ModelArguments, TrainingDefaults, check_number
 from ranking.training.mixtures import by_dataset, print_datasets
@@ -134,7 +134,7 @@ def report_dynamics(file: Path) -> tuple[list[dict], dict[str, Path]]:
     if not file.exists():
         return [], {}
     rows = read_dynamics(file)
-    pictures = draw_dynamics(rows, file.parent)
+    pictures = draw_dynamics(rows, file.parent, name_run(file))
     show_dynamics(rows)
     for path in (file, *pictures.values()):
         print(path)
