@@ -18,6 +18,7 @@ import torch
 from ranking.scoring.loading import unwrap
 
 MOST_ROWS = 4  # at once: each takes the memory of a row
+LEAST_WEIGHTS = 10**7  # with fewer, threads wait for Python's lock more than for products
 
 # (function of a model and a batch, batch) → what gives its result, once
 Submit = Callable[[Callable[[Any, Any], Any], Any], Callable[[], Any]]
@@ -30,15 +31,18 @@ def with_shared_weights(model):
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def rows_at_once(model) -> int:
-    """How many rows of a model are computed at once: 1 on a GPU, with one thread, and where its
-    modules are not all its own (offloaded, quantized)."""
+def rows_at_once(model, n_rows: int) -> int:
+    """How many of a model's rows are computed at once: 1 on a GPU, with one thread, of a small
+    model, where its modules are not all its own (offloaded, quantized), and of so few rows that
+    the last would be alone for long."""
     inner = unwrap(model)
-    devices = {parameter.device.type for parameter in inner.parameters()}
+    weights = list(inner.parameters())
+    is_small = sum(weight.numel() for weight in weights) < LEAST_WEIGHTS
     hooked = any(hasattr(module, "_hf_hook") for module in inner.modules())
-    if devices != {"cpu"} or hooked or getattr(inner, "is_quantized", False):
+    if is_small or hooked or getattr(inner, "is_quantized", False):
         return 1
-    return min(MOST_ROWS, torch.get_num_threads())
+    n = min(MOST_ROWS, torch.get_num_threads())
+    return n if {weight.device.type for weight in weights} == {"cpu"} and n_rows >= 4 * n else 1
 
 
 @contextmanager
