@@ -6,6 +6,7 @@ command line), never the share of raters. γ = 1 is DPO, γ = 0 is reference-fre
         alpha=0.5), train_dataset=..., processing_class=tokenizer)
 """
 
+import copy
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
-from transformers import Trainer, TrainerState
+from transformers import AutoModelForCausalLM, Trainer, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
@@ -43,10 +44,13 @@ from ranking.training.dynamics_file import (
     dynamics_rows,
     forget_later_steps,
 )
+from ranking.training.evaluated_sets import EvaluatedSet, evaluated_sets, members_of_datasets
+from ranking.training.given_reference import reference_in_row
 from ranking.training.packed_steps import PackedSteps, keep_outputs_in_float32
 from ranking.training.pairs import (
     COLUMNS,
     SUMS,
+    collate_by,
     collate_pairs,
     completions_of,
     cut_pair,
@@ -199,16 +203,52 @@ def coarsest_rounding(datasets: Iterable[Any]) -> float:
     return max((torch.finfo(t).eps for t in known if t.is_floating_point), default=0.0)
 
 
+def refuse_images(dataset) -> None:
+    """ValueError for rows with images, which shared-prefix rows do not take."""
+    first = next(iter(dataset), None) if dataset is not None else None
+    if first is not None and {"image", "images"} & first.keys():
+        raise ValueError("rows with images are not supported: use TRL's DPOTrainer")
+
+
+def initial_reference(model, ref_model, *, needed: bool, init_kwargs: dict[str, Any]):
+    """The reference that DPOTrainer is given: the one asked for, a name or directory loaded with
+    init_kwargs; of a model in memory that will change, a copy as it is now, where TRL would read
+    its directory again; None where TRL itself knows (a model by its name, an adapter's base), and
+    where none is `needed`."""
+    if isinstance(ref_model, str):
+        dtype = torch.float32 if isinstance(model, str) else model.dtype
+        return AutoModelForCausalLM.from_pretrained(ref_model, **{"dtype": dtype, **init_kwargs})
+    if ref_model is not None or not needed or isinstance(model, (str, PeftModel)):
+        return ref_model
+    if is_deepspeed_zero3_enabled():
+        logger.warning(
+            "ZeRO-3: the reference is read again from "
+            f"{model.config.name_or_path or 'the model directory'}: give ref_model if the weights "
+            "of model are others"
+        )
+        return None
+    reference = copy.deepcopy(model)
+    if not hasattr(reference, "_hf_hook"):  # an earlier trainer's forward, bound to the policy
+        vars(reference).pop("forward", None)
+    reference.zero_grad()
+    return reference.requires_grad_(False).eval()
+
+
 class DPOGammaTrainer(PackedSteps, DPOTrainer):
     """DPOTrainer with DPO^γ's loss, rows that share prompts, and ranking metrics at each eval.
 
     Datasets hold either TRL's text columns, or COLUMNS (rows as they are to be trained on, which
-    max_length does not cut) and, when the reference is precomputed, REFERENCE_COLUMNS; a column
-    `id` names the pairs, and of a mixture `dataset` where they are from: the metrics of each are
-    eval_<dataset>/…, beside those of all. `reference_dtype` says what REFERENCE_COLUMNS were
-    computed in, where that is coarser than what trains. They may be streamed, as TRL's.
-    dynamics_dataset: the training pairs that are followed beside the validation set. dynamics_file:
-    where the values of every pair go at each evaluation of these two.
+    max_length does not cut) and, when the reference is precomputed, REFERENCE_COLUMNS, which text
+    may bring along too; a column `id` names the pairs, and of a mixture `dataset` where they are
+    from: the metrics of each are eval_<dataset>/…, beside those of all. `reference_dtype` says what
+    REFERENCE_COLUMNS were computed in, where that is coarser than what trains. They may be
+    streamed, as TRL's.
+    ref_model: a model, its name or directory; None: the model as it is when it is given. A
+    data_collator is given TRL's rows (prompt_ids, chosen_ids, rejected_ids) and cuts them itself.
+    eval_dataset: one, or several by name, whose metrics are then eval_<name>_…, as Trainer's.
+    eval_sets: further ones beside one eval_dataset, in the same evaluation: eval_<name>/….
+    dynamics_dataset: the training pairs that are followed beside these. dynamics_file: where the
+    values of every pair go at each evaluation, with `part` validation, train or the set's name.
     """
 
     sides = 2  # chosen, rejected
@@ -224,12 +264,20 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
         train_dataset=None,
         eval_dataset=None,
         *more,
+        eval_sets: dict[str, Dataset] | None = None,
         dynamics_dataset: Dataset | IterableDataset | None = None,
         dynamics_file: str | Path | None = None,
         **kwargs,
     ):
-        collator = data_collator or collate_pairs
+        refuse_images(train_dataset)
+        self.cuts_pairs = data_collator is None  # one that is given does it
+        collator = partial(collate_by, data_collator) if data_collator else collate_pairs
         eval_dataset = whole_dataset(eval_dataset)
+        given = args or DPOConfig
+        ref_model = initial_reference(
+            model, ref_model, init_kwargs=given.model_init_kwargs or {},
+            needed=kwargs.get("peft_config") is None and not given.precompute_ref_log_probs,
+        )  # fmt: skip
         super().__init__(
             model, ref_model, args, collator, train_dataset, eval_dataset, *more, **kwargs
         )
@@ -247,20 +295,31 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
         self.loss_types = [name for name, _ in terms if name not in OWN_LOSSES]
         self.loss_weights = [weight for name, weight in terms if name not in OWN_LOSSES]
 
+        self.eval_sets = self.prepared(eval_sets or {})
         self.dynamics_dataset = self.prepared(dynamics_dataset)
-        if dynamics_dataset is not None and "train" in (self.eval_dataset or ()):
-            raise ValueError('an eval_dataset named "train" has the metrics of dynamics_dataset')
+        self.check_names()
         self.dynamics_file = Path(dynamics_file) if dynamics_file else None
-        self.followed = None  # (part, dataset) while one of the two is evaluated
-        self.evaluated: Dataset | None = None  # of validation or test, while it is evaluated
+        self.evaluated: list[EvaluatedSet] = []  # while an evaluation runs
         self.recorded: set[tuple[int, str]] = set()
         self.pairs: dict[int, torch.Tensor] = {}
         self.lines = []
         self.initial = initial_weights(self.model) if self.is_world_process_zero() else {}
         self.precompute_ref_logps = True  # compute_loss puts the reference into the inputs
-        of_all = (self.train_dataset, self.eval_dataset, self.dynamics_dataset)
+        of_all = (self.train_dataset, self.eval_dataset, self.eval_sets, self.dynamics_dataset)
         self.reference_rounding = coarsest_rounding(of_all)
         self.path = self.choose_path()
+
+    def check_names(self) -> None:
+        """ValueError where two evaluation sets would have the same metrics or rows."""
+        several = isinstance(self.eval_dataset, dict)
+        if several and self.eval_sets:
+            raise ValueError("eval_dataset has several sets already: put those of eval_sets there")
+        taken = {"train"} if self.dynamics_dataset is not None else set()
+        taken |= {"train", "validation"} if self.eval_sets else set()
+        for name in self.eval_dataset if several else self.eval_sets:
+            if name in taken:
+                what = "dynamics_dataset" if name == "train" else "eval_dataset"
+                raise ValueError(f"an evaluation set named {name!r} has the metrics of {what}")
 
     def choose_path(self) -> ScoringPath:
         """Packed rows where they are exact here, else TRL's path and why it runs."""
@@ -302,7 +361,7 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
             raise ValueError(f"the {dataset_name} dataset is empty")
         if "chosen_start" in first:
             return dataset
-        limit = args.max_length
+        limit = args.max_length if self.cuts_pairs else None
         sides_of = partial(cut_pair, max_length=limit, mode=args.truncation_mode)
         tokenized = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         tokenized = tokenized.filter(
@@ -319,11 +378,13 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
                 f"{len(dataset)} pairs, of which max_length={limit} leaves nothing to score"
             )
         others = [name for name in first if name != "id"]
-        return tokenized.map(
-            lambda row, number: pair_columns(number, *sides_of(row)),
-            with_indices=True,
-            remove_columns=others,
-        )
+
+        def columns(row: dict, number: int) -> dict:
+            sides = sides_of(row)
+            reference = reference_in_row(row, *sides) if args.precompute_ref_log_probs else {}
+            return pair_columns(number, *sides) | reference
+
+        return tokenized.map(columns, with_indices=True, remove_columns=others)
 
     def prepared(self, dataset):
         """A dataset for `evaluate` or `predict` as the constructor would have made it."""
@@ -469,11 +530,32 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
             self.pairs[int(row[0])] = row[1:]
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
-        """Trainer's loop, with means over pairs that depend on neither batch nor process count."""
+        """Trainer's loop over each set of the evaluation at hand; the metrics of all in one."""
+        alone = EvaluatedSet(f"{metric_key_prefix}_", None, None)  # of `predict`
+        first, *others = self.evaluated or [alone]
+        kwargs["metric_key_prefix"] = metric_key_prefix
+        output = self.loop_over_pairs(first, dataloader, *args, **kwargs)
+        of_first = dict(self._metrics["eval"])
+        for one in others:
+            self._eval_dataloaders = {}  # Trainer keeps persistent loaders as "eval"
+            more = self.loop_over_pairs(one, self.get_eval_dataloader(one.dataset), *args, **kwargs)
+            n = output.num_samples + more.num_samples
+            output = output._replace(metrics=output.metrics | more.metrics, num_samples=n)
+        self._metrics["eval"].update(of_first)  # TRL's means of batch means, which `log` adds
+        return output
+
+    def loop_over_pairs(self, one: EvaluatedSet, dataloader, *args, metric_key_prefix, **kwargs):
+        """Trainer's loop over a set, with means over pairs that depend on neither batch nor process
+        count."""
         self.pairs = {}
         output = super().evaluation_loop(
             dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
         )
+        of_trainer = {
+            one.start + name.removeprefix(f"{metric_key_prefix}_"): value
+            for name, value in output.metrics.items()
+            if one.leads or "preparation_time" not in name
+        }
         order = sorted(self.pairs)
         table = torch.stack([self.pairs[k] for k in order]).numpy().T
         values = pair_values(
@@ -484,22 +566,21 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
         metrics = summarize_pairs(values, self.beta, self.rounding())
         for name in metrics:
             self._metrics["eval"].pop(name, None)  # TRL's means of batch means
-        if metric_key_prefix != "eval":
+        if one.start != "eval_":
             self._metrics["eval"].clear()
-        elif not is_deepspeed_zero3_enabled():  # which shows every process empty weights
+        if one.leads and not is_deepspeed_zero3_enabled():  # which shows processes empty weights
             distance = [finite(squared_distance(self.model, self.initial))]
             broadcast_object_list(distance)  # the first process has the initial weights
             metrics["distance/squared"] = distance[0]
         metrics |= self.mean_loss(values)
-        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
-        for name, members in self.members_of_datasets(order).items():
+        named = of_trainer | {one.start + name: value for name, value in metrics.items()}
+        for name, members in members_of_datasets(one, order).items():
             of_name = {k: v[members] for k, v in values.items()}
-            means = summarize_pairs(of_name, self.beta, self.rounding())
-            means |= self.mean_loss(of_name)
-            output.metrics.update({f"{metric_key_prefix}_{name}/{k}": v for k, v in means.items()})
-        if self.followed is not None and self.dynamics_file is not None:
-            self.record(*self.followed, values, order, metrics)
-        return output
+            means = summarize_pairs(of_name, self.beta, self.rounding()) | self.mean_loss(of_name)
+            named |= {f"{one.start}{name}/{k}": value for k, value in means.items()}
+        if one.part is not None and self.dynamics_file is not None:
+            self.record(one.part, one.dataset, values, order, metrics)
+        return output._replace(metrics=named)
 
     @property
     def terms(self) -> list[tuple[str, float]]:
@@ -528,16 +609,6 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
         ((_, weight),) = self.terms
         return {"loss": weight * float(values.get("trained_loss", values["loss"]).mean())}
 
-    def members_of_datasets(self, order: list[int]) -> dict[str, np.ndarray]:
-        """Of a mixture's evaluation: dataset → which of the pairs `order` are its own. Empty for
-        one dataset, and for the training pairs that are followed."""
-        dataset = self.evaluated
-        if dataset is None or "dataset" not in dataset.column_names:
-            return {}
-        name_of = dict(zip(dataset["pair"], dataset["dataset"]))
-        names = np.array([name_of[pair] for pair in order])
-        return {name: names == name for name in dict.fromkeys(dataset["dataset"])}
-
     def record(self, part: str, dataset: Dataset, values, order, metrics) -> None:
         """Append the values of every pair to the dynamics file, once per step and part."""
         key = (self.state.global_step, part)
@@ -558,28 +629,22 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
         append_dynamics(self.dynamics_file, dynamics_rows(values, ids, evaluation))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Evaluate the validation set and, with it, the training pairs that are followed; or
-        another dataset, as the constructor takes them, or by name one of several that it took."""
-        own = eval_dataset is None and metric_key_prefix == "eval"
-        followed = ("validation", self.eval_dataset) if own else None
+        """Evaluate the validation set and, with it, eval_sets and the training pairs that are
+        followed; or another dataset, as the constructor takes them, or by name one of several that
+        it took."""
         given = self.prepared(eval_dataset)
-        metrics = self.evaluate_part(given, ignore_keys, metric_key_prefix, followed)
-        if own and self.dynamics_dataset is not None:
-            followed = ("train", self.dynamics_dataset)
-            metrics |= self.evaluate_part(followed[1], ignore_keys, "eval_train", followed)
-        return metrics
-
-    def evaluate_part(self, dataset, ignore_keys, prefix, followed) -> dict[str, float]:
-        """Trainer's `evaluate` (DPOTrainer's would tokenize again)."""
+        self.evaluated = evaluated_sets(
+            given, metric_key_prefix, self.eval_dataset, self.eval_sets, self.dynamics_dataset
+        )
         self._eval_dataloaders: dict = {}  # Trainer keeps persistent loaders as "eval"
-        self.followed = followed
-        whole = self.eval_dataset if dataset is None else dataset
-        if isinstance(whole, Dataset) and whole is not self.dynamics_dataset:
-            self.evaluated = whole
-        try:
-            return Trainer.evaluate(self, dataset, ignore_keys, prefix)
+        try:  # DPOTrainer's would tokenize again
+            metrics = Trainer.evaluate(self, given, ignore_keys, metric_key_prefix)
         finally:
-            self.followed = self.evaluated = None
+            self.evaluated = []
+        one_by_one = given is None and isinstance(self.eval_dataset, dict)
+        if one_by_one and metric_key_prefix == "eval" and self.dynamics_dataset is not None:
+            metrics |= self.evaluate(self.dynamics_dataset, ignore_keys, "eval_train")
+        return metrics
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
         """Trainer's: metrics and, if there is room for them, logits of (chosen, rejected)."""

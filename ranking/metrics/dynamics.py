@@ -21,7 +21,7 @@ from ranking.metrics.losses import (
 )
 
 PROPOSITION_2_6 = 0.6  # nats, a loss of Eq. 4; any bound up to log 2 would do
-PARTS = ("train", "validation")
+PARTS = ("train", "validation")  # of the training data; evaluation sets have their own names
 SWEPT = ("accuracy", "flipped", "loss", "squared_distance")  # quantities of a sweep over γ
 # (ranked correctly by the reference, ranked correctly by the policy) → name
 GROUPS = {
@@ -222,18 +222,26 @@ def distances_by_step(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
     return {r["step"]: r["squared_distance"] for r in rows if r["squared_distance"] is not None}
 
 
+def parts_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The parts of the data that rows are of: PARTS, and named evaluation sets as they come."""
+    found = dict.fromkeys(row["part"] for row in rows)
+    return [part for part in dict.fromkeys((*PARTS, *found)) if part in found]
+
+
 def loss_column(rows: Sequence[dict[str, Any]]) -> str:
     """The key of the loss that trained these rows; Eq. 4's where they do not have it."""
     return "trained_loss" if all("trained_loss" in row for row in rows) else "loss"
 
 
 def lowest_loss_step(rows: Sequence[dict[str, Any]]) -> int:
-    """The step with the lowest mean validation loss (training loss if nothing was validated), of
-    the loss that trained (`loss_column`).
+    """The step with the lowest mean validation loss (of the first named set where the training
+    data's own part is not validated, training loss if nothing is), of the loss that trained
+    (`loss_column`).
 
     A null loss was not finite: a step with more of them than another has not the lower mean.
     """
-    part = "validation" if any(row["part"] == "validation" for row in rows) else "train"
+    parts = parts_of(rows)
+    part = next((p for p in ("validation", *parts) if p in parts and p != "train"), "train")
     column, losses = loss_column(rows), defaultdict(list)
     for row in rows:
         if row["part"] == part:
@@ -253,18 +261,18 @@ def sweep_points(
     """`summarize_evaluation` of each run (the rows of one ranking_dynamics.jsonl) and part, with
     part, step and squared_distance, at the step of the lowest validation loss or at the last;
     ordered by γ and part."""
-    points = []
+    points, parts = [], parts_of([row for rows in files for row in rows])
     for rows in files:
         step = lowest_loss_step(rows) if at == "lowest-loss" else max(row["step"] for row in rows)
         distance = distances_by_step(rows).get(step)
-        for part in PARTS:
+        for part in parts:
             chosen = [row for row in rows if (row["part"], row["step"]) == (part, step)]
             if chosen:
                 points.append(
                     {**summarize_evaluation(chosen), "part": part, "step": step,
                      "squared_distance": distance}
                 )  # fmt: skip
-    return sorted(points, key=lambda point: (point["gamma"], PARTS.index(point["part"])))
+    return sorted(points, key=lambda point: (point["gamma"], parts.index(point["part"])))
 
 
 def means_over_seeds(points: list[dict[str, Any]]) -> list[dict[str, Any]]:

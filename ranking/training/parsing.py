@@ -29,7 +29,6 @@ RETIRED = {
     "do_train|do_predict": "nothing: the scripts train, and evaluate the test split at the end",
     "do_eval": "--eval_strategy",
     "hub_token|use_auth_token": "the environment variable HF_TOKEN: all users see flags",
-    "push_to_hub|hub_.*|trackio_.*": "nothing: models and results stay in --output_dir",
     "evaluate_during_training": "--eval_strategy=steps",
     "per_gpu_(train|eval)_batch_size": "--per_device_train_batch_size or --per_device_eval_...",
     "overwrite_cache": "nothing: caches are keyed by content",
@@ -62,6 +61,8 @@ FLAG_GROUPS = {
     "data": {
         "dataset_name": "Hub name, `sample`, or a local file or directory in a known schema; "
         "several are joined (default: Anthropic/hh-rlhf).",
+        "eval_dataset_name": "Further datasets to evaluate on, each by itself: the split named "
+        "(NAME:SPLIT), else validation, else test, whole.",
         "dataset_shares": "Of several datasets: share of the training examples, each one's.",
         "data_dir": "Look for DATA_DIR/<hub name>/ instead of the hub.",
         "columns": "Which column is what: prompt=question chosen=answer_a rejected=answer_b.",
@@ -69,7 +70,8 @@ FLAG_GROUPS = {
         "eval_split": "Split to validate on (default: validation, or half of test).",
         "split_seed": "Seed that divides data with one split, and draws subsets.",
         "max_train_samples": "Train on a random subset of so many examples.",
-        "max_eval_samples": "Most examples of a dataset's validation and test, each; -1: all.",
+        "max_eval_samples": "Most examples of a dataset's validation and test, each, and of an "
+        "evaluation set; -1: all.",
         "sanity_check": "Train on 1000 examples only.",
         "max_length": "Most tokens of prompt and completion (dpo.py), of a text (sft.py).",
         "dataset_text_field": "The text to train on: chosen, the preferred answer.",
@@ -118,17 +120,27 @@ FLAG_GROUPS = {
         "save_total_limit": "Keep so many checkpoints (default: all).",
         "load_best_model_at_end": "End with the checkpoint of the lowest validation loss.",
         "metric_for_best_model": "Another criterion, e.g. eval_ranking/accuracy (dpo.py).",
+        "early_stopping_patience": "End after so many evaluations without a better "
+        "--metric_for_best_model (default: never).",
+        "early_stopping_threshold": "Better by at most this counts as no better (default: 0).",
         "resume_from_checkpoint": "Begin from this checkpoint of another run; the same command "
         "resumes its own run by itself.",
     },
     "output": {
         "output_dir": "Directory for model, checkpoints and records (required).",
         "overwrite_output_dir": "Discard a run there that is finished or has other settings.",
-        "report_to": "wandb or none.",
-        "run_name": "Name of the wandb run.",
-        "wandb_project": "wandb project (default: sft or dpo).",
+        "report_to": "Any of wandb, tensorboard, trackio, mlflow, …; none (default: wandb).",
+        "run_name": "Name of the run in trackers.",
+        "project": "Its project or experiment in trackers (default: sft or dpo).",
+        "wandb_project": "Its project in wandb, if not --project.",
         "wandb_entity": "wandb user or team.",
         "logging_steps": "Steps between logged losses.",
+        "push_to_hub": "Push checkpoints and results to the hub; the token is HF_TOKEN.",
+        "hub_model_id": "Repository to push to (default: the name of --output_dir).",
+        "hub_strategy": "end, every_save (models of checkpoints), checkpoint (the last one's state "
+        "too) or all_checkpoints.",
+        "hub_private_repo": "Create it as a private one.",
+        "hub_revision": "Branch to push to (default: main).",
     },
 }
 
