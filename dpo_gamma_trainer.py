@@ -8,7 +8,7 @@ of raters. γ = 1 is DPO, γ = 0 is reference-free.
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -42,6 +42,7 @@ from ranking.training.dynamics_file import (
     dynamics_rows,
     forget_later_steps,
 )
+from ranking.training.loss_flags import ALPHA_SCALING, GammaFlags
 from ranking.training.pairs import (
     COLUMNS,
     SUMS,
@@ -54,7 +55,6 @@ from ranking.training.pairs import (
 )
 
 logger = logging.getLogger(__name__)
-ALPHA_SCALING = "alpha_scaling"
 # TRL's outputs of the LM head that only feed means over tokens of its own metrics
 TOKEN_METRICS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")
 
@@ -71,36 +71,14 @@ def dpo_gamma_loss(
 
 
 @dataclass
-class DPOGammaConfig(DPOConfig):
+class DPOGammaConfig(GammaFlags, DPOConfig):
     """TRL's DPOConfig with γ. ValueError for options that would silently change Eq. 4's loss."""
-
-    alpha: float = field(
-        default=1.0, metadata={"help": "γ of Eq. 4: 1 is DPO, 0 is reference-free."}
-    )
 
     def __post_init__(self):
         super().__post_init__()
-        if ALPHA_SCALING not in self.loss_type:
-            if self.alpha != 1.0:
-                raise ValueError(f"alpha={self.alpha} needs loss_type={ALPHA_SCALING}")
-            if self.ld_alpha is not None:
-                raise ValueError("ld_alpha weights tokens, but rankings are of whole completions")
-            return
-        if self.router_aux_loss_coef is None:
+        self.check_loss()
+        if ALPHA_SCALING in self.loss_type and self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = 0.0  # a mixture's own default would be added to Eq. 4
-        changed = {
-            "label_smoothing": self.label_smoothing != 0.0,
-            "label_smoothing_factor": self.label_smoothing_factor != 0.0,
-            "f_divergence_type": self.f_divergence_type != "reverse_kl",
-            "ld_alpha": self.ld_alpha is not None,
-            "use_weighting": self.use_weighting,
-            "sync_ref_model": self.sync_ref_model,
-            "router_aux_loss_coef": self.router_aux_loss_coef != 0.0,
-        }
-        if wrong := [name for name, is_changed in changed.items() if is_changed]:
-            raise ValueError(
-                f"{', '.join(wrong)} would change the loss of loss_type={ALPHA_SCALING}: leave out"
-            )
 
 
 def whole_dataset(dataset):

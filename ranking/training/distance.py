@@ -47,8 +47,15 @@ def squared_distance(model, initial: dict[str, Any]) -> float:
                 total += float(difference.double().square().sum())
         for layer in model.modules():
             if isinstance(layer, BaseTunerLayer) and layer.active_adapters:
-                merged = copy.deepcopy(layer).double()  # whatever LoRA variant: what it adds
-                merged.merge()
-                added = merged.get_base_layer().weight - layer.get_base_layer().weight.double()
-                total += float(whole(added).square().sum())
+                total += float(whole(added_weight(layer)).square().sum())
     return total
+
+
+def added_weight(layer):
+    """What the adapters of a layer add to its weight, float64."""
+    weight = layer.get_base_layer().weight
+    if type(weight).__name__ in ("Params4bit", "Int8Params"):  # merged, it would be quantized again
+        return sum(layer.get_delta_weight(name).double() for name in layer.active_adapters)
+    merged = copy.deepcopy(layer).double()  # whatever LoRA variant
+    merged.merge()
+    return merged.get_base_layer().weight - weight.double()
