@@ -26,12 +26,12 @@ from trl import get_peft_config
 
 from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer
 from ranking.data.examples import joining
+from ranking.plumbing.model_hub import push_results
 from ranking.plumbing.processes import announce
-from ranking.plumbing.wandb_runs import finishing_wandb
 from ranking.reports.dynamics import (
     DYNAMICS_FILE,
     draw_dynamics,
-    log_dynamics,
+    dynamics_panels,
     read_dynamics,
     show_dynamics,
 )
@@ -48,12 +48,13 @@ from ranking.training.models import (
     with_base,
 )
 from ranking.training.pairs import prepare_pairs
+from ranking.training.pushing import start_pushing
+from ranking.training.run_card import metrics_at, write_card
 from ranking.training.run_directory import claim_directory, finish_run, run_description
-from ranking.training.splits import has_dialogues, load_parts
+from ranking.training.splits import has_dialogues, load_parts, named_sets
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
-from ranking.training.wandb_panels import GroupedPanels
-from ranking.training.wandb_run import start_training_wandb
+from ranking.training.trackers import finish_trackers, start_trackers
 
 
 @dataclass
@@ -107,6 +108,9 @@ def main(argv: list[str]) -> None:
         [policy[0], reference[0]],
     )  # fmt: skip
     save_config(data_args.save_config, data_args.given, "dpo.py")
+    hub = training_args.of_hub()
+    pushing = start_pushing(**hub) if hub else None
+    training_args.push_to_hub = False  # by Trainer
     set_seed(training_args.seed)
     trusted = training_args.trust_remote_code
     how = {**model_args.of_loading(), "device": str(training_args.device),
@@ -130,18 +134,20 @@ def main(argv: list[str]) -> None:
     facts = {"joined_by": None if by_template else joining(parts["train"].examples),
              "truncation_mode": "prompts from the left",
              "ref_model_name_or_path": reference[0]}  # fmt: skip
-    run, callbacks = start_training_wandb(
-        folder, settings | facts, report_to=training_args.report_to,
-        project=data_args.wandb_project, default_project="dpo", entity=data_args.wandb_entity,
-        name=training_args.run_name,
+    trackers, training_args.report_to = start_trackers(
+        training_args.report_to, folder, settings | facts, checkpoint=checkpoint,
+        project=training_args.project, default_project="dpo",
+        wandb_project=data_args.wandb_project, wandb_entity=data_args.wandb_entity,
+        name=training_args.run_name, trackio=training_args.of_trackio(),
     )  # fmt: skip
     training_args.precompute_ref_log_probs = True  # the datasets carry the reference
     training_args.eval_on_start &= training_args.eval_strategy != "no"
     trainer = DPOGammaTrainer(
         model=model, args=training_args, train_dataset=pairs["train"],
-        eval_dataset=pairs["validation"], dynamics_dataset=pairs.get("dynamics"),
+        eval_dataset=pairs["validation"], eval_sets=named_sets(pairs),
+        dynamics_dataset=pairs.get("dynamics"),
         dynamics_file=folder / DYNAMICS_FILE, processing_class=tokenizer, peft_config=lora,
-        callbacks=[GroupedPanels(run), *callbacks] if run is not None else None,
+        callbacks=[*trackers, *([pushing] if pushing else [])],
     )  # fmt: skip
     keep_adapters_in_float32(trainer.model)
     announce(f"policy log-likelihoods: {trainer.path}")
@@ -154,10 +160,12 @@ def main(argv: list[str]) -> None:
     counts = {name: len(part) for name, part in by_dataset(pairs["test"]).items()}
     print_datasets(metrics["test"], counts, "ranking/accuracy")
     print(f"model     {folder}: {describe_step(saved)}")
-    if run is not None:
-        with finishing_wandb(run):
-            if rows:
-                log_dynamics(run, rows, texts, pictures)
+    validation = metrics_at(trainer.state.log_history, saved["step"])
+    write_card(folder, "dpo.py", argv, settings, saved, validation | metrics["test"], pairs,
+               data_commit=parts["train"].commit, pictures=pictures)  # fmt: skip
+    if pushing is not None:
+        push_results(folder, pushing.repository, pushing.revision, pushing.jobs)
+    finish_trackers(trackers, pictures, dynamics_panels(rows, texts) if rows else {})
 
 
 if __name__ == "__main__":

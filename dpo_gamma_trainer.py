@@ -1,14 +1,14 @@
-"""DPO^γ (Eq. 4): TRL's DPOTrainer with `loss_type="alpha_scaling"`, shared-prefix rows and exact
-ranking metrics. `alpha` is the paper's γ (the name of the original command line), never the share
-of raters. γ = 1 is DPO, γ = 0 is reference-free.
+"""DPO^γ (Eq. 4): TRL's DPOTrainer with `loss_type="alpha_scaling"` and its kin (OWN_LOSSES),
+shared-prefix rows and exact ranking metrics. `alpha` is the paper's γ (the name of the original
+command line), never the share of raters. γ = 1 is DPO, γ = 0 is reference-free.
 
     trainer = DPOGammaTrainer(model, ref_model, DPOGammaConfig("out", loss_type="alpha_scaling",
         alpha=0.5), train_dataset=..., processing_class=tokenizer)
 """
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,12 +29,13 @@ from trl import DPOConfig, DPOTrainer
 
 from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.metrics.dynamics import finite, pair_values, rewards_moved, summarize_pairs
-from ranking.metrics.losses import THRESHOLDS
-from ranking.scoring.attention import own_attention, restore_attention
+from ranking.metrics.loss_names import OWN_LOSSES
+from ranking.metrics.losses import PER_TOKEN, SUFFICIENT, THRESHOLDS
 from ranking.scoring.loading import context_length
 from ranking.scoring.log_likelihood import PACKED, ScoringPath, compute_token_logps
 from ranking.scoring.rotary import by_length_class, length_class
 from ranking.scoring.start_up_check import check_fast_path
+from ranking.scoring.tokenization import TokenizedCompletion
 from ranking.training.distance import initial_weights, squared_distance
 from ranking.training.dynamics_file import (
     Evaluation,
@@ -42,7 +43,9 @@ from ranking.training.dynamics_file import (
     dynamics_rows,
     forget_later_steps,
 )
-from ranking.training.loss_flags import ALPHA_SCALING, GammaFlags
+from ranking.training.evaluated_sets import EvaluatedSet, evaluated_sets, members_of_datasets
+from ranking.training.loss_flags import OPTIONS, GammaFlags
+from ranking.training.packed_steps import PackedSteps, keep_outputs_in_float32
 from ranking.training.pairs import (
     COLUMNS,
     SUMS,
@@ -70,14 +73,69 @@ def dpo_gamma_loss(
     return -F.logsigmoid(beta * (policy_logratios - gamma * ref_logratios))
 
 
+def dpo_gamma_norm_loss(
+    policy_logratios: torch.Tensor,
+    ref_logratios: torch.Tensor,
+    beta: float,
+    gamma: float,
+    target_margin: float = 0.0,
+) -> torch.Tensor:
+    """Length-normalized DPO^γ loss of each pair, nats.
+
+    −log σ( β[ policy_logratio − γ ref_logratio ] − target_margin )
+    policy_logratios, ref_logratios: (n_pairs,), log π(y_w|x)/|y_w| − log π(y_l|x)/|y_l|, nats per
+    token (Eq. 15). γ = 1 without a margin is TRL's sigmoid_norm. γ = 0 is SimPO (arXiv 2405.14734),
+    whose β is this β, and whose γ is target_margin.
+    """
+    return -F.logsigmoid(beta * (policy_logratios - gamma * ref_logratios) - target_margin)
+
+
+def dpo_gamma_dpop_loss(
+    policy_logratios: torch.Tensor,
+    ref_logratios: torch.Tensor,
+    chosen_changes: torch.Tensor,
+    beta: float,
+    gamma: float,
+    dpop_lambda: float,
+) -> torch.Tensor:
+    """DPO^γ loss of each pair with the penalty of DPO-Positive (arXiv 2402.13228), nats.
+
+    −log σ( β[ policy_logratio − γ ref_logratio − λ max(0, log π_ref(y_w|x) − log π_θ(y_w|x)) ] )
+    policy_logratios, ref_logratios: (n_pairs,), chosen − rejected, nats, summed (Eq. 13);
+    chosen_changes: (n_pairs,), log π_θ(y_w|x) − log π_ref(y_w|x). γ = 1 is DPO-Positive.
+    """
+    penalties = dpop_lambda * F.relu(-chosen_changes)
+    return -F.logsigmoid(beta * (policy_logratios - gamma * ref_logratios - penalties))
+
+
+def dpo_gamma_ipo_loss(
+    policy_logratios: torch.Tensor, ref_logratios: torch.Tensor, beta: float, gamma: float
+) -> torch.Tensor:
+    """IPO's loss of each pair with γ (App. A.5; arXiv 2310.12036, whose τ is β).
+
+    ( policy_logratio − γ ref_logratio − 1/(2β) )²
+    policy_logratios, ref_logratios: (n_pairs,), log π(y_w|x)/|y_w| − log π(y_l|x)/|y_l|, nats per
+    token (Eq. 15). γ = 1 is TRL's ipo.
+    """
+    return (policy_logratios - gamma * ref_logratios - 1 / (2 * beta)) ** 2
+
+
 @dataclass
 class DPOGammaConfig(GammaFlags, DPOConfig):
-    """TRL's DPOConfig with γ. ValueError for options that would silently change Eq. 4's loss."""
+    """TRL's DPOConfig with OWN_LOSSES and what they take beside β.
+
+    ValueError for options that would silently change the loss of one of OWN_LOSSES, and for those
+    that the loss_type does not use.
+    """
+
+    tokens_per_batch: int | None = field(
+        default=None, metadata={"help": "Tokens of a forward pass (None: by device)."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
         self.check_loss()
-        if ALPHA_SCALING in self.loss_type and self.router_aux_loss_coef is None:
+        if set(OWN_LOSSES) & set(self.loss_type) and self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = 0.0  # a mixture's own default would be added to Eq. 4
 
 
@@ -89,18 +147,6 @@ def whole_dataset(dataset):
     if isinstance(dataset, IterableDataset):
         return Dataset.from_list(list(dataset), features=dataset.features)
     return dataset
-
-
-def keep_outputs_in_float32(accelerator) -> None:
-    """accelerate has FSDP2 cast what a model returns to half precision, in which a sum of hundreds
-    of nats is rounded to whole ones. ValueError for FSDP1, which cannot be told."""
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    if plugin is None:
-        return
-    if plugin.fsdp_version != 2:
-        raise ValueError("FSDP1 is not supported: set fsdp_version: 2 in the launch file")
-    if plugin.mixed_precision_policy is not None:
-        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
 def coarsest_rounding(datasets: Iterable[Any]) -> float:
@@ -117,7 +163,7 @@ def coarsest_rounding(datasets: Iterable[Any]) -> float:
     return max((torch.finfo(t).eps for t in known if t.is_floating_point), default=0.0)
 
 
-class DPOGammaTrainer(DPOTrainer):
+class DPOGammaTrainer(PackedSteps, DPOTrainer):
     """DPOTrainer with DPO^γ's loss, rows that share prompts, and ranking metrics at each eval.
 
     Datasets hold either TRL's text columns, or COLUMNS (rows as they are to be trained on, which
@@ -125,10 +171,13 @@ class DPOGammaTrainer(DPOTrainer):
     `id` names the pairs, and of a mixture `dataset` where they are from: the metrics of each are
     eval_<dataset>/…, beside those of all. `reference_dtype` says what REFERENCE_COLUMNS were
     computed in, where that is coarser than what trains. They may be streamed, as TRL's.
-    dynamics_dataset: the training pairs that are followed beside the validation set. dynamics_file:
-    where the values of every pair go at each evaluation of these two.
+    eval_dataset: one, or several by name, whose metrics are then eval_<name>_…, as Trainer's.
+    eval_sets: further ones beside one eval_dataset, in the same evaluation: eval_<name>/….
+    dynamics_dataset: the training pairs that are followed beside these. dynamics_file: where the
+    values of every pair go at each evaluation, with `part` validation, train or the set's name.
     """
 
+    sides = 2  # chosen, rejected
     loss_types: list[str]  # TRL's, without ours
     loss_weights: list[float]
 
@@ -141,6 +190,7 @@ class DPOGammaTrainer(DPOTrainer):
         train_dataset=None,
         eval_dataset=None,
         *more,
+        eval_sets: dict[str, Dataset] | None = None,
         dynamics_dataset: Dataset | IterableDataset | None = None,
         dynamics_file: str | Path | None = None,
         **kwargs,
@@ -153,28 +203,42 @@ class DPOGammaTrainer(DPOTrainer):
         if data_collator is None:
             self.data_collator = partial(collate_pairs, pad_token_id=self._tokenizer.pad_token_id)
         keep_outputs_in_float32(self.accelerator)
-        self.gamma = getattr(self.args, "alpha", 1.0)
-        self.gamma_weight = 0.0
+        options = {
+            name: getattr(self.args, name, neutral) for name, (neutral, _) in OPTIONS.items()
+        }
+        self.gamma = options["alpha"]
+        self.target_margin, self.dpop_lambda = options["target_margin"], options["dpop_lambda"]
         terms = list(zip(self.loss_types, self.loss_weights, strict=True))
-        for name, weight in terms:
-            self.gamma_weight += weight * (name == ALPHA_SCALING)
+        self.own_terms = [(name, weight) for name, weight in terms if name in OWN_LOSSES]
         # what is left is computed by TRL
-        self.loss_types = [name for name, _ in terms if name != ALPHA_SCALING]
-        self.loss_weights = [weight for name, weight in terms if name != ALPHA_SCALING]
+        self.loss_types = [name for name, _ in terms if name not in OWN_LOSSES]
+        self.loss_weights = [weight for name, weight in terms if name not in OWN_LOSSES]
 
+        self.eval_sets = self.prepared(eval_sets or {})
         self.dynamics_dataset = self.prepared(dynamics_dataset)
-        if dynamics_dataset is not None and "train" in (self.eval_dataset or ()):
-            raise ValueError('an eval_dataset named "train" has the metrics of dynamics_dataset')
+        self.check_names()
         self.dynamics_file = Path(dynamics_file) if dynamics_file else None
-        self.followed = None  # (part, dataset) while one of the two is evaluated
-        self.evaluated: Dataset | None = None  # of validation or test, while it is evaluated
+        self.evaluated: list[EvaluatedSet] = []  # while an evaluation runs
         self.recorded: set[tuple[int, str]] = set()
         self.pairs: dict[int, torch.Tensor] = {}
+        self.lines = []
         self.initial = initial_weights(self.model) if self.is_world_process_zero() else {}
         self.precompute_ref_logps = True  # compute_loss puts the reference into the inputs
-        of_all = (self.train_dataset, self.eval_dataset, self.dynamics_dataset)
+        of_all = (self.train_dataset, self.eval_dataset, self.eval_sets, self.dynamics_dataset)
         self.reference_rounding = coarsest_rounding(of_all)
         self.path = self.choose_path()
+
+    def check_names(self) -> None:
+        """ValueError where two evaluation sets would have the same metrics or rows."""
+        several = isinstance(self.eval_dataset, dict)
+        if several and self.eval_sets:
+            raise ValueError("eval_dataset has several sets already: put those of eval_sets there")
+        taken = {"train"} if self.dynamics_dataset is not None else set()
+        taken |= {"train", "validation"} if self.eval_sets else set()
+        for name in self.eval_dataset if several else self.eval_sets:
+            if name in taken:
+                what = "dynamics_dataset" if name == "train" else "eval_dataset"
+                raise ValueError(f"an evaluation set named {name!r} has the metrics of {what}")
 
     def choose_path(self) -> ScoringPath:
         """Packed rows where they are exact here, else TRL's path and why it runs."""
@@ -273,6 +337,12 @@ class DPOGammaTrainer(DPOTrainer):
         self._signature_columns = [*COLUMNS, *REFERENCE_COLUMNS, "length"]
 
     # ------------------------------------------------------------------------ loss
+    def sequences_of(self, batch) -> list[list[TokenizedCompletion]]:
+        """Chosen and rejected of each pair of a batch."""
+        completions = completions_of(batch)
+        n = len(completions) // 2
+        return [[*pair] for pair in zip(completions[:n], completions[n:])]
+
     def token_outputs(self, model, inputs):
         """Per-token log-likelihoods (2B, T − 1), nats, as TRL's: zero outside completions."""
         width = inputs["input_ids"].shape[1]
@@ -303,7 +373,7 @@ class DPOGammaTrainer(DPOTrainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean over the batch of Eq. 4 and of whatever other TRL losses were asked for."""
+        """Mean over the batch of OWN_LOSSES and of whatever other TRL losses were asked for."""
         if REFERENCE_COLUMNS[0] not in inputs:
             reference = self.compute_ref_log_probs(
                 lambda **_: self.token_outputs(self.ref_model or model, inputs), inputs
@@ -323,14 +393,34 @@ class DPOGammaTrainer(DPOTrainer):
         chosen, rejected = outputs.log_probs.sum(1).chunk(2)
         ref_chosen, ref_rejected = (inputs[name] for name in REFERENCE_COLUMNS)
         self.log_reward_accuracy(mode, chosen, rejected, ref_chosen, ref_rejected)
-        if self.gamma_weight:
-            losses = dpo_gamma_loss(
-                chosen - rejected, ref_chosen - ref_rejected, self.beta, self.gamma
-            )
-            loss = loss + self.gamma_weight * losses.mean()
+        logps = (chosen, rejected, ref_chosen, ref_rejected)
+        lengths = inputs["completion_mask"].sum(1).chunk(2)
+        for name, weight in self.own_terms:
+            loss = loss + weight * self.own_losses(name, logps, lengths).mean()
         if mode == "eval":
-            self.keep_pairs(inputs, outputs.log_probs)
+            self.lines.append(pair_sums(inputs, outputs.log_probs))
         return (loss, logits) if return_outputs else loss
+
+    def own_losses(
+        self, name: str, logps: Sequence[torch.Tensor], lengths: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """One of OWN_LOSSES of each pair, (n_pairs,), nats. logps: chosen, rejected, ref_chosen,
+        ref_rejected, (n_pairs,), nats, summed (Eq. 13); lengths: tokens of chosen and rejected."""
+        chosen, rejected, ref_chosen, ref_rejected = logps
+        if name in PER_TOKEN:
+            n_chosen, n_rejected = lengths
+            policy_logratios = chosen / n_chosen - rejected / n_rejected
+            ref_logratios = ref_chosen / n_chosen - ref_rejected / n_rejected
+        else:
+            policy_logratios, ref_logratios = chosen - rejected, ref_chosen - ref_rejected
+        ratios, strengths = (policy_logratios, ref_logratios), (self.beta, self.gamma)
+        if name == "alpha_scaling_norm":
+            return dpo_gamma_norm_loss(*ratios, *strengths, self.target_margin)
+        if name == "alpha_scaling_dpop":
+            return dpo_gamma_dpop_loss(*ratios, chosen - ref_chosen, *strengths, self.dpop_lambda)
+        if name == "alpha_scaling_ipo":
+            return dpo_gamma_ipo_loss(*ratios, *strengths)
+        return dpo_gamma_loss(*ratios, *strengths)
 
     def rounding(self) -> float:
         """Relative rounding error of the forward pass: of its matrix products' precision, or of the
@@ -350,84 +440,91 @@ class DPOGammaTrainer(DPOTrainer):
         self._metrics[mode]["rewards/accuracies"][-1] = better
         self._metrics[mode]["rewards/ties"].append(same)
 
-    def training_step(self, model, *args, **kwargs):
-        """TRL's; a backward pass that is interrupted leaves the model its own attention too."""
-        own = own_attention(model) if self.path.is_packed else []
-        try:
-            return super().training_step(model, *args, **kwargs)
-        finally:
-            restore_attention(own)
-
     # ------------------------------------------------------------------------ ranking metrics
-    def keep_pairs(self, inputs, log_probs: torch.Tensor) -> None:
-        """Keep the log-likelihoods of a batch, from all processes; repeated pairs count once."""
-        for row in self.accelerator.gather(pair_sums(inputs, log_probs)).cpu():
+    def keep_lines(self, lines: torch.Tensor) -> None:
+        """Keep the `pair_sums` of a batch, from all processes; repeated pairs count once."""
+        for row in self.accelerator.gather(lines).cpu():
             self.pairs[int(row[0])] = row[1:]
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
-        """Trainer's loop, with means over pairs that depend on neither batch nor process count."""
+        """Trainer's loop over each set of the evaluation at hand; the metrics of all in one."""
+        alone = EvaluatedSet(f"{metric_key_prefix}_", None, None)  # of `predict`
+        first, *others = self.evaluated or [alone]
+        kwargs["metric_key_prefix"] = metric_key_prefix
+        output = self.loop_over_pairs(first, dataloader, *args, **kwargs)
+        of_first = dict(self._metrics["eval"])
+        for one in others:
+            self._eval_dataloaders = {}  # Trainer keeps persistent loaders as "eval"
+            more = self.loop_over_pairs(one, self.get_eval_dataloader(one.dataset), *args, **kwargs)
+            n = output.num_samples + more.num_samples
+            output = output._replace(metrics=output.metrics | more.metrics, num_samples=n)
+        self._metrics["eval"].update(of_first)  # TRL's means of batch means, which `log` adds
+        return output
+
+    def loop_over_pairs(self, one: EvaluatedSet, dataloader, *args, metric_key_prefix, **kwargs):
+        """Trainer's loop over a set, with means over pairs that depend on neither batch nor process
+        count."""
         self.pairs = {}
         output = super().evaluation_loop(
             dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
         )
+        of_trainer = {
+            one.start + name.removeprefix(f"{metric_key_prefix}_"): value
+            for name, value in output.metrics.items()
+            if one.leads or "preparation_time" not in name
+        }
         order = sorted(self.pairs)
         table = torch.stack([self.pairs[k] for k in order]).numpy().T
-        logps, of_loss = dict(zip(SUMS, table)), (self.threshold_loss, self.label_smoothing)
-        values = pair_values(logps, self.beta, self.gamma, *of_loss)
+        values = pair_values(
+            dict(zip(SUMS, table)), self.beta, self.gamma, self.threshold_loss,
+            label_smoothing=self.label_smoothing, discopop_tau=self.args.discopop_tau,
+            target_margin=self.target_margin, dpop_lambda=self.dpop_lambda,
+        )  # fmt: skip
         metrics = summarize_pairs(values, self.beta, self.rounding())
         for name in metrics:
             self._metrics["eval"].pop(name, None)  # TRL's means of batch means
-        if metric_key_prefix != "eval":
+        if one.start != "eval_":
             self._metrics["eval"].clear()
-        elif not is_deepspeed_zero3_enabled():  # which shows every process empty weights
+        if one.leads and not is_deepspeed_zero3_enabled():  # which shows processes empty weights
             distance = [finite(squared_distance(self.model, self.initial))]
             broadcast_object_list(distance)  # the first process has the initial weights
             metrics["distance/squared"] = distance[0]
-        if self.gamma_weight == 1.0 and not self.loss_types:
-            metrics["loss"] = float(values["loss"].mean())
-        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
-        for name, members in self.members_of_datasets(order).items():
+        metrics |= self.mean_loss(values)
+        named = of_trainer | {one.start + name: value for name, value in metrics.items()}
+        for name, members in members_of_datasets(one, order).items():
             of_name = {k: v[members] for k, v in values.items()}
-            means = summarize_pairs(of_name, self.beta, self.rounding())
-            if self.is_equation_4:
-                means["loss"] = float(of_name["loss"].mean())
-            output.metrics.update({f"{metric_key_prefix}_{name}/{k}": v for k, v in means.items()})
-        if self.followed is not None and self.dynamics_file is not None:
-            self.record(*self.followed, values, order, metrics)
-        return output
+            means = summarize_pairs(of_name, self.beta, self.rounding()) | self.mean_loss(of_name)
+            named |= {f"{one.start}{name}/{k}": value for k, value in means.items()}
+        if one.part is not None and self.dynamics_file is not None:
+            self.record(one.part, one.dataset, values, order, metrics)
+        return output._replace(metrics=named)
 
     @property
-    def is_equation_4(self) -> bool:
-        """Whether Eq. 4's loss is trained and nothing else; TRL's sigmoid is that of γ = 1."""
-        terms = list(zip(self.loss_types, self.loss_weights))
-        if self.gamma_weight == 1.0:
-            return not terms
-        plain = self.f_divergence_type == "reverse_kl" and not self.args.use_weighting
-        return terms == [("sigmoid", 1.0)] and not self.gamma_weight and plain
+    def terms(self) -> list[tuple[str, float]]:
+        """The losses that train, with their weights; those of OWN_LOSSES first."""
+        return [*self.own_terms, *zip(self.loss_types, self.loss_weights)]
 
     @property
     def trained(self) -> str:
         """What trains: `ipo`, `alpha_scaling+sft`, `sigmoid (js_divergence)`, …"""
-        names = [ALPHA_SCALING] * bool(self.gamma_weight) + self.loss_types
         changes = [self.f_divergence_type] * (self.f_divergence_type != "reverse_kl")
         changes += ["use_weighting"] * bool(self.args.use_weighting)
-        return "+".join(names) + f" ({', '.join(changes)})" * bool(changes)
+        names = "+".join(name for name, _ in self.terms)
+        return names + f" ({', '.join(changes)})" * bool(changes)
 
     @property
     def threshold_loss(self) -> str | None:
         """What trains, where that is one loss of a pair's margin (Remark 4.2)."""
         falls = self.trained != "robust" or 0 <= self.label_smoothing < 0.5
-        return self.trained if self.trained in THRESHOLDS and falls else None
+        return self.trained if self.trained in (*THRESHOLDS, *SUFFICIENT) and falls else None
 
-    def members_of_datasets(self, order: list[int]) -> dict[str, np.ndarray]:
-        """Of a mixture's evaluation: dataset → which of the pairs `order` are its own. Empty for
-        one dataset, and for the training pairs that are followed."""
-        dataset = self.evaluated
-        if dataset is None or "dataset" not in dataset.column_names:
+    def mean_loss(self, values: dict[str, np.ndarray]) -> dict[str, float]:
+        """{"loss": mean over these pairs}, of `pair_values`, of the loss that trains; empty where
+        that is not one loss of a pair."""
+        if self.threshold_loss is None or self.aux_loss_enabled:
             return {}
-        name_of = dict(zip(dataset["pair"], dataset["dataset"]))
-        names = np.array([name_of[pair] for pair in order])
-        return {name: names == name for name in dict.fromkeys(dataset["dataset"])}
+        ((_, weight),) = self.terms
+        return {"loss": weight * float(values.get("trained_loss", values["loss"]).mean())}
 
     def record(self, part: str, dataset: Dataset, values, order, metrics) -> None:
         """Append the values of every pair to the dynamics file, once per step and part."""
@@ -449,28 +546,22 @@ class DPOGammaTrainer(DPOTrainer):
         append_dynamics(self.dynamics_file, dynamics_rows(values, ids, evaluation))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Evaluate the validation set and, with it, the training pairs that are followed; or
-        another dataset, as the constructor takes them, or by name one of several that it took."""
-        own = eval_dataset is None and metric_key_prefix == "eval"
-        followed = ("validation", self.eval_dataset) if own else None
+        """Evaluate the validation set and, with it, eval_sets and the training pairs that are
+        followed; or another dataset, as the constructor takes them, or by name one of several that
+        it took."""
         given = self.prepared(eval_dataset)
-        metrics = self.evaluate_part(given, ignore_keys, metric_key_prefix, followed)
-        if own and self.dynamics_dataset is not None:
-            followed = ("train", self.dynamics_dataset)
-            metrics |= self.evaluate_part(followed[1], ignore_keys, "eval_train", followed)
-        return metrics
-
-    def evaluate_part(self, dataset, ignore_keys, prefix, followed) -> dict[str, float]:
-        """Trainer's `evaluate` (DPOTrainer's would tokenize again)."""
+        self.evaluated = evaluated_sets(
+            given, metric_key_prefix, self.eval_dataset, self.eval_sets, self.dynamics_dataset
+        )
         self._eval_dataloaders: dict = {}  # Trainer keeps persistent loaders as "eval"
-        self.followed = followed
-        whole = self.eval_dataset if dataset is None else dataset
-        if isinstance(whole, Dataset) and whole is not self.dynamics_dataset:
-            self.evaluated = whole
-        try:
-            return Trainer.evaluate(self, dataset, ignore_keys, prefix)
+        try:  # DPOTrainer's would tokenize again
+            metrics = Trainer.evaluate(self, given, ignore_keys, metric_key_prefix)
         finally:
-            self.followed = self.evaluated = None
+            self.evaluated = []
+        one_by_one = given is None and isinstance(self.eval_dataset, dict)
+        if one_by_one and metric_key_prefix == "eval" and self.dynamics_dataset is not None:
+            metrics |= self.evaluate(self.dynamics_dataset, ignore_keys, "eval_train")
+        return metrics
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
         """Trainer's: metrics and, if there is room for them, logits of (chosen, rejected)."""

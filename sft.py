@@ -24,18 +24,20 @@ from transformers import set_seed
 from trl import SFTConfig, get_peft_config
 
 from ranking.data.examples import joining
-from ranking.plumbing.wandb_runs import finishing_wandb
+from ranking.plumbing.model_hub import push_results
 from ranking.training.arguments import ModelArguments, parse_flags
 from ranking.training.checkpoints import describe_step
 from ranking.training.config_file import save_config
 from ranking.training.mixtures import MixtureTrainer, by_dataset, print_datasets
 from ranking.training.models import keep_adapters_in_float32, load_for_training, with_base
+from ranking.training.pushing import start_pushing
+from ranking.training.run_card import write_card
 from ranking.training.run_directory import claim_directory, finish_run, run_description
-from ranking.training.splits import has_dialogues, load_parts
+from ranking.training.splits import has_dialogues, load_parts, named_sets
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
 from ranking.training.texts import prepare_texts
-from ranking.training.wandb_run import start_training_wandb
+from ranking.training.trackers import finish_trackers, start_trackers
 
 
 @dataclass
@@ -61,6 +63,9 @@ def main(argv: list[str]) -> None:
         [source[0]],
     )  # fmt: skip
     save_config(data_args.save_config, data_args.given, "sft.py")
+    hub = training_args.of_hub()
+    pushing = start_pushing(**hub) if hub else None
+    training_args.push_to_hub = False  # by Trainer
     set_seed(training_args.seed)
     model, tokenizer = load_for_training(
         *source, **model_args.of_loading(), device=str(training_args.device),
@@ -70,20 +75,21 @@ def main(argv: list[str]) -> None:
     texts = prepare_texts(
         parts, model, tokenizer, templates=data_args.templates, chat=chat,
         add_eos=data_args.add_eos, max_length=training_args.max_length,
-        packing=training_args.packing,
     )  # fmt: skip
     lora = with_base(get_peft_config(model_args), model, tokenizer, source, folder)
     facts = {"joined_by": joining(parts["train"].examples), "truncation_mode": "texts at the end"}
-    run, callbacks = start_training_wandb(
-        folder, settings | facts, report_to=training_args.report_to,
-        project=data_args.wandb_project, default_project="sft", entity=data_args.wandb_entity,
-        name=training_args.run_name,
+    trackers, training_args.report_to = start_trackers(
+        training_args.report_to, folder, settings | facts, checkpoint=checkpoint,
+        project=training_args.project, default_project="sft",
+        wandb_project=data_args.wandb_project, wandb_entity=data_args.wandb_entity,
+        name=training_args.run_name, trackio=training_args.of_trackio(),
     )  # fmt: skip
     of_datasets = {"eval": by_dataset(texts["validation"]), "test": by_dataset(texts["test"])}
     trainer = MixtureTrainer(
         model=model, args=training_args, train_dataset=texts["train"],
         eval_dataset=texts["validation"], processing_class=tokenizer, peft_config=lora,
-        callbacks=callbacks, datasets=of_datasets,
+        callbacks=[*trackers, *([pushing] if pushing else [])], datasets=of_datasets,
+        eval_sets=named_sets(texts),
     )  # fmt: skip
     keep_adapters_in_float32(trainer.model)
     saved, losses = train_and_evaluate(trainer, checkpoint, {"eval": None, "test": texts["test"]})
@@ -94,12 +100,15 @@ def main(argv: list[str]) -> None:
     unit = "nats per response token" if loss_type == "nll" else loss_type
     validation, test = losses["eval"]["eval_loss"], losses["test"]["test_loss"]
     print(f"validation loss {validation:.4f} {unit}, n = {len(texts['validation'])}")
+    print_datasets(losses["eval"], {k: len(v) for k, v in named_sets(texts).items()}, prefix="eval")
     print(f"test       loss {test:.4f} {unit}, n = {len(texts['test'])}")
     print_datasets(losses["test"], {k: len(v) for k, v in of_datasets["test"].items()})
     print(f"model      {folder}: {describe_step(saved)}")
-    if run is not None:
-        with finishing_wandb(run):
-            pass  # the trainer has logged everything
+    write_card(folder, "sft.py", argv, settings, saved, losses["eval"] | losses["test"], texts,
+               data_commit=parts["train"].commit, pictures={})  # fmt: skip
+    if pushing is not None:
+        push_results(folder, pushing.repository, pushing.revision, pushing.jobs)
+    finish_trackers(trackers, {}, {})
 
 
 if __name__ == "__main__":

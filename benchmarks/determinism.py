@@ -18,15 +18,8 @@ import numpy as np
 
 from benchmarks.command import benchmark_parser, write_figures
 from benchmarks.machine import device_name
-from benchmarks.ours import (
-    differences,
-    dpo_trainer,
-    first_pairs,
-    losses_of,
-    n_reordered,
-    row_size,
-    score,
-)
+from benchmarks.ours import differences, dpo_trainer, first_pairs, n_reordered, row_size, score
+from benchmarks.steps import losses_of
 from ranking.data.preferences import load_preferences
 from ranking.plumbing.command_line import run_script
 from ranking.scoring.loading import load_model, load_tokenizer

@@ -1,4 +1,4 @@
-"""Scoring and DPO as this repository does them, for all benchmarks."""
+"""Scoring, SFT and DPO as this repository does them, and TRL's trainers beside them."""
 
 import numpy as np
 
@@ -55,6 +55,50 @@ def first_pairs(dataset: str, data_dir: str | None, n: int):
     return Dataset.from_list([{key: pair[key] for key in keys} for pair in pairs])
 
 
+def first_texts(dataset: str, data_dir: str | None, tokenizer, max_length: int, counts: list[int]):
+    """The first texts of SFT as token ids and labels: a dataset of each of `counts`, in a row."""
+    from datasets import Dataset
+
+    from ranking.data.conversions import sft_texts
+    from ranking.data.splits import load_training_splits
+    from ranking.training.texts import tokenize_texts
+
+    parts, _ = load_training_splits(dataset, data_dir=data_dir)
+    texts = sft_texts(parts["train"].examples)[: 2 * sum(counts)]  # some have nothing to train on
+    rows, _ = tokenize_texts(tokenizer, texts, None, max_length, False)
+    if len(rows) < sum(counts):
+        raise ValueError(f"{dataset} has {len(rows)} texts to train on, {sum(counts)} are needed")
+    ends = np.cumsum(counts).tolist()
+    return [Dataset.from_list(rows[end - n : end]) for n, end in zip(counts, ends)]
+
+
+def sft_trainer(model, tokenizer, texts: list, folder: str, by_trl: bool = False, **settings):
+    """SFT for one epoch in the order of the data, a line of the log per step, by this repository's
+    trainer or TRL's. texts: of training and evaluation; settings: SFTConfig's, and for ours
+    tokens_per_batch."""
+    from trl import SFTConfig, SFTTrainer
+
+    from ranking.training.mixtures import MixtureTrainer
+
+    tokens_per_batch = settings.pop("tokens_per_batch", None)
+    config = SFTConfig(
+        folder,
+        **{
+            "num_train_epochs": 1, "logging_steps": 1, "learning_rate": 1e-5, "report_to": "none",
+            "save_strategy": "no", "disable_tqdm": True, "gradient_checkpointing": False,
+            "train_sampling_strategy": "sequential", "max_length": None,
+            "use_cpu": model.device.type == "cpu", **settings,
+        },
+    )  # fmt: skip
+    config.tokens_per_batch = tokens_per_batch
+    train, evaluated = texts
+    given = {
+        "model": model, "args": config, "train_dataset": train, "eval_dataset": evaluated,
+        "processing_class": tokenizer,
+    }  # fmt: skip
+    return SFTTrainer(**given) if by_trl else MixtureTrainer(**given, datasets={})
+
+
 def dpo_trainer(models: list, tokenizer, pairs, folder: str, by_trl: bool = False, **settings):
     """DPO (γ = 1) for one epoch, a line of the log per step, by this repository's trainer or TRL's.
 
@@ -81,7 +125,3 @@ def dpo_trainer(models: list, tokenizer, pairs, folder: str, by_trl: bool = Fals
         train_dataset=pairs,
         processing_class=tokenizer,
     )
-
-
-def losses_of(trainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

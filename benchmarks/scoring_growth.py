@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks.command import benchmark_parser, write_figures
 from benchmarks.machine import forget_peak, memory_gib
+from benchmarks.models import make_wide_head
 from benchmarks.ours import n_computed
 from ranking.data.preferences import load_preferences
 from ranking.plumbing.command_line import run_script
@@ -80,13 +81,7 @@ def many_examples(texts: list, tokenizer, n: int) -> list[list[TokenizedCompleti
 
 def peak_memory(n: int) -> dict:
     """Peak GiB above the weights of a tiny body with a large head, n examples of 400 tokens."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.for_model(
-        "qwen2", vocab_size=151_936, hidden_size=256, intermediate_size=512, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    model = make_wide_head()
     examples = random_examples(n, 300, 150_000)
     assert check_fast_path(model, examples[:4]).is_packed
     forget_peak("cpu")

@@ -27,6 +27,7 @@ from benchmarks.command import benchmark_parser, measure_apart, print_figures, w
 from benchmarks.machine import device_name, forget_peak, matmul_rate, memory_gib
 from benchmarks.models import make_or_load
 from benchmarks.ours import differences, n_computed, n_reordered, row_size, score
+from benchmarks.steps import forward_operations
 from ranking.data.preferences import load_preferences
 from ranking.plumbing.command_line import run_script
 from ranking.scoring.loading import load_tokenizer
@@ -77,18 +78,6 @@ def score_with_lm_eval(model, tokenizer, examples, batch_size) -> list[float]:
     ]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     return [logp for logp, _ in harness.loglikelihood(requests)]
-
-
-def useful_operations(model, tokenized) -> tuple[int, float]:
-    """Unique input tokens over all examples, and 2 x parameters touched by each, summed."""
-    from ranking.scoring.packing import count_new_tokens
-
-    n_unique = count_new_tokens(sorted(c.ids[:-1] for example in tokenized for c in example))
-    n_scored = sum(len(c.ids) - c.start for example in tokenized for c in example)
-    head = model.get_output_embeddings().weight
-    embedding = model.get_input_embeddings().weight
-    body = sum(p.numel() for p in model.parameters() if p is not head and p is not embedding)
-    return n_unique, 2.0 * (n_unique * body + n_scored * head.numel())
 
 
 def select_examples(
@@ -149,7 +138,7 @@ def measure(side: str, model, tokenizer, examples: list) -> dict:
     }
     if ours:
         rates.append(matmul_rate(model.dtype, device))
-        n_unique, operations = useful_operations(model, tokenized)
+        n_unique, operations = forward_operations(model, tokenized)
         computed = n_computed(tokenized, row_size(device))
         n_alone = sum(len(c.ids) - 1 for example in tokenized for c in example)
         result |= {

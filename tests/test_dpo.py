@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import assert_documented
 from hub_server import HubServer
+from huggingface_hub import ModelCard
 from paused import CHECKPOINT_SAVED, start_paused
+from preference_rows import write
 from safetensors.numpy import load_file
 from test_calculate_calibration_metrics import read_wandb_keys
 from training_runs import BEST, as_killed, history, wandb_config
@@ -26,7 +29,7 @@ from dpo import main, parse_args
 from ranking.data.conversions import preference_pairs
 from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.data.splits import load_training_splits
-from ranking.plumbing.result_files import read_json_lines
+from ranking.plumbing.result_files import append_json_lines, read_json_lines
 from ranking.reports.dynamics import read_dynamics
 from ranking.scoring.loading import load_model
 from ranking.scoring.models import model_fingerprint
@@ -85,19 +88,25 @@ def test_original_command(tiny_model_directory, tmp_path):
         ("truncation_mode", "prompts from the left"),
     ):
         assert wandb_config(log.read_bytes(), name) == value
-    assert "test/ranking/accuracy" in logged and not (output / "README.md").exists()
-    panels = {"ranking/accuracy", "ranking/ref_accuracy", "ranking/accuracy_normalized", "loss",
+    assert "test ranking/accuracy" in logged
+    card = ModelCard.load(output / "README.md")
+    assert card.data.tags[0] == "dpo" and "β = 0.1, γ = 0.5" in card.text
+    assert "](likelihood_displacement.png)" in card.text and str(tmp_path) not in card.content
+    panels = {"ranking/accuracy", "ranking/ref_accuracy", "ranking/accuracy_normalized",
               "ranking/meets_theorem_4_1", "ranking/meets_threshold", "ranking/proposition_2_6",
               "displacement/chosen_fell", "displacement/incorrect_to_incorrect_mean_rejected_change",
               "rewards/accuracies", "logps/chosen",
               "groups/correct_to_correct_share", "groups/incorrect_to_incorrect_loss",
               "groups/incorrect_to_incorrect_reward_margin"}  # fmt: skip
-    assert {f"eval/{name}" for name in panels} <= logged
-    assert {f"eval/train_{name}" for name in panels} <= logged
-    assert {"validation groups/correct_to_correct_share", "train ranking/accuracy",
-            "validation displacement/both_fell"} <= logged  # fmt: skip
+    for part in ("validation", "train", "test"):
+        assert {f"{part} {name}" for name in panels} <= logged
+    again = [name for name in logged if name.startswith(("eval/", "test/")) and name.count("/") > 1]
+    assert not again  # each metric is there once
     assert {
-        "eval/distance/squared",
+        "eval/loss",
+        "eval/train_loss",
+        "test/loss",
+        "validation distance/squared",
         "figures/displacement",
         "examples/pairs",
         "dynamics/groups",
@@ -106,6 +115,13 @@ def test_original_command(tiny_model_directory, tmp_path):
     } <= logged
     assert AutoModelForCausalLM.from_pretrained(output).config.model_type == "llama"
     assert "segments" not in (output / "config.json").read_text()
+
+
+def other_pairs(folder) -> str:
+    """A file of pairs to evaluate on beside those that are trained on."""
+    pair = {"prompt": "Is it {}?", "chosen": " Yes, {}.", "rejected": " It is {}, no."}
+    rows = [{key: text.format(k) for key, text in pair.items()} for k in range(7)]
+    return write(folder / "other.jsonl", rows)
 
 
 def nearly(value):
@@ -121,7 +137,8 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path)
     """
     more = ["--report_to=none", "--warmup_steps=2", "--bf16=false", "--use_peft", "--lora_r=4",
             "--learning_rate=1e-3",
-            "--lora_dropout=0.3", "--disable_dropout=false", "--lora_target_modules=all-linear", "--dynamics_sample_size=40"]  # fmt: skip
+            "--lora_dropout=0.3", "--disable_dropout=false", "--lora_target_modules=all-linear", "--dynamics_sample_size=40",
+            f"--eval_dataset_name={other_pairs(tmp_path)}"]  # fmt: skip
     main(command(tiny_model_directory, tmp_path / "whole", *more))
     killed = command(tiny_model_directory, tmp_path / "killed", *more)
     run = start_paused(CHECKPOINT_SAVED, 2, "dpo.py", *killed, cwd=tmp_path,
@@ -132,8 +149,11 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path)
     unfinished = tmp_path / "killed/checkpoint-12"  # as a kill in the middle of saving leaves it
     unfinished.mkdir(exist_ok=True)
     (unfinished / "trainer_state.json").unlink(missing_ok=True)
-    with (tmp_path / "killed/ranking_dynamics.jsonl").open("ab") as file:
-        file.write(b'{"step": 12, "part": "val')
+    whole = read_dynamics(tmp_path / "whole/ranking_dynamics.jsonl")
+    begun = [row for row in whole if (row["step"], row["part"]) == (12, "validation")]
+    with (tmp_path / "killed/ranking_dynamics.jsonl").open("ab") as file:  # killed between two sets
+        append_json_lines(file, begun)
+        file.write(b'{"step": 12, "part": "oth')
 
     other = start([*killed, "--learning_rate=1e-4"], tmp_path)
     _, err = other.communicate()
@@ -147,7 +167,8 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path)
     whole, resumed = tmp_path / "whole", tmp_path / "killed"
     name = "ranking_dynamics.jsonl"
     rows = [read_dynamics(folder / name) for folder in (whole, resumed)]
-    assert len(rows[0]) == len(rows[1])
+    assert begun and len(rows[0]) == len(rows[1])
+    assert {row["part"] for row in rows[1]} == {"train", "validation", "other"}
     for one, two in zip(*rows):
         assert one == {k: nearly(v) for k, v in two.items()}
     logs = [history(folder) for folder in (whole, resumed)]
@@ -259,9 +280,14 @@ def test_the_best_evaluation_by_another_metric(tiny_model_directory, tmp_path, c
     """The reference's accuracy never changes: the first evaluation is the best, which --save_steps
     passes over, also when the run is killed after its last checkpoint and moved."""
     more = [*BEST, "--bf16=false", "--learning_rate=1e-1", "--max_steps=5", "--alpha=1"]
-    accuracy = "--metric_for_best_model=eval_ranking/ref_accuracy"
-    main(command(tiny_model_directory, tmp_path / "dpo", *more, accuracy))
-    assert "step 1 of 5, the best eval_ranking/ref_accuracy, " in capsys.readouterr().out
+    accuracy = [f"--eval_dataset_name={other_pairs(tmp_path)}",
+                "--metric_for_best_model=other/ranking/ref_accuracy"]  # fmt: skip
+    main(command(tiny_model_directory, tmp_path / "dpo", *more, *accuracy))
+    out = capsys.readouterr().out
+    assert "step 1 of 5, the best eval_other/ranking/ref_accuracy, " in out
+    assert "other (6)" in out  # --max_eval_samples
+    parts = Counter(r["part"] for r in read_dynamics(tmp_path / "dpo/ranking_dynamics.jsonl"))
+    assert list(parts) == ["validation", "other", "train"] and parts["other"] == 6 * 6
     model = json.loads((tmp_path / "dpo/run_config.json").read_text())["model"]
     assert (model["step"], model["max_steps"]) == (1, 5)
     saved, at_best, at_end = (
@@ -272,7 +298,7 @@ def test_the_best_evaluation_by_another_metric(tiny_model_directory, tmp_path, c
     assert any((saved[name] != at_end[name]).any() for name in saved)
     folder = as_killed(tmp_path / "dpo", tmp_path / "moved")
     before = (folder / "ranking_dynamics.jsonl").read_bytes()
-    main(command(tiny_model_directory, folder, *more, accuracy))
+    main(command(tiny_model_directory, folder, *more, *accuracy))
     err = capsys.readouterr().err
     assert "checkpoint-5 is after the last step, 5: nothing is left to train" in err
     state = json.loads((folder / "trainer_state.json").read_text())
@@ -382,7 +408,8 @@ def launch(arguments, sharded: bool) -> int:
 def test_two_processes(tiny_model_directory, tmp_path, monkeypatch, sharded):
     """torchrun of the script: reference, dynamics file and weights of one process with double batch."""
     more = ["--report_to=none", "--bf16=false", "--max_steps=4", "--warmup_steps=0", "--optim=sgd",
-            "--gradient_accumulation_steps=1", "--disable_tqdm=true"]  # fmt: skip
+            "--gradient_accumulation_steps=1", "--disable_tqdm=true",
+            f"--eval_dataset_name={other_pairs(tmp_path)}"]  # fmt: skip
     main(command(tiny_model_directory, tmp_path / "one", *more, "--per_device_train_batch_size=8"))
     monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path / "cache"))
     arguments = command(
@@ -395,6 +422,7 @@ def test_two_processes(tiny_model_directory, tmp_path, monkeypatch, sharded):
     )
     keys = ("step", "part", "id", "group")
     assert [[r[k] for k in keys] for r in one] == [[r[k] for k in keys] for r in two]
+    assert sum(r["part"] == "other" for r in one) == 2 * 7
     columns = {"chosen": 2e-3, "rejected": 2e-3, "ref_chosen": 2e-3, "ref_rejected": 2e-3,
                "squared_distance": 1e-7}  # fmt: skip
     for name, tolerance in columns.items():
@@ -440,7 +468,6 @@ def test_sharded_in_half_precision(tiny_model_directory, tmp_path):
         (["--loss_type=sigmoid", "--alpha=2"], "alpha=2.0 needs loss_type=alpha_scaling"),
         (["--reference_free=true"], "use --loss_type=alpha_scaling --alpha=0"),
         (["--hub_token=hf_x"], "use the environment variable HF_TOKEN"),
-        (["--push_to_hub"], "models and results stay in --output_dir"),
         (["--beta=0"], "--beta 0.0: give a finite number, more than 0"),
         (["--loss_type=sigmoid", "--alpha=1", "--label_smoothing=0.1"], "only aot, aot_unpaired,"),
         (["--loss_type=sigmoid", "--alpha=1", "--label_smoothing_factor=0.1"], "no loss uses it"),
@@ -448,14 +475,19 @@ def test_sharded_in_half_precision(tiny_model_directory, tmp_path):
         (["--lora_r=8"], "--lora_r without --use_peft"),
         (["--eval_strategy=no"], "--load_best_model_at_end needs evaluations"),
         (["--alpha=nan"], "--alpha nan: give a finite number, 0 or more"),
-        (["--loss_type=foo"], "--loss_type foo: give one or more of alpha_scaling, sigmoid"),
+        (
+            ["--loss_type=foo"],
+            "--loss_type foo: give one or more of alpha_scaling, alpha_scaling_norm",
+        ),
+        (["--target_margin=1"], "target_margin=1.0 needs loss_type=alpha_scaling_norm"),
+        (["--simpo_gamma=1"], "use --loss_type=alpha_scaling_norm --alpha=0 --target_margin=SIMPO"),
         (["--dynamics_sample_size=-1"], "--dynamics_sample_size -1: give"),
         (["--max_length=-1"], "--max_length -1: give a finite number, at least 1"),
         (["--per_device_eval_batch_size=0"], "--per_device_eval_batch_size 0: give"),
         (["--gradient_accumulation_steps=0"], "--gradient_accumulation_steps 0: give"),
         (["--learning_rate=nan"], "--learning_rate nan: give"),
         (["--num_train_epochs=-1"], "--num_train_epochs -1.0: give"),
-        (["--report_to=tensorboard"], "--report_to tensorboard: give wandb or none"),
+        (["--report_to=tensorbord"], "did you mean tensorboard?"),
         (["--output_dir="], "--output_dir is required"),
     ],
 )

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,14 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl.experimental.cpo import CPOTrainer
 
-from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer, dpo_gamma_loss
+from dpo_gamma_trainer import (
+    DPOGammaConfig,
+    DPOGammaTrainer,
+    dpo_gamma_loss,
+    dpo_gamma_norm_loss,
+)
 from ranking.data.preferences import load_preferences
 from ranking.reports.dynamics import read_dynamics
 from ranking.scoring.log_likelihood import ScoringPath, compute_token_logps_plain
@@ -55,7 +62,7 @@ def arguments(folder, config=DPOGammaConfig, **more):
 
 
 def trainer(folder, tokenizer, rows, kind=DPOGammaTrainer, model=None, **more):
-    extra = {k: more.pop(k) for k in list(more) if k in ("peft_config", "dynamics_dataset", "eval_dataset", "dynamics_file", "ref_model")}  # fmt: skip
+    extra = {k: more.pop(k) for k in list(more) if k in ("peft_config", "dynamics_dataset", "eval_dataset", "eval_sets", "dynamics_file", "ref_model")}  # fmt: skip
     model = tiny_model() if model is None else model
     if "ref_model" not in extra and "peft_config" not in extra:
         extra["ref_model"] = tiny_model()
@@ -121,15 +128,25 @@ TRL_LOSSES = [
 ]  # fmt: skip
 
 
+AT_GAMMA_ONE = {  # ours → TRL's
+    "alpha_scaling": "sigmoid", "alpha_scaling_norm": "sigmoid_norm", "alpha_scaling_ipo": "ipo",
+}  # fmt: skip
+
+
 def test_every_trl_loss_on_shared_rows(tmp_path, tokenizer, texts):
-    """Loss and gradient of each of TRL's losses equal TRL's own on the same token ids."""
+    """Loss and gradient of each of TRL's losses, and of ours that are one of them at γ = 1, equal
+    TRL's own on the same token ids."""
     peer = trainer(tmp_path, tokenizer, texts, DPOTrainer, model=tiny_model(1), loss_type="sigmoid")
     ours = trainer(tmp_path, tokenizer, texts, model=tiny_model(1), loss_type="sigmoid")
     batch = ours.data_collator([ours.train_dataset[i] for i in (0, 1, 2, 5)])
     results = {}
-    for name in TRL_LOSSES:
+    for names in [*TRL_LOSSES, *([name] for name in AT_GAMMA_ONE)]:
         for run in (peer, ours):
-            run.loss_types, run.loss_weights = name, [1.0] * len(name)
+            run.own_terms = [(name, 1.0) for name in names if name in AT_GAMMA_ONE]
+            run.loss_types = [AT_GAMMA_ONE.get(name, name) for name in names]
+            if run is ours and run.own_terms:
+                run.loss_types = []
+            run.loss_weights = [1.0] * len(run.loss_types)
             run.model.zero_grad()
             loss = run.compute_loss(
                 run.model, {k: v for k, v in batch.items() if k != "pair" or run is ours}
@@ -137,7 +154,7 @@ def test_every_trl_loss_on_shared_rows(tmp_path, tokenizer, texts):
             loss.backward()
             gradient = torch.cat([p.grad.reshape(-1) for p in run.model.parameters()])
             results[run is ours] = loss.item(), gradient
-        assert results[True][0] == pytest.approx(results[False][0], rel=1e-5, abs=1e-5), name
+        assert results[True][0] == pytest.approx(results[False][0], rel=1e-5, abs=1e-5), names
         scale = results[False][1].abs().max()
         assert scale > 0
         torch.testing.assert_close(
@@ -145,38 +162,67 @@ def test_every_trl_loss_on_shared_rows(tmp_path, tokenizer, texts):
         )
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_loss_and_gradient_by_hand_in_float64(tmp_path, tokenizer, texts, gamma):
-    beta = 0.05
-    ours = trainer(tmp_path, tokenizer, texts, model=tiny_model(1), alpha=gamma, beta=beta)
+BY_HAND = [
+    *(("alpha_scaling", {"alpha": gamma}) for gamma in (0.0, 0.5, 1.0, 2.0)),
+    ("alpha_scaling_norm", {"alpha": 0.5, "target_margin": 0.3}),
+    ("alpha_scaling_dpop", {"alpha": 0.5, "dpop_lambda": 0.2}),
+    ("alpha_scaling_ipo", {"alpha": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), BY_HAND)
+def test_loss_and_gradient_by_hand_in_float64(tmp_path, tokenizer, texts, name, options):
+    beta, gamma = 0.05, options["alpha"]
+    ours = trainer(tmp_path, tokenizer, texts, model=tiny_model(1), beta=beta, loss_type=name, **options)  # fmt: skip
     batch = ours.data_collator([ours.train_dataset[i] for i in range(4)])
     ours.model.zero_grad()
     loss = ours.compute_loss(ours.model, batch)
     loss.backward()
 
     policy, reference = tiny_model(1).double(), tiny_model(0).double()
+    per_token = name in ("alpha_scaling_norm", "alpha_scaling_ipo")
 
     def logp(model, k):
         n = int(batch["attention_mask"][k].sum())
         ids = batch["input_ids"][k, :n]
         scored = batch["completion_mask"][k, 1:n].bool()
         logps = model(ids[None]).logits[0, :-1].log_softmax(-1)
-        return logps.gather(1, ids[1:, None])[scored].sum()
+        logps = logps.gather(1, ids[1:, None])[scored]
+        return logps.mean() if per_token else logps.sum()
 
-    terms = []
+    terms, fell = [], 0
     for k in range(4):
-        policy_ratio = logp(policy, k) - logp(policy, k + 4)
-        ref_ratio = (logp(reference, k) - logp(reference, k + 4)).detach()
-        margin = beta * (policy_ratio - gamma * ref_ratio)
+        chosen, ref_chosen = logp(policy, k), logp(reference, k).detach()
+        ref_ratio = ref_chosen - logp(reference, k + 4).detach()
+        difference = chosen - logp(policy, k + 4) - gamma * ref_ratio
+        if name == "alpha_scaling_ipo":
+            terms.append((difference - 10) ** 2)  # 1/(2β)
+            continue
+        if name == "alpha_scaling_dpop" and chosen < ref_chosen:
+            difference = difference - 0.2 * (ref_chosen - chosen)
+            fell += 1
+        margin = beta * difference - options.get("target_margin", 0.0)
         terms.append(torch.log1p(torch.exp(-margin)))
+    assert name != "alpha_scaling_dpop" or 0 < fell < 4
     expected = torch.stack(terms).mean()
     expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
-    for (name, mine), theirs in zip(ours.model.named_parameters(), policy.parameters()):
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5, rel=1e-6)
+    for (parameter, mine), theirs in zip(ours.model.named_parameters(), policy.parameters()):
         scale = theirs.grad.abs().max().item()
         torch.testing.assert_close(
-            mine.grad.double(), theirs.grad, atol=1e-4 * scale + 1e-9, rtol=0, msg=name
+            mine.grad.double(), theirs.grad, atol=1e-4 * scale + 1e-9, rtol=0, msg=parameter
         )
+
+
+def test_simpo_is_the_normalized_loss_without_reference():
+    """TRL's SimPO on the same log-likelihoods per token; its γ is the target margin."""
+    logps = 3 * torch.randn((4, 50), generator=torch.Generator().manual_seed(0)).double()
+    chosen, rejected, ref_chosen, ref_rejected = logps
+    simpo = SimpleNamespace(alpha=0.0, accelerator=SimpleNamespace(device="cpu"), beta=2.0,
+                            loss_type="simpo", simpo_gamma=1.1, label_smoothing=0.0)  # fmt: skip
+    expected, *_ = CPOTrainer.cpo_loss(simpo, chosen, rejected)
+    ratios = chosen - rejected, ref_chosen - ref_rejected
+    torch.testing.assert_close(dpo_gamma_norm_loss(*ratios, 2.0, 0.0, 1.1), expected)
 
 
 # ---------------------------------------------------------------------------- data as TRL takes it
@@ -585,6 +631,12 @@ def test_metrics_do_not_depend_on_the_batch(tmp_path, tokenizer, texts):
         ("robust", {"label_smoothing": 0.7}, "robust"),  # whose loss would rise with the margin
         ("sigmoid", {"f_divergence_type": "js_divergence"}, "sigmoid (js_divergence)"),
         (["alpha_scaling", "sft"], {}, "alpha_scaling+sft"),
+        (
+            "alpha_scaling_norm",
+            {"beta": 1.0, "alpha": 0.5, "target_margin": 1.0},
+            "alpha_scaling_norm",
+        ),
+        ("alpha_scaling_dpop", {"dpop_lambda": 0.1}, "alpha_scaling_dpop"),
     ],
 )
 def test_the_threshold_and_displacement_of_the_loss_that_trains(
@@ -610,19 +662,30 @@ def test_the_threshold_and_displacement_of_the_loss_that_trains(
     of_group = metrics["eval_displacement/incorrect_to_incorrect_mean_chosen_change"]
     assert own.any() and of_group == pytest.approx(change)
     thresholds = {k for k in metrics if "threshold" in k or "wrong_at_lowest" in k}
-    if name not in ("ipo", "hinge"):
+    assert ("trained_loss" in rows[0]) == bool(thresholds)
+    if "+" in name or "(" in name or "label_smoothing" in more:
         assert not thresholds
         return
-    per_token = name == "ipo"
-    assert len(thresholds) == (2 if per_token else 1)
+    mean = np.mean([row["trained_loss"] for row in rows])
+    with torch.no_grad():
+        batch = run.data_collator(list(run.train_dataset))
+        assert run.compute_loss(run.model, batch).item() == pytest.approx(mean, rel=1e-5)
+    assert metrics["eval_loss"] == pytest.approx(mean, rel=1e-9)
+    per_token = name in ("ipo", "alpha_scaling_norm")
+    assert len(thresholds) == (2 if name == "ipo" else 1)
     ratios = [
         columns[f"{whose}chosen"] / (columns["n_chosen"] if per_token else 1)
         - columns[f"{whose}rejected"] / (columns["n_rejected"] if per_token else 1)
         for whose in ("", "ref_")
     ]
-    assert metrics["eval_ranking/meets_threshold"] == (ratios[0] >= 0).mean()
-    assert metrics["eval_ranking/accuracy" + "_normalized" * per_token] == (ratios[0] >= 0).mean()
-    if per_token:
+    met = metrics["eval_ranking/meets_threshold"]
+    if name == "alpha_scaling_dpop":  # those of a low loss are right, others are too
+        lost = 0.1 * np.maximum(0, columns["ref_chosen"] - columns["chosen"])
+        assert 0 < met == (ratios[0] >= lost).mean() <= metrics["eval_ranking/accuracy"]
+        return
+    assert met == (ratios[0] >= 0).mean()
+    assert metrics["eval_ranking/accuracy" + "_normalized" * per_token] == met
+    if name == "ipo":
         lowest = 1 / (2 * 1.0)  # as a log-ratio above the reference's
         wrong = (ratios[1] + lowest < 0).mean()
         assert metrics["eval_ranking/wrong_at_lowest_loss"] == wrong
@@ -638,9 +701,18 @@ def test_options_that_change_the_loss_are_refused(tmp_path, option):
         arguments(tmp_path, **option)
 
 
-def test_alpha_without_its_loss_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="alpha=0.5 needs loss_type=alpha_scaling"):
-        arguments(tmp_path, loss_type="sigmoid", alpha=0.5)
+@pytest.mark.parametrize(
+    ("loss", "options", "message"),
+    [("sigmoid", {"alpha": 0.5}, "alpha=0.5 needs loss_type=alpha_scaling"),
+     ("alpha_scaling", {"target_margin": 1.0}, "target_margin=1.0 needs loss_type=alpha_scaling_norm"),
+     ("ipo", {"dpop_lambda": 5.0}, "dpop_lambda=5.0 needs loss_type=alpha_scaling_dpop"),
+     ("alpha_scaling_dpop", {"dpop_lambda": -1.0}, "dpop_lambda=-1.0: give a finite number, 0 or"),
+     ("alpha_scaling_norm", {"target_margin": math.inf}, "target_margin=inf: give a finite number"),
+     ("alpha_scaling_ipo", {"label_smoothing": 0.1}, "change the loss of loss_type=alpha_scaling_ipo")],
+)  # fmt: skip
+def test_options_without_their_loss_are_refused(tmp_path, loss, options, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, loss_type=loss, **options)
 
 
 def test_weighted_sum_with_a_trl_loss(tmp_path, tokenizer, texts):

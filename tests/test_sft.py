@@ -7,11 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import GPT, make_model
 from dialogue_rows import (
     CHATML,
     VOCABULARY,
@@ -21,13 +22,18 @@ from dialogue_rows import (
     sharegpt,
     split_folder,
 )
+from huggingface_hub import ModelCard
 from paused import CHECKPOINT_SAVED, start_paused
 from safetensors.torch import load_file
 from test_calculate_calibration_metrics import read_wandb_keys
-from training_runs import BEST, as_killed, wandb_config
+from training_runs import BEST, as_killed, history, wandb_config
 from training_runs import sft_command as command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ranking.data.conversions import sft_texts
+from ranking.scoring.chat import ChatOptions
+from ranking.training.splits import load_parts
+from ranking.training.texts import IGNORED, tokenize_texts
 from sft import main, parse_args
 
 ROOT = Path(__file__).parents[1]
@@ -48,15 +54,19 @@ def test_original_command(tiny_model_directory, tmp_path):
     assert "wandb: this run is offline; upload it with `wandb sync " in run.stderr
     assert "validation loss" in run.stdout
     (log,) = output.glob("wandb/offline-run-*/run-*.wandb")
-    assert {"train/loss", "eval/loss"} <= read_wandb_keys(log)
+    logged = read_wandb_keys(log)
+    assert {"train/loss", "eval/loss", "test/loss"} <= logged
+    assert not any(name.startswith(("validation", "test ")) for name in logged)
     content = log.read_bytes()
     assert b"first" in content  # the run's name
-    assert {"test/loss"} <= read_wandb_keys(log)
     assert wandb_config(content, "dataset_name") == "sample"
     assert wandb_config(content, "truncation_mode") == "texts at the end"
     results = json.loads((output / "test_results.json").read_text())
     assert f"test       loss {results['test_loss']:.4f} nats" in run.stdout and results["n"] == 13
-    assert not (output / "README.md").exists()  # TRL's would name the base model None
+    card = ModelCard.load(output / "README.md")
+    assert card.data.library_name == "transformers" and card.data.base_model is None
+    assert f"| test | 13 | {results['test_loss']:.4f} |" in card.text
+    assert str(tmp_path) not in card.content and f"--output_dir={output.name}" in card.text
     tuned = AutoModelForCausalLM.from_pretrained(output)
     start = AutoModelForCausalLM.from_pretrained(tiny_model_directory)
     assert not torch.equal(tuned.lm_head.weight, start.lm_head.weight)
@@ -78,7 +88,8 @@ def test_lora_packing_and_sanity_check(tiny_model_directory, tmp_path, capsys):
     more = ["--use_peft", "--lora_r=4", "--lora_target_modules", "q_proj", "v_proj", "--packing",
             "--report_to=none", "--max_train_samples=12", "--max_steps=3", "--add_eos"]  # fmt: skip
     main(command(tiny_model_directory, output, *more))
-    assert "train limited to 12 examples" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "train limited to 12 examples" in err and "texts share rows anyway" in err
     assert (output / "adapter_config.json").is_file()
     from ranking.scoring.loading import load_model
 
@@ -102,12 +113,20 @@ def test_lora_packing_and_sanity_check(tiny_model_directory, tmp_path, capsys):
         (["--load_best_model_at_end"], "--load_best_model_at_end needs evaluations: --eval_strat"),
         (["--load_best_model_at_end", "--eval_strategy=epoch"], "needs --save_strategy=epoch or"),
         (["--save_strategy=best"], "--save_strategy=best needs evaluations"),
+        (["--early_stopping_patience=2"], "--early_stopping_patience needs evaluations"),
+        (["--early_stopping_patience=2", "--eval_strategy=epoch"], "needs --metric_for_best_model"),
+        (["--early_stopping_patience=0"], "--early_stopping_patience 0: give a finite number, at"),
+        (["--early_stopping_threshold=1"], "without --early_stopping_patience"),
         (["--eval_strategy=steps", "--eval_steps=0"], "--eval_steps 0.0: give a finite number, mo"),
         (["--save_steps=0"], "--save_steps 0.0: give a finite number, more than 0"),
         (["--logging_steps=-5"], "--logging_steps -5.0: give a finite number, more than 0"),
         (["--save_total_limit=0"], "--save_total_limit 0: give a finite number, at least 1"),
         (["--lr_scheduler_type=constant", "--warmup_steps=9"], "constant has no warm-up"),
-        (["--push_to_hub=true"], "--push_to_hub cannot be honoured"),
+        (["--push_to_hub=true"], "--push_to_hub: the environment variable HF_HUB_OFFLINE forbids"),
+        (["--push_to_hub", "--hub_token=hf_x"], "--hub_token cannot be honoured; use the environm"),
+        (["--report_to", "wandb", "none"], "--report_to wandb none: none stands alone"),
+        (["--report_to=clearml"], "--report_to clearml is not installed: pip install clearml"),
+        (["--project=a/b"], "wandb project a/b: at most 128 characters"),
         (["--save_safetensors=false"], "--save_safetensors cannot be honoured"),
     ],
 )
@@ -135,15 +154,12 @@ def test_what_a_run_cannot_be_is_said(tiny_model_directory, tmp_path, capsys, mo
 
 
 def test_packing_is_refused_where_texts_see_each_other(tokenizer, tmp_path):
-    """OPT's positions do not restart in a packed row."""
-    from conftest import SMALL, make_model
-
-    config = {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32}
-    make_model("opt", config).save_pretrained(tmp_path / "opt")
-    tokenizer.save_pretrained(tmp_path / "opt")
+    """ALiBi's distances do not restart in a packed row."""
+    make_model("bloom", {**GPT, "hidden_size": 32}).save_pretrained(tmp_path / "bloom")
+    tokenizer.save_pretrained(tmp_path / "bloom")
     more = ["--packing", "--report_to=none", "--max_steps=1"]
     with pytest.raises(ValueError, match="--packing: this model's attention lets packed texts"):
-        main(command(tmp_path / "opt", tmp_path / "out", *more))
+        main(command(tmp_path / "bloom", tmp_path / "out", *more))
 
 
 @pytest.mark.slow
@@ -191,6 +207,38 @@ def test_the_best_evaluation_is_saved(tiny_model_directory, tmp_path, capsys):
     saved, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("best", "last"))
     for name in wanted:
         torch.testing.assert_close(saved[name], wanted[name], atol=1e-5, rtol=0)
+
+
+def test_early_stopping_by_a_named_set(tiny_model_directory, tmp_path, capsys):
+    """Two evaluations after the best one, whichever checkpoint the run is resumed from."""
+    prompt = "\n\nHuman: Question {}?\n\nAssistant:"
+    rows = [{"prompt": prompt.format(k), "completion": f" It is {k}."} for k in range(9)]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = [*BEST, *FIRST, "--max_steps=5", "--save_steps=1", "--save_total_limit=9",
+            f"--eval_dataset_name={tmp_path / 'other.jsonl'}", "--early_stopping_patience=2",
+            "--metric_for_best_model=other/loss", "--max_eval_samples=4"]  # fmt: skip
+    main(command(tiny_model_directory, tmp_path / "run", *more))
+    printed = capsys.readouterr()
+    assert "other: the evaluation set limited to 4 examples" in printed.err
+    end = "best eval_other/loss, {:.4f}; stopped early at step 3: eval_other/loss was no better in "
+    model = json.loads((tmp_path / "run/run_config.json").read_text())["model"]
+    assert f"step 1 of 5, the {end.format(model['value'])}the last 2 evaluations" in printed.out
+    assert model["stopped_early"]["step"] == 3 and model["chosen_by"] == "eval_other/loss"
+    wanted = history(tmp_path / "run")
+    losses = [entry["eval_other/loss"] for entry in wanted if "eval_loss" in entry]
+    assert losses[0] == max(losses) and f"  other: loss {losses[0]:.4f}, n = 4" in printed.out
+    folder = tmp_path / "run"
+    for last, resumed in ((3, "checkpoint-3 is where the run stopped early, 3: nothing is left"),
+                          (2, "checkpoint-2\n")):  # fmt: skip
+        folder = as_killed(folder, tmp_path / f"killed-{last}")
+        for step in range(last + 1, 5):
+            shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
+        main(command(tiny_model_directory, folder, *more))
+        assert resumed in capsys.readouterr().err
+        again = json.loads((folder / "run_config.json").read_text())["model"]
+        assert again == {**model, "value": pytest.approx(model["value"], abs=1e-4)}
+        steps = [entry["step"] for entry in history(folder)]
+        assert steps == [entry["step"] for entry in wanted]
 
 
 @pytest.mark.parametrize("length", ["--max_steps=5", "--num_train_epochs=1.6"])
@@ -255,9 +303,15 @@ def test_mixture_of_conversations_and_preferences(tmp_path, sample_text):
           "--load_best_model_at_end=true", "--learning_rate=1e-3"])  # fmt: skip
     state = json.loads((out / "trainer_state.json").read_text())
     evaluations = [e for e in state["log_history"] if "eval_loss" in e]
-    for logged in evaluations:
-        joint = (2 * logged["eval_talks/loss"] + logged["eval_pairs/loss"]) / 3
-        assert logged["eval_loss"] == pytest.approx(joint, rel=1e-6)
+    examples = load_parts(names, conversations=True)["validation"].examples
+    template = ChatOptions(template=CHATML)
+    rows, _ = tokenize_texts(tokenizer, sft_texts(examples), None, 1024, None, template)
+    n = Counter()
+    for row in rows:
+        n[row["dataset"]] += sum(label != IGNORED for label in row["labels"])
+    for logged in evaluations:  # the mean over tokens
+        total = sum(n[name] * logged[f"eval_{name}/loss"] for name in ("talks", "pairs"))
+        assert logged["eval_loss"] == pytest.approx(total / n.total(), rel=1e-6)
     assert state["best_metric"] == min(e["eval_loss"] for e in evaluations)
     results = json.loads((out / "test_results.json").read_text())
     assert (

@@ -80,10 +80,7 @@ def load_training_splits(
     the rows read of a split; `columns`, `conversations`: as for `load_preferences`.
     Raises as `load_preferences`, and ValueError where a split has to be named.
     """
-    name, config, named_split = split_name(spec)
-    splits = available_splits(spec, data_dir)
-    if config is None and named_split is not None and named_split not in splits and splits:
-        config, named_split = named_split, None
+    name, config, named_split, splits = named_parts(spec, data_dir)
     if train_split and named_split and train_split != named_split:
         raise ValueError(f"{spec} names a split, and --train_split {train_split} another")
     train_split = train_split or named_split or first_split(TRAIN_SPLITS, splits)
@@ -102,10 +99,10 @@ def load_training_splits(
     test_split = first_split(TEST_SPLITS, left, like=train_split)
 
     def load(split: str | None) -> PreferenceData:
-        full = name if config is None else ":".join([name, config, *([split] if split else [])])
         return load_preferences(
-            full, split=split, data_dir=data_dir, sample_size=sample_size, separator=separator,
-            progress=progress, columns=columns, conversations=conversations,
+            spec_of(name, config, split), split=split, data_dir=data_dir,
+            sample_size=sample_size, separator=separator, progress=progress, columns=columns,
+            conversations=conversations,
         )  # fmt: skip
 
     train = load(train_split)
@@ -145,6 +142,46 @@ def load_training_splits(
         raise ValueError(f"{name}: too few examples to divide into train, validation and test")
     notes.append(", ".join(f"{key}: {len(data.examples)}" for key, data in named.items()))
     return named, notes
+
+
+def load_evaluation_set(
+    spec: str,
+    *,
+    data_dir: str | Path | None = None,
+    sample_size: int | None = None,
+    separator: str | None = None,
+    progress: Progress | None = None,
+    columns: Mapping[str, str] | None = None,
+    conversations: bool = False,
+) -> PreferenceData:
+    """A whole split to evaluate on: the one that `spec` names, else validation, else test (in the
+    order of `VALIDATION_SPLITS`), else the only one. Parameters and errors: as
+    `load_training_splits`."""
+    name, config, split, splits = named_parts(spec, data_dir)
+    split = split or first_split(VALIDATION_SPLITS, splits)
+    if split is None and len(splits) > 1:
+        raise ValueError(f"{name} has the splits {', '.join(splits)}: name one, {spec}:SPLIT")
+    split = split or (splits[0] if splits else None)
+    return load_preferences(
+        spec_of(name, config, split), split=split, data_dir=data_dir, sample_size=sample_size,
+        separator=separator, progress=progress, columns=columns, conversations=conversations,
+    )  # fmt: skip
+
+
+def named_parts(
+    spec: str, data_dir: str | Path | None
+) -> tuple[str, str | None, str | None, list[str]]:
+    """The name of a dataset, the configuration and split that `spec` names, the splits it has."""
+    name, config, split = split_name(spec)
+    splits = available_splits(spec, data_dir)
+    if config is None and split is not None and split not in splits and splits:
+        config, split = split, None
+    return name, config, split, splits
+
+
+def spec_of(name: str, config: str | None, split: str | None) -> str:
+    """What `named_parts` reads."""
+    return name if config is None else ":".join([name, config, *([split] if split else [])])
 
 
 def describe(data: PreferenceData) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from ranking.data.examples import Dialogue
+from ranking.plumbing.library_lines import show_long_bars_only
 from ranking.plumbing.processes import announce
 from ranking.scoring.chat import ChatOptions, Texts, render_example
 from ranking.scoring.loading import (
@@ -34,6 +35,7 @@ def load_reward_model(
     import torch
     from transformers import AutoModelForSequenceClassification
 
+    show_long_bars_only()
     try:
         path = resolve_model(name)
         check_adapter_weights(path, None, allow_pickle)

@@ -1,7 +1,7 @@
 """How rankings move while a model is tuned (§4, Fig. 2-7): the four groups, means over pairs."""
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -11,10 +11,17 @@ import numpy as np
 
 from ranking.metrics.displacement import displacement_by_group
 from ranking.metrics.idealized import required_margin
-from ranking.metrics.losses import PER_TOKEN, lowest_loss_margin
+from ranking.metrics.losses import (
+    EQUATION_4,
+    PER_TOKEN,
+    SUFFICIENT,
+    dpop_penalties,
+    lowest_loss_margin,
+    pair_loss,
+)
 
 PROPOSITION_2_6 = 0.6  # nats, a loss of Eq. 4; any bound up to log 2 would do
-PARTS = ("train", "validation")
+PARTS = ("train", "validation")  # of the training data; evaluation sets have their own names
 SWEPT = ("accuracy", "flipped", "loss", "squared_distance")  # quantities of a sweep over γ
 # (ranked correctly by the reference, ranked correctly by the policy) → name
 GROUPS = {
@@ -30,7 +37,11 @@ def pair_values(
     beta: float,
     gamma: float,
     loss_type: str | None = "alpha_scaling",
+    *,
     label_smoothing: float = 0.0,
+    discopop_tau: float = 0.05,
+    target_margin: float = 0.0,
+    dpop_lambda: float = 50.0,
 ) -> dict[str, np.ndarray]:
     """Everything that is logged about pairs, from their log-likelihoods, in float64.
 
@@ -38,10 +49,12 @@ def pair_values(
     n_chosen, n_rejected, their numbers of tokens. The loss is Eq. 4; the reward margin is
     β log(π_θ(y_w)π_ref(y_l) / π_θ(y_l)π_ref(y_w)); `meets_theorem_4_1` is Theorem 4.1's
     condition L ≤ −log σ(γβc), compared as margins because losses underflow.
-    loss_type: what trains, with its label_smoothing; None: something without a threshold.
-    `meets_threshold` is the condition of Remark 4.2 for it, and `wrong_at_lowest_loss`, where one
-    margin has the lowest loss (not hinge, whose pairs of loss 0 can be on either side), whether a
-    pair that has it is still ranked wrongly.
+    loss_type: what trains, with what `pair_loss` takes beside it; None: something without a
+    threshold. Its value is `trained_loss`, where that is another than Eq. 4's. `meets_threshold`
+    is the condition of Remark 4.2 for it, which of SUFFICIENT losses not all pairs meet that are
+    ranked rightly; and `wrong_at_lowest_loss`, where one margin has the lowest loss (not hinge,
+    whose pairs of loss 0 can be on either side), whether a pair that has it is still ranked
+    wrongly.
     Prop. 2.6: `in_proposition_2_6` is π_ref(y_w) ≥ π_ref(y_l) and L ≤ 0.6, of which follows that
     the pair is ranked correctly: L ≤ log 2 iff log-ratio ≥ γ reference log-ratio, which is ≥ 0.
     """
@@ -73,10 +86,18 @@ def pair_values(
         if loss_type in PER_TOKEN:
             policy, ref = per_token[""], per_token["ref_"]
         needed = required_margin(ref, beta, gamma, loss_type)
-        values["meets_threshold"] = beta * policy + needed >= needed
+        margins, penalties = beta * policy + needed, np.zeros(len(policy))
+        if loss_type in SUFFICIENT:
+            penalties = dpop_penalties(logps["chosen"], logps["ref_chosen"], beta, dpop_lambda)
+        values["meets_threshold"] = margins - penalties >= needed
         lowest = lowest_loss_margin(loss_type, label_smoothing)
         if math.isfinite(lowest) and loss_type != "hinge":
             values["wrong_at_lowest_loss"] = needed > lowest
+        if loss_type not in EQUATION_4:
+            values["trained_loss"] = pair_loss(
+                margins, loss_type, beta=beta, label_smoothing=label_smoothing,
+                discopop_tau=discopop_tau, target_margin=target_margin, penalties=penalties,
+            )  # fmt: skip
     return values
 
 
@@ -201,15 +222,37 @@ def distances_by_step(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
     return {r["step"]: r["squared_distance"] for r in rows if r["squared_distance"] is not None}
 
 
+def parts_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The parts of the data that rows are of: PARTS, and named evaluation sets as they come."""
+    found = dict.fromkeys(row["part"] for row in rows)
+    return [part for part in dict.fromkeys((*PARTS, *found)) if part in found]
+
+
+def loss_column(rows: Sequence[dict[str, Any]]) -> str:
+    """The key of the loss that trained these rows; Eq. 4's where they do not have it."""
+    return "trained_loss" if all("trained_loss" in row for row in rows) else "loss"
+
+
 def lowest_loss_step(rows: Sequence[dict[str, Any]]) -> int:
-    """The step with the lowest mean validation loss (training loss if nothing was validated).
+    """The step with the lowest mean validation loss (of the first named set where the training
+    data's own part is not validated, training loss if nothing is), of the loss that trained
+    (`loss_column`).
 
     A null loss was not finite: a step with more of them than another has not the lower mean.
     """
-    part = "validation" if any(row["part"] == "validation" for row in rows) else "train"
-    summary = means_by_step(rows, part)
-    nulls = Counter(r["step"] for r in rows if r["part"] == part and r["loss"] is None)
-    return min(summary, key=lambda step: (nulls[step], summary[step]["loss"], step))
+    parts = parts_of(rows)
+    part = next((p for p in ("validation", *parts) if p in parts and p != "train"), "train")
+    column, losses = loss_column(rows), defaultdict(list)
+    for row in rows:
+        if row["part"] == part:
+            losses[row["step"]].append(row[column])
+
+    def order(step: int) -> tuple[int, float, int]:
+        known = [loss for loss in losses[step] if loss is not None]
+        mean = float(np.mean(known)) if known else math.inf
+        return len(losses[step]) - len(known), mean, step
+
+    return min(losses, key=order)
 
 
 def sweep_points(
@@ -218,18 +261,18 @@ def sweep_points(
     """`summarize_evaluation` of each run (the rows of one ranking_dynamics.jsonl) and part, with
     part, step and squared_distance, at the step of the lowest validation loss or at the last;
     ordered by γ and part."""
-    points = []
+    points, parts = [], parts_of([row for rows in files for row in rows])
     for rows in files:
         step = lowest_loss_step(rows) if at == "lowest-loss" else max(row["step"] for row in rows)
         distance = distances_by_step(rows).get(step)
-        for part in PARTS:
+        for part in parts:
             chosen = [row for row in rows if (row["part"], row["step"]) == (part, step)]
             if chosen:
                 points.append(
                     {**summarize_evaluation(chosen), "part": part, "step": step,
                      "squared_distance": distance}
                 )  # fmt: skip
-    return sorted(points, key=lambda point: (point["gamma"], PARTS.index(point["part"])))
+    return sorted(points, key=lambda point: (point["gamma"], parts.index(point["part"])))
 
 
 def means_over_seeds(points: list[dict[str, Any]]) -> list[dict[str, Any]]:

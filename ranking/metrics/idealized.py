@@ -74,7 +74,8 @@ def required_margin(
 
     As z = β(logratio − γ ref_logratio), logratio ≥ 0 iff z ≥ −γβ ref_logratio, whatever function
     of z the loss is (Prop. A.7, Remark 4.2). Of PER_TOKEN losses, log-ratios and the ranking are
-    per token (Eq. 15), as TRL has them; the same holds of IPO with sums. ValueError for losses of
+    per token (Eq. 15), as TRL has them; the same holds of IPO with sums. A target margin, and the
+    penalty of alpha_scaling_dpop, are part of the loss and not of z. ValueError for losses of
     something else (NO_THRESHOLD says of what).
     """
     check_threshold(loss_type)
@@ -89,19 +90,24 @@ def required_loss(
     *,
     label_smoothing: float = 0.0,
     discopop_tau: float = 0.05,
+    target_margin: float = 0.0,
 ) -> np.ndarray:
     """The loss L* at the required margin z* = γβc: −log σ(γβc) of Eq. 4 (Theorem 4.1), nats.
 
-    Where the loss falls with z everywhere, L ≤ L* iff z ≥ z*, iff the pair is ranked correctly. Let
-    m be `lowest_loss_margin`. Where it rises beyond m (ipo, Prop. A.7; exo_pair) and z* ≤ m:
-    correct iff L ≤ L* or z > m. Where z* > m, the lowest loss ranks the pair wrongly: correct iff
-    z > m and L ≥ L*; hinge is 0 there and cannot tell. discopop has a bump around 0: L ≤ L* is the
-    condition where L* is outside the values that the bump repeats.
+    Where the loss falls with z everywhere, L ≤ L* iff z ≥ z*, iff the pair is ranked correctly;
+    L* of alpha_scaling_norm is −log σ(γβc − target_margin). Let m be `lowest_loss_margin`. Where
+    the loss rises beyond m (IPO, Prop. A.7; exo_pair) and z* ≤ m: correct iff L ≤ L* or z > m.
+    Where z* > m, the lowest loss ranks the pair wrongly: correct iff z > m and L ≥ L*; hinge is 0
+    there and cannot tell. discopop has a bump around 0: L ≤ L* is the condition where L* is outside
+    the values that the bump repeats.
+    alpha_scaling_dpop is −log σ(z − p) with a penalty p ≥ 0, and L* is that without one: of
+    L ≤ L* follows z ≥ z* + p ≥ z*, that the pair is ranked correctly, but with z* ≤ z < z* + p it
+    is so at a higher loss.
     Underflows to 0 for γβc beyond about 745; compare `required_margin` instead of losses.
     """
     margins = required_margin(ref_logratios, beta, gamma, loss_type)
     of_loss = {"label_smoothing": label_smoothing, "discopop_tau": discopop_tau}
-    return pair_loss(margins, loss_type, beta=beta, **of_loss)
+    return pair_loss(margins, loss_type, beta=beta, target_margin=target_margin, **of_loss)
 
 
 def observed_correctness(logratios: np.ndarray, tied: np.ndarray) -> np.ndarray:

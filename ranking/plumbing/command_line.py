@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
+from ranking.plumbing.library_lines import ignore_future_warnings
 from ranking.plumbing.outputs import release_outputs
 from ranking.plumbing.processes import (
     announce,
@@ -169,6 +170,7 @@ def run_script(main_function, arguments) -> None:
     global _requested
     _requested = None
     print_any_text()
+    ignore_future_warnings()
     explain_single_process()
     logging.basicConfig(
         level=getattr(arguments, "loglevel", "WARNING"), format="%(levelname)s: %(message)s"

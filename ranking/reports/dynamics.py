@@ -1,8 +1,7 @@
-"""Ranking dynamics as tables, pictures and wandb panels (Fig. 2-8)."""
+"""Ranking dynamics as tables, pictures and trackers' panels (Fig. 2-8)."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,29 +10,31 @@ from ranking.metrics.dynamics import (
     GROUPS,
     PARTS,
     distances_by_step,
+    loss_column,
     lowest_loss_step,
     means_by_step,
     means_over_seeds,
+    parts_of,
     sweep_points,
 )
 from ranking.metrics.idealized import required_loss
+from ranking.metrics.losses import EQUATION_4
 from ranking.plumbing.result_files import Record, read_json_lines
-from ranking.reports.pairs import followed_pair_table
+from ranking.reports.pairs import Columns, followed_pair_table
 from ranking.reports.style import (
     BLUE,
     GREEN,
     GREY,
     ORANGE,
-    PART_STYLES,
     PINK,
     legend_below,
+    model_style,
     save_figure,
     subplots,
 )
-from ranking.reports.tables import Table, as_wandb, percent, show_table
+from ranking.reports.tables import Table, percent, show_table
 
 DYNAMICS_FILE = "ranking_dynamics.jsonl"
-EQUATION_4 = {"None", "alpha_scaling", "sigmoid"}  # loss_type of rows; older ones have none
 DISPLACEMENT_STYLES = {  # of completions → colour, marker, key of the share and of the mean change
     "chosen": (BLUE, "o", "chosen_fell", "mean_chosen_change"),
     "rejected": (ORANGE, "s", "rejected_fell", "mean_rejected_change"),
@@ -65,7 +66,7 @@ def dynamics_table(rows: Sequence[Record], alone: bool = False) -> Table:
     groups = [name.replace("_", " ") for name in GROUPS.values()]
     columns += groups if alone else ["→ incorrect", "reward margin"]
     lines = []
-    for part in PARTS:
+    for part in parts_of(rows):
         summary = means_by_step(rows, part)
         for step in sorted({min(summary), best, max(summary)} & summary.keys() if summary else ()):
             found = summary[step]
@@ -113,7 +114,7 @@ def displacement_table(rows: Sequence[Record], sortable: bool = False) -> Table:
     shares = [share for *_, share, _ in DISPLACEMENT_STYLES.values()]
     changes = [change for *_, change in DISPLACEMENT_STYLES.values() if change]
     lines = []
-    for part in PARTS:
+    for part in parts_of(rows):
         found = displacement_by_step(rows, part)
         for step in sorted({best, max(found, default=best)} & found.keys()):
             for group in ("all", *GROUPS.values()):
@@ -140,7 +141,8 @@ def show_dynamics(rows: Sequence[Record]) -> None:
 
 def other_losses(rows: Sequence[Record]) -> str:
     """The losses that trained these rows, where they are not Eq. 4's; else nothing."""
-    return ", ".join(sorted({str(row.get("loss_type")) for row in rows} - EQUATION_4))
+    trained = {row["loss_type"] for row in rows if row.get("loss_type")}  # older rows have none
+    return ", ".join(sorted(trained - set(EQUATION_4)))
 
 
 def loss_label(rows: Sequence[Record]) -> str:
@@ -150,32 +152,16 @@ def loss_label(rows: Sequence[Record]) -> str:
 
 
 def best_label(rows: Sequence[Record]) -> str:
-    """Of `lowest_loss_step`, in the same way."""
-    return f"lowest validation loss{' of Eq. 4' * bool(other_losses(rows))}"
+    """Of `lowest_loss_step`: whose loss that is, where another than Eq. 4's trains."""
+    trained = other_losses(rows)
+    whose = trained if loss_column(rows) == "trained_loss" else "Eq. 4"
+    return f"lowest validation loss{f' of {whose}' * bool(trained)}"
 
 
-# ---------------------------------------------------------------------------- wandb panels
-def grouped_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of an evaluation under names that wandb shows in sections of their own, e.g.
-    `validation groups/…` and `train ranking/…`; Trainer puts all into `eval/`."""
-    names = {"eval_train_": "train ", "eval_": "validation ", "test_": "test "}
-    grouped = {}
-    for name, value in metrics.items():
-        prefix = next((p for p in names if name.startswith(p)), None)
-        if prefix and "/" in name:
-            grouped[names[prefix] + name.removeprefix(prefix)] = value
-    return grouped
-
-
-def log_dynamics(
-    run, rows: Sequence[Record], texts: dict[str, dict], pictures: dict[str, Path]
-) -> None:
-    """Pictures and tables, and hardest, easiest and flipped pairs at the best step, in sections
-    `figures`, `dynamics` and `examples`."""
-    import wandb
-
-    for name, path in pictures.items():
-        run.log({f"figures/{name}": wandb.Image(str(path))})
+# ---------------------------------------------------------------------------- trackers
+def dynamics_panels(rows: Sequence[Record], texts: dict[str, dict]) -> dict[str, Columns]:
+    """Tables for trackers, in sections `dynamics` and `examples`: the four groups, displacement,
+    and the hardest, easiest and flipped pairs at the best step."""
     best = lowest_loss_step(rows)
     ranked = sorted(
         (
@@ -191,13 +177,11 @@ def log_dynamics(
         "flipped to correct": [r for r in ranked if r["group"] == "incorrect_to_correct"][:50],
         "flipped to incorrect": [r for r in ranked if r["group"] == "correct_to_incorrect"][:50],
     }
-    run.log(
-        {
-            "dynamics/groups": as_wandb(dynamics_table(rows, alone=True)),
-            "dynamics/displacement": as_wandb(displacement_table(rows)),
-            "examples/pairs": as_wandb(followed_pair_table(kinds, texts)),
-        }
-    )
+    return {
+        "dynamics/groups": dynamics_table(rows, alone=True),
+        "dynamics/displacement": displacement_table(rows),
+        "examples/pairs": followed_pair_table(kinds, texts),
+    }
 
 
 # ---------------------------------------------------------------------------- pictures
@@ -219,10 +203,10 @@ def draw_dynamics(rows: Sequence[Record], folder: Path) -> dict[str, Path]:
 def plot_dynamics(rows: Sequence[Record], path: Path) -> None:
     """Fig. 2, 5-7: share, mean loss and mean reward margin of the four groups against the step.
 
-    One line of panels for the followed training pairs, one for validation; dashed: the step with
-    the lowest validation loss.
+    One line of panels for the followed training pairs, one for validation and one for each named
+    evaluation set; dashed: the step with the lowest validation loss.
     """
-    parts = [part for part in PARTS if any(row["part"] == part for row in rows)]
+    parts = parts_of(rows)
     best = lowest_loss_step(rows)
     figure, grid = subplots(
         len(parts), 3, figsize=(11, 0.6 + 2.7 * len(parts)), sharex=True, squeeze=False
@@ -258,7 +242,7 @@ def plot_loss_against_reference(rows: Sequence[Record], path: Path) -> None:
     The dashed line is the loss below which a pair is ranked correctly, −log σ(γβc) (Theorem 4.1).
     """
     best = lowest_loss_step(rows)
-    parts = [part for part in PARTS if any(r["part"] == part and r["step"] == best for r in rows)]
+    parts = parts_of([row for row in rows if row["step"] == best])
     figure, grid = subplots(
         1, len(parts), figsize=(5.2 * len(parts), 4), sharey=True, squeeze=False
     )
@@ -297,11 +281,17 @@ def plot_loss_against_reference(rows: Sequence[Record], path: Path) -> None:
     save_figure(figure, path)
 
 
+def part_styles(parts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Colour and marker of each part: those of PARTS are the same in every picture."""
+    known = enumerate(dict.fromkeys((*PARTS, *parts)))
+    return {part: model_style(k) for k, part in known if part in parts}
+
+
 def plot_accuracy_against_distance(rows: Sequence[Record], path: Path) -> None:
     """Ranking accuracy against the squared distance from the initial weights (cf. Fig. 4)."""
     distances = distances_by_step(rows)
     figure, axes = subplots(figsize=(6, 3.8))
-    for part, colour, marker in PART_STYLES:
+    for part, style in part_styles(parts_of(rows)).items():
         summary = means_by_step(rows, part)
         steps = [step for step in summary if step in distances]
         if not steps:
@@ -309,7 +299,7 @@ def plot_accuracy_against_distance(rows: Sequence[Record], path: Path) -> None:
         axes.plot(
             [distances[step] for step in steps],
             [100 * summary[step]["accuracy"] for step in steps],
-            color=colour, marker=marker, label=f"{part} (n = {summary[steps[0]]['n']})",
+            **style, label=f"{part} (n = {summary[steps[0]]['n']})",
         )  # fmt: skip
         for step in (steps[0], steps[-1]):
             axes.annotate(
@@ -327,8 +317,8 @@ def plot_accuracy_against_distance(rows: Sequence[Record], path: Path) -> None:
 def plot_displacement(rows: Sequence[Record], path: Path) -> None:
     """Mean change of the log-likelihoods since the reference, and the share of pairs whose
     log-likelihoods fell, against the step; dashed: the step with the lowest validation loss."""
-    found = {part: displacement_by_step(rows, part) for part in PARTS}
-    parts = [part for part in PARTS if any(found[part].values())]
+    found = {part: displacement_by_step(rows, part) for part in parts_of(rows)}
+    parts = [part for part in found if any(found[part].values())]
     if not parts:
         raise ValueError("no pair has finite log-likelihoods")
     best = lowest_loss_step(rows)
@@ -369,20 +359,19 @@ def plot_sweep(files: Sequence[Sequence[Record]], path: Path, at: str = "lowest-
         "flipped": ("wrongly ranked pairs flipped (%)", 100),
         "squared_distance": ("‖θ − θ_ref‖²", 1),
     }
+    styles = part_styles([row["part"] for row in swept])
     figure, grid = subplots(1, 3, figsize=(11, 3.4))
     for axes, (quantity, (label, scale)) in zip(grid, panels.items()):
-        for part, colour, marker in PART_STYLES:
-            if quantity == "squared_distance" and part == "validation":
+        for part, style in styles.items():
+            if quantity == "squared_distance" and part != next(iter(styles)):
                 continue  # a property of the model
             rows = [row for row in swept if row["part"] == part and row[quantity] is not None]
             if not rows:
                 continue
             gammas = [row["gamma"] for row in rows]
             mean, low, high = scale * np.array([row[quantity] for row in rows]).T
-            axes.plot(
-                gammas, mean, color=colour, marker=marker, label=f"{part} (n = {rows[0]['n']})"
-            )
-            axes.fill_between(gammas, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(gammas, mean, **style, label=f"{part} (n = {rows[0]['n']})")
+            axes.fill_between(gammas, low, high, color=style["color"], alpha=0.2, linewidth=0)
         axes.set_xlabel("γ")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)

@@ -12,7 +12,6 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"  # Okabe-Ito: distinct for 
 GREEN, PINK = "#009E73", "#CC79A7"
 MODEL_COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56B4E9", "#E69F00", "#000000")
 MODEL_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-PART_STYLES = (("train", BLUE, "o"), ("validation", ORANGE, "s"))
 SAVE = {"dpi": 160, "bbox_inches": "tight", "metadata": {"Software": None}}
 
 

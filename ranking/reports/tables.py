@@ -75,6 +75,18 @@ def as_markdown(table: Table) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
+def as_texts(table: tuple[Sequence[str], Sequence[Sequence[Any]]]) -> Table:
+    """A table of texts or numbers with cells that Markdown takes: no lines, no bars."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.4g}"
+        return str(value if value is not None else "").replace("|", "\\|").replace("\n", "<br>")
+
+    columns, lines = table
+    return [text(column) for column in columns], [list(map(text, line)) for line in lines]
+
+
 def as_latex(table: Table) -> str:
     """For booktabs."""
     from tabulate import tabulate

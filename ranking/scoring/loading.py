@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ranking.plumbing.library_lines import show_long_bars_only
 from ranking.scoring.models import (
     LOADING_ERRORS,
     PICKLE_FLAG,
@@ -143,6 +144,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    show_long_bars_only()
     device = choose_device(device)
     dtype = resolve_dtype(dtype, device)
     placed = placement(device, dtype, device_map, quantization, quantization_options)

@@ -6,19 +6,16 @@ itself. The LM head is applied to completion positions only, in chunks. The same
 `compute_token_logps` serves evaluation, reference log-likelihoods and training.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.autograd.graph import queue_callback
-from torch.nn import Linear
-from torch.utils.checkpoint import checkpoint
 
 from ranking.scoring.attention import restore_attention, switch_attention
+from ranking.scoring.lm_head import head_logps, replaced_forward
 from ranking.scoring.loading import unwrap
 from ranking.scoring.packing import build_row
 from ranking.scoring.rotary import by_length_class, forget_lengths, length_class
@@ -42,98 +39,12 @@ class ScoringPath(NamedTuple):
 
 
 PACKED = ScoringPath("segments")
-VOCABULARY_CHUNK = 2048  # words per LM-head call: 1000 positions x 2048 x 4 bytes = 8 MB
-POSITION_CHUNK = 64  # positions per call of a head that is no plain linear layer
 
 
 def input_device(model) -> torch.device:
     """Where a model takes its inputs; the CPU, if its embeddings are kept there or on disk."""
     device = unwrap(model).get_input_embeddings().weight.device
     return torch.device("cpu") if device.type == "meta" else device
-
-
-def final_logits(config, logits: torch.Tensor) -> torch.Tensor:
-    """The LM head's output as the model's own forward would return it, in float32."""
-    if config.model_type.startswith("cohere"):
-        logits = logits * config.logit_scale
-    if config.model_type.startswith("granite"):
-        logits = logits / config.logits_scaling
-    logits = logits.float()
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return softcap * torch.tanh(logits / softcap) if softcap else logits
-
-
-def chunk_statistics(
-    config, hidden: torch.Tensor, weight: torch.Tensor, bias, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Over a slice of the vocabulary: log-sum-exp (n,), and the target's logit where it is inside.
-
-    hidden (n, d), weight (words, d), targets (n,) counted from the slice's first word.
-    """
-    logits = final_logits(config, F.linear(hidden, weight, bias))
-    inside = (targets >= 0) & (targets < len(weight))
-    scores = logits.gather(1, targets.clamp(0, len(weight) - 1)[:, None])[:, 0]
-    return torch.logsumexp(logits, dim=1), torch.where(inside, scores, 0.0)
-
-
-def module_logps(
-    config, head_forward: Callable, hidden: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
-    """`head_logps` through the head's own forward, for a few positions."""
-    logits = final_logits(config, head_forward(hidden))
-    return logits.gather(1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
-
-
-def head_logps(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """log softmax of the LM head at `targets`, in float32. hidden (n, d), targets (n,) -> (n,).
-
-    The vocabulary is cut into slices: each part of the weight is read once, its logits stay in the
-    cache, and (n, vocabulary) logits never exist, in the backward pass neither. A head that is not
-    a plain linear layer (quantized, adapted) sees a few positions at a time. Either way the head is
-    called once, as a module, so that whoever shards or offloads its weight brings it here.
-    """
-    head, config = model.get_output_embeddings(), model.config.get_text_config()
-    head_forward = getattr(head, "_old_forward", head.forward)
-
-    def run(function, *inputs):
-        if torch.is_grad_enabled():
-            return checkpoint(function, *inputs, use_reentrant=False)
-        return function(*inputs)
-
-    def sliced_by_position(hidden):
-        parts = zip(hidden.split(POSITION_CHUNK), targets.to(hidden.device).split(POSITION_CHUNK))
-        return torch.cat([run(module_logps, config, head_forward, h, t) for h, t in parts])
-
-    def sliced_by_vocabulary(hidden):
-        weights = head.weight.split(VOCABULARY_CHUNK)
-        biases = [None] * len(weights) if head.bias is None else head.bias.split(VOCABULARY_CHUNK)
-        normalizers, scores = [], torch.zeros(len(targets), device=hidden.device)
-        for number, (weight, bias) in enumerate(zip(weights, biases)):
-            local = targets.to(hidden.device) - number * VOCABULARY_CHUNK
-            normalizer, score = run(chunk_statistics, config, hidden, weight, bias, local)
-            normalizers.append(normalizer)
-            scores = scores + score
-        return scores - torch.logsumexp(torch.stack(normalizers), dim=0)
-
-    # FSDP2 makes a subclass of Linear with the same forward
-    is_plain = isinstance(head, Linear) and type(head).forward is Linear.forward
-    with replaced_forward(head, sliced_by_vocabulary if is_plain else sliced_by_position):
-        return head(hidden)
-
-
-@contextmanager
-def replaced_forward(module, forward: Callable) -> Iterator[None]:
-    """Inside, calling `module`, or a wrapper around it, runs `forward` between all their hooks:
-    PyTorch's, and accelerate's, which wraps the forward it keeps as `_old_forward`."""
-    name = "_old_forward" if hasattr(module, "_old_forward") else "forward"
-    own = vars(module).get(name)
-    setattr(module, name, forward)
-    try:
-        yield
-    finally:
-        delattr(module, name)
-        if own is not None:
-            setattr(module, name, own)
 
 
 def compute_token_logps(model, completions: Sequence[TokenizedCompletion]) -> list[torch.Tensor]:
@@ -219,8 +130,9 @@ def compute_token_logps_plain(
     offset = width - logits.shape[1]  # 0 for models that ignore logits_to_keep
     logps = []
     for i, c in enumerate(completions):
-        scores = logits[i, c.start - 1 - offset : len(c.ids) - 1 - offset].float()
-        targets = torch.tensor(c.ids[c.start :], device=scores.device)
+        rows = torch.tensor([t - 1 - offset for t in c.positions], dtype=torch.long)
+        scores = logits[i, rows.to(logits.device)].float()
+        targets = torch.tensor([c.ids[t] for t in c.positions], dtype=torch.long).to(scores.device)
         logps.append(scores.gather(1, targets[:, None])[:, 0] - torch.logsumexp(scores, dim=1))
     return logps
 

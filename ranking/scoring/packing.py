@@ -121,6 +121,7 @@ def build_row(completions: Sequence[TokenizedCompletion], whole: bool = False) -
     only if sequences are to be `whole`.
     """
     inputs = [c.ids if whole else c.ids[:-1] for c in completions]
+    scored = [np.array(c.positions, dtype=np.int64) for c in completions]
     location = [np.empty(len(ids), dtype=np.int64) for ids in inputs]
     tokens: list[int] = []
     positions: list[int] = []
@@ -154,8 +155,8 @@ def build_row(completions: Sequence[TokenizedCompletion], whole: bool = False) -
         np.array(tokens, dtype=np.int64),
         np.array(positions, dtype=np.int64),
         segments,
-        [where[c.start - 1 : len(c.ids) - 1] for where, c in zip(location, completions)],
-        [np.array(c.ids[c.start :], dtype=np.int64) for c in completions],
+        [where[positions - 1] for where, positions in zip(location, scored)],
+        [np.array(c.ids)[positions] for c, positions in zip(completions, scored)],
     )
 
 
@@ -177,12 +178,15 @@ def add_to_trie(trie: list[tuple[int, ...]], sequences: Sequence[tuple[int, ...]
 
 
 def pack_rows(
-    tokenized: Sequence[Sequence[TokenizedCompletion]], tokens_per_row: int, examples_per_row: int
+    tokenized: Sequence[Sequence[TokenizedCompletion]],
+    tokens_per_row: int,
+    examples_per_row: int,
+    family_rows: int = FAMILY_ROWS,
 ) -> list[list[int]]:
     """Group examples into rows of about `tokens_per_row` unique tokens (first-fit decreasing).
 
     Examples that share a prompt or a dialogue prefix stay together; where that at least halves the
-    tokens an example costs, in a row of up to FAMILY_ROWS times the size. A larger example has a
+    tokens an example costs, in a row of up to `family_rows` times the size. A larger example has a
     row of its own. Deterministic, and a function of the whole list alone, so that a resumed
     run forms the same rows.
     """
@@ -198,7 +202,7 @@ def pack_rows(
             grown = trie.copy()
             added = add_to_trie(grown, sequences[index])
             saves = 2 * added <= count_new_tokens(sequences[index])
-            if size + added <= (FAMILY_ROWS if saves else 1) * tokens_per_row:
+            if size + added <= (family_rows if saves else 1) * tokens_per_row:
                 families[-1], trie = (size + added, [*members, index]), grown
                 continue
         trie = []

@@ -36,6 +36,12 @@ class TokenizedCompletion:
     ids: tuple[int, ...]
     start: int
     truncated: bool
+    scored: tuple[int, ...] | None = None  # positions, where others lie between them; from `start`
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """Where the tokens stand that are scored."""
+        return range(self.start, len(self.ids)) if self.scored is None else self.scored
 
 
 def exact_offset_tokenizer(tokenizer) -> Tokenizer:

@@ -61,6 +61,16 @@ def best_metric_name(metric_for_best_model: str | None) -> str:
     return f"eval_{(metric_for_best_model or 'loss').removeprefix('eval_')}"
 
 
+class EarlyStop(TypedDict):
+    """Where early stopping ended a run: after `patience` evaluations in which `metric` was not
+    better than before, by more than `threshold`."""
+
+    step: int
+    metric: str
+    patience: int
+    threshold: float
+
+
 class SavedStep(TypedDict):
     """Which step of a run its saved model is, and why (in run_config.json, test_results.json)."""
 
@@ -68,6 +78,7 @@ class SavedStep(TypedDict):
     max_steps: int  # of the whole run
     chosen_by: str  # "last", or the metric whose best evaluation it is
     value: NotRequired[float]  # of that metric
+    stopped_early: NotRequired[EarlyStop]
 
 
 def saved_step(state: TrainerState, best_by: str | None, greater_is_better: bool) -> SavedStep:
@@ -98,4 +109,13 @@ def describe_step(step: SavedStep) -> str:
     why = "the last"
     if step["chosen_by"] != "last":
         why = f"the best {step['chosen_by']}, {step['value']:.4f}"
-    return f"step {step['step']} of {step['max_steps']}, {why}"
+    text = f"step {step['step']} of {step['max_steps']}, {why}"
+    if (stop := step.get("stopped_early")) is None:
+        return text
+    more = f" by more than {stop['threshold']:g}" if stop["threshold"] else ""
+    n = stop["patience"]
+    times = "the last evaluation" if n == 1 else f"the last {n} evaluations"
+    return (
+        f"{text}; stopped early at step {stop['step']}: {stop['metric']} was no better{more} in "
+        f"{times}"
+    )

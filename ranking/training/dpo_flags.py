@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, fields
 
+from ranking.metrics.loss_names import OWN_LOSSES
 from ranking.plumbing.processes import announce
 from ranking.training.flags import DataArguments, ModelFlags, TrainingDefaults, check_number
-from ranking.training.loss_flags import ALPHA_SCALING, GammaFlags
+from ranking.training.loss_flags import GammaFlags
 from ranking.training.parsing import RETIRED, FlagSet
 
 DPO_RETIRED = {
@@ -20,6 +21,7 @@ DPO_RETIRED = {
     "reference_free": "--loss_type=alpha_scaling --alpha=0",
     "rpo_alpha": "--loss_type alpha_scaling sft --loss_weights 1 RPO_ALPHA",
     "gamma": "--alpha, as the original command line calls γ",
+    "simpo_gamma": "--loss_type=alpha_scaling_norm --alpha=0 --target_margin=SIMPO_GAMMA",
 }  # fmt: skip
 
 
@@ -61,8 +63,8 @@ class DPOFlags(TrainingDefaults, GammaFlags):
     def check(self):
         check_number("alpha", self.alpha, self.alpha >= 0, "0 or more")
         check_number("beta", self.beta, self.beta > 0, "more than 0")
-        if wrong := set(self.loss_type) - {ALPHA_SCALING, *TRL_LOSSES}:
-            known = ", ".join((ALPHA_SCALING, *TRL_LOSSES))
+        if wrong := set(self.loss_type) - {*OWN_LOSSES, *TRL_LOSSES}:
+            known = ", ".join((*OWN_LOSSES, *TRL_LOSSES))
             raise ValueError(f"--loss_type {wrong.pop()}: give one or more of {known}")
         super().check()
         self.check_loss()

@@ -20,7 +20,7 @@ class Evaluation(TypedDict):
 
     step: int
     epoch: float
-    part: str  # train or validation
+    part: str  # train, validation, or the name of an evaluation set
     beta: float  # β of Eq. 4
     gamma: float  # γ of Eq. 4
     squared_distance: float | None  # ‖θ_t − θ_0‖² (Fig. 4); null: unknown
@@ -40,6 +40,7 @@ class DynamicsRow(Evaluation):
     n_chosen: int  # tokens
     n_rejected: int
     loss: float | None  # of Eq. 4, nats, whichever loss_type trains
+    trained_loss: NotRequired[float | None]  # of loss_type alone, where it is a pair's, not Eq. 4's
     reward_margin: float | None  # β (policy log-ratio − reference log-ratio)
 
 
@@ -47,7 +48,7 @@ def dynamics_rows(
     values: dict[str, np.ndarray], ids: Iterable[str], evaluation: Evaluation
 ) -> list[DynamicsRow]:
     """A row of each pair, from `pair_values`."""
-    return [
+    rows: list[DynamicsRow] = [
         {
             **evaluation,
             "id": pair,
@@ -63,6 +64,9 @@ def dynamics_rows(
         }
         for k, pair in enumerate(ids)
     ]
+    for row, loss in zip(rows, values.get("trained_loss", [])):
+        row["trained_loss"] = finite(loss)
+    return rows
 
 
 def append_dynamics(path: Path, rows: Sequence[DynamicsRow]) -> None:

@@ -10,17 +10,26 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ranking.data.columns import parse_columns
+from ranking.plumbing.model_hub import check_hub_access
 from ranking.plumbing.processes import announce
+from ranking.plumbing.trackers import check_trackers
 from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
 
-LATER_FLAGS = ("dataset_shares", "columns", "chat_template_file", "chat_template_kwargs", "system")
+LATER_FLAGS = (
+    "eval_dataset_name", "dataset_shares", "columns", "chat_template_file", "chat_template_kwargs",
+    "system",
+)  # fmt: skip
+LATER_TRAINING_FLAGS = (
+    "target_margin", "dpop_lambda", "early_stopping_patience", "early_stopping_threshold",
+    "trust_remote_code",
+)  # fmt: skip
 SWITCH = {"true": "always", "false": "never"}  # when the flag was a switch
 # what run_config.json leaves out where it is not given, for the runs before there was such a flag
 LATER_MODEL_FLAGS = (
@@ -44,6 +53,7 @@ class DataArguments:
 
     dataset_name: list[str] | None = flag(None, action="extend")
     dataset_shares: list[float] | None = None
+    eval_dataset_name: list[str] | None = flag(None, action="extend")
     data_dir: str | None = None
     columns: list[str] | None = flag(None, action="extend")
     train_split: str | None = None
@@ -90,7 +100,7 @@ class DataArguments:
         """What `load_parts` takes."""
         shares = self.dataset_shares
         return {
-            "dataset_names": self.dataset_name,
+            "dataset_names": self.dataset_name, "eval_names": self.eval_dataset_name or [],
             "shares": shares and [share / sum(shares) for share in shares],
             "data_dir": self.data_dir, "columns": parse_columns(self.columns),
             "train_split": self.train_split, "eval_split": self.eval_split,
@@ -197,14 +207,18 @@ class TrainingDefaults:
     run_name: str | None = flag(None, "--wandb_run_name")
     max_length: int = flag(1024, "--seq_length", "--max_seq_length")
     report_to: list[str] = field(default_factory=lambda: ["wandb"])
+    project: str | None = None
     gradient_checkpointing: bool = False
+    early_stopping_patience: int | None = None
+    early_stopping_threshold: float | None = None
+    tokens_per_batch: int | None = None
 
     def check(self):
         """ValueError for values that no run can have."""
         if not self.output_dir:
             raise ValueError("--output_dir is required")
         for name in ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
-                     "gradient_accumulation_steps"):  # fmt: skip
+                     "gradient_accumulation_steps", "tokens_per_batch"):  # fmt: skip
             value = getattr(self, name)
             check_number(name, value, value is None or value >= 1, "at least 1")
         kept = self.save_total_limit
@@ -220,8 +234,11 @@ class TrainingDefaults:
                 steps = getattr(self, f"{name}_steps")
                 what = f"more than 0 (--{name}_strategy=no for none)"
                 check_number(f"{name}_steps", steps, steps is None or steps > 0, what)
-        if wrong := set(self.report_to) - {"wandb", "none"}:
-            raise ValueError(f"--report_to {wrong.pop()}: give wandb or none")
+        check_trackers(self.report_to)
+        if self.project and "wandb" in self.report_to:
+            check_wandb(self.project)
+        if self.push_to_hub:
+            check_hub_access()
         self.check_best()
         ignoring = ("constant", "reduce_lr_on_plateau", "greedy")
         if self.lr_scheduler_type in ignoring and self.warmup_steps:
@@ -249,15 +266,31 @@ class TrainingDefaults:
                 setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}"))
         super().__post_init__()
 
-    def of_description(self: Any) -> dict[str, Any]:
-        """The flags for run_config.json."""
+    def of_hub(self):
+        """What `start_pushing` takes; None where nothing is pushed."""
+        if not self.push_to_hub:
+            return None
+        return {"name": self.hub_model_id or Path(self.output_dir).resolve().name,
+                "private": self.hub_private_repo, "revision": self.hub_revision,
+                "strategy": self.hub_strategy, "always": self.hub_always_push}  # fmt: skip
+
+    def of_trackio(self):
+        """Where trackio keeps a run, if not on this machine."""
+        return {"space_id": self.trackio_space_id, "bucket_id": self.trackio_bucket_id,
+                "private": self.hub_private_repo}  # fmt: skip
+
+    def of_description(self):
+        """The flags for run_config.json, without those that earlier runs did not have and that
+        change nothing here, so that these go on by the same command."""
         values = self.to_dict()
-        if not self.trust_remote_code:
-            del values["trust_remote_code"]  # which earlier runs did not have
+        for one in fields(self):
+            if one.name in LATER_TRAINING_FLAGS and values[one.name] == one.default:
+                del values[one.name]
         return values
 
     def check_best(self):
         """ValueError where the best model is asked for and cannot be known or is not saved."""
+        self.check_early_stopping()
         best_saved = self.save_strategy == "best"
         flag = "--save_strategy=best" if best_saved else "--load_best_model_at_end"
         if not (best_saved or self.load_best_model_at_end):
@@ -270,6 +303,28 @@ class TrainingDefaults:
                 f"--save_strategy={self.eval_strategy} or best, not {self.save_strategy}"
             )
         self.metric_for_best_model = self.metric_for_best_model or "loss"
+
+    def check_early_stopping(self):
+        """ValueError where early stopping has nothing to go by."""
+        patience, threshold = self.early_stopping_patience, self.early_stopping_threshold
+        check_number("early_stopping_patience", patience, patience is None or patience >= 1,
+                     "at least 1 evaluation")  # fmt: skip
+        check_number("early_stopping_threshold", threshold, threshold is None or threshold >= 0,
+                     "0 or more")  # fmt: skip
+        if patience is None:
+            if threshold is not None:
+                raise ValueError("--early_stopping_threshold without --early_stopping_patience")
+            return
+        if self.eval_strategy == "no":
+            raise ValueError(
+                "--early_stopping_patience needs evaluations: --eval_strategy=steps or epoch"
+            )
+        by_best = self.load_best_model_at_end or self.save_strategy == "best"
+        if self.metric_for_best_model is None and not by_best:
+            raise ValueError(
+                "--early_stopping_patience needs --metric_for_best_model (loss, or another "
+                "criterion), or --load_best_model_at_end"
+            )
 
     def check_given(self, given):
         """A line for each name of `given` flags that changes nothing beside the others' values."""
@@ -284,9 +339,16 @@ class TrainingDefaults:
         if self.save_strategy == "no":
             unused["save_total_limit"] = "--save_strategy is no"
         on_plateau = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
-        if not (self.load_best_model_at_end or self.save_strategy == "best" or on_plateau):
+        by_best = self.load_best_model_at_end or self.save_strategy == "best"
+        if not (by_best or on_plateau or self.early_stopping_patience is not None):
             reason = "--load_best_model_at_end is not given"
             unused |= dict.fromkeys(("metric_for_best_model", "greater_is_better"), reason)
+        hub = (name for name in vars(self) if name.startswith("hub_"))
+        if not self.push_to_hub:
+            unused |= dict.fromkeys(hub, "--push_to_hub is not given")
+        if "trackio" not in self.report_to:
+            names = (name for name in vars(self) if name.startswith("trackio_"))
+            unused |= dict.fromkeys(names, "--report_to trackio is not given")
         if self.max_steps > 0:
             unused["num_train_epochs"] = f"--max_steps {self.max_steps} is the length of the run"
         for name in sorted(given & unused.keys()):

@@ -1,10 +1,12 @@
-"""Evaluation of each dataset of a mixture by itself, and of all together."""
+"""Evaluation of each dataset of a mixture by itself, of all together, and of named sets."""
 
 from collections.abc import Mapping
 
+import torch
 from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
+
+from ranking.training.sft_trainer import PackedSFTTrainer
 
 
 def by_dataset(dataset: Dataset) -> dict[str, Dataset]:
@@ -16,41 +18,60 @@ def by_dataset(dataset: Dataset) -> dict[str, Dataset]:
     return {name: dataset.select(rows[name]) for name in dict.fromkeys(names)}
 
 
-class MixtureTrainer(SFTTrainer):
-    """SFTTrainer whose evaluations are of the datasets one after the other: metrics are
-    eval_<dataset>/loss, and eval_loss, their mean over all texts.
+class MixtureTrainer(PackedSFTTrainer):
+    """PackedSFTTrainer whose evaluations are of the datasets of a mixture one after the other, and
+    of eval_sets: metrics are eval_<dataset>/loss, and eval_loss, the mean over the response tokens
+    of the mixture.
 
-    datasets: prefix of the metrics (eval, test) → `by_dataset` of what is evaluated.
+    datasets: prefix of the metrics (eval, test) → `by_dataset` of what is evaluated. eval_sets:
+    named sets that are evaluated with the validation set, but are no part of eval_loss.
     """
 
-    def __init__(self, *args, datasets: dict[str, dict[str, Dataset]], **kwargs):
-        self.datasets = datasets
+    def __init__(
+        self,
+        *args,
+        datasets: dict[str, dict[str, Dataset]],
+        eval_sets: dict[str, Dataset] | None = None,
+        **kwargs,
+    ):
+        self.datasets, self.eval_sets = datasets, eval_sets or {}
         super().__init__(*args, **kwargs)
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
-        parts = self.datasets.get(metric_key_prefix)
-        if not parts:
-            return super().evaluation_loop(
-                dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
-            )
-        prefix, metrics, total, n = f"{metric_key_prefix}_", {}, 0.0, 0
+        kwargs["metric_key_prefix"], prefix = metric_key_prefix, f"{metric_key_prefix}_"
+        parts = self.datasets.get(metric_key_prefix, {})
+        more = self.eval_sets if metric_key_prefix == "eval" else {}
+        outputs, totals = {}, torch.zeros_like(self.totals)
         for name, part in parts.items():
-            self._eval_dataloaders: dict = {}  # Trainer keeps persistent loaders as "eval"
-            output = super().evaluation_loop(
-                self.get_eval_dataloader(part), *args, metric_key_prefix=metric_key_prefix, **kwargs
-            )
-            for key, value in output.metrics.items():
-                metrics[f"{prefix}{name}/{key.removeprefix(prefix)}"] = value
-            total += output.num_samples * output.metrics[f"{prefix}loss"]
-            n += output.num_samples
-        metrics[f"{prefix}loss"] = total / n
-        return EvalLoopOutput(None, None, metrics, n)
+            outputs[name] = self.loop_over(part, *args, **kwargs)
+            totals += self.totals
+        if parts:
+            nats, n_tokens = totals.tolist()
+            output = EvalLoopOutput(None, None, {f"{prefix}loss": nats / n_tokens}, 0)
+        else:
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        of_trl = dict(self._metrics["eval"])  # means of batch means, which `log` adds
+        for name, dataset in more.items():
+            outputs[name] = self.loop_over(dataset, *args, **kwargs)
+        self._metrics["eval"].clear()
+        self._metrics["eval"].update(of_trl)
+        for name, other in outputs.items():
+            for key, value in other.metrics.items():
+                output.metrics[f"{prefix}{name}/{key.removeprefix(prefix)}"] = value
+        n = output.num_samples + sum(other.num_samples for other in outputs.values())
+        return output._replace(num_samples=n)
+
+    def loop_over(self, dataset: Dataset, *args, **kwargs) -> EvalLoopOutput:
+        """Trainer's loop over one of the sets."""
+        self._eval_dataloaders: dict = {}  # Trainer keeps persistent loaders as "eval"
+        loader = self.get_eval_dataloader(dataset)
+        return super().evaluation_loop(loader, *args, **kwargs)
 
 
 def print_datasets(
-    metrics: dict[str, float], counts: Mapping[str, int], what: str = "loss"
+    metrics: dict[str, float], counts: Mapping[str, int], what: str = "loss", prefix: str = "test"
 ) -> None:
-    """A line for each dataset of a mixture: its part of the test metrics."""
+    """A line for each dataset of a mixture, or named set: its part of the metrics."""
     for name, n in counts.items():
-        value = metrics[f"test_{name}/{what}"]
+        value = metrics[f"{prefix}_{name}/{what}"]
         print(f"  {name}: {what} {value:.4f}, n = {n}")

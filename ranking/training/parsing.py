@@ -23,7 +23,6 @@ RETIRED = {
     "do_train|do_predict": "nothing: the scripts train, and evaluate the test split at the end",
     "do_eval": "--eval_strategy",
     "hub_token|use_auth_token": "the environment variable HF_TOKEN: all users see flags",
-    "push_to_hub|hub_.*|trackio_.*": "nothing: models and results stay in --output_dir",
     "evaluate_during_training": "--eval_strategy=steps",
     "per_gpu_(train|eval)_batch_size": "--per_device_train_batch_size or --per_device_eval_...",
     "overwrite_cache": "nothing: caches are keyed by content",
@@ -60,6 +59,8 @@ FLAG_GROUPS = {
     "data": {
         "dataset_name": "Hub name, `sample`, or a local file or directory in a known schema; "
         "several are joined (default: Anthropic/hh-rlhf).",
+        "eval_dataset_name": "Further datasets to evaluate on, each by itself: the split named "
+        "(NAME:SPLIT), else validation, else test, whole.",
         "dataset_shares": "Of several datasets: share of the training examples, each one's.",
         "data_dir": "Look for DATA_DIR/<hub name>/ instead of the hub.",
         "columns": "Which column is what: prompt=question chosen=answer_a rejected=answer_b.",
@@ -67,7 +68,8 @@ FLAG_GROUPS = {
         "eval_split": "Split to validate on (default: validation, or half of test).",
         "split_seed": "Seed that divides data with one split, and draws subsets.",
         "max_train_samples": "Train on a random subset of so many examples.",
-        "max_eval_samples": "Most examples of a dataset's validation and test, each; -1: all.",
+        "max_eval_samples": "Most examples of a dataset's validation and test, each, and of an "
+        "evaluation set; -1: all.",
         "sanity_check": "Train on 1000 examples only.",
         "max_length": "Most tokens of prompt and completion (dpo.py), of a text (sft.py).",
         "dataset_text_field": "The text to train on: chosen, the preferred answer.",
@@ -81,17 +83,22 @@ FLAG_GROUPS = {
         "(default: of dialogues through a template); --no_add_eos.",
         "instruction_template": "What opens a user turn (default: Human: where it does).",
         "response_template": "What opens a response turn (default: Assistant:).",
-        "packing": "Fill rows with several texts, which do not see each other.",
+        "packing": "Does nothing where texts are packed anyway; else fills rows with several.",
     },
     "training": {
         "loss_type": "dpo.py: alpha_scaling is Eq. 4, sigmoid is TRL's DPO, … (sft.py: nll).",
+        "loss_weights": "Of several --loss_type: the weight of each (default: 1).",
         "beta": "KL strength β of Eq. 4.",
         "alpha": "γ of Eq. 4: 1 is DPO, 0 is reference-free.",
+        "target_margin": "Margin that alpha_scaling_norm asks for (SimPO's γ).",
+        "dpop_lambda": "λ of alpha_scaling_dpop's penalty, as in its paper by default.",
         "learning_rate": "Peak learning rate.",
         "num_train_epochs": "Passes over the data.",
         "max_steps": "Optimizer steps instead of epochs (default: by epochs).",
         "per_device_train_batch_size": "Pairs or texts per step and process.",
         "gradient_accumulation_steps": "Batches per optimizer step.",
+        "tokens_per_batch": "Tokens of a forward pass, into which a step's pairs or texts are "
+        "packed: memory, not the loss, depends on it (default: by device).",
         "warmup_steps": "Steps of rising learning rate; below 1: share of all steps.",
         "optim": "adamw_torch, rmsprop (the paper's for DPO), …",
         "seed": "Of the order of the data and of dropout.",
@@ -103,13 +110,17 @@ FLAG_GROUPS = {
         "eval_strategy": "no, steps or epoch.",
         "eval_steps": "Steps between evaluations.",
         "eval_on_start": "Evaluate before the first step (dpo.py: where the groups start).",
-        "per_device_eval_batch_size": "Pairs or texts per batch and process.",
+        "per_device_eval_batch_size": "Pairs or texts per batch and process, at least, where "
+        "they are packed; --tokens_per_batch is what memory depends on.",
         "dynamics_sample_size": "Training pairs followed at every evaluation; 0: none.",
         "save_strategy": "no, steps, epoch or best.",
         "save_steps": "Steps between checkpoints.",
         "save_total_limit": "Keep so many checkpoints (default: all).",
         "load_best_model_at_end": "End with the checkpoint of the lowest validation loss.",
         "metric_for_best_model": "Another criterion, e.g. eval_ranking/accuracy (dpo.py).",
+        "early_stopping_patience": "End after so many evaluations without a better "
+        "--metric_for_best_model (default: never).",
+        "early_stopping_threshold": "Better by at most this counts as no better (default: 0).",
         "resume_from_checkpoint": "Begin from this checkpoint of another run; the same command "
         "resumes its own run by itself.",
     },
@@ -119,11 +130,18 @@ FLAG_GROUPS = {
         "takes, and go on.",
         "output_dir": "Directory for model, checkpoints and records (required).",
         "overwrite_output_dir": "Discard a run there that is finished or has other settings.",
-        "report_to": "wandb or none.",
-        "run_name": "Name of the wandb run.",
-        "wandb_project": "wandb project (default: sft or dpo).",
+        "report_to": "Any of wandb, tensorboard, trackio, mlflow, …; none (default: wandb).",
+        "run_name": "Name of the run in trackers.",
+        "project": "Its project or experiment in trackers (default: sft or dpo).",
+        "wandb_project": "Its project in wandb, if not --project.",
         "wandb_entity": "wandb user or team.",
         "logging_steps": "Steps between logged losses.",
+        "push_to_hub": "Push checkpoints and results to the hub; the token is HF_TOKEN.",
+        "hub_model_id": "Repository to push to (default: the name of --output_dir).",
+        "hub_strategy": "end, every_save (models of checkpoints), checkpoint (the last one's state "
+        "too) or all_checkpoints.",
+        "hub_private_repo": "Create it as a private one.",
+        "hub_revision": "Branch to push to (default: main).",
     },
 }
 

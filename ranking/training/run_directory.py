@@ -1,8 +1,8 @@
 """The output directory of a training run: claimed by one process, resumed by the same command.
 
 `run_config.json` marks a directory as a run's own: it records the settings that a resumed run must
-share, the wandb id, whether the run is finished, and which step its model is. Without it nothing is
-ever discarded.
+share, its id in trackers, whether it is finished, and which step its model is. Without it nothing
+is ever discarded.
 """
 
 import json
@@ -19,6 +19,7 @@ from ranking.data.examples import PreferenceData, fingerprint
 from ranking.plumbing.outputs import lock_outputs
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import write_text_atomically
+from ranking.reports.model_card import CARD_FILE, is_run_card
 from ranking.scoring.models import model_fingerprint
 from ranking.training.checkpoints import (
     SavedStep,
@@ -35,7 +36,9 @@ HARMLESS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to",
     "wandb_project", "wandb_entity", "log_level", "log_level_replica", "disable_tqdm",
     "save_total_limit", "local_rank", "ddp_timeout", "dataloader_num_workers",
-    "dataloader_pin_memory",
+    "dataloader_pin_memory", "project", "push_to_hub", "hub_model_id", "hub_strategy",
+    "hub_private_repo", "hub_always_push", "hub_revision", "trackio_space_id",
+    "trackio_bucket_id", "trackio_static_space_id", "tokens_per_batch",
 }  # fmt: skip
 
 
@@ -136,14 +139,14 @@ class TrainingRun(TypedDict):
     """run_config.json."""
 
     finished: bool  # trained, evaluated and saved to the end
-    wandb_id: str  # which a resumed run goes on with
+    wandb_id: str  # of the run in trackers, with which a resumed run goes on
     model: NotRequired[SavedStep]  # of a finished run
     settings: dict[str, Any]  # `run_description`: what a resumed run must share
 
 
 class Results(TypedDict):
-    """test_results.json. Beside these keys, the metrics of the test split by their names on the
-    dashboard: test_loss, and of dpo.py test_ranking/accuracy, test_rewards/margins, …"""
+    """test_results.json. Beside these keys, the metrics of the test split by Trainer's
+    names: test_loss, and of dpo.py test_ranking/accuracy, test_rewards/margins, …"""
 
     n: int  # pairs or texts
     model: SavedStep
@@ -191,9 +194,14 @@ def discard_run(folder: Path) -> None:
     """Delete what an earlier run wrote; its mark goes last, so that a kill leaves it a run's."""
     for old in checkpoints(folder):
         shutil.rmtree(old)
-    shutil.rmtree(folder / "base", ignore_errors=True)
+    for name in ("base", "trackio", "mlartifacts"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    card = folder / CARD_FILE
+    if card.exists() and is_run_card(card.read_text(encoding="utf-8")):
+        card.unlink()
     for pattern in ("ranking_dynamics.jsonl", "trainer_state.json", "config.json", "adapter_*",
-                    "model*.safetensors*", TEST_FILE, RUN_FILE):  # fmt: skip
+                    "model*.safetensors*", "runs/events.out.tfevents.*", "mlflow.db", TEST_FILE,
+                    RUN_FILE):  # fmt: skip
         for old in folder.glob(pattern):
             old.unlink()
 

@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 
 from ranking.data.examples import PreferenceData, PreferenceExample, describe_joining
-from ranking.data.hub import split_name
-from ranking.data.splits import load_training_splits, opening
+from ranking.data.hub import DATASETS, split_name
+from ranking.data.splits import describe, load_evaluation_set, load_training_splits, opening
 from ranking.plumbing.command_line import progress_bar
 from ranking.plumbing.processes import announce
 
-Parts = dict[str, PreferenceData]  # train, validation, test
+Parts = dict[str, PreferenceData]  # train, validation, test, and evaluation sets by their labels
+TAKEN_NAMES = {"train", "validation", "test", "eval", "dynamics"}  # no evaluation set is so called
 
 
 def load_parts(
     dataset_names: Sequence[str],
     *,
+    eval_names: Sequence[str] = (),
     shares: Sequence[float] | None = None,
     data_dir: str | None = None,
     columns: Mapping[str, str] | None = None,
@@ -41,13 +43,18 @@ def load_parts(
     shares: of the training examples, each dataset's, drawn by `seed` without replacement, as many
     as there are in these shares. An example of validation or test whose first question is in
     another dataset's training examples is left out, and counted.
+
+    eval_names: further datasets to evaluate on (`load_evaluation_sets`), beside the validation
+    part; each is a part of its own.
     """
     how: dict[str, Any] = {"data_dir": data_dir, "columns": columns, "train_split": train_split,
            "eval_split": eval_split, "seed": seed, "n_train": n_train, "separator": separator,
            "chat_template": chat_template, "conversations": conversations}  # fmt: skip
     labels = dataset_labels(dataset_names)
+    eval_labels = evaluation_labels(dataset_names, eval_names)
     loaded = [load_dataset_parts(name, **how) for name in dataset_names]
-    leave_out_shared(labels, loaded)
+    trained = [{first_question(e) for e in parts["train"].examples} for parts in loaded]
+    leave_out_shared(labels, loaded, trained)
     if len(loaded) == 1:
         limit_part(dataset_names[0], "train", loaded[0]["train"], n_train, seed)
     elif shares is not None:
@@ -55,14 +62,18 @@ def load_parts(
     for name, parts in zip(dataset_names, loaded):
         for part in ("validation", "test"):
             limit_part(name, part, parts[part], n_eval, seed)
+    more = load_evaluation_sets(
+        dict(zip(eval_labels, eval_names)), set().union(*trained), n_eval=n_eval, seed=seed,
+        data_dir=data_dir, columns=columns, separator=separator, conversations=conversations,
+    )  # fmt: skip
     if len(loaded) == 1:
-        return loaded[0]
+        return loaded[0] | more
     joined = join_parts(labels, loaded)
     if shares is None:
         limit_part("all datasets", "train", joined["train"], n_train, seed)
     for part, data in joined.items():
         announce(f"{part} of all datasets: {describe_mixture(data.examples)}")
-    return joined
+    return joined | more
 
 
 def load_dataset_parts(
@@ -85,6 +96,39 @@ def load_dataset_parts(
         notes.append(describe_joining(texts))
     for note in notes:
         announce(f"{dataset_name}: {note}")
+    return parts
+
+
+def load_evaluation_sets(
+    specs: Mapping[str, str], trained: set[str], *, n_eval: int, seed: int, **how: Any
+) -> Parts:
+    """The datasets `specs` (label → name) to evaluate on, at most `n_eval` examples of each (-1:
+    all), with a line that says what they are.
+
+    An example whose first question is among those `trained` on is left out, and counted; ValueError
+    where none is left. how: as `load_evaluation_set` takes it.
+    """
+    parts = {}
+    for label, spec in specs.items():
+        name = split_name(spec)[0]
+        streamed = name in DATASETS and DATASETS[name].streamed
+        data = load_evaluation_set(
+            spec, sample_size=n_eval if streamed and n_eval > 0 else None, progress=progress_bar,
+            **how,
+        )  # fmt: skip
+        kept = [example for example in data.examples if first_question(example) not in trained]
+        n_left_out = len(data.examples) - len(kept)
+        announce(
+            f"{label}: evaluation set, {describe(data)}; left out because its question is trained "
+            f"on: {n_left_out}"
+        )
+        if not kept:
+            raise ValueError(
+                f"--eval_dataset_name {spec}: "
+                + ("all its questions are trained on" if n_left_out else "it has no example")
+            )
+        parts[label] = replace(data, examples=kept)
+        limit_part(label, "the evaluation set", parts[label], n_eval, seed)
     return parts
 
 
@@ -132,6 +176,25 @@ def dataset_labels(specs: Sequence[str]) -> list[str]:
     return [name if short.count(name) == 1 else spec for spec, name in zip(specs, short)]
 
 
+def evaluation_labels(dataset_names: Sequence[str], eval_names: Sequence[str]) -> list[str]:
+    """Short names of the evaluation sets as `dataset_labels`, other than those of the training
+    datasets; a file called as a part of the data (test.jsonl) has its folder's name before it.
+    ValueError for one that is trained on, or given twice."""
+    for spec in eval_names:
+        if spec in dataset_names:
+            raise ValueError(
+                f"--eval_dataset_name {spec} is --dataset_name, whose validation part is evaluated "
+                "anyway: name a split (NAME:SPLIT), or leave it out"
+            )
+        if list(eval_names).count(spec) > 1:
+            raise ValueError(f"--eval_dataset_name {spec} is given twice")
+    labels = dataset_labels([*dataset_names, *eval_names])[len(dataset_names) :]
+    return [
+        f"{Path(spec).resolve().parent.name}/{label}" if label in TAKEN_NAMES else label
+        for spec, label in zip(eval_names, labels)
+    ]
+
+
 def first_question(example: PreferenceExample) -> str:
     """What the user says first, or a text that asks nothing: by this, the same prompt is found in
     other notations too."""
@@ -142,10 +205,11 @@ def first_question(example: PreferenceExample) -> str:
     return opening(example).strip().removeprefix("Human:").strip()
 
 
-def leave_out_shared(labels: Sequence[str], loaded: Sequence[Parts]) -> None:
-    """Take the examples out of validation and test whose first question another dataset trains on.
-    ValueError where none is left."""
-    trained = [{first_question(e) for e in parts["train"].examples} for parts in loaded]
+def leave_out_shared(
+    labels: Sequence[str], loaded: Sequence[Parts], trained: Sequence[set[str]]
+) -> None:
+    """Take the examples out of validation and test whose first question another dataset trains on;
+    trained: those of each. ValueError where none is left."""
     for k, (label, parts) in enumerate(zip(labels, loaded)):
         others = set().union(*trained[:k], *trained[k + 1 :])
         for part in ("validation", "test"):
@@ -182,6 +246,11 @@ def describe_mixture(examples: Sequence[PreferenceExample]) -> str:
     names = [example.dataset for example in examples]
     counts = {name: names.count(name) for name in dict.fromkeys(names)}
     return ", ".join(f"{name} {n} ({100 * n / len(names):.1f} %)" for name, n in counts.items())
+
+
+def named_sets(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The evaluation sets among the parts of the data, by their labels."""
+    return {name: part for name, part in parts.items() if name not in TAKEN_NAMES}
 
 
 def has_dialogues(parts: Parts) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainerState
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
@@ -23,6 +23,7 @@ from ranking.plumbing.command_line import (
 )
 from ranking.plumbing.processes import announce
 from ranking.training.checkpoints import SavedStep, best_metric_name, checkpoints, saved_step
+from ranking.training.console import show_progress
 
 
 class StopAfterStep(TrainerCallback):
@@ -92,6 +93,24 @@ class SaveBest(TrainerCallback):
             shutil.rmtree(former, ignore_errors=True)
 
 
+class StopEarly(EarlyStoppingCallback):
+    """transformers' callback. Checkpoints keep its count of evaluations without a better metric,
+    from which a resumed run goes on; of a run without early stopping, the count begins at 0."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.early_stopping_patience = args.early_stopping_patience
+        self.early_stopping_threshold = args.early_stopping_threshold or 0.0
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+
+
+def is_exhausted(state: TrainerState, patience: int | None) -> bool:
+    """Whether early stopping ends a run at the checkpoint of this state; patience None: never."""
+    kept = state.stateful_callbacks.get(StopEarly.__name__)
+    if kept is None or patience is None:
+        return False
+    return kept["attributes"]["early_stopping_patience_counter"] >= patience
+
+
 class SaveAfterEvaluation(TrainerCallback):
     """A checkpoint of an epoch's last step is saved after the evaluation that ends the epoch: saved
     before it, a run killed while it evaluates would go on without."""
@@ -143,9 +162,11 @@ def explaining_files(folder: str) -> Iterator[None]:
         raise OSError(f"cannot write or read a checkpoint in {folder} ({line}): full?") from error
 
 
-def train_until_stopped(trainer, checkpoint: str | None) -> SavedStep:
+def train_until_stopped(
+    trainer, checkpoint: str | None, final: dict[str, Dataset | None]
+) -> SavedStep:
     """Train to the end, save the model and return which step it is (`saved_step`); after a
-    signal, raise `Stopped` when the step's checkpoint is saved.
+    signal, raise `Stopped` when the step's checkpoint is saved. final: what is evaluated then.
 
     A signal during the last step lets the run end: what is left takes less time than doing it
     again.
@@ -154,8 +175,12 @@ def train_until_stopped(trainer, checkpoint: str | None) -> SavedStep:
     stopping = StopAfterStep()
     for callback in (stopping, SaveAfterEvaluation(), SaveBest(), CheckMetrics()):
         trainer.add_callback(callback)
-    # TRL's says "fine-tuned version of None" of a local model; run_config.json says what was done
+    if (patience := args.early_stopping_patience) is not None:
+        trainer.add_callback(StopEarly(patience))
+        args.restore_callback_states_from_checkpoint = True
+    # TRL's says "fine-tuned version of None" of a local model, peft's nothing: run_card writes ours
     trainer.create_model_card = lambda *_, **__: None
+    trainer.model.create_or_update_model_card = lambda *_, **__: None
     args.eval_on_start = args.eval_on_start and checkpoint is None
     wants_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if wants_fsdp and not trainer.is_fsdp_enabled:
@@ -164,6 +189,7 @@ def train_until_stopped(trainer, checkpoint: str | None) -> SavedStep:
     n_epochs, max_steps = lengths[0], lengths[-1]
     note_batch(lengths[4], n_rows=lengths[2])
     note_warmup(args.get_warmup_steps(max_steps), max_steps, args.learning_rate)
+    is_done = False
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         if state.global_step > max_steps:
@@ -171,22 +197,35 @@ def train_until_stopped(trainer, checkpoint: str | None) -> SavedStep:
                 f"{checkpoint} is step {state.global_step} of a longer run than this one, of "
                 f"{max_steps} steps: give another checkpoint, or --max_steps beyond it"
             )
-        if state.global_step == max_steps:  # Trainer would begin the epoch at hand once more
-            announce(f"{checkpoint} is after the last step, {max_steps}: nothing is left to train")
+        stopped_early = is_exhausted(state, patience)
+        is_done = state.global_step == max_steps or stopped_early
+        if is_done:  # Trainer would begin the epoch at hand once more
+            what = "where the run stopped early" if stopped_early else "after the last step"
+            announce(f"{checkpoint} is {what}, {state.global_step}: nothing is left to train")
             trainer.set_initial_training_values = lambda *_: (0, *lengths[1:])  # epochs
+    show_progress(trainer, lengths, state.global_step if checkpoint is not None else 0, final)
     with explaining_files(args.output_dir):
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.state.num_train_epochs = n_epochs
-        if checkpoint is not None and state.global_step == max_steps:
+        if is_done:
             history = trainer.state.log_history
             history[:] = [entry for entry in history if "train_loss" not in entry]  # of no step
         if stopping.stopped:
             step = trainer.state.global_step
-            saved = f"checkpoint-{step} is saved in {args.output_dir}"
-            raise Stopped(stop_requested() or signal.SIGTERM, saved)
+            raise Stopped(
+                stop_requested() or signal.SIGTERM,
+                f"checkpoint-{step} is saved in {args.output_dir}",
+            )
         trainer.save_model()  # before an evaluation: --bf16_full_eval would cast the weights
-    best_by = best_metric_name(args.metric_for_best_model) if args.load_best_model_at_end else None
-    return saved_step(trainer.state, best_by, args.greater_is_better)
+    metric = best_metric_name(args.metric_for_best_model)
+    best_by = metric if args.load_best_model_at_end else None
+    saved = saved_step(trainer.state, best_by, args.greater_is_better)
+    if patience is not None and trainer.state.global_step < max_steps:
+        saved["stopped_early"] = {
+            "step": trainer.state.global_step, "metric": metric, "patience": patience,
+            "threshold": args.early_stopping_threshold or 0.0,
+        }  # fmt: skip
+    return saved
 
 
 def train_and_evaluate(
@@ -198,7 +237,7 @@ def train_and_evaluate(
     A signal during the evaluations lets them end: they take less time than doing them again.
     """
     with finishing_first():
-        saved = train_until_stopped(trainer, checkpoint)
+        saved = train_until_stopped(trainer, checkpoint, parts)
         metrics = {
             name: trainer.evaluate(part, metric_key_prefix=name) for name, part in parts.items()
         }

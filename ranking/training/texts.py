@@ -22,7 +22,6 @@ from ranking.scoring.chat import (
     plain_prompt,
 )
 from ranking.scoring.loading import context_length
-from ranking.scoring.rotary import length_class
 from ranking.scoring.tokenization import (
     EXAMPLES_PER_CALL,
     check_vocabulary,
@@ -199,7 +198,6 @@ def prepare_texts(
     max_length: int,
     add_eos: bool | None,
     chat: ChatOptions,
-    packing: bool,
 ) -> dict[str, Dataset]:
     """The tokenized texts of each part, checked against the model that is to be trained on them."""
     describe_template(tokenizer, examples, chat, add_eos)
@@ -214,14 +212,6 @@ def prepare_texts(
     }
     columns = [part["input_ids"] for part in parts.values()]
     check_vocabulary(model, chain.from_iterable(columns))
-    if len({length_class(model, len(ids)) for ids in chain.from_iterable(columns)}) > 1:
-        announce(
-            "this model's rotary frequencies depend on the length of a forward pass (LongRoPE, "
-            "dynamic): in training and evaluation, all texts of a batch get those of its longest; "
-            "batches of 1 give each its own"
-        )
-    if packing:
-        check_packing(model, parts["train"])
     return parts
 
 

@@ -193,6 +193,16 @@ def test_the_step_of_the_lowest_loss_has_all_losses():
     assert lowest_loss_step(alone) == 5
 
 
+def test_the_lowest_loss_is_that_of_what_trains():
+    """Eq. 4's is lowest at step 5; nulls count as there."""
+    rows = [{**row, "trained_loss": 3.0 - 0.1 * row["step"]} for row in evaluated_pairs()]
+    assert lowest_loss_step(rows) == 10
+    for row in rows:
+        if (row["step"], row["id"]) == (10, "3"):
+            row["trained_loss"] = None
+    assert lowest_loss_step(rows) == 5
+
+
 def test_means_by_step():
     """Of the two correct and two wrong pairs at step 5, one each changes."""
     found = means_by_step(evaluated_pairs(), "train")

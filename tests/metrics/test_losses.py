@@ -13,14 +13,19 @@ from trl import DPOTrainer
 
 from ranking.metrics.idealized import required_loss, required_margin
 from ranking.metrics.losses import (
+    IPO,
     NO_THRESHOLD,
+    OWN_LOSSES,
     PER_TOKEN,
+    SUFFICIENT,
     THRESHOLDS,
+    dpop_penalties,
     lowest_loss_margin,
     pair_loss,
 )
 
 SMOOTHING = {"robust": 0.2, "exo_pair": 0.05}
+MARGIN = 0.7  # of alpha_scaling_norm
 
 
 def random_pairs(n=4000, scale=20.0, seed=0):
@@ -96,7 +101,7 @@ def losses_of_trl(pairs, loss_type, beta, label_smoothing, discopop_tau):
     return np.array(losses), np.array(slopes)
 
 
-@pytest.mark.parametrize("loss_type", [name for name in THRESHOLDS if name != "alpha_scaling"])
+@pytest.mark.parametrize("loss_type", [name for name in THRESHOLDS if name not in OWN_LOSSES])
 def test_losses_and_slopes_are_those_of_trl(loss_type):
     pairs = random_pairs(60, scale=4.0)
     beta, smoothing, tau = 0.3, SMOOTHING.get(loss_type, 0.0), 0.4
@@ -129,8 +134,9 @@ def test_alpha_scaling_is_eq_4():
 def test_thresholds_are_equivalences(loss_type, beta):
     """The margin's condition always, the loss's as `required_loss` words it for each loss."""
     pairs = random_pairs()
-    gamma = 0.5 if loss_type == "alpha_scaling" else 1.0
-    of_loss = {"label_smoothing": SMOOTHING.get(loss_type, 0.0), "discopop_tau": 0.05}
+    gamma = 0.5 if loss_type in OWN_LOSSES else 1.0
+    of_loss = {"label_smoothing": SMOOTHING.get(loss_type, 0.0), "discopop_tau": 0.05,
+               "target_margin": MARGIN}  # fmt: skip
     policy, ref = log_ratios(pairs, loss_type)
     correct = policy >= 0
     assert 0.3 < correct.mean() < 0.7
@@ -169,7 +175,7 @@ def test_where_the_loss_is_lowest(loss_type):
     def loss(z):
         return pair_loss(z, loss_type, beta=0.5, label_smoothing=smoothing)
 
-    if loss_type in ("ipo", "exo_pair"):
+    if loss_type in (*IPO, "exo_pair"):
         assert minimize_scalar(loss, bracket=(-1, 1)).x == pytest.approx(lowest, abs=1e-4)
         assert loss(lowest) == pytest.approx(0, abs=1e-12)
         return
@@ -177,6 +183,43 @@ def test_where_the_loss_is_lowest(loss_type):
     falls = np.diff(loss(z)) < 0
     assert falls.all() if lowest == math.inf else not falls.any()
     assert (np.diff(loss(np.linspace(-30, -1, 200))) < 0).all()
+
+
+@pytest.mark.parametrize("loss_type", OWN_LOSSES)
+def test_own_losses_are_their_formulas(loss_type):
+    """By Python's own arithmetic, one pair at a time, as the docstrings of the loss have them."""
+    pairs, beta, gamma = random_pairs(200, scale=3.0), 0.3, 0.6
+    policy, ref = log_ratios(pairs, loss_type)
+    fell = [max(0.0, b - a) for a, b in zip(pairs["chosen"], pairs["ref_chosen"])]
+    expected = []
+    for ratio, ref_ratio, lost in zip(policy, ref, fell):
+        z = beta * (ratio - gamma * ref_ratio)
+        if loss_type == "alpha_scaling_ipo":
+            expected.append((ratio - gamma * ref_ratio - 1 / (2 * beta)) ** 2)
+            continue
+        z -= MARGIN * (loss_type == "alpha_scaling_norm")
+        z -= beta * 2.5 * lost * (loss_type == "alpha_scaling_dpop")
+        expected.append(math.log(1 + math.exp(-z)))
+    margins = beta * (policy - gamma * ref)
+    penalties = dpop_penalties(pairs["chosen"], pairs["ref_chosen"], beta, 2.5)
+    found = pair_loss(margins, loss_type, beta=beta, target_margin=MARGIN, penalties=penalties)
+    assert found == pytest.approx(expected, rel=1e-9) and 0.2 < (penalties > 0).mean() < 0.8
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+def test_a_low_loss_with_the_penalty_of_dpop_is_enough_and_not_needed(gamma):
+    """Where the preferred completion did not fall, the threshold is exact."""
+    (loss_type,) = SUFFICIENT
+    pairs, beta = random_pairs(scale=6.0), 0.1
+    policy, ref = log_ratios(pairs, loss_type)
+    penalties = dpop_penalties(pairs["chosen"], pairs["ref_chosen"], beta, 0.5)
+    margins = beta * (policy - gamma * ref)
+    losses = pair_loss(margins, loss_type, beta=beta, penalties=penalties)
+    low, correct = losses <= required_loss(ref, beta, gamma, loss_type), policy >= 0
+    assert correct[low].all() and low.any()
+    kept = penalties == 0
+    assert np.array_equal(low[kept], correct[kept]) and 0.3 < kept.mean() < 0.7
+    assert (correct & ~low).any()
 
 
 def test_of_two_hand_worked_pairs_ipo_ranks_one_wrongly_at_its_lowest():
@@ -201,7 +244,7 @@ def test_losses_without_threshold_say_why():
     for name, why in NO_THRESHOLD.items():
         with pytest.raises(ValueError, match=f"loss {name} has no threshold: {why}"):
             required_loss([1.0], 0.1, loss_type=name)
-    with pytest.raises(ValueError, match="loss dpo: give one of alpha_scaling, sigmoid"):
+    with pytest.raises(ValueError, match="loss dpo: give one of alpha_scaling, alpha_scaling_norm"):
         required_margin([1.0], 0.1, loss_type="dpo")
     with pytest.raises(ValueError, match=r"label_smoothing=0.0 of exo_pair: give one in \(0, 1\)"):
         pair_loss([1.0], "exo_pair", beta=0.1)

@@ -8,7 +8,6 @@ from result_rows import evaluated_pairs
 from ranking.reports.dynamics import (
     displacement_table,
     dynamics_table,
-    grouped_metrics,
     plot_accuracy_against_distance,
     plot_displacement,
     plot_dynamics,
@@ -117,6 +116,10 @@ def test_pictures_of_another_loss_say_whose_the_column_is(tmp_path, monkeypatch)
         assert plt.gcf().axes[1].lines[-1].get_label() == lowest
         plot_loss_against_reference(rows, tmp_path / "l.png")
         assert plt.gcf().axes[0].get_ylabel() == label
+    rows = [{**row, "loss_type": "ipo", "trained_loss": row["step"]} for row in evaluated_pairs()]
+    plot_dynamics(rows, tmp_path / "d.png")
+    line = plt.gcf().axes[1].lines[-1]
+    assert line.get_label() == "lowest validation loss of ipo" and list(line.get_xdata()) == [0, 0]
 
 
 def test_sweep_figure(tmp_path, monkeypatch):
@@ -140,6 +143,18 @@ def test_other_files_are_refused(tmp_path):
         read_dynamics(path)
 
 
-def test_metrics_of_evaluations_have_sections_of_their_own():
-    metrics = {"eval_train_groups/a": 1, "eval_ranking/b": 2, "test_loss": 3, "epoch": 4}
-    assert grouped_metrics(metrics) == {"train groups/a": 1, "validation ranking/b": 2}
+def test_a_named_evaluation_set_has_its_lines_and_panels(tmp_path, monkeypatch):
+    named = [{**r, "part": "A"} for r in evaluated_pairs() if r["part"] == "validation"]
+    rows = [*named[:8], *evaluated_pairs()]  # not evaluated at step 10
+    _, lines = dynamics_table(rows)
+    assert [line[:2] for line in lines[-2:]] == [["A (4)", "0"], ["A (4)", "5 (lowest)"]]
+    assert "A (4)" in {line[0] for line in displacement_table(rows)[1]}
+    _, sweep = sweep_table([evaluated_pairs(), rows], "lowest-loss")
+    assert [line[2] for line in sweep] == ["train (4)", "validation (4)", "A (4)"]
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    for plot, n in ((plot_dynamics, 9), (plot_loss_against_reference, 3), (plot_displacement, 6)):
+        plot(rows, tmp_path / "f.png")
+        assert len(plt.gcf().axes) == n
+    plot_accuracy_against_distance(rows, tmp_path / "f.png")
+    lines = plt.gcf().axes[0].lines
+    assert list(lines[2].get_ydata()) == [50, 50] and len({x.get_color() for x in lines}) == 3

@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pytest
 
 from ranking.metrics.dynamics import pair_values
 from ranking.reports.dynamics import read_dynamics
@@ -14,8 +15,8 @@ PAIRS = [(-10, -20, -11, -12, 5, 5), (-30, -20, -11, -12, 5, 4), (-10, -10, -15,
          (-40, -20, -42, -12, 20, 5)]  # fmt: skip
 
 
-def values_of(rows):
-    return pair_values(dict(zip(NAMES, np.array(rows, dtype=float).T)), beta=0.1, gamma=1.0)
+def values_of(rows, **loss):
+    return pair_values(dict(zip(NAMES, np.array(rows, dtype=float).T)), beta=0.1, gamma=1.0, **loss)
 
 
 def test_non_finite_log_likelihoods_are_wrong():
@@ -25,6 +26,16 @@ def test_non_finite_log_likelihoods_are_wrong():
     (row,) = dynamics_rows(values, ["a"], {"step": 0})
     assert row["chosen"] is None and row["loss"] is None and row["group"] == "correct_to_incorrect"
     json.dumps(row, allow_nan=False)
+
+
+def test_the_loss_that_trains_stands_beside_equation_4():
+    """Log-ratios per token 2 − 0.2 of the first pair: IPO's target is 1/(2β) = 5."""
+    (row, *_) = dynamics_rows(values_of(PAIRS, loss_type="ipo"), "abcd", {"step": 0})
+    assert row["trained_loss"] == pytest.approx((1.8 - 5) ** 2)
+    assert row["loss"] == pytest.approx(math.log1p(math.exp(-0.9)))
+    for eq_4 in ("alpha_scaling", "sigmoid", None):
+        (row, *_) = dynamics_rows(values_of(PAIRS, loss_type=eq_4), "abcd", {"step": 0})
+        assert "trained_loss" not in row
 
 
 def facts(step, part):

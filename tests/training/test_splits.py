@@ -4,7 +4,7 @@ import pytest
 from dialogue_rows import dialogues, explicit, split_folder
 from preference_rows import write
 
-from ranking.training.splits import dataset_labels, has_dialogues, load_parts
+from ranking.training.splits import dataset_labels, has_dialogues, load_parts, named_sets
 
 
 def pairs(name: str, n: int) -> list[dict]:
@@ -118,3 +118,44 @@ def test_labels(tmp_path):
     assert dataset_labels(hub) == ["org/a-b", "other/a-b", "c:test", "my"]
     with pytest.raises(ValueError, match="--dataset_name org/a is given twice"):
         dataset_labels(["org/a", "org/b", "org/a"])
+
+
+def test_evaluation_sets(tmp_path, capsys):
+    """A whole split each: the one named, else validation, else test, else the only one; examples
+    whose question is trained on are left out, and counted; at most n_eval."""
+    train = splits(tmp_path, "own", 30)
+    three = splits(tmp_path, "three", 5)
+    write(tmp_path / "two/train.jsonl", pairs("two train", 4))
+    write(tmp_path / "two/test.jsonl", [*pairs("two", 3), *pairs("own train", 2)])
+    alone = write(tmp_path / "more" / "test.jsonl", pairs("alone", 9))
+    specs = [three, f"{tmp_path / 'three'}:test", str(tmp_path / "two"), alone]
+    parts = load_parts([train], eval_names=specs, n_eval=4)
+    sizes = {name: len(data.examples) for name, data in parts.items()}
+    labels = {"three": 2, "three:test": 2, "two": 3, "more/test": 4}
+    assert sizes == {"train": 30, "validation": 2, "test": 2, **labels}
+    assert named_sets(parts) == {name: parts[name] for name in labels}
+    prompts = {name: {e.prompt for e in parts[name].examples} for name in labels}
+    assert prompts["three"] == {"three validation 0?", "three validation 1?"}
+    assert prompts["three:test"] == {"three test 0?", "three test 1?"}
+    assert prompts["two"] == {"two 0?", "two 1?", "two 2?"}
+    printed = capsys.readouterr().err
+    assert "two: evaluation set, split test: 5 examples, dropped: none" in printed
+    assert "left out because its question is trained on: 2\n" in printed
+    assert "more/test: the evaluation set limited to 4 examples" in printed
+    joined = load_parts([train, str(tmp_path / "two")], eval_names=[three], n_eval=4)
+    assert list(joined) == ["train", "validation", "test", "three"]
+    for wrong, message in (
+        ([train], "is --dataset_name, whose validation part is evaluated anyway"),
+        ([f"{train}:train"], "all its questions are trained on"),
+        ([alone, alone], "is given twice"),
+    ):
+        with pytest.raises(ValueError, match=f"--eval_dataset_name .* *{message}"):
+            load_parts([train], eval_names=wrong)
+
+
+def test_evaluation_sets_do_not_depend_on_how_many_examples_are_trained_on(tmp_path):
+    """What is left out is the questions of the whole training part."""
+    train = splits(tmp_path, "own", 30)
+    other = write(tmp_path / "o.jsonl", [*pairs("own train", 30), *pairs("o", 3)])
+    found = [load_parts([train], eval_names=[other], n_train=n)["o"].examples for n in (None, 5)]
+    assert found[0] == found[1] and len(found[0]) == 3

@@ -1,0 +1,104 @@
+"""Pushing a training run to the hub: whether it can be, and its results at the end."""
+
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from ranking.plumbing.command_line import Stopped
+from ranking.plumbing.processes import announce
+
+# what stays here: trackers' own records, checkpoints, and files that name local paths
+STAYS = ("checkpoint-*", "wandb/*", "trackio/*", "mlflow.db", "mlartifacts/*", "run_config.json",
+         "training_args.bin", ".*", "_*")  # fmt: skip
+# of a checkpoint: what only a resumed run needs
+STATE = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json",
+         "global_step*", "latest", "zero_to_fp32.py", "training_args.bin", "README.md")  # fmt: skip
+
+
+def check_hub_access() -> None:
+    """ValueError where nothing can be pushed: without a token, or offline."""
+    from huggingface_hub import constants, get_token
+
+    if constants.is_offline_mode():
+        raise ValueError("--push_to_hub: the environment variable HF_HUB_OFFLINE forbids it")
+    if not get_token():
+        raise ValueError(
+            "--push_to_hub needs a token that may write: set HF_TOKEN, or run `hf auth login`"
+        )
+
+
+def hub_reason(error: BaseException) -> str:
+    """The line of an error of the hub's client that says what the matter is."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = getattr(error, "server_message", None) or (lines or [type(error).__name__])[0]
+    return str(message).rstrip(".")
+
+
+def open_repository(name: str, private: bool | None, revision: str | None) -> str:
+    """The id of the repository to push to, which is created, with the branch, where it is not
+    there. ValueError where it cannot be."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    api = HfApi()
+    try:
+        repository = api.create_repo(name, private=private, exist_ok=True).repo_id
+        if revision not in (None, "main"):
+            api.create_branch(repository, branch=revision, exist_ok=True)
+    except (HTTPError, OSError, ValueError) as error:
+        raise ValueError(
+            f"--push_to_hub: cannot open {name} on the hub: {hub_reason(error)}"
+        ) from None
+    announce(f"hub: {repository} is open for the results")
+    return repository
+
+
+def push_checkpoint(
+    folder: Path, repository: str, revision: str | None, state_as: str | None
+) -> list[Future]:
+    """Upload the model of a checkpoint in the background, and all of it as the directory
+    `state_as`, if that is given."""
+    from huggingface_hub import HfApi
+
+    how: dict[str, Any] = {"repo_id": repository, "folder_path": folder, "revision": revision,
+                           "run_as_future": True}  # fmt: skip
+    step = folder.name.removeprefix("checkpoint-")
+    message = f"Training in progress, step {step}"
+    api = HfApi()
+    jobs = [api.upload_folder(**how, commit_message=message, ignore_patterns=list(STATE))]
+    if state_as is not None:
+        message += ", checkpoint"
+        jobs.append(api.upload_folder(**how, commit_message=message, path_in_repo=state_as))
+    return jobs
+
+
+def push_results(
+    folder: Path, repository: str, revision: str | None, before: Sequence[Future]
+) -> None:
+    """Upload a finished run, when the uploads `before` are done. For when everything is on disk: a
+    hub that cannot be reached costs a line that says how to push later."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    to = ["--revision", revision] if revision else []
+    words = ["hf", "upload", repository, str(folder), ".", *to, "--exclude", *STAYS]
+    later = f"everything is in {folder}, push it with `{shlex.join(words)}`"
+    try:
+        for job in before:
+            if (error := job.exception()) is not None:
+                announce(f"hub: a checkpoint was not pushed: {hub_reason(error)}")
+        HfApi().upload_folder(
+            repo_id=repository, folder_path=folder, revision=revision,
+            commit_message="End of training", ignore_patterns=list(STAYS),
+        )  # fmt: skip
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        announce(f"hub: {repository} was not pushed ({hub_reason(error)}); {later}")
+    except Stopped as stop:
+        announce(f"hub: push stopped by {signal.Signals(stop.number).name}; {later}")
+        sys.exit(128 + stop.number)
+    else:
+        print(f"hub       {repository}")

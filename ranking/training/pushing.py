@@ -1,0 +1,46 @@
+"""Checkpoints on the hub, as they are saved."""
+
+from concurrent.futures import Future
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+from ranking.plumbing.model_hub import open_repository, push_checkpoint
+
+
+class PushCheckpoints(TrainerCallback):
+    """Uploads each checkpoint in the background by --hub_strategy: its model (every_save), with it
+    the state to resume from, as last-checkpoint (checkpoint) or under its name (all_checkpoints),
+    or nothing (end). One that is saved before the last upload is done is passed over, unless
+    `always`.
+
+    Trainer's own pushes would upload the trackers' files too, and the results before they are
+    there.
+    """
+
+    def __init__(self, repository: str, strategy: str, always: bool, revision: str | None):
+        self.repository, self.revision = repository, revision
+        self.strategy, self.always = strategy, always
+        self.jobs: list[Future] = []
+
+    def on_save(self, args, state, control, **kwargs):
+        waiting = not all(job.done() for job in self.jobs)
+        if self.strategy == "end" or not state.is_world_process_zero:
+            return
+        if waiting and not self.always:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        places = {"checkpoint": "last-checkpoint", "all_checkpoints": folder.name}
+        self.jobs += push_checkpoint(
+            folder, self.repository, self.revision, places.get(self.strategy)
+        )
+
+
+def start_pushing(
+    *, name: str, private: bool | None, revision: str | None, strategy: str, always: bool
+) -> PushCheckpoints | None:
+    """Open the repository `name` and return what pushes checkpoints there, in the main process."""
+    if not PartialState().is_main_process:
+        return None
+    return PushCheckpoints(open_repository(name, private, revision), strategy, always, revision)

@@ -1,0 +1,60 @@
+"""The model card that a training run writes, and the results that it shows."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from ranking.plumbing.processes import announce
+from ranking.plumbing.result_files import write_text_atomically
+from ranking.reports.model_card import CARD_FILE, is_run_card, model_card, results_table
+from ranking.training.checkpoints import SavedStep
+from ranking.training.mixtures import by_dataset
+
+CARD_LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
+
+
+def metrics_at(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
+    """The metrics of the last evaluation at a step, by Trainer's names; none where there was
+    none."""
+    found = [entry for entry in history if entry["step"] == step and "eval_loss" in entry]
+    return dict(found[-1]) if found else {}
+
+
+def write_card(
+    folder: Path,
+    script: str,
+    arguments: Sequence[str],
+    settings: Mapping[str, Any],
+    saved: SavedStep,
+    metrics: Mapping[str, float],
+    parts: Mapping[str, Dataset],
+    *,
+    data_commit: str | None,
+    pictures: Mapping[str, Path],
+) -> None:
+    """Write README.md into the output directory, unless one is there that is the user's own.
+
+    metrics: of validation (eval_…, of the saved step) and test (test_…). parts: what was trained
+    on and evaluated, train, validation and test.
+    """
+    file = folder / CARD_FILE
+    if file.exists() and not is_run_card(file.read_text(encoding="utf-8")):
+        announce(f"{file} is your own: no model card is written")
+        return
+    sizes, names = {}, {}
+    for part, prefix in (("validation", "eval_"), ("test", "test_")):
+        sizes[prefix], names[prefix] = len(parts[part]), part
+        for name, rows in by_dataset(parts[part]).items():
+            sizes[f"{prefix}{name}/"], names[f"{prefix}{name}/"] = len(rows), f"{part} {name}"
+    card = model_card(
+        folder.resolve().name, script, arguments, settings, saved,
+        results_table(metrics, sizes, names), data_commit=data_commit,
+        pictures=[path.name for path in pictures.values()],
+        versions={"Python": platform.python_version(), **{x: version(x) for x in CARD_LIBRARIES}},
+        n_trained=len(parts["train"]),
+    )  # fmt: skip
+    write_text_atomically(file, card)
