@@ -6,6 +6,7 @@ command line), never the share of raters. γ = 1 is DPO, γ = 0 is reference-fre
         alpha=0.5), train_dataset=..., processing_class=tokenizer)
 """
 
+import copy
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
-from transformers import Trainer, TrainerState
+from transformers import AutoModelForCausalLM, Trainer, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
@@ -44,11 +45,13 @@ from ranking.training.dynamics_file import (
     forget_later_steps,
 )
 from ranking.training.evaluated_sets import EvaluatedSet, evaluated_sets, members_of_datasets
+from ranking.training.given_reference import reference_in_row
 from ranking.training.loss_flags import OPTIONS, GammaFlags
 from ranking.training.packed_steps import PackedSteps, keep_outputs_in_float32
 from ranking.training.pairs import (
     COLUMNS,
     SUMS,
+    collate_by,
     collate_pairs,
     completions_of,
     cut_pair,
@@ -163,14 +166,48 @@ def coarsest_rounding(datasets: Iterable[Any]) -> float:
     return max((torch.finfo(t).eps for t in known if t.is_floating_point), default=0.0)
 
 
+def refuse_images(dataset) -> None:
+    """ValueError for rows with images, which shared-prefix rows do not take."""
+    first = next(iter(dataset), None) if dataset is not None else None
+    if first is not None and {"image", "images"} & first.keys():
+        raise ValueError("rows with images are not supported: use TRL's DPOTrainer")
+
+
+def initial_reference(model, ref_model, *, needed: bool, init_kwargs: dict[str, Any]):
+    """The reference that DPOTrainer is given: the one asked for, a name or directory loaded with
+    init_kwargs; of a model in memory that will change, a copy as it is now, where TRL would read
+    its directory again; None where TRL itself knows (a model by its name, an adapter's base), and
+    where none is `needed`."""
+    if isinstance(ref_model, str):
+        dtype = torch.float32 if isinstance(model, str) else model.dtype
+        return AutoModelForCausalLM.from_pretrained(ref_model, **{"dtype": dtype, **init_kwargs})
+    if ref_model is not None or not needed or isinstance(model, (str, PeftModel)):
+        return ref_model
+    if is_deepspeed_zero3_enabled():
+        logger.warning(
+            "ZeRO-3: the reference is read again from "
+            f"{model.config.name_or_path or 'the model directory'}: give ref_model if the weights "
+            "of model are others"
+        )
+        return None
+    reference = copy.deepcopy(model)
+    if not hasattr(reference, "_hf_hook"):  # an earlier trainer's forward, bound to the policy
+        vars(reference).pop("forward", None)
+    reference.zero_grad()
+    return reference.requires_grad_(False).eval()
+
+
 class DPOGammaTrainer(PackedSteps, DPOTrainer):
     """DPOTrainer with DPO^γ's loss, rows that share prompts, and ranking metrics at each eval.
 
     Datasets hold either TRL's text columns, or COLUMNS (rows as they are to be trained on, which
-    max_length does not cut) and, when the reference is precomputed, REFERENCE_COLUMNS; a column
-    `id` names the pairs, and of a mixture `dataset` where they are from: the metrics of each are
-    eval_<dataset>/…, beside those of all. `reference_dtype` says what REFERENCE_COLUMNS were
-    computed in, where that is coarser than what trains. They may be streamed, as TRL's.
+    max_length does not cut) and, when the reference is precomputed, REFERENCE_COLUMNS, which text
+    may bring along too; a column `id` names the pairs, and of a mixture `dataset` where they are
+    from: the metrics of each are eval_<dataset>/…, beside those of all. `reference_dtype` says what
+    REFERENCE_COLUMNS were computed in, where that is coarser than what trains. They may be
+    streamed, as TRL's.
+    ref_model: a model, its name or directory; None: the model as it is when it is given. A
+    data_collator is given TRL's rows (prompt_ids, chosen_ids, rejected_ids) and cuts them itself.
     eval_dataset: one, or several by name, whose metrics are then eval_<name>_…, as Trainer's.
     eval_sets: further ones beside one eval_dataset, in the same evaluation: eval_<name>/….
     dynamics_dataset: the training pairs that are followed beside these. dynamics_file: where the
@@ -195,8 +232,15 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
         dynamics_file: str | Path | None = None,
         **kwargs,
     ):
-        collator = data_collator or collate_pairs
+        refuse_images(train_dataset)
+        self.cuts_pairs = data_collator is None  # one that is given does it
+        collator = partial(collate_by, data_collator) if data_collator else collate_pairs
         eval_dataset = whole_dataset(eval_dataset)
+        given = args or DPOConfig
+        ref_model = initial_reference(
+            model, ref_model, init_kwargs=given.model_init_kwargs or {},
+            needed=kwargs.get("peft_config") is None and not given.precompute_ref_log_probs,
+        )  # fmt: skip
         super().__init__(
             model, ref_model, args, collator, train_dataset, eval_dataset, *more, **kwargs
         )
@@ -280,7 +324,7 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
             raise ValueError(f"the {dataset_name} dataset is empty")
         if "chosen_start" in first:
             return dataset
-        limit = args.max_length
+        limit = args.max_length if self.cuts_pairs else None
         sides_of = partial(cut_pair, max_length=limit, mode=args.truncation_mode)
         tokenized = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         tokenized = tokenized.filter(
@@ -297,11 +341,13 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
                 f"{len(dataset)} pairs, of which max_length={limit} leaves nothing to score"
             )
         others = [name for name in first if name != "id"]
-        return tokenized.map(
-            lambda row, number: pair_columns(number, *sides_of(row)),
-            with_indices=True,
-            remove_columns=others,
-        )
+
+        def columns(row: dict, number: int) -> dict:
+            sides = sides_of(row)
+            reference = reference_in_row(row, *sides) if args.precompute_ref_log_probs else {}
+            return pair_columns(number, *sides) | reference
+
+        return tokenized.map(columns, with_indices=True, remove_columns=others)
 
     def prepared(self, dataset):
         """A dataset for `evaluate` or `predict` as the constructor would have made it."""
