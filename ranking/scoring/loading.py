@@ -12,6 +12,7 @@ from ranking.scoring.models import (
     PICKLE_FLAG,
     REMOTE_CODE_FLAG,
     adapter_base,
+    adapter_base_revision,
     choose_device,
     explain,
     resolve_dtype,
@@ -151,7 +152,7 @@ def load_model(
     path = resolve_model(name)
     adapter = (Path(path) / "adapter_config.json").is_file()
     base = adapter_base(path) if adapter else path
-    base_revision = None if adapter else revision
+    base_revision = adapter_base_revision(path) if adapter else revision
     try:
         for part, its_revision in {path: revision, base: base_revision}.items():
             check_adapter_weights(part, its_revision, allow_pickle)
@@ -186,10 +187,12 @@ def quantize(model, *, device: str, dtype: str, **how: Any):
     """A quantized copy of a model, in evaluation mode on `device`. how: as `placement` takes it."""
     import torch
 
-    return type(model).from_pretrained(
+    quantized = type(model).from_pretrained(
         None, config=model.config, state_dict=model.state_dict(), dtype=getattr(torch, dtype),
         **placement(device, dtype, None, **how),
     ).eval()  # fmt: skip
+    quantized.generation_config = model.generation_config
+    return quantized
 
 
 def context_length(model) -> int | None:
