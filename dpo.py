@@ -30,11 +30,11 @@ from ranking.plumbing.model_hub import push_results
 from ranking.plumbing.processes import announce
 from ranking.reports.dynamics import (
     DYNAMICS_FILE,
-    draw_dynamics,
     dynamics_panels,
     read_dynamics,
     show_dynamics,
 )
+from ranking.reports.dynamics_pictures import draw_dynamics, name_run
 from ranking.training.arguments import ModelArguments, parse_flags
 from ranking.training.checkpoints import describe_step
 from ranking.training.config_file import save_config
@@ -51,6 +51,7 @@ from ranking.training.pairs import prepare_pairs
 from ranking.training.pushing import start_pushing
 from ranking.training.run_card import metrics_at, write_card
 from ranking.training.run_directory import claim_directory, finish_run, run_description
+from ranking.training.saved_model import prepare_generation, save_merged
 from ranking.training.splits import has_dialogues, load_parts, named_sets
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
@@ -71,7 +72,7 @@ def report_dynamics(file: Path) -> tuple[list[dict], dict[str, Path]]:
     if not file.exists():
         return [], {}
     rows = read_dynamics(file)
-    pictures = draw_dynamics(rows, file.parent)
+    pictures = draw_dynamics(rows, file.parent, name_run(file))
     show_dynamics(rows)
     for path in (file, *pictures.values()):
         print(path)
@@ -108,8 +109,7 @@ def main(argv: list[str]) -> None:
         [policy[0], reference[0]],
     )  # fmt: skip
     save_config(data_args.save_config, data_args.given, "dpo.py")
-    hub = training_args.of_hub()
-    pushing = start_pushing(**hub) if hub else None
+    pushing = start_pushing(training_args.of_hub())
     training_args.push_to_hub = False  # by Trainer
     set_seed(training_args.seed)
     trusted = training_args.trust_remote_code
@@ -129,6 +129,7 @@ def main(argv: list[str]) -> None:
         )  # fmt: skip
         if reference != policy:
             model, _ = load_for_training(*policy, **how)
+    prepare_generation(model, tokenizer, chat, parts["train"].examples)
     lora = with_base(get_peft_config(model_args), model, tokenizer, policy, folder)
     by_template = data_args.chat_template == "always"
     facts = {"joined_by": None if by_template else joining(parts["train"].examples),
@@ -147,7 +148,7 @@ def main(argv: list[str]) -> None:
         eval_dataset=pairs["validation"], eval_sets=named_sets(pairs),
         dynamics_dataset=pairs.get("dynamics"),
         dynamics_file=folder / DYNAMICS_FILE, processing_class=tokenizer, peft_config=lora,
-        callbacks=[*trackers, *([pushing] if pushing else [])],
+        callbacks=[*trackers, *pushing],
     )  # fmt: skip
     keep_adapters_in_float32(trainer.model)
     announce(f"policy log-likelihoods: {trainer.path}")
@@ -155,6 +156,8 @@ def main(argv: list[str]) -> None:
     if not trainer.is_world_process_zero():
         return
     rows, pictures = report_dynamics(folder / DYNAMICS_FILE)
+    if model_args.merge_adapter:
+        print(save_merged(folder, trainer.model, tokenizer, dtype=model_args.dtype))
     finish_run(folder, settings, saved, metrics["test"], len(pairs["test"]))
     print_test(metrics["test"], len(pairs["test"]))
     counts = {name: len(part) for name, part in by_dataset(pairs["test"]).items()}
@@ -163,8 +166,8 @@ def main(argv: list[str]) -> None:
     validation = metrics_at(trainer.state.log_history, saved["step"])
     write_card(folder, "dpo.py", argv, settings, saved, validation | metrics["test"], pairs,
                data_commit=parts["train"].commit, pictures=pictures)  # fmt: skip
-    if pushing is not None:
-        push_results(folder, pushing.repository, pushing.revision, pushing.jobs)
+    for push in pushing:
+        push_results(folder, push.repository, push.revision, push.jobs)
     finish_trackers(trackers, pictures, dynamics_panels(rows, texts) if rows else {})
 
 

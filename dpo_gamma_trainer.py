@@ -31,7 +31,7 @@ from trl import DPOConfig, DPOTrainer
 from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.metrics.dynamics import finite, pair_values, rewards_moved, summarize_pairs
 from ranking.metrics.loss_names import OWN_LOSSES
-from ranking.metrics.losses import PER_TOKEN, SUFFICIENT, THRESHOLDS
+from ranking.metrics.losses import BATCH_LOSSES, PER_TOKEN, SUFFICIENT, THRESHOLDS
 from ranking.scoring.loading import context_length
 from ranking.scoring.log_likelihood import PACKED, ScoringPath, compute_token_logps
 from ranking.scoring.rotary import by_length_class, length_class
@@ -173,14 +173,14 @@ def refuse_images(dataset) -> None:
         raise ValueError("rows with images are not supported: use TRL's DPOTrainer")
 
 
-def initial_reference(model, ref_model, *, needed: bool, init_kwargs: dict[str, Any]):
+def initial_reference(model, ref_model, *, needed: bool, loading: dict[str, Any]):
     """The reference that DPOTrainer is given: the one asked for, a name or directory loaded with
-    init_kwargs; of a model in memory that will change, a copy as it is now, where TRL would read
+    `loading`; of a model in memory that will change, a copy as it is now, where TRL would read
     its directory again; None where TRL itself knows (a model by its name, an adapter's base), and
     where none is `needed`."""
     if isinstance(ref_model, str):
         dtype = torch.float32 if isinstance(model, str) else model.dtype
-        return AutoModelForCausalLM.from_pretrained(ref_model, **{"dtype": dtype, **init_kwargs})
+        return AutoModelForCausalLM.from_pretrained(ref_model, **{"dtype": dtype, **loading})
     if ref_model is not None or not needed or isinstance(model, (str, PeftModel)):
         return ref_model
     if is_deepspeed_zero3_enabled():
@@ -238,7 +238,7 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
         eval_dataset = whole_dataset(eval_dataset)
         given = args or DPOConfig
         ref_model = initial_reference(
-            model, ref_model, init_kwargs=given.model_init_kwargs or {},
+            model, ref_model, loading=given.model_init_kwargs or {},
             needed=kwargs.get("peft_config") is None and not given.precompute_ref_log_probs,
         )  # fmt: skip
         super().__init__(
@@ -257,6 +257,7 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
         # what is left is computed by TRL
         self.loss_types = [name for name, _ in terms if name not in OWN_LOSSES]
         self.loss_weights = [weight for name, weight in terms if name not in OWN_LOSSES]
+        self.splits_batches = not set(self.loss_types) & set(BATCH_LOSSES)
 
         self.eval_sets = self.prepared(eval_sets or {})
         self.dynamics_dataset = self.prepared(dynamics_dataset)

@@ -33,6 +33,7 @@ from ranking.training.models import keep_adapters_in_float32, load_for_training,
 from ranking.training.pushing import start_pushing
 from ranking.training.run_card import write_card
 from ranking.training.run_directory import claim_directory, finish_run, run_description
+from ranking.training.saved_model import prepare_generation, save_merged
 from ranking.training.splits import has_dialogues, load_parts, named_sets
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
@@ -63,8 +64,7 @@ def main(argv: list[str]) -> None:
         [source[0]],
     )  # fmt: skip
     save_config(data_args.save_config, data_args.given, "sft.py")
-    hub = training_args.of_hub()
-    pushing = start_pushing(**hub) if hub else None
+    pushing = start_pushing(training_args.of_hub())
     training_args.push_to_hub = False  # by Trainer
     set_seed(training_args.seed)
     model, tokenizer = load_for_training(
@@ -76,6 +76,7 @@ def main(argv: list[str]) -> None:
         parts, model, tokenizer, templates=data_args.templates, chat=chat,
         add_eos=data_args.add_eos, max_length=training_args.max_length,
     )  # fmt: skip
+    prepare_generation(model, tokenizer, chat, parts["train"].examples)
     lora = with_base(get_peft_config(model_args), model, tokenizer, source, folder)
     facts = {"joined_by": joining(parts["train"].examples), "truncation_mode": "texts at the end"}
     trackers, training_args.report_to = start_trackers(
@@ -88,13 +89,15 @@ def main(argv: list[str]) -> None:
     trainer = MixtureTrainer(
         model=model, args=training_args, train_dataset=texts["train"],
         eval_dataset=texts["validation"], processing_class=tokenizer, peft_config=lora,
-        callbacks=[*trackers, *([pushing] if pushing else [])], datasets=of_datasets,
+        callbacks=[*trackers, *pushing], datasets=of_datasets,
         eval_sets=named_sets(texts),
     )  # fmt: skip
     keep_adapters_in_float32(trainer.model)
     saved, losses = train_and_evaluate(trainer, checkpoint, {"eval": None, "test": texts["test"]})
     if not trainer.is_world_process_zero():
         return
+    if model_args.merge_adapter:
+        print(save_merged(folder, trainer.model, tokenizer, dtype=model_args.dtype))
     finish_run(folder, settings, saved, losses["test"], len(texts["test"]))
     loss_type = training_args.loss_type
     unit = "nats per response token" if loss_type == "nll" else loss_type
@@ -106,8 +109,8 @@ def main(argv: list[str]) -> None:
     print(f"model      {folder}: {describe_step(saved)}")
     write_card(folder, "sft.py", argv, settings, saved, losses["eval"] | losses["test"], texts,
                data_commit=parts["train"].commit, pictures={})  # fmt: skip
-    if pushing is not None:
-        push_results(folder, pushing.repository, pushing.revision, pushing.jobs)
+    for push in pushing:
+        push_results(folder, push.repository, push.revision, push.jobs)
     finish_trackers(trackers, {}, {})
 
 

@@ -142,6 +142,7 @@ class ModelFlags:
     model_name_or_path: str | None = flag(None, "--model_name")
     dtype: str | None = flag("float32", "--torch_dtype", choices=["float32", "bfloat16", "float16"])
     allow_pickle: bool = False
+    merge_adapter: bool = False
 
     def check(self):
         """ValueError for values that no run can have."""
@@ -189,6 +190,8 @@ class ModelFlags:
     def check_given(self: Any, given: set[str]) -> None:
         """ValueError for flags of LoRA, or of 4-bit weights, among those given, where neither is
         asked for."""
+        if self.merge_adapter and not self.use_peft:
+            raise ValueError("--merge_adapter without --use_peft: the whole model is saved anyway")
         for pattern, asking, asked, what in (
             ("lora_|use_(rslora|dora)", "use_peft", self.use_peft, "all weights would be trained"),
             ("(use_)?bnb_", "load_in_4bit", self.load_in_4bit, "nothing would be quantized"),

@@ -50,6 +50,7 @@ FLAG_GROUPS = {
         "dtype": "Of the weights: float32, bfloat16, float16; --bf16 is of the arithmetic.",
         "attn_implementation": "sdpa, eager, flash_attention_2, … (default: the model's).",
         "allow_pickle": "Read weights saved by pickle, which can run code.",
+        "merge_adapter": "Save the trained adapter merged into its base too, in OUTPUT_DIR/merged.",
         "trust_remote_code": "Run Python files that come with the model.",
         "use_peft": "Train a LoRA adapter; also --lora_r, --lora_alpha, --lora_target_modules, …",
         "load_in_4bit": "QLoRA: the adapter's base in 4 bits, by bitsandbytes (nf4; also "
