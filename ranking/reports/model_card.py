@@ -187,6 +187,8 @@ def model_card(
     fingerprints = settings["model_fingerprints"]
     lines = ["---", head.to_yaml(), "---", CARD_MARK, "", f"# {title}", ""]
     lines += [f"- base model: {model_text(base, fingerprints[0])}"]
+    if settings.get("use_peft") and not is_of_hub:
+        lines[-1] += ", on which this adapter is to be loaded"
     if tuning == "dpo":
         reference = settings.get("ref_model_name_or_path") or base
         same = "the base model" if reference == base else model_text(reference, fingerprints[1])
