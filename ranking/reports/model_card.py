@@ -99,6 +99,10 @@ def loss_lines(settings: Mapping[str, Any]) -> list[str]:
     lines = [f"- loss: `{terms}`, β = {settings['beta']:g}"]
     if any(name.startswith("alpha_scaling") for name in types):
         lines = [f"- loss: `{terms}`, β = {settings['beta']:g}, γ = {settings['alpha']:g}"]
+    if "alpha_scaling_norm" in types:
+        lines[0] += f", target margin {settings.get('target_margin', 0.0):g}"
+    if "alpha_scaling_dpop" in types:
+        lines[0] += f", λ = {settings.get('dpop_lambda', 50.0):g}"
     if types == ["alpha_scaling"]:
         lines.append(f"  - {LOSS_OF_EQUATION_4}")
     return lines
