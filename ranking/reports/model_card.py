@@ -98,8 +98,8 @@ def loss_lines(settings: Mapping[str, Any]) -> list[str]:
     options = {
         "β": (settings["beta"], True),
         "γ": (settings.get("alpha"), set(types) & set(OWN_LOSSES)),
-        "target margin": (settings.get("target_margin"), "alpha_scaling_norm" in types),
-        "λ": (settings.get("dpop_lambda"), "alpha_scaling_dpop" in types),
+        "target margin": (settings.get("target_margin", 0.0), "alpha_scaling_norm" in types),
+        "λ": (settings.get("dpop_lambda", 50.0), "alpha_scaling_dpop" in types),
         "label smoothing": (settings.get("label_smoothing"), settings.get("label_smoothing")),
     }
     shown = ", ".join(
