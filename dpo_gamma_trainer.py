@@ -6,8 +6,8 @@ command line), never the share of raters. γ = 1 is DPO, γ = 0 is reference-fre
         alpha=0.5), train_dataset=..., processing_class=tokenizer)
 """
 
+import copy
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
-from transformers import Trainer, TrainerState
+from transformers import AutoModelForCausalLM, Trainer, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
@@ -30,7 +30,8 @@ from trl import DPOConfig, DPOTrainer
 
 from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.metrics.dynamics import finite, pair_values, rewards_moved, summarize_pairs
-from ranking.metrics.losses import OWN_LOSSES, PER_TOKEN, SUFFICIENT, THRESHOLDS
+from ranking.metrics.loss_names import OWN_LOSSES
+from ranking.metrics.losses import BATCH_LOSSES, PER_TOKEN, SUFFICIENT, THRESHOLDS
 from ranking.scoring.loading import context_length
 from ranking.scoring.log_likelihood import PACKED, ScoringPath, compute_token_logps
 from ranking.scoring.rotary import by_length_class, length_class
@@ -44,10 +45,13 @@ from ranking.training.dynamics_file import (
     forget_later_steps,
 )
 from ranking.training.evaluated_sets import EvaluatedSet, evaluated_sets, members_of_datasets
+from ranking.training.given_reference import reference_in_row
+from ranking.training.loss_flags import OPTIONS, GammaFlags
 from ranking.training.packed_steps import PackedSteps, keep_outputs_in_float32
 from ranking.training.pairs import (
     COLUMNS,
     SUMS,
+    collate_by,
     collate_pairs,
     completions_of,
     cut_pair,
@@ -57,12 +61,6 @@ from ranking.training.pairs import (
 )
 
 logger = logging.getLogger(__name__)
-ALPHA_SCALING = "alpha_scaling"
-OPTIONS: dict[str, tuple[float, tuple[str, ...]]] = {  # neutral value, and the losses that use it
-    "alpha": (1.0, OWN_LOSSES),
-    "target_margin": (0.0, ("alpha_scaling_norm",)),
-    "dpop_lambda": (50.0, ("alpha_scaling_dpop",)),
-}
 # TRL's outputs of the LM head that only feed means over tokens of its own metrics
 TOKEN_METRICS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")
 
@@ -126,54 +124,22 @@ def dpo_gamma_ipo_loss(
 
 
 @dataclass
-class DPOGammaConfig(DPOConfig):
+class DPOGammaConfig(GammaFlags, DPOConfig):
     """TRL's DPOConfig with OWN_LOSSES and what they take beside β.
 
     ValueError for options that would silently change the loss of one of OWN_LOSSES, and for those
     that the loss_type does not use.
     """
 
-    alpha: float = field(
-        default=1.0, metadata={"help": "γ of Eq. 4: 1 is DPO, 0 is reference-free."}
-    )
-    target_margin: float = field(
-        default=0.0, metadata={"help": "Margin that alpha_scaling_norm asks for; SimPO's γ."}
-    )
-    dpop_lambda: float = field(
-        default=50.0, metadata={"help": "λ of alpha_scaling_dpop's penalty; 50 in its paper."}
-    )
     tokens_per_batch: int | None = field(
         default=None, metadata={"help": "Tokens of a forward pass (None: by device)."}
     )
 
     def __post_init__(self):
         super().__post_init__()
-        for name, (neutral, users) in OPTIONS.items():
-            value = getattr(self, name)
-            if value != neutral and not set(users) & set(self.loss_type):
-                raise ValueError(f"{name}={value} needs loss_type={' or '.join(users)}")
-            if name != "alpha" and not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value}: give a finite number, 0 or more")
-        own = [name for name in self.loss_type if name in OWN_LOSSES]
-        if not own:
-            if self.ld_alpha is not None:
-                raise ValueError("ld_alpha weights tokens, but rankings are of whole completions")
-            return
-        if self.router_aux_loss_coef is None:
+        self.check_loss()
+        if set(OWN_LOSSES) & set(self.loss_type) and self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = 0.0  # a mixture's own default would be added to Eq. 4
-        changed = {
-            "label_smoothing": self.label_smoothing != 0.0,
-            "label_smoothing_factor": self.label_smoothing_factor != 0.0,
-            "f_divergence_type": self.f_divergence_type != "reverse_kl",
-            "ld_alpha": self.ld_alpha is not None,
-            "use_weighting": self.use_weighting,
-            "sync_ref_model": self.sync_ref_model,
-            "router_aux_loss_coef": self.router_aux_loss_coef != 0.0,
-        }
-        if wrong := [name for name, is_changed in changed.items() if is_changed]:
-            raise ValueError(
-                f"{', '.join(wrong)} would change the loss of loss_type={own[0]}: leave out"
-            )
 
 
 def whole_dataset(dataset):
@@ -200,14 +166,48 @@ def coarsest_rounding(datasets: Iterable[Any]) -> float:
     return max((torch.finfo(t).eps for t in known if t.is_floating_point), default=0.0)
 
 
+def refuse_images(dataset) -> None:
+    """ValueError for rows with images, which shared-prefix rows do not take."""
+    first = next(iter(dataset), None) if dataset is not None else None
+    if first is not None and {"image", "images"} & first.keys():
+        raise ValueError("rows with images are not supported: use TRL's DPOTrainer")
+
+
+def initial_reference(model, ref_model, *, needed: bool, loading: dict[str, Any]):
+    """The reference that DPOTrainer is given: the one asked for, a name or directory loaded with
+    `loading`; of a model in memory that will change, a copy as it is now, where TRL would read
+    its directory again; None where TRL itself knows (a model by its name, an adapter's base), and
+    where none is `needed`."""
+    if isinstance(ref_model, str):
+        dtype = torch.float32 if isinstance(model, str) else model.dtype
+        return AutoModelForCausalLM.from_pretrained(ref_model, **{"dtype": dtype, **loading})
+    if ref_model is not None or not needed or isinstance(model, (str, PeftModel)):
+        return ref_model
+    if is_deepspeed_zero3_enabled():
+        logger.warning(
+            "ZeRO-3: the reference is read again from "
+            f"{model.config.name_or_path or 'the model directory'}: give ref_model if the weights "
+            "of model are others"
+        )
+        return None
+    reference = copy.deepcopy(model)
+    if not hasattr(reference, "_hf_hook"):  # an earlier trainer's forward, bound to the policy
+        vars(reference).pop("forward", None)
+    reference.zero_grad()
+    return reference.requires_grad_(False).eval()
+
+
 class DPOGammaTrainer(PackedSteps, DPOTrainer):
     """DPOTrainer with DPO^γ's loss, rows that share prompts, and ranking metrics at each eval.
 
     Datasets hold either TRL's text columns, or COLUMNS (rows as they are to be trained on, which
-    max_length does not cut) and, when the reference is precomputed, REFERENCE_COLUMNS; a column
-    `id` names the pairs, and of a mixture `dataset` where they are from: the metrics of each are
-    eval_<dataset>/…, beside those of all. `reference_dtype` says what REFERENCE_COLUMNS were
-    computed in, where that is coarser than what trains. They may be streamed, as TRL's.
+    max_length does not cut) and, when the reference is precomputed, REFERENCE_COLUMNS, which text
+    may bring along too; a column `id` names the pairs, and of a mixture `dataset` where they are
+    from: the metrics of each are eval_<dataset>/…, beside those of all. `reference_dtype` says what
+    REFERENCE_COLUMNS were computed in, where that is coarser than what trains. They may be
+    streamed, as TRL's.
+    ref_model: a model, its name or directory; None: the model as it is when it is given. A
+    data_collator is given TRL's rows (prompt_ids, chosen_ids, rejected_ids) and cuts them itself.
     eval_dataset: one, or several by name, whose metrics are then eval_<name>_…, as Trainer's.
     eval_sets: further ones beside one eval_dataset, in the same evaluation: eval_<name>/….
     dynamics_dataset: the training pairs that are followed beside these. dynamics_file: where the
@@ -232,8 +232,15 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
         dynamics_file: str | Path | None = None,
         **kwargs,
     ):
-        collator = data_collator or collate_pairs
+        refuse_images(train_dataset)
+        self.cuts_pairs = data_collator is None  # one that is given does it
+        collator = partial(collate_by, data_collator) if data_collator else collate_pairs
         eval_dataset = whole_dataset(eval_dataset)
+        given = args or DPOConfig
+        ref_model = initial_reference(
+            model, ref_model, loading=given.model_init_kwargs or {},
+            needed=kwargs.get("peft_config") is None and not given.precompute_ref_log_probs,
+        )  # fmt: skip
         super().__init__(
             model, ref_model, args, collator, train_dataset, eval_dataset, *more, **kwargs
         )
@@ -250,6 +257,7 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
         # what is left is computed by TRL
         self.loss_types = [name for name, _ in terms if name not in OWN_LOSSES]
         self.loss_weights = [weight for name, weight in terms if name not in OWN_LOSSES]
+        self.splits_batches = not set(self.loss_types) & set(BATCH_LOSSES)
 
         self.eval_sets = self.prepared(eval_sets or {})
         self.dynamics_dataset = self.prepared(dynamics_dataset)
@@ -317,7 +325,7 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
             raise ValueError(f"the {dataset_name} dataset is empty")
         if "chosen_start" in first:
             return dataset
-        limit = args.max_length
+        limit = args.max_length if self.cuts_pairs else None
         sides_of = partial(cut_pair, max_length=limit, mode=args.truncation_mode)
         tokenized = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         tokenized = tokenized.filter(
@@ -334,11 +342,13 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
                 f"{len(dataset)} pairs, of which max_length={limit} leaves nothing to score"
             )
         others = [name for name in first if name != "id"]
-        return tokenized.map(
-            lambda row, number: pair_columns(number, *sides_of(row)),
-            with_indices=True,
-            remove_columns=others,
-        )
+
+        def columns(row: dict, number: int) -> dict:
+            sides = sides_of(row)
+            reference = reference_in_row(row, *sides) if args.precompute_ref_log_probs else {}
+            return pair_columns(number, *sides) | reference
+
+        return tokenized.map(columns, with_indices=True, remove_columns=others)
 
     def prepared(self, dataset):
         """A dataset for `evaluate` or `predict` as the constructor would have made it."""

@@ -1,6 +1,8 @@
 """The models: by their names, or of published sizes with random weights, as speed allows."""
 
 SIZES = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2},
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
            "num_attention_heads": 32, "num_key_value_heads": 8},
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
@@ -9,7 +11,8 @@ SIZES = {
 
 
 def make_random_llama(size: str, tokenizer, dtype: str, device: str):
-    """A model of `size` (Llama-3.2-1B's or Llama-2-7B's shape) for this tokenizer's vocabulary."""
+    """A model of `size` for this tokenizer's vocabulary: Llama-3.2-1B's or Llama-2-7B's shape, or
+    one to try scripts with."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

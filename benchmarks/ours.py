@@ -74,11 +74,13 @@ def first_texts(dataset: str, data_dir: str | None, tokenizer, max_length: int, 
 
 def sft_trainer(model, tokenizer, texts: list, folder: str, by_trl: bool = False, **settings):
     """SFT for one epoch in the order of the data, a line of the log per step, by this repository's
-    trainer or TRL's. texts: of training and evaluation."""
+    trainer or TRL's. texts: of training and evaluation; settings: SFTConfig's, and for ours
+    tokens_per_batch."""
     from trl import SFTConfig, SFTTrainer
 
     from ranking.training.mixtures import MixtureTrainer
 
+    tokens_per_batch = settings.pop("tokens_per_batch", None)
     config = SFTConfig(
         folder,
         **{
@@ -88,6 +90,7 @@ def sft_trainer(model, tokenizer, texts: list, folder: str, by_trl: bool = False
             "use_cpu": model.device.type == "cpu", **settings,
         },
     )  # fmt: skip
+    config.tokens_per_batch = tokens_per_batch
     train, evaluated = texts
     given = {
         "model": model, "args": config, "train_dataset": train, "eval_dataset": evaluated,

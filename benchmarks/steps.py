@@ -12,6 +12,7 @@ class Timed(NamedTuple):
     """Of all steps but the first, in which a GPU loads its kernels."""
 
     seconds: float
+    cpu_seconds: float  # of all threads of the process, which other work on the machine delays not
     peak_gib: float
     peak_gib_above_start: float
     losses: list[float]  # of every step, the first too
@@ -27,13 +28,13 @@ def time_steps(trainer, device: str) -> Timed:
     import torch
     from transformers import TrainerCallback
 
-    ends: list[float] = []
+    ends: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_, **__):
             if device != "cpu":
                 torch.cuda.synchronize()
-            ends.append(time.perf_counter())
+            ends.append((time.perf_counter(), time.process_time()))
 
     forget_peak(device)
     before = memory_gib(device)[0]
@@ -41,21 +42,26 @@ def time_steps(trainer, device: str) -> Timed:
     trainer.train()
     if len(ends) < 2:
         raise ValueError("more than one step is needed, of which the first is not timed")
+    seconds, cpu_seconds = (last - first for first, last in zip(ends[0], ends[-1]))
     peak = memory_gib(device)[1]
-    return Timed(ends[-1] - ends[0], peak, peak - before, losses_of(trainer))
+    return Timed(seconds, cpu_seconds, peak, peak - before, losses_of(trainer))
 
 
 def time_evaluation(trainer, device: str) -> dict[str, float]:
-    """Seconds, peak memory and loss of one evaluation."""
+    """Seconds (of the clock and of the processor), peak memory and loss of one evaluation."""
     import torch
 
     forget_peak(device)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     metrics = trainer.evaluate()
     if device != "cpu":
         torch.cuda.synchronize()
-    seconds, peak = time.perf_counter() - start, memory_gib(device)[1]
-    return {"seconds": seconds, "peak_gib": peak, "loss": metrics["eval_loss"]}
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu_start,
+        "peak_gib": memory_gib(device)[1],
+        "loss": metrics["eval_loss"],
+    }
 
 
 def trained_state_gib(trainer) -> float:
@@ -75,7 +81,7 @@ def forward_operations(model, batch: Sequence[Sequence[Any]]) -> tuple[int, floa
     from ranking.scoring.packing import count_new_tokens
 
     n_unique = count_new_tokens(sorted(c.ids[:-1] for example in batch for c in example))
-    n_scored = sum(len(c.ids) - c.start for example in batch for c in example)
+    n_scored = sum(len(c.positions) for example in batch for c in example)
     head = model.get_output_embeddings().weight
     embedding = model.get_input_embeddings().weight
     body = sum(p.numel() for p in model.parameters() if p is not head and p is not embedding)

@@ -1,6 +1,7 @@
 """As much of the hub's interface as loading a model or a dataset needs: files of one commit of one
-repository."""
+repository; and what pushing needs."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -72,5 +73,136 @@ class HubServer(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def go_away(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class PushHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.server.gone.is_set():  # asked over a connection from before
+            self.close_connection = True
+            return
+        if self.headers["Authorization"] != f"Bearer {self.server.token}":
+            return self.answer(401, {"error": "Invalid username or password."})
+        name, _, place = self.path.split("?")[0].removeprefix("/api/").partition("/")
+        if name == "repos":
+            self.create(json.loads(body))
+        elif name == "validate-yaml":
+            self.answer(200, {"errors": [], "warnings": []})
+        elif self.path.endswith(".git/info/lfs/objects/batch"):
+            objects = [
+                {**thing, "actions": {"upload": {"href": f"{self.server.url}/put/{thing['oid']}"}}}
+                for thing in json.loads(body)["objects"]
+            ]
+            self.answer(200, {"transfer": "basic", "objects": objects})
+        else:
+            owner, repository, action, revision = place.split("/")
+            self.act(f"{owner}/{repository}", action, revision, body)
+
+    def create(self, wanted: dict) -> None:
+        owner, name = wanted["organization"] or "me", wanted["name"]
+        if owner != "me":
+            return self.answer(
+                403, {"error": f"You don't have the rights to create {owner}/{name}"}
+            )
+        repository = f"{owner}/{name}"
+        if repository in self.server.files:
+            return self.answer(
+                409, {"error": "it exists", "url": f"{self.server.url}/{repository}"}
+            )
+        self.server.files[repository] = {"main": {}}
+        self.server.private[repository] = wanted.get("visibility") == "private"
+        self.answer(200, {"url": f"{self.server.url}/{repository}"})
+
+    def act(self, repository: str, action: str, revision: str, body: bytes) -> None:
+        branches = self.server.files[repository]
+        if action == "branch":
+            branches.setdefault(revision, {})
+            return self.answer(200, {})
+        if action == "preupload":
+            files = [
+                {"path": f["path"], "shouldIgnore": False, "oid": None,
+                 "uploadMode": "lfs" if f["path"].endswith((".safetensors", ".pt", ".png")) else "regular"}
+                for f in json.loads(body)["files"]
+            ]  # fmt: skip
+            return self.answer(200, {"files": files})
+        message = ""
+        for line in body.decode().splitlines():
+            item = json.loads(line)
+            value = item["value"]
+            if item["key"] == "header":
+                message = value["summary"]
+            elif item["key"] == "file":
+                branches[revision][value["path"]] = base64.b64decode(value["content"])
+            elif item["key"] == "lfsFile":
+                branches[revision][value["path"]] = self.server.objects[value["oid"]]
+        self.server.commits.append((revision, message))
+        oid = hashlib.sha1(body).hexdigest()
+        url = f"{self.server.url}/{repository}/commit/{oid}"
+        self.answer(200, {"success": True, "commitOid": oid, "commitUrl": url})
+        if message == self.server.last:
+            self.server.go_away()
+
+    def do_PUT(self):
+        n_bytes = self.headers["Content-Length"]
+        body = self.rfile.read(int(n_bytes)) if n_bytes else self.read_chunks()
+        oid = self.path.rpartition("/")[2]
+        assert hashlib.sha256(body).hexdigest() == oid
+        self.server.objects[oid] = body
+        self.answer(200, {})
+
+    def do_GET(self):
+        self.answer(404, {"error": "Repository not found"})
+
+    def read_chunks(self) -> bytes:
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def answer(self, status: int, content: dict) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+class PushServer(ThreadingHTTPServer):
+    """As much of the hub as pushing needs: repositories of the user `me`, who has `token`.
+
+    files: repository → branch → path → content. commits: (branch, message), in order. After the
+    commit whose message is `last`, it is gone.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, last: str | None = None):
+        super().__init__(("127.0.0.1", 0), PushHandler)
+        self.token, self.last, self.gone = "hf_test", last, threading.Event()
+        self.files: dict[str, dict[str, dict[str, bytes]]] = {}
+        self.private: dict[str, bool] = {}
+        self.objects: dict[str, bytes] = {}
+        self.commits: list[tuple[str, str]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a process that takes it for the hub; large files go by LFS, which is HTTP."""
+        return {"HF_ENDPOINT": self.url, "HF_TOKEN": self.token, "HF_HUB_OFFLINE": "0",
+                "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
+
+    def go_away(self) -> None:
+        self.gone.set()
         self.shutdown()
         self.server_close()

@@ -12,10 +12,11 @@ import pytest
 import torch
 from conftest import GPT, LONGROPE, SMALL, tokenize
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo_gamma_trainer import (
     DPOGammaConfig,
@@ -62,12 +63,14 @@ def arguments(folder, config=DPOGammaConfig, **more):
 
 
 def trainer(folder, tokenizer, rows, kind=DPOGammaTrainer, model=None, **more):
-    extra = {k: more.pop(k) for k in list(more) if k in ("peft_config", "dynamics_dataset", "eval_dataset", "eval_sets", "dynamics_file", "ref_model")}  # fmt: skip
+    extra = {k: more.pop(k) for k in list(more) if k in ("peft_config", "dynamics_dataset", "eval_dataset", "eval_sets", "dynamics_file", "ref_model", "data_collator")}  # fmt: skip
     model = tiny_model() if model is None else model
     if "ref_model" not in extra and "peft_config" not in extra:
         extra["ref_model"] = tiny_model()
     config = DPOGammaConfig if kind is DPOGammaTrainer else DPOConfig
-    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
+    if kind is DPOTrainer:
+        more.pop("tokens_per_batch", None)
+    dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
     return kind(
         model=model,
         args=arguments(folder, config, **more),
@@ -282,6 +285,129 @@ def test_tokenizer_from_the_model_and_streamed_training(tmp_path, tokenizer, tex
     np.testing.assert_allclose(found[3], found[1], atol=1e-5)
 
 
+TEMPLATE = """{% if tools %}[{{ tools[0].function.name }}]{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}
+{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"""
+TOOL = {"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}
+LORA = {"r": 4, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ["q_proj", "down_proj"],
+        "task_type": "CAUSAL_LM"}  # fmt: skip
+
+
+def messages(rows: list[dict], together=False, **more) -> list[dict]:
+    """Pairs as dialogues of two turns, `together` without a prompt of their own."""
+    turns = [{"prompt": [{"role": "user", "content": row["prompt"]}],
+              **{side: [{"role": "assistant", "content": row[side]}]
+                 for side in ("chosen", "rejected")}} for row in rows]  # fmt: skip
+    if together:
+        return [{k: t["prompt"] + t[k] for k in ("chosen", "rejected")} for t in turns]
+    return [{**t, **more} for t in turns]
+
+
+def trained_adapter():
+    """An adapter with changes of its own, as one that is trained on."""
+    torch.manual_seed(1)
+    model = get_peft_model(tiny_model(), LoraConfig(**LORA))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, 0, 0.05)
+    return model
+
+
+WAYS = {  # what DPOTrainer's documentation gives it → the pairs, and what is given beside them
+    "dialogues": lambda rows: (messages(rows), {}),
+    "whole texts": lambda rows: ([{k: r["prompt"] + r[k] for k in ("chosen", "rejected")} for r in rows], {}),
+    "whole dialogues": lambda rows: (messages(rows, together=True), {}),
+    "tools": lambda rows: (messages(rows, tools=[TOOL]), {}),
+    "columns of the user's": lambda rows: ([{**r, "pair": "p", "length": 1, "score": 0.5} for r in rows], {}),
+    "any length": lambda rows: (rows, {"max_length": None}),
+    "a trained adapter": lambda rows: (rows, {"model": trained_adapter(), "ref_model": None}),
+    "a loss of the batch": lambda rows: (rows, {"loss_type": ["aot", "sft"], "gradient_accumulation_steps": 2,
+                                                "per_device_train_batch_size": 2, "tokens_per_batch": 300}),
+    "a collator": lambda rows: (rows, {"data_collator": DataCollatorForPreference(1, 400, pad_to_multiple_of=64)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ways_to_call_it_are_those_of_trl(tmp_path, tokenizer, texts, way):
+    """The losses and rewards of two steps are those of DPOTrainer."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    found = []
+    for kind, loss in ((DPOTrainer, "sigmoid"), (DPOGammaTrainer, "alpha_scaling")):
+        rows, more = WAYS[way](texts[:8])
+        more = {"model": tiny_model(1), "max_steps": 2, "loss_type": loss, **more}
+        run = trainer(tmp_path, tokenizer, rows, kind, **more)
+        run.train()
+        found.append(run.state.log_history[:-1])
+    assert run.path.is_packed and abs(found[0][1]["loss"] - math.log(2)) > 3e-4
+    for theirs, mine in zip(*found, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        for name in ("rewards/chosen", "rewards/rejected", "logps/chosen", "num_tokens"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-4), name
+
+
+def test_the_reference_is_the_model_as_it_is_given(tmp_path, tokenizer, texts):
+    """Not what its directory holds, as TRL has it, and not what an earlier trainer's forward calls;
+    by name it is that directory's."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    trainer(tmp_path, tokenizer, texts, DPOTrainer, model=model, loss_type="sigmoid").train()
+    more = {"eval_dataset": Dataset.from_list(texts)}
+    run = trainer(tmp_path, tokenizer, texts, model=model, ref_model=None, **more)
+    input_ids = torch.arange(2, 20)[None]
+    before = run.ref_model(input_ids).logits
+    assert run.evaluate()["eval_rewards/ties"] == 1.0
+    run.train()
+    assert run.evaluate()["eval_rewards/ties"] < 1.0
+    assert torch.equal(run.ref_model(input_ids).logits, before)
+    assert not any(p.requires_grad or p.grad is not None for p in run.ref_model.parameters())
+    named = trainer(tmp_path, tokenizer, texts, model=tiny_model(), ref_model=str(tmp_path / "model"), **more)  # fmt: skip
+    assert named.evaluate()["eval_rewards/ties"] == 1.0
+
+
+def test_the_distance_of_a_trained_adapter_is_from_where_it_started(tmp_path, tokenizer, texts):
+    run = trainer(tmp_path, tokenizer, texts, model=trained_adapter(), ref_model=None,
+                  eval_dataset=Dataset.from_list(texts[:4]), max_steps=2)  # fmt: skip
+    assert run.evaluate()["eval_distance/squared"] == 0.0
+    run.train()
+    merged, start = (copy.deepcopy(m).merge_and_unload() for m in (run.model, trained_adapter()))
+    pairs = zip(merged.parameters(), start.parameters())
+    exact = sum(((a.double() - b.double()) ** 2).sum().item() for a, b in pairs)
+    assert (
+        run.evaluate()["eval_distance/squared"] == pytest.approx(exact, rel=1e-3) and exact > 1e-7
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "message"),
+    [({"ref_chosen_logps": None}, {}, "are not two finite numbers"),
+     ({}, {"max_length": 100}, "since its text is cut: raise max_length"),
+     ({"truncated": True}, {}, "since its text is cut"),
+     ({"n_chosen": 3, "n_rejected": 3}, {}, r"are of 3 and 3 tokens, but \d+ and \d+ are trained"),
+     ({"images": []}, {}, "rows with images are not supported: use TRL's DPOTrainer"),
+     ({}, {"data_collator": lambda rows: {"attention_mask": torch.tensor([[0, 1]])}}, "pads on the left")],
+)  # fmt: skip
+def test_what_a_library_user_gives_wrongly_is_one_line(tmp_path, tokenizer, texts, changes, more, message):  # fmt: skip
+    rows = [{**t, "ref_chosen_logps": -9.0, "ref_rejected_logps": -8.0, **changes} for t in texts]
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, tokenizer, rows, ref_model=None, precompute_ref_log_probs=True, **more)
+
+
+def test_log_likelihoods_that_text_brings_along_are_the_reference(tmp_path, tokenizer, texts):
+    """With precompute_ref_log_probs; without it the reference model is asked, as TRL does."""
+    rows = [{**t, "ref_chosen_logps": -9.0 - k, "ref_rejected_logps": -8.0, "reference_dtype": "bfloat16"}
+            for k, t in enumerate(texts)]  # fmt: skip
+    data = Dataset.from_list(rows)
+    for given in (data, data.to_iterable_dataset()):
+        run = trainer(tmp_path, tokenizer, given, ref_model=None, eval_dataset=given,
+                      precompute_ref_log_probs=True)  # fmt: skip
+        file = run.dynamics_file = tmp_path / f"{type(given).__name__}.jsonl"
+        run.evaluate()
+        assert [row["ref_chosen"] for row in read_dynamics(file)] == [-9.0 - k for k in range(16)]
+    assert run.reference_rounding == 2.0**-7
+    asked = trainer(tmp_path, tokenizer, data, eval_dataset=data)
+    assert asked.evaluate()["eval_rewards/ties"] == 1.0
+
+
 def test_dynamics_of_text_columns(tmp_path, tokenizer, texts):
     """The values of the same pairs as token ids; pairs keep their `id`, in any order."""
     named = [{**t, "id": f"pair-{k}"} for k, t in enumerate(texts)]
@@ -455,8 +581,7 @@ def test_other_ways_to_the_same_losses(tmp_path, tokenizer, texts):
 
 def test_lora_reference_and_distance(tmp_path, tokenizer, texts):
     """The adapter off is the reference; ‖θ − θ_0‖² is that of the merged weights."""
-    lora = LoraConfig(r=4, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "down_proj"],
-                      task_type="CAUSAL_LM")  # fmt: skip
+    lora = LoraConfig(**LORA)
 
     def make(kind, **more):
         torch.manual_seed(0)

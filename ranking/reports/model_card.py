@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ranking.data.hub import is_hub_name, split_name
 from ranking.metrics.intervals import wilson_interval
 from ranking.reports.tables import Table, as_markdown, as_texts, percent, with_interval
 
@@ -13,7 +14,6 @@ CARD_MARK = "<!-- written by the run: it writes this file again, but no other RE
 # titles of cards that peft and TRL write, which are a run's too
 LIBRARY_CARDS = ("# Model Card for Model ID", "This model is a fine-tuned version of [")
 CARD_FILE = "README.md"
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LOSS_OF_EQUATION_4 = (
     "−log σ( β[ log π_θ(y_w|x)/π_θ(y_l|x) − γ log π_ref(y_w|x)/π_ref(y_l|x) ] )"
     " (Eq. 4 of [arXiv:2405.19534](https://arxiv.org/abs/2405.19534))"
@@ -34,11 +34,6 @@ def without_paths(name: str) -> str:
     """A name on the hub as it is; of a path, the last part."""
     is_path = Path(name).exists() or name.count("/") > 1 or name.startswith((".", "/", "~"))
     return Path(name).resolve().name if is_path else name
-
-
-def hub_name(name: str) -> str | None:
-    """A name that can only be the hub's, or None."""
-    return name if HUB_NAME.fullmatch(name) and not Path(name).exists() else None
 
 
 def shown_command(script: str, arguments: Sequence[str]) -> str:
@@ -137,12 +132,24 @@ def training_lines(settings: Mapping[str, Any], step: Mapping[str, Any]) -> list
     return lines
 
 
-def source_text(name: str, detail: str) -> str:
-    """A model or dataset with its commit or fingerprint; a link to one of the hub."""
-    found = re.fullmatch(r"commit ([0-9a-f]{40})( .*)?", detail)
+def model_text(name: str, fingerprint: str) -> str:
+    """A model with its commit, and a link, or its fingerprint."""
+    found = re.match("commit (\\w+)", fingerprint)
     if found:
         return f"[{name}](https://huggingface.co/{name}) at commit `{found[1][:12]}`"
-    return f"{without_paths(name)} (fingerprint `{detail}`)"
+    return f"{without_paths(name)} (fingerprint `{fingerprint}`)"
+
+
+def data_text(settings: Mapping[str, Any], commit: str | None, n_trained: int) -> str:
+    """The datasets, at the hub's commit where it is known, and the fingerprints of their parts."""
+    names = settings["dataset_name"]
+    names = [names] if isinstance(names, str) else names
+    shown = " and ".join(map(without_paths, names)) + (
+        f" at commit `{commit[:12]}`" if commit else ""
+    )
+    prints = ", ".join(f"{part} `{x}`" for part, x in settings["data_fingerprints"].items())
+    what = "pairs" if "beta" in settings else "texts"
+    return f"{shown}; {n_trained} {what} trained on; fingerprints: {prints}"
 
 
 def model_card(
@@ -165,33 +172,26 @@ def model_card(
     """
     from huggingface_hub import ModelCardData
 
-    datasets = settings["dataset_name"]
-    datasets = [datasets] if isinstance(datasets, str) else datasets
+    given = settings["dataset_name"]
+    datasets = [split_name(n)[0] for n in ([given] if isinstance(given, str) else given)]
     tuning = "dpo" if "beta" in settings else "sft"
     base = settings["model_name_or_path"]
     is_of_hub = settings["model_fingerprints"][0].startswith("commit ")
-    names = [datasets[0]] if data_commit else [n for n in datasets if "/" in n and hub_name(n)]
     head = ModelCardData(
         base_model=base if is_of_hub else None,
-        datasets=[name.split(":")[0] for name in names] or None,
+        datasets=[n for n in datasets if is_hub_name(n) and not Path(n).exists()] or None,
         library_name="peft" if settings.get("use_peft") else "transformers",
         pipeline_tag="text-generation",
         tags=[tuning, "trl", "ranking-accuracy", *(["lora"] if settings.get("use_peft") else [])],
     )
     fingerprints = settings["model_fingerprints"]
     lines = ["---", head.to_yaml(), "---", CARD_MARK, "", f"# {title}", ""]
-    lines += [f"- base model: {source_text(base, fingerprints[0])}"]
+    lines += [f"- base model: {model_text(base, fingerprints[0])}"]
     if tuning == "dpo":
         reference = settings.get("ref_model_name_or_path") or base
-        same = "the base model" if reference == base else source_text(reference, fingerprints[1])
+        same = "the base model" if reference == base else model_text(reference, fingerprints[1])
         lines.append(f"- reference: {same}")
-    shown = " and ".join(
-        source_text(n, f"commit {data_commit}") if data_commit else without_paths(n)
-        for n in datasets
-    )
-    prints = ", ".join(f"{part} `{x}`" for part, x in settings["data_fingerprints"].items())
-    what = "pairs" if tuning == "dpo" else "texts"
-    lines.append(f"- data: {shown}; {n_trained} {what} trained on; fingerprints: {prints}")
+    lines.append(f"- data: {data_text(settings, data_commit, n_trained)}")
     lines += [*loss_lines(settings), "", "## Results", "", as_markdown(as_texts(results)), ""]
     if tuning == "dpo":
         lines += [

@@ -26,6 +26,7 @@ from ranking.scoring.loading import context_length, load_model, load_tokenizer
 from ranking.scoring.log_likelihood import FORWARDS, ScoringPath
 from ranking.scoring.models import REMOTE_CODE_FLAG, FoundModel
 from ranking.scoring.packing import count_new_tokens, deal_batches, pack_rows, pad_batches
+from ranking.scoring.side_by_side import in_order, rows_at_once, side_by_side
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import TokenizedCompletion, tokenize_examples
 
@@ -48,8 +49,9 @@ def token_logps_of_batches(
     path: as `check_fast_path` says. Rows are formed from the whole list before those in `done`
     are left out and the rest is dealt to the processes, of which this one is `rank`; nothing is
     exchanged between them. A batch that does not fit in memory is halved; an example that does not
-    fit alone raises ValueError. Log-likelihoods are float32 arrays (n_tokens,); NaN and infinite
-    values are passed on. products: into it go the `inner_products` of what is yielded, for CHES.
+    fit alone raises ValueError. On a CPU packed rows are computed side by side. Log-likelihoods
+    are float32 arrays (n_tokens,); NaN and infinite values are passed on. products: into it go the
+    `inner_products` of what is yielded, for CHES.
     """
     form_batches = pack_rows if path.is_packed else pad_batches
     batches = form_batches(tokenized, tokens_per_batch, batch_size)
@@ -59,17 +61,18 @@ def token_logps_of_batches(
         sizes = [sum(len(c.ids) for c in example) for example in tokenized]
         remaining = deal_batches(remaining, sizes, n_processes)[rank]
     pending = remaining[::-1]
-    while pending:
-        batch = pending.pop()
+    n = rows_at_once(model, len(pending)) if path.is_packed else 1
+
+    def score_batch(model, batch: list[int]):
+        """Log-likelihoods and hidden products of a batch; None where it does not fit."""
         completions = [c for i in batch for c in tokenized[i]]
-        logps = None
         try:
             with torch.inference_mode():
                 if products is None:
-                    found = FORWARDS[path.kind](model, completions)
-                else:
-                    found, sums = compute_with_hidden_sums(model, completions, path.kind)
-                logps = [values.cpu().numpy() for values in found]
+                    return [x.cpu().numpy() for x in FORWARDS[path.kind](model, completions)], []
+                found, sums = compute_with_hidden_sums(model, completions, path.kind)
+                of_examples = sums.cpu().split([len(tokenized[i]) for i in batch])
+                return [x.cpu().numpy() for x in found], list(map(inner_products, of_examples))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -79,16 +82,19 @@ def token_logps_of_batches(
                     f"out of memory on a single example ({len(completions)} completions, "
                     f"the longest {longest} tokens with its prompt): lower --max-length"
                 ) from error
-        if logps is None:  # outside the handler, so that the failed batch's tensors are freed
-            torch.cuda.empty_cache()
-            half = len(batch) // 2
-            pending += [batch[half:], batch[:half]]
-            continue
-        if products is not None:
-            of_examples = sums.cpu().split([len(tokenized[i]) for i in batch])
-            products |= zip(batch, map(inner_products, of_examples))
-        values = iter(logps)
-        yield [(i, [next(values) for _ in tokenized[i]]) for i in batch]
+        return None  # outside the handler, so that the failed batch's tensors are freed
+
+    with side_by_side(model, n) as submit:
+        for batch, scored in in_order(submit, score_batch, pending, n):
+            if scored is None:
+                torch.cuda.empty_cache()
+                half = len(batch) // 2
+                pending += [batch[half:], batch[:half]]
+                continue
+            if products is not None:
+                products |= zip(batch, scored[1])
+            values = iter(scored[0])
+            yield [(i, [next(values) for _ in tokenized[i]]) for i in batch]
 
 
 def score_examples(

@@ -15,9 +15,36 @@ def trained_weights(model) -> Iterator[tuple[str, Any]]:
             yield name.replace("_checkpoint_wrapped_module.", ""), parameter
 
 
+def adapter_layers(model) -> Iterator[tuple[str, Any]]:
+    """Names and layers that an active adapter changes."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer) and layer.active_adapters:
+            yield name.replace("_checkpoint_wrapped_module.", ""), layer
+
+
+def adapter_change(layer):
+    """What merging its adapter adds to a layer's weight, float64, whatever LoRA variant it is (on
+    quantized weights, which would be quantized again: LoRA itself)."""
+    if type(layer.get_base_layer().weight).__name__ in ("Params4bit", "Int8Params"):
+        return sum(layer.get_delta_weight(name).double() for name in layer.active_adapters)
+    merged = copy.deepcopy(layer).double()
+    merged.merge()
+    return merged.get_base_layer().weight - layer.get_base_layer().weight.double()
+
+
 def initial_weights(model) -> dict[str, Any]:
-    """A CPU copy of the weights that training can change; adapters start at 0."""
-    return {name: weight.detach().to("cpu", copy=True) for name, weight in trained_weights(model)}
+    """A CPU copy of the weights that training can change; of adapters that do not start at 0 what
+    they add, float64."""
+    import torch
+
+    start = {name: weight.detach().to("cpu", copy=True) for name, weight in trained_weights(model)}
+    with torch.no_grad():
+        for name, layer in adapter_layers(model):
+            if any(weight.any() for key, weight in layer.named_parameters() if "lora_B" in key):
+                start[name] = adapter_change(layer).cpu()
+    return start
 
 
 def whole(tensor):
@@ -32,7 +59,6 @@ def squared_distance(model, initial: dict[str, Any]) -> float:
     sharded, all processes call this; those with an empty `initial` only help to gather.
     """
     import torch
-    from peft.tuners.tuners_utils import BaseTunerLayer
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():
@@ -45,10 +71,9 @@ def squared_distance(model, initial: dict[str, Any]) -> float:
             if initial:
                 difference = current.float() - initial[name].to(current.device).float()
                 total += float(difference.double().square().sum())
-        for layer in model.modules():
-            if isinstance(layer, BaseTunerLayer) and layer.active_adapters:
-                merged = copy.deepcopy(layer).double()  # whatever LoRA variant: what it adds
-                merged.merge()
-                added = merged.get_base_layer().weight - layer.get_base_layer().weight.double()
-                total += float(whole(added).square().sum())
+        for name, layer in adapter_layers(model):
+            added = whole(adapter_change(layer))
+            if name in initial:
+                added = added - initial[name].to(added.device)
+            total += float(added.square().sum())
     return total

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ranking.data.examples import GivenScores
-from ranking.data.given_scores import REFERENCE_COLUMNS
+from ranking.data.given_scores import REFERENCE_COLUMNS, given_scores
 from ranking.metrics.tuned_loss import contradicts
 from ranking.plumbing.processes import announce
 from ranking.scoring.tokenization import TokenizedCompletion
@@ -144,3 +144,33 @@ def check_log_likelihoods(
             "take the columns out"
         )
     return float(differences.max())
+
+
+def reference_in_row(row: dict, *sides: tuple[Sequence[int], int]) -> dict:
+    """REFERENCE_COLUMNS (and reference_dtype) that a row of text brings along; empty without.
+
+    row: what TRL has tokenized; sides: ids of chosen and rejected as they are trained, and where
+    those that are scored begin. ValueError where the numbers are none, or of other tokens: cut here
+    or there, or of another count.
+    """
+    if REFERENCE_COLUMNS[0] not in row:
+        return {}
+    name = f"pair {row['id']}" if "id" in row else f"the pair with prompt {row['prompt']!r:.60}"
+    given = given_scores(row)
+    if given is None:
+        raise ValueError(f"{COLUMNS_NAMED} of {name} are not two finite numbers")
+    whole = [len(row["prompt_ids"]) + len(row[f"{side}_ids"]) for side in ("chosen", "rejected")]
+    if given.truncated or whole != [len(ids) for ids, _ in sides]:
+        raise ValueError(
+            f"{COLUMNS_NAMED} of {name} are not of what is trained, since its text is cut: raise "
+            "max_length, or take the columns out"
+        )
+    counts = tuple(len(ids) - start for ids, start in sides)
+    if given.n_tokens not in (None, counts):
+        raise ValueError(
+            f"{COLUMNS_NAMED} of {name} are of {' and '.join(map(str, given.n_tokens))} tokens, "
+            f"but {' and '.join(map(str, counts))} are trained (TRL ends a text with EOS): score "
+            "as is trained, or take the columns out"
+        )
+    dtype = {"reference_dtype": given.dtype} if "reference_dtype" in row else {}
+    return {**dict(zip(REFERENCE_COLUMNS, given.logps)), **dtype}

@@ -16,7 +16,7 @@ metrics, which read a padded batch, work on these log-likelihoods too.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -194,6 +194,32 @@ def collate_pairs(rows: list[dict], pad_token_id: int = 0) -> dict[str, torch.Te
         if name in rows[0]:
             batch[name] = torch.tensor([r[name] for r in rows], dtype=torch.float32)
     return batch
+
+
+def trl_row(row: dict) -> dict:
+    """A row of COLUMNS as TRL's collators take it: prompt_ids, and chosen_ids and rejected_ids
+    without the prompt. ValueError where the two sides have different prompts."""
+    sides = {side: (row[f"{side}_ids"], row[f"{side}_start"]) for side in ("chosen", "rejected")}
+    prompts = [ids[:start] for ids, start in sides.values()]
+    if prompts[0] != prompts[1]:
+        raise ValueError(
+            f"pair {row['pair']}: the tokens of its two prompts differ, which a data_collator of "
+            "TRL's rows cannot take: leave data_collator out"
+        )
+    completions = {f"{side}_ids": ids[start:] for side, (ids, start) in sides.items()}
+    return {**row, "prompt_ids": prompts[0], **completions}
+
+
+def collate_by(collator: Callable[[list[dict]], dict], rows: list[dict]) -> dict:
+    """The batch that somebody's collator of TRL's rows makes of rows of COLUMNS, and their `pair`.
+    ValueError where it pads on the left, or leaves a side no token to score."""
+    batch = collator([trl_row(row) for row in rows])
+    if not batch["attention_mask"][:, 0].all():
+        raise ValueError("data_collator pads on the left: let it pad on the right, as TRL's does")
+    batch["completion_mask"][:, 0] = 0  # the first token is predicted by nothing
+    if not batch["completion_mask"].any(1).all():
+        raise ValueError("data_collator leaves a completion no token: drop such pairs, or cut less")
+    return {**batch, "pair": torch.tensor([row["pair"] for row in rows])}
 
 
 def completions_of(batch: dict[str, torch.Tensor]) -> list[TokenizedCompletion]:

@@ -1,0 +1,229 @@
+"""SFT and DPO on one GPU against TRL's best, in six minutes.
+
+    python -m benchmarks.gpu --data-dir DATA_DIR --dataset Anthropic/hh-rlhf --output FILE.json
+
+Float32 weights under bfloat16 autocast, steps of 64 examples, the reference cached unless said
+otherwise; of 1B a shape with random weights. The parts come in order of worth, each in a process
+of its own with a time limit, and are written as they come; the same command measures what the file
+does not have. A part holds several runs, of which a time limit leaves those that were done.
+  dpo-1b      ours in one device batch and in eight, TRL's best by device batch (flash attention
+              and Liger's kernels where they are installed, the largest batch that fits)
+  sft-1b      the same of SFT; TRL padded, and padding-free
+  online-1b   DPO with the reference computed in every step, against TRL's defaults
+  rows-1b     ours with rows of 4096, 16384 and 65536 tokens
+  options-1b  ours with torch.compile, and with AdamW, fused and not
+  dpo-135m, sft-135m  SmolLM2-135M, which launching kernels limits
+  flash-pref  that package's trainer on SmolLM2-135M (--flash-pref-python)
+--dry-run: a tiny model on the CPU, to try the script.
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.command import benchmark_parser, print_figures, write_figures
+from benchmarks.machine import device_name
+from benchmarks.models import make_or_load
+from benchmarks.ours import first_pairs, first_texts
+from benchmarks.sft_speed import measure_speed as measure_sft
+from benchmarks.training_speed import measure as measure_dpo
+from benchmarks.training_speed import measure_flash_pref
+from ranking.plumbing.command_line import run_script
+from ranking.scoring.loading import load_tokenizer
+
+STEPS = 3
+
+
+class Run(NamedTuple):
+    """One side of a part. split: device batch, as a share of the step's examples."""
+
+    name: str
+    task: str  # dpo or sft
+    side: str
+    device_batches: int  # into which a step is cut
+    reference: str = "cached"
+    settings: dict[str, Any] = {}
+
+
+def dpo_and_trl(device_batches: tuple[int, ...]) -> list[Run]:
+    return [
+        Run("ours", "dpo", "ours", 1),
+        Run("ours in 8", "dpo", "ours", 8),
+        *(Run(f"trl-best in {n}", "dpo", "trl-best", n) for n in device_batches),
+    ]
+
+
+SFT = [
+    Run("ours", "sft", "ours", 1),
+    Run("trl-padding-free in 4", "sft", "trl-padding-free", 4),
+    Run("trl-padding-free", "sft", "trl-padding-free", 1),
+    Run("trl in 4", "sft", "trl", 4),
+]
+# name -> (size of the model, None: the named one; seconds; runs)
+PARTS: dict[str, tuple[str | None, int, list[Run]]] = {
+    "dpo-1b": ("1b", 90, dpo_and_trl((4, 2, 1, 8))),
+    "sft-1b": ("1b", 60, SFT),
+    "online-1b": ("1b", 50, [
+        Run("ours", "dpo", "ours", 1, "online"), Run("trl in 8", "dpo", "trl", 8, "online"),
+    ]),
+    "rows-1b": ("1b", 45, [
+        Run(f"rows of {n}", "dpo", "ours", 1, settings={"tokens_per_batch": n})
+        for n in (16384, 65536, 4096)
+    ]),
+    "dpo-135m": (None, 45, dpo_and_trl((1, 4))),
+    "options-1b": ("1b", 60, [
+        Run("fused AdamW", "dpo", "ours", 1, settings={"optim": "adamw_torch_fused"}),
+        Run("AdamW", "dpo", "ours", 1, settings={"optim": "adamw_torch"}),
+        Run("torch.compile", "dpo", "ours", 1, settings={"torch_compile": True}),
+    ]),
+    "sft-135m": (None, 40, SFT),
+    "flash-pref": (None, 60, [Run("flash-pref in 4", "dpo", "flash-pref", 4)]),
+}  # fmt: skip
+
+
+class Size(NamedTuple):
+    """What is run: `model` None where a part says it."""
+
+    model: str | None
+    batch_size: int
+    device: str
+    bf16: bool
+
+
+def measure(run: Run, size: str | None, how: Size, data: tuple, flash_pref: str | None) -> dict:
+    """The figures of one run. data: dataset, its directory, the model's name."""
+    dataset, data_dir, name = data
+    n, device_batch = STEPS * how.batch_size, max(1, how.batch_size // run.device_batches)
+    settings = {
+        "bf16": how.bf16, "per_device_train_batch_size": device_batch,
+        "gradient_accumulation_steps": how.batch_size // device_batch, **run.settings,
+    }  # fmt: skip
+    tokenizer = load_tokenizer(name)
+
+    def model():
+        return make_or_load(how.model or size, name, tokenizer, "float32", how.device)
+
+    if run.side == "flash-pref":
+        cached = {"precompute_ref_log_probs": run.reference == "cached"}
+        return measure_flash_pref(
+            flash_pref, name, first_pairs(dataset, data_dir, n), settings | cached
+        )
+    if run.task == "dpo":
+        pairs = first_pairs(dataset, data_dir, n)
+        return measure_dpo(
+            run.side, [model(), model()], tokenizer, pairs, run.reference, **settings
+        )
+    texts = first_texts(dataset, data_dir, tokenizer, 512, [n, how.batch_size])
+    settings["per_device_eval_batch_size"] = device_batch
+    return measure_sft(run.side, model(), tokenizer, texts, 512, settings)
+
+
+def measure_part(name: str, how: Size, data: tuple, flash_pref: str | None) -> None:
+    """Print the runs of a part as they come; of one that fails, why."""
+    import torch
+
+    size, _, runs = PARTS[name]
+    for run in runs:
+        try:
+            figures = measure(run, size, how, data, flash_pref)
+        except (RuntimeError, ValueError, ImportError) as error:  # out of memory, not installed
+            figures = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+        print_figures({run.name: figures})
+        sys.stdout.flush()
+        gc.collect()
+        if how.device != "cpu":
+            torch.cuda.empty_cache()
+
+
+def run_part(name: str, seconds: float, environment: dict[str, str]) -> dict:
+    """The runs of a part that were done within `seconds`, by this command with --part."""
+    command = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], "--part", name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            printed, ended = process.communicate(timeout=seconds)[0], ""
+        except subprocess.TimeoutExpired:
+            process.kill()
+            printed, ended = process.communicate()[0], f"stopped after {seconds:.0f} s"
+    found: dict[str, Any] = {}
+    for line in printed.splitlines():
+        if line.startswith("{"):
+            try:
+                found |= json.loads(line)
+            except ValueError:  # what Trainer prints of a step
+                continue
+    if process.returncode and not ended:
+        ended = f"exit code {process.returncode}"
+    return found | ({"ended": ended} if ended else {})
+
+
+def speed(figures: dict) -> float | None:
+    """Pairs or texts a second."""
+    return figures.get("pairs_per_second", figures.get("samples_per_second"))
+
+
+def show(name: str, found: dict) -> None:
+    """A line for each run: its speed, memory and share of the rate of matrix products."""
+    for run, figures in found.items():
+        if run == "ended":
+            print(f"{name}: {figures}")
+        elif (rate := speed(figures)) is None:
+            print(f"{name}, {run}: {figures.get('failed', figures.get('skipped'))}")
+        else:
+            share = figures.get("share_of_matmul_rate")
+            of_rate = f", {share:.0%} of the rate of matrix products" if share else ""
+            print(f"{name}, {run}: {rate:.2f} /s, peak {figures['peak_gib']:.1f} GiB{of_rate}")
+    ours = [speed(f) for r, f in found.items() if r.startswith("ours") and speed(f)]
+    theirs = [speed(f) for r, f in found.items() if "trl" in r and speed(f)]
+    if ours and theirs:
+        print(f"{name}: ours is {max(ours) / max(theirs):.2f} times as fast as the best of TRL")
+    sys.stdout.flush()
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = benchmark_parser(__doc__)
+    add = parser.add_argument
+    add("--minutes", type=float, default=6.0, help="when to stop (default: 6)")
+    add("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="(default: all)")
+    add("--flash-pref-python", help="an interpreter whose environment has flash-pref and trl")
+    add("--dry-run", action="store_true", help="a tiny model on the CPU, 6 examples")
+    add("--part", choices=PARTS, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    how = Size("tiny", 2, "cpu", False) if args.dry_run else Size(None, 64, "cuda", True)
+    if args.part:
+        data = (args.dataset, args.data_dir, args.lm_name_or_path)
+        measure_part(args.part, how, data, args.flash_pref_python)
+        return
+    end = time.monotonic() + 60 * args.minutes
+    file: Path | None = args.output
+    summary: dict[str, Any] = json.loads(file.read_text()) if file and file.exists() else {}
+    summary |= {"device": device_name(how.device), "dataset": args.dataset,
+                "batch_size": how.batch_size, "bf16": how.bf16}  # fmt: skip
+    # TRL keeps precomputed log-likelihoods in the datasets cache: an empty one for every run
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "HF_DATASETS_CACHE": cache}
+        for name in args.parts:
+            if name in summary and "ended" not in summary[name]:
+                print(f"{name}: in {file} already")
+                continue
+            left = end - time.monotonic()
+            if left < 10:
+                print(f"{name}: left out, {args.minutes:g} minutes are over")
+                continue
+            found = run_part(name, min(left, PARTS[name][1]), environment)
+            summary[name] = found
+            show(name, found)
+            write_figures(file, summary)
+
+
+if __name__ == "__main__":
+    run_script(main, parse_args())

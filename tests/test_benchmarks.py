@@ -1,0 +1,109 @@
+"""The benchmarks of training, by a tiny model: what they count, and that their sides train alike."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.models import make_random_llama
+from benchmarks.steps import forward_operations
+from benchmarks.training_speed import compare, parse_args
+from ranking.scoring.loading import load_tokenizer
+from ranking.scoring.tokenization import TokenizedCompletion
+from ranking.training.sft_trainer import trained_text
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_benchmark(module: str, *flags) -> str:
+    """What it prints, on the sample data."""
+    return subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", *map(str, flags)], cwd=ROOT, check=True,
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ).stdout  # fmt: skip
+
+
+def test_operations_are_twice_the_parameters_of_unique_and_of_scored_tokens():
+    tokenizer = load_tokenizer("SmolLM2-135M-Instruct")
+    model = make_random_llama("tiny", tokenizer, "float32", "cpu")
+    words = len(tokenizer)
+    # a layer: q and o 64 × 64, k and v 64 × 32, three of 64 × 128, two norms; one more at the end
+    body = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
+    pair = [TokenizedCompletion((5, 6, 7, 8), 2, False), TokenizedCompletion((5, 6, 9), 2, False)]
+    other = [trained_text([5, 6, 1, 2, 3], [-100, 6, -100, 2, -100])]
+    # inputs 5 6 7 | and of the other text, whose last token is its second trained one, 5 6 1
+    n_unique, operations = forward_operations(model, [pair, other])
+    assert n_unique == 4
+    assert operations == 2 * (4 * body + (3 + 2) * 64 * words)
+
+
+def test_ours_is_compared_by_its_fastest_split_with_the_fastest_of_each_side():
+    def side(speed: float, *losses: float) -> dict:
+        return {"pairs_per_second": speed, "peak_gib": 1.0, "losses": list(losses)}
+
+    found = compare(
+        {
+            "trl_online_8x1": side(1.0, 0.5, 0.4),
+            "ours_online_8x1": side(4.0, 0.5, 0.4),
+            "trl-best_cached_8x1": side(2.0, 0.5, 0.4),
+            "trl-best_cached_1x8": side(3.0, 0.5, 0.4),
+            "flash-pref_cached_8x1": {"skipped": "not installed"},
+            "ours_cached_8x1": side(6.0, 0.5, 0.25),
+            "ours_cached_1x8": side(5.0, 0.5, 0.375),
+        }
+    )
+    assert found == {
+        "speedup_trl_online": 4.0,
+        "largest_loss_difference_online": 0.0,
+        "speedup_trl-best_cached": 2.0,
+        "largest_loss_difference_cached": pytest.approx(0.125),
+    }
+
+
+def test_a_split_that_is_not_one_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--splits", "8"])
+    assert "give device batch x accumulation" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sft_and_its_peers_have_the_same_losses(tmp_path):
+    file = tmp_path / "sft.json"
+    run_benchmark("sft_speed", "--random-llama", "tiny", "--n-train", 6, "--batch-size", 2,
+                  "--n-eval", 2, "--output", file)  # fmt: skip
+    found = json.loads(file.read_text())
+    for side in ("trl", "trl-padding-free"):
+        assert found[side]["largest_loss_difference"] < 1e-3  # Trainer logs four digits
+        assert found[side]["evaluation"]["loss"] == pytest.approx(
+            found["ours"]["evaluation"]["loss"], abs=1e-5
+        )
+    assert found["memory"]["ours"]["peak_gib_above"] < found["memory"]["trl"]["peak_gib_above"]
+    assert file.with_suffix(".png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_dpo_and_its_peers_have_the_same_losses(tmp_path):
+    file = tmp_path / "dpo.json"
+    run_benchmark("training_speed", "--random-llama", "tiny", "--n-pairs", 4, "--batch-size", 2,
+                  "--splits", "2x1", "1x2", "--reference", "cached", "--against", "trl-best",
+                  "flash-pref", "--output", file)  # fmt: skip
+    found = json.loads(file.read_text())
+    assert found["largest_loss_difference_cached"] < 1e-3
+    assert found["speedup_trl-best_cached"] > 0
+    assert "skipped" in found["flash-pref_cached_2x1"]
+
+
+@pytest.mark.slow
+def test_parts_for_one_gpu_are_written_as_they_come_and_measured_once(tmp_path):
+    file = tmp_path / "gpu.json"
+    flags = ("--dry-run", "--output", file, "--minutes", 30, "--parts")
+    first = run_benchmark("gpu", *flags, "rows-1b", "flash-pref")
+    found = json.loads(file.read_text())
+    speeds = [run["pairs_per_second"] for run in found["rows-1b"].values()]
+    assert len(speeds) == 3 and min(speeds) > 0
+    assert "skipped" in found["flash-pref"]["flash-pref in 4"]
+    assert first.count("rows-1b, rows of") == 3
+    assert run_benchmark("gpu", *flags, "rows-1b") == f"rows-1b: in {file} already\n"
