@@ -11,121 +11,60 @@ The same command resumes a killed run.
 """
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+
+from ranking.plumbing.command_line import run_script
+from ranking.training.checks import check_flags, model_source
+from ranking.training.dpo_flags import DPO, DPODataArguments, DPOFlags
+
+if __name__ == "__main__":
+    check_flags(DPO, sys.argv[1:], __doc__)  # at once: what is imported below takes seconds
 
 from transformers import set_seed
 from trl import get_peft_config
 
 from dpo_gamma_trainer import DPOGammaConfig, DPOGammaTrainer
 from ranking.data.examples import joining
-from ranking.metrics.losses import OWN_LOSSES
-from ranking.plumbing.command_line import run_script
 from ranking.plumbing.model_hub import push_results
 from ranking.plumbing.processes import announce
 from ranking.reports.dynamics import (
     DYNAMICS_FILE,
-    draw_dynamics,
     dynamics_panels,
     read_dynamics,
     show_dynamics,
 )
+from ranking.reports.dynamics_pictures import draw_dynamics, name_run
+from ranking.training.arguments import ModelArguments, parse_flags
 from ranking.training.checkpoints import describe_step
-from ranking.training.flags import DataArguments, ModelArguments, TrainingDefaults, check_number
+from ranking.training.config_file import save_config
 from ranking.training.mixtures import by_dataset, print_datasets
 from ranking.training.models import (
     check_same_tokens,
+    keep_adapters_in_float32,
     load_for_training,
-    model_source,
     training_tokenizer,
     whole_weights,
     with_base,
 )
 from ranking.training.pairs import prepare_pairs
-from ranking.training.parsing import RETIRED, parse_flags
 from ranking.training.pushing import start_pushing
 from ranking.training.run_card import metrics_at, write_card
 from ranking.training.run_directory import claim_directory, finish_run, run_description
+from ranking.training.saved_model import prepare_generation, save_merged
 from ranking.training.splits import has_dialogues, load_parts, named_sets
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
 from ranking.training.trackers import finish_trackers, start_trackers
 
-DPO_RETIRED = {
-    **RETIRED,
-    "padding_free|pad_to_multiple_of": "nothing: rows are packed without padding",
-    "precompute_ref_.*": "nothing: the reference is always computed once and cached",
-    "sync_ref_model|ref_model_(mixup_alpha|sync_steps)":
-        "nothing: the reference is fixed, as in the paper",
-    "ld_alpha": "nothing: rankings are of whole completions",
-    "dataloader_drop_last": "nothing: every pair is used and evaluated",
-    "generate_during_eval": "nothing: completions are scored, not generated",
-    "(model|ref)_adapter_name": "--ref_model_name_or_path",
-    "reference_free": "--loss_type=alpha_scaling --alpha=0",
-    "rpo_alpha": "--loss_type alpha_scaling sft --loss_weights 1 RPO_ALPHA",
-    "gamma": "--alpha, as the original command line calls γ",
-    "simpo_gamma": "--loss_type=alpha_scaling_norm --alpha=0 --target_margin=SIMPO_GAMMA",
-}  # fmt: skip
-
-
-# the losses of TRL, and those that use a flag of TRL which the others would ignore
-TRL_LOSSES = (
-    "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair",
-    "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft",
-)  # fmt: skip
-USED_BY: dict[str, set[str]] = {
-    "label_smoothing": {"exo_pair", "robust", "aot", "aot_unpaired"},
-    "discopop_tau": {"discopop"},
-    "f_divergence_type": {
-        "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop",
-    },
-    "label_smoothing_factor": set(),
-}  # fmt: skip
-
 
 @dataclass
-class DPODataArguments(DataArguments):
-    """Data flags of dpo.py."""
-
-    ref_model_name_or_path: str | None = None
-    ref_model_revision: str | None = None
-    dynamics_sample_size: int = 1000
-
-    def __post_init__(self):
-        super().__post_init__()
-        size = self.dynamics_sample_size
-        check_number("dynamics_sample_size", size, size >= 0, "0 or more")
-
-
-@dataclass
-class DPOArguments(TrainingDefaults, DPOGammaConfig):
+class DPOArguments(DPOFlags, DPOGammaConfig):
     """DPOGammaConfig with the original spellings."""
-
-    eval_on_start: bool = True
-
-    def __post_init__(self):
-        check_number("alpha", self.alpha, self.alpha >= 0, "0 or more")
-        check_number("beta", self.beta, self.beta > 0, "more than 0")
-        if wrong := set(self.loss_type) - {*OWN_LOSSES, *TRL_LOSSES}:
-            known = ", ".join((*OWN_LOSSES, *TRL_LOSSES))
-            raise ValueError(f"--loss_type {wrong.pop()}: give one or more of {known}")
-        super().__post_init__()
-        defaults = {f.name: f.default for f in fields(self)}
-        given = " ".join(self.loss_type)
-        for name, users in USED_BY.items():
-            if getattr(self, name) != defaults[name] and not users & set(self.loss_type):
-                why = f"only {', '.join(sorted(users))} use it" if users else "no loss uses it"
-                raise ValueError(f"--{name} has no effect on --loss_type {given}: {why}")
-        coefficient = self.f_alpha_divergence_coef != defaults["f_alpha_divergence_coef"]
-        if coefficient and self.f_divergence_type != "alpha_divergence":
-            raise ValueError("--f_alpha_divergence_coef needs --f_divergence_type=alpha_divergence")
-        if given == "sft" and self.beta != defaults["beta"]:
-            announce("--beta has no part in --loss_type sft: only the reported Eq. 4 uses it")
 
 
 def parse_args(argv: list[str]) -> tuple[DPODataArguments, ModelArguments, DPOArguments]:
-    types = (DPODataArguments, ModelArguments, DPOArguments)
-    return parse_flags(types, argv, DPO_RETIRED, __doc__)
+    return parse_flags(DPO, (ModelArguments, DPOArguments), argv, __doc__)
 
 
 def report_dynamics(file: Path) -> tuple[list[dict], dict[str, Path]]:
@@ -133,7 +72,7 @@ def report_dynamics(file: Path) -> tuple[list[dict], dict[str, Path]]:
     if not file.exists():
         return [], {}
     rows = read_dynamics(file)
-    pictures = draw_dynamics(rows, file.parent)
+    pictures = draw_dynamics(rows, file.parent, name_run(file))
     show_dynamics(rows)
     for path in (file, *pictures.values()):
         print(path)
@@ -161,23 +100,25 @@ def main(argv: list[str]) -> None:
     reference = model_source(ref_name, ref_revision, "--ref_model_revision")
     chat = data_args.of_chat()
     parts = load_parts(**data_args.of_parts())
-    flags = [data_args.of_description(has_dialogues(parts)), vars(model_args),
+    flags = [data_args.of_description(has_dialogues(parts)), model_args.of_description(),
              training_args.of_description()]  # fmt: skip
-    settings = run_description(flags, [policy, reference], parts, DPO_RETIRED)
+    settings = run_description(flags, [policy, reference], parts, DPO.retired)
     folder = Path(training_args.output_dir)
     checkpoint = claim_directory(
         folder, settings, data_args.overwrite_output_dir, training_args.resume_from_checkpoint,
         [policy[0], reference[0]],
     )  # fmt: skip
-    hub = training_args.of_hub()
-    pushing = start_pushing(**hub) if hub else None
+    save_config(data_args.save_config, data_args.given, "dpo.py")
+    pushing = start_pushing(training_args.of_hub())
     training_args.push_to_hub = False  # by Trainer
     set_seed(training_args.seed)
-    how = {**model_args.of_loading(), "device": str(training_args.device)}
+    trusted = training_args.trust_remote_code
+    how = {**model_args.of_loading(), "device": str(training_args.device),
+           "trust_remote_code": trusted}  # fmt: skip
     with whole_weights(training_args.deepspeed_plugin):
         model, tokenizer = load_for_training(*reference, **how)
         if reference != policy:  # whose template is the one to learn
-            own_tokenizer = training_tokenizer(*policy)
+            own_tokenizer = training_tokenizer(*policy, trusted)
             check_same_tokens(reference[0], tokenizer, policy[0], own_tokenizer)
             tokenizer = own_tokenizer
         use_template(tokenizer, chat, policy[0], parts["train"].examples)
@@ -188,6 +129,7 @@ def main(argv: list[str]) -> None:
         )  # fmt: skip
         if reference != policy:
             model, _ = load_for_training(*policy, **how)
+    prepare_generation(model, tokenizer, chat, parts["train"].examples)
     lora = with_base(get_peft_config(model_args), model, tokenizer, policy, folder)
     by_template = data_args.chat_template == "always"
     facts = {"joined_by": None if by_template else joining(parts["train"].examples),
@@ -206,13 +148,16 @@ def main(argv: list[str]) -> None:
         eval_dataset=pairs["validation"], eval_sets=named_sets(pairs),
         dynamics_dataset=pairs.get("dynamics"),
         dynamics_file=folder / DYNAMICS_FILE, processing_class=tokenizer, peft_config=lora,
-        callbacks=[*trackers, *([pushing] if pushing else [])],
+        callbacks=[*trackers, *pushing],
     )  # fmt: skip
+    keep_adapters_in_float32(trainer.model)
     announce(f"policy log-likelihoods: {trainer.path}")
     saved, metrics = train_and_evaluate(trainer, checkpoint, {"test": pairs["test"]})
     if not trainer.is_world_process_zero():
         return
     rows, pictures = report_dynamics(folder / DYNAMICS_FILE)
+    if model_args.merge_adapter:
+        print(save_merged(folder, trainer.model, tokenizer, dtype=model_args.dtype))
     finish_run(folder, settings, saved, metrics["test"], len(pairs["test"]))
     print_test(metrics["test"], len(pairs["test"]))
     counts = {name: len(part) for name, part in by_dataset(pairs["test"]).items()}
@@ -221,8 +166,8 @@ def main(argv: list[str]) -> None:
     validation = metrics_at(trainer.state.log_history, saved["step"])
     write_card(folder, "dpo.py", argv, settings, saved, validation | metrics["test"], pairs,
                data_commit=parts["train"].commit, pictures=pictures)  # fmt: skip
-    if pushing is not None:
-        push_results(folder, pushing.repository, pushing.revision, pushing.jobs)
+    for push in pushing:
+        push_results(folder, push.repository, push.revision, push.jobs)
     finish_trackers(trackers, pictures, dynamics_panels(rows, texts) if rows else {})
 
 

@@ -8,7 +8,6 @@ command line), never the share of raters. γ = 1 is DPO, γ = 0 is reference-fre
 
 import copy
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,7 +30,8 @@ from trl import DPOConfig, DPOTrainer
 
 from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.metrics.dynamics import finite, pair_values, rewards_moved, summarize_pairs
-from ranking.metrics.losses import OWN_LOSSES, PER_TOKEN, SUFFICIENT, THRESHOLDS
+from ranking.metrics.loss_names import OWN_LOSSES
+from ranking.metrics.losses import BATCH_LOSSES, PER_TOKEN, SUFFICIENT, THRESHOLDS
 from ranking.scoring.loading import context_length
 from ranking.scoring.log_likelihood import PACKED, ScoringPath, compute_token_logps
 from ranking.scoring.rotary import by_length_class, length_class
@@ -46,6 +46,7 @@ from ranking.training.dynamics_file import (
 )
 from ranking.training.evaluated_sets import EvaluatedSet, evaluated_sets, members_of_datasets
 from ranking.training.given_reference import reference_in_row
+from ranking.training.loss_flags import OPTIONS, GammaFlags
 from ranking.training.packed_steps import PackedSteps, keep_outputs_in_float32
 from ranking.training.pairs import (
     COLUMNS,
@@ -60,12 +61,6 @@ from ranking.training.pairs import (
 )
 
 logger = logging.getLogger(__name__)
-ALPHA_SCALING = "alpha_scaling"
-OPTIONS: dict[str, tuple[float, tuple[str, ...]]] = {  # neutral value, and the losses that use it
-    "alpha": (1.0, OWN_LOSSES),
-    "target_margin": (0.0, ("alpha_scaling_norm",)),
-    "dpop_lambda": (50.0, ("alpha_scaling_dpop",)),
-}
 # TRL's outputs of the LM head that only feed means over tokens of its own metrics
 TOKEN_METRICS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")
 
@@ -129,54 +124,22 @@ def dpo_gamma_ipo_loss(
 
 
 @dataclass
-class DPOGammaConfig(DPOConfig):
+class DPOGammaConfig(GammaFlags, DPOConfig):
     """TRL's DPOConfig with OWN_LOSSES and what they take beside β.
 
     ValueError for options that would silently change the loss of one of OWN_LOSSES, and for those
     that the loss_type does not use.
     """
 
-    alpha: float = field(
-        default=1.0, metadata={"help": "γ of Eq. 4: 1 is DPO, 0 is reference-free."}
-    )
-    target_margin: float = field(
-        default=0.0, metadata={"help": "Margin that alpha_scaling_norm asks for; SimPO's γ."}
-    )
-    dpop_lambda: float = field(
-        default=50.0, metadata={"help": "λ of alpha_scaling_dpop's penalty; 50 in its paper."}
-    )
     tokens_per_batch: int | None = field(
         default=None, metadata={"help": "Tokens of a forward pass (None: by device)."}
     )
 
     def __post_init__(self):
         super().__post_init__()
-        for name, (neutral, users) in OPTIONS.items():
-            value = getattr(self, name)
-            if value != neutral and not set(users) & set(self.loss_type):
-                raise ValueError(f"{name}={value} needs loss_type={' or '.join(users)}")
-            if name != "alpha" and not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value}: give a finite number, 0 or more")
-        own = [name for name in self.loss_type if name in OWN_LOSSES]
-        if not own:
-            if self.ld_alpha is not None:
-                raise ValueError("ld_alpha weights tokens, but rankings are of whole completions")
-            return
-        if self.router_aux_loss_coef is None:
+        self.check_loss()
+        if set(OWN_LOSSES) & set(self.loss_type) and self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = 0.0  # a mixture's own default would be added to Eq. 4
-        changed = {
-            "label_smoothing": self.label_smoothing != 0.0,
-            "label_smoothing_factor": self.label_smoothing_factor != 0.0,
-            "f_divergence_type": self.f_divergence_type != "reverse_kl",
-            "ld_alpha": self.ld_alpha is not None,
-            "use_weighting": self.use_weighting,
-            "sync_ref_model": self.sync_ref_model,
-            "router_aux_loss_coef": self.router_aux_loss_coef != 0.0,
-        }
-        if wrong := [name for name, is_changed in changed.items() if is_changed]:
-            raise ValueError(
-                f"{', '.join(wrong)} would change the loss of loss_type={own[0]}: leave out"
-            )
 
 
 def whole_dataset(dataset):
@@ -210,14 +173,14 @@ def refuse_images(dataset) -> None:
         raise ValueError("rows with images are not supported: use TRL's DPOTrainer")
 
 
-def initial_reference(model, ref_model, *, needed: bool, init_kwargs: dict[str, Any]):
+def initial_reference(model, ref_model, *, needed: bool, loading: dict[str, Any]):
     """The reference that DPOTrainer is given: the one asked for, a name or directory loaded with
-    init_kwargs; of a model in memory that will change, a copy as it is now, where TRL would read
+    `loading`; of a model in memory that will change, a copy as it is now, where TRL would read
     its directory again; None where TRL itself knows (a model by its name, an adapter's base), and
     where none is `needed`."""
     if isinstance(ref_model, str):
         dtype = torch.float32 if isinstance(model, str) else model.dtype
-        return AutoModelForCausalLM.from_pretrained(ref_model, **{"dtype": dtype, **init_kwargs})
+        return AutoModelForCausalLM.from_pretrained(ref_model, **{"dtype": dtype, **loading})
     if ref_model is not None or not needed or isinstance(model, (str, PeftModel)):
         return ref_model
     if is_deepspeed_zero3_enabled():
@@ -275,7 +238,7 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
         eval_dataset = whole_dataset(eval_dataset)
         given = args or DPOConfig
         ref_model = initial_reference(
-            model, ref_model, init_kwargs=given.model_init_kwargs or {},
+            model, ref_model, loading=given.model_init_kwargs or {},
             needed=kwargs.get("peft_config") is None and not given.precompute_ref_log_probs,
         )  # fmt: skip
         super().__init__(
@@ -294,6 +257,7 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
         # what is left is computed by TRL
         self.loss_types = [name for name, _ in terms if name not in OWN_LOSSES]
         self.loss_weights = [weight for name, weight in terms if name not in OWN_LOSSES]
+        self.splits_batches = not set(self.loss_types) & set(BATCH_LOSSES)
 
         self.eval_sets = self.prepared(eval_sets or {})
         self.dynamics_dataset = self.prepared(dynamics_dataset)

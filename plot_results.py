@@ -20,13 +20,15 @@ from ranking.reports.accuracy import (
     plot_ranking_accuracy,
 )
 from ranking.reports.comparison import plot_comparison
-from ranking.reports.dynamics import (
+from ranking.reports.dynamics import read_dynamics
+from ranking.reports.dynamics_pictures import (
+    name_run,
+    name_runs,
     plot_accuracy_against_distance,
     plot_displacement,
     plot_dynamics,
     plot_loss_against_reference,
     plot_sweep,
-    read_dynamics,
 )
 from ranking.reports.idealized import (
     plot_idealized_by_group,
@@ -91,6 +93,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--at", choices=("lowest-loss", "last"), default="lowest-loss",
         help="step of a sweep's runs: of the lowest validation loss (the paper's), or the last",
     )  # fmt: skip
+    parser.add_argument(
+        "--caption",
+        help="model, data and seed of dynamics (default: what run_config.json beside them says)",
+    )
     parser.add_argument("--output", required=True, type=Path, help=".png or .pdf; of a page .html")
     return parser.parse_args(argv)
 
@@ -111,9 +117,11 @@ def main(args: argparse.Namespace) -> None:
     elif args.figure in DYNAMICS:
         if len(args.files) > 1:
             raise ValueError(f"{args.figure} takes one dynamics file, found {len(args.files)}")
-        DYNAMICS[args.figure](read_dynamics(args.files[0]), args.output)
+        run = args.caption or name_run(args.files[0])
+        DYNAMICS[args.figure](read_dynamics(args.files[0]), args.output, run)
     elif args.figure == "sweep":
-        plot_sweep([read_dynamics(file) for file in args.files], args.output, args.at)
+        run = args.caption or name_runs(args.files)
+        plot_sweep([read_dynamics(file) for file in args.files], args.output, args.at, run)
     else:
         plot, columns, script = SUMMARIES[args.figure]
         rows: list[Any] = [row for file in args.files for row in read_json_lines(file)]

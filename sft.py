@@ -12,93 +12,42 @@ adapter) and tokenizer into the output directory. The same command resumes a kil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from ranking.plumbing.command_line import run_script
+from ranking.training.checks import check_flags, model_source
+from ranking.training.sft_flags import SFT, SFTDataArguments, SFTFlags
+
+if __name__ == "__main__":
+    check_flags(SFT, sys.argv[1:], __doc__)  # at once: what is imported below takes seconds
 
 from transformers import set_seed
 from trl import SFTConfig, get_peft_config
 
 from ranking.data.examples import joining
-from ranking.plumbing.command_line import run_script
 from ranking.plumbing.model_hub import push_results
+from ranking.training.arguments import ModelArguments, parse_flags
 from ranking.training.checkpoints import describe_step
-from ranking.training.flags import DataArguments, ModelArguments, TrainingDefaults
+from ranking.training.config_file import save_config
 from ranking.training.mixtures import MixtureTrainer, by_dataset, print_datasets
-from ranking.training.models import load_for_training, model_source, with_base
-from ranking.training.parsing import RETIRED, parse_flags
+from ranking.training.models import keep_adapters_in_float32, load_for_training, with_base
 from ranking.training.pushing import start_pushing
 from ranking.training.run_card import write_card
 from ranking.training.run_directory import claim_directory, finish_run, run_description
+from ranking.training.saved_model import prepare_generation, save_merged
 from ranking.training.splits import has_dialogues, load_parts, named_sets
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
 from ranking.training.texts import prepare_texts
 from ranking.training.trackers import finish_trackers, start_trackers
 
-SFT_RETIRED = {
-    **RETIRED,
-    "chat_template_path": "--chat_template_file",
-    "eos_token": "--add_eos",
-    "formatting_func": "--dataset_name with a file in a known schema",
-    "padding_free": "--packing",
-    "(completion|assistant)_only_loss": "nothing: only response turns are trained",
-}
-
 
 @dataclass
-class SFTDataArguments(DataArguments):
-    """Data flags of sft.py."""
-
-    instruction_template: str | None = None
-    response_template: str | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("instruction_template", "response_template"):
-            value = getattr(self, name)
-            if value is not None:
-                setattr(self, name, value.strip("\"'").strip())
-                if not getattr(self, name):
-                    raise ValueError(f"--{name} is empty")
-        if (self.instruction_template is None) != (self.response_template is None):
-            raise ValueError("--instruction_template and --response_template go together")
-
-    def of_description(self, with_dialogues: bool) -> dict[str, Any]:
-        values = super().of_description(with_dialogues)
-        if values["chat_template"] is False:
-            del values["chat_template"]  # which earlier runs did not have
-        return values
-
-    @property
-    def templates(self) -> tuple[str, str] | None:
-        """What opens a user turn and a response turn, where it is given."""
-        if self.instruction_template is None or self.response_template is None:
-            return None
-        return self.instruction_template, self.response_template
-
-
-@dataclass
-class SFTArguments(TrainingDefaults, SFTConfig):
+class SFTArguments(SFTFlags, SFTConfig):
     """SFTConfig with the original spellings."""
-
-    dataset_text_field: str = "chosen"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.dataset_text_field != "chosen":
-            raise ValueError(
-                f"--dataset_text_field {self.dataset_text_field}: only `chosen` is trained on; "
-                "other columns are found by the dataset's schema"
-            )
-        if self.packing and self.packing_strategy != "bfd":
-            raise ValueError(
-                f"--packing_strategy {self.packing_strategy} lets packed texts see each other or "
-                "splits them: use bfd"
-            )
 
 
 def parse_args(argv: list[str]) -> tuple[SFTDataArguments, ModelArguments, SFTArguments]:
-    types = (SFTDataArguments, ModelArguments, SFTArguments)
-    return parse_flags(types, argv, SFT_RETIRED, __doc__)
+    return parse_flags(SFT, (ModelArguments, SFTArguments), argv, __doc__)
 
 
 def main(argv: list[str]) -> None:
@@ -106,27 +55,28 @@ def main(argv: list[str]) -> None:
     source = model_source(model_args.model_name_or_path, model_args.model_revision)
     chat = data_args.of_chat()
     parts = load_parts(**data_args.of_parts(), conversations=True)
-    flags = [data_args.of_description(has_dialogues(parts)), vars(model_args),
-             training_args.to_dict()]  # fmt: skip
-    settings = run_description(flags, [source], parts, SFT_RETIRED)
+    flags = [data_args.of_description(has_dialogues(parts)), model_args.of_description(),
+             training_args.of_description()]  # fmt: skip
+    settings = run_description(flags, [source], parts, SFT.retired)
     folder = Path(training_args.output_dir)
     checkpoint = claim_directory(
         folder, settings, data_args.overwrite_output_dir, training_args.resume_from_checkpoint,
         [source[0]],
     )  # fmt: skip
-    hub = training_args.of_hub()
-    pushing = start_pushing(**hub) if hub else None
+    save_config(data_args.save_config, data_args.given, "sft.py")
+    pushing = start_pushing(training_args.of_hub())
     training_args.push_to_hub = False  # by Trainer
     set_seed(training_args.seed)
     model, tokenizer = load_for_training(
         *source, **model_args.of_loading(), device=str(training_args.device),
-        prefer_flash=training_args.bf16,
+        trust_remote_code=training_args.trust_remote_code, prefer_flash=training_args.bf16,
     )  # fmt: skip
     use_template(tokenizer, chat, source[0], parts["train"].examples)
     texts = prepare_texts(
         parts, model, tokenizer, templates=data_args.templates, chat=chat,
         add_eos=data_args.add_eos, max_length=training_args.max_length,
     )  # fmt: skip
+    prepare_generation(model, tokenizer, chat, parts["train"].examples)
     lora = with_base(get_peft_config(model_args), model, tokenizer, source, folder)
     facts = {"joined_by": joining(parts["train"].examples), "truncation_mode": "texts at the end"}
     trackers, training_args.report_to = start_trackers(
@@ -139,12 +89,15 @@ def main(argv: list[str]) -> None:
     trainer = MixtureTrainer(
         model=model, args=training_args, train_dataset=texts["train"],
         eval_dataset=texts["validation"], processing_class=tokenizer, peft_config=lora,
-        callbacks=[*trackers, *([pushing] if pushing else [])], datasets=of_datasets,
+        callbacks=[*trackers, *pushing], datasets=of_datasets,
         eval_sets=named_sets(texts),
     )  # fmt: skip
+    keep_adapters_in_float32(trainer.model)
     saved, losses = train_and_evaluate(trainer, checkpoint, {"eval": None, "test": texts["test"]})
     if not trainer.is_world_process_zero():
         return
+    if model_args.merge_adapter:
+        print(save_merged(folder, trainer.model, tokenizer, dtype=model_args.dtype))
     finish_run(folder, settings, saved, losses["test"], len(texts["test"]))
     loss_type = training_args.loss_type
     unit = "nats per response token" if loss_type == "nll" else loss_type
@@ -156,8 +109,8 @@ def main(argv: list[str]) -> None:
     print(f"model      {folder}: {describe_step(saved)}")
     write_card(folder, "sft.py", argv, settings, saved, losses["eval"] | losses["test"], texts,
                data_commit=parts["train"].commit, pictures={})  # fmt: skip
-    if pushing is not None:
-        push_results(folder, pushing.repository, pushing.revision, pushing.jobs)
+    for push in pushing:
+        push_results(folder, push.repository, push.revision, push.jobs)
     finish_trackers(trackers, {}, {})
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import assert_documented
 from hub_server import HubServer
 from huggingface_hub import ModelCard
@@ -332,7 +333,7 @@ def test_adapter_as_the_policy(adapter, tmp_path, lora):
     output = tmp_path / "dpo"
     more = ["--report_to=none", "--bf16=false", "--max_steps=2", "--alpha=1", "--eval_steps=1",
             "--save_steps=1", "--metric_for_best_model=eval_ranking/accuracy", "--warmup_steps=0",
-            *(["--use_peft", "--lora_target_modules=q_proj"] if lora else [])]  # fmt: skip
+            *(["--use_peft", "--lora_target_modules=q_proj", "--merge_adapter"] if lora else [])]  # fmt: skip
     main(command(folder, output, *more))
     state = json.loads((output / "trainer_state.json").read_text())
     evaluations = [e for e in state["log_history"] if "eval_loss" in e]
@@ -348,6 +349,12 @@ def test_adapter_as_the_policy(adapter, tmp_path, lora):
     }
     assert moved["model.layers.0.self_attn.q_proj.weight"] > 0
     if lora:
+        whole = AutoModelForCausalLM.from_pretrained(output / "merged").state_dict()
+        assert all(torch.equal(whole[name], p) for name, p in last.named_parameters())
+        assert {f.name for f in (output / "merged").iterdir()} == {
+            "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+            "tokenizer_config.json",
+        }  # fmt: skip
         base = AutoModelForCausalLM.from_pretrained(output / "base").state_dict()
         assert all((base[name] == p).all() for name, p in merged.named_parameters())
     assert (moved["model.layers.0.mlp.up_proj.weight"] > 0) != lora
@@ -363,10 +370,11 @@ def test_adapter_as_the_policy(adapter, tmp_path, lora):
 
     with pytest.raises(ValueError, match="holds a finished run"):
         main(command(folder, output, *more))
-    other = [flag for flag in more if "peft" not in flag and "lora" not in flag]
+    other = [flag for flag in more if not re.search("peft|lora|merge", flag)]
     other += [] if lora else ["--use_peft", "--lora_target_modules=q_proj"]
     main(command(folder, output, *other, "--overwrite_output_dir"))  # nothing of the first is left
     assert (output / "adapter_config.json").exists() != lora
+    assert not (output / "merged").exists()
     assert (output / "model.safetensors").exists() == lora
 
 
@@ -473,6 +481,7 @@ def test_sharded_in_half_precision(tiny_model_directory, tmp_path):
         (["--loss_type=sigmoid", "--alpha=1", "--label_smoothing_factor=0.1"], "no loss uses it"),
         (["--loss_type=ipo", "--alpha=1", "--discopop_tau=0.1"], "only discopop use it"),
         (["--lora_r=8"], "--lora_r without --use_peft"),
+        (["--merge_adapter"], "--merge_adapter without --use_peft: the whole model is saved"),
         (["--eval_strategy=no"], "--load_best_model_at_end needs evaluations"),
         (["--alpha=nan"], "--alpha nan: give a finite number, 0 or more"),
         (

@@ -68,6 +68,8 @@ def trainer(folder, tokenizer, rows, kind=DPOGammaTrainer, model=None, **more):
     if "ref_model" not in extra and "peft_config" not in extra:
         extra["ref_model"] = tiny_model()
     config = DPOGammaConfig if kind is DPOGammaTrainer else DPOConfig
+    if kind is DPOTrainer:
+        more.pop("tokens_per_batch", None)
     dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
     return kind(
         model=model,
@@ -318,6 +320,8 @@ WAYS = {  # what DPOTrainer's documentation gives it → the pairs, and what is 
     "columns of the user's": lambda rows: ([{**r, "pair": "p", "length": 1, "score": 0.5} for r in rows], {}),
     "any length": lambda rows: (rows, {"max_length": None}),
     "a trained adapter": lambda rows: (rows, {"model": trained_adapter(), "ref_model": None}),
+    "a loss of the batch": lambda rows: (rows, {"loss_type": ["aot", "sft"], "gradient_accumulation_steps": 2,
+                                                "per_device_train_batch_size": 2, "tokens_per_batch": 300}),
     "a collator": lambda rows: (rows, {"data_collator": DataCollatorForPreference(1, 400, pad_to_multiple_of=64)}),
 }  # fmt: skip
 
@@ -330,7 +334,7 @@ def test_ways_to_call_it_are_those_of_trl(tmp_path, tokenizer, texts, way):
     found = []
     for kind, loss in ((DPOTrainer, "sigmoid"), (DPOGammaTrainer, "alpha_scaling")):
         rows, more = WAYS[way](texts[:8])
-        more = {"model": tiny_model(1), **more, "max_steps": 2, "loss_type": loss}
+        more = {"model": tiny_model(1), "max_steps": 2, "loss_type": loss, **more}
         run = trainer(tmp_path, tokenizer, rows, kind, **more)
         run.train()
         found.append(run.state.log_history[:-1])

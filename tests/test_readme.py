@@ -286,7 +286,8 @@ def test_every_training_flag_is_read():
     for script, kind in (("dpo", DPODataArguments), ("sft", SFTDataArguments)):
         source = source_of(f"{script}.py")
         for field in dataclasses.fields(kind):
-            assert re.search(rf"args\.{field.name}\b|self\.{field.name}\b", source), field.name
+            read = rf'args\.{field.name}\b|self\.{field.name}\b|== "--{field.name}"'
+            assert re.search(read, source), field.name
 
 
 @pytest.mark.parametrize("name", ["environment.yaml", "environment_dpo.yaml"])

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from test_calculate_calibration_metrics import read_wandb_keys
 from training_runs import BEST, as_killed, history, wandb_config
 from training_runs import sft_command as command
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from ranking.data.conversions import sft_texts
 from ranking.scoring.chat import ChatOptions
@@ -317,7 +317,14 @@ def test_mixture_of_conversations_and_preferences(tmp_path, sample_text):
     assert (
         results["n"] == 3 and {"test_talks/loss", "test_pairs/loss", "test_loss"} <= results.keys()
     )
-    assert AutoTokenizer.from_pretrained(out).chat_template == CHATML
+    answering = pipeline("text-generation", model=str(out))
+    assert answering.tokenizer.chat_template == CHATML
+    assert (
+        answering.tokenizer.decode(answering.model.generation_config.eos_token_id[-1])
+        == "<|im_end|>"
+    )
+    (answer,) = answering([said("user", "Is it late?")], max_new_tokens=2)
+    assert answer["generated_text"][-1]["role"] == "assistant"
     settings = json.loads((out / "run_config.json").read_text())["settings"]
     assert settings["dataset_name"] == names and settings["chat_template_file"] == CHATML
 

@@ -11,7 +11,6 @@ import math
 import numpy as np
 from scipy.special import expit, log_expit
 
-OWN_LOSSES = ("alpha_scaling", "alpha_scaling_norm", "alpha_scaling_dpop", "alpha_scaling_ipo")
 EQUATION_4 = ("alpha_scaling", "sigmoid")  # at γ = 1 both are DPO
 IPO = ("ipo", "alpha_scaling_ipo")
 THRESHOLDS = (  # losses of a pair that are functions of its margin alone

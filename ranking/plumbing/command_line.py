@@ -153,6 +153,18 @@ def until_stopped(batches: Iterable[Item], saved: Callable[[], str]) -> Iterator
                 raise Stopped(_requested, saved())
 
 
+@contextmanager
+def explaining_errors() -> Iterator[None]:
+    """Inside, an expected failure ends the script with one line and exit code 2."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        logging.debug("details", exc_info=True)
+        where = f" (process {process_rank() + 1})" if process_count() > 1 else ""
+        print(f"error{where}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 def run_script(main_function, arguments) -> None:
     """Run a script's main; expected failures and stops become one line and an exit code."""
     global _requested
@@ -167,12 +179,8 @@ def run_script(main_function, arguments) -> None:
     heard = [n for n in STOP_SIGNALS if n != signal.SIGHUP or not ignored]
     before = {n: signal.signal(n, _handle) for n in heard}
     try:
-        main_function(arguments)
-    except (OSError, ValueError, ImportError) as error:
-        logging.debug("details", exc_info=True)
-        where = f" (process {process_rank() + 1})" if process_count() > 1 else ""
-        print(f"error{where}: {error}", file=sys.stderr)
-        sys.exit(2)
+        with explaining_errors():
+            main_function(arguments)
     except KeyboardInterrupt as stop:
         number = getattr(stop, "number", signal.SIGINT)
         saved = getattr(stop, "saved", "")

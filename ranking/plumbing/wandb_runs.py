@@ -33,8 +33,10 @@ def check_wandb(project: str) -> None:
 
 def start_wandb(**settings):
     """`wandb.init`; without a key, or where the server cannot be reached (wandb tries for 90
-    seconds), the run is offline, which one line says."""
+    seconds), the run is offline. One line says where it is, in place of wandb's own."""
     import wandb
+
+    settings["settings"] = wandb.Settings(silent=True)
 
     if not has_wandb_key() and "WANDB_MODE" not in os.environ:
         os.environ["WANDB_MODE"] = "offline"
@@ -47,6 +49,8 @@ def start_wandb(**settings):
         run = wandb.init(**settings, mode="offline")
     if run.offline:
         announce(f"wandb: this run is offline; upload it with `wandb sync {Path(run.dir).parent}`")
+    elif run.url:
+        announce(f"wandb: {run.url}")
     return run
 
 

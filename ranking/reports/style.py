@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,15 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"  # Okabe-Ito: distinct for 
 GREEN, PINK = "#009E73", "#CC79A7"
 MODEL_COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56B4E9", "#E69F00", "#000000")
 MODEL_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-SAVE = {"dpi": 160, "bbox_inches": "tight", "metadata": {"Software": None}}
+SAVE = {"dpi": 200, "bbox_inches": "tight", "metadata": {"Software": None}}
+WIDTH = 7.0  # inches of a page's text: what is printed at this width has letters of 7 and 8 points
+FONTS: Any = {
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "figure.titlesize": 8,
+    "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "legend.title_fontsize": 7,
+    "lines.linewidth": 1.2, "lines.markersize": 4, "pdf.fonttype": 42,
+}  # fmt: skip
+LOG_REF = r"$\log \pi_{\mathrm{ref}}(%s|x)$"  # of y_w, y_l or y
+LOSS_NEEDED = r"$-\log\,\sigma(\gamma\beta c)$"  # Theorem 4.1
 
 
 def subplots(*shape: int, **settings) -> tuple[Any, Any]:
@@ -22,7 +31,26 @@ def subplots(*shape: int, **settings) -> tuple[Any, Any]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.rcParams.update(FONTS)
     return plt.subplots(*shape, **settings)
+
+
+def whole_numbers(axis) -> None:
+    """Ticks of an axis at whole numbers only: steps."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def captioned(figure, text: str) -> None:
+    """What a picture is of, above it, in lines of its width."""
+    figure.suptitle(fill(text, int(17 * figure.get_figwidth())), fontsize=7, color="#404040")
+
+
+def legend_outside(figure, axes, ncols: int, **settings) -> None:
+    """One legend for all panels of a constrained layout, of the labels of one of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, **settings)
 
 
 def model_style(number: int) -> dict[str, str]:

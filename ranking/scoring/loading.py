@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,15 @@ def check_adapter_weights(path: str, revision: str | None, allow_pickle: bool) -
 
 
 def placement(
-    device: str, dtype: str, device_map: str | None, quantization: str | None
+    device: str,
+    dtype: str,
+    device_map: str | None,
+    quantization: str | None,
+    quantization_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Arguments of `from_pretrained` that spread a model over devices or quantize it.
 
+    quantization_options: more of BitsAndBytesConfig's, in place of NF4.
     Raises ValueError where bitsandbytes is missing, or where each of several processes would
     spread its copy over the same devices.
     """
@@ -104,8 +110,8 @@ def placement(
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=quantization == "8bit",
             load_in_4bit=quantization == "4bit",
-            bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=getattr(torch, dtype),
+            **(quantization_options or {"bnb_4bit_quant_type": "nf4"}),
         )
     return arguments
 
@@ -117,6 +123,8 @@ def load_model(
     device: str | None = None,
     device_map: str | None = None,
     quantization: str | None = None,
+    quantization_options: Mapping[str, Any] | None = None,
+    dequantize_base: bool = False,
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -125,7 +133,9 @@ def load_model(
     """A causal LM in evaluation mode on `device`; adapters are loaded onto their base.
 
     dtype "auto": float32 on CPU, bfloat16 on GPU. device_map: spread the model over all devices
-    (and main memory) instead. quantization: "8bit" or "4bit" (NF4) weights by bitsandbytes.
+    (and main memory) instead. quantization: "8bit" or "4bit" (NF4, unless quantization_options say
+    otherwise) weights by bitsandbytes. dequantize_base: where an adapter's base is saved with
+    quantized weights, load these as whole ones.
     trust_remote_code: run Python files that come with the model. allow_pickle: read weights saved
     by pickle, which can run code.
     Raises OSError with one line if nothing loads, ValueError as `placement` does and where
@@ -137,7 +147,7 @@ def load_model(
     show_long_bars_only()
     device = choose_device(device)
     dtype = resolve_dtype(dtype, device)
-    placed = placement(device, dtype, device_map, quantization)
+    placed = placement(device, dtype, device_map, quantization, quantization_options)
     path = resolve_model(name)
     adapter = (Path(path) / "adapter_config.json").is_file()
     base = adapter_base(path) if adapter else path
@@ -160,13 +170,26 @@ def load_model(
         if adapter:
             from peft import PeftModel
 
+            if dequantize_base and getattr(model, "is_quantized", False):
+                model = model.dequantize(dtype=getattr(torch, dtype))
             model = PeftModel.from_pretrained(model, path, revision=revision)
     except LOADING_ERRORS as error:
         raise OSError(f"cannot load {name}: {explain(error)}") from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ValueError(f"{name} has no weights for {missing}: not a whole causal language model")
-    return (model if placed else model.to(device)).eval()
+    whole = not placed and not getattr(model, "is_quantized", False)
+    return (model.to(device) if whole else model).eval()
+
+
+def quantize(model, *, device: str, dtype: str, **how: Any):
+    """A quantized copy of a model, in evaluation mode on `device`. how: as `placement` takes it."""
+    import torch
+
+    return type(model).from_pretrained(
+        None, config=model.config, state_dict=model.state_dict(), dtype=getattr(torch, dtype),
+        **placement(device, dtype, None, **how),
+    ).eval()  # fmt: skip
 
 
 def context_length(model) -> int | None:

@@ -280,7 +280,7 @@ def explain(error: Exception) -> str:
     text = str(error).strip()
     line = text.splitlines()[0] if text else type(error).__name__
     if "trust_remote_code" in text:
-        return f"it brings Python code of its own, which only {REMOTE_CODE_FLAG} runs (evaluation)"
+        return f"it brings Python code of its own, which only {REMOTE_CODE_FLAG} runs"
     if "file named model.safetensors" in text:
         return f"no safetensors weights there; pickled ones need {PICKLE_FLAG}"
     if "ignore_mismatched_sizes" in text:

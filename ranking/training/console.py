@@ -8,13 +8,14 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from ranking.training.mixtures import by_dataset
 from ranking.training.plan import Outlook, announce_plan, n_times, row_name
 
 PART_NAMES = {"eval": "validation", "eval_train": "train"}  # prefix of metrics → whose they are
@@ -30,18 +31,25 @@ def evaluation_lines(
     metrics: by their logged names. counts: prefix (eval, eval_train, eval_A) → number of pairs.
     where: how the lines begin.
     """
-    of_pairs = any(name.endswith("ranking/accuracy") for name in metrics)
-    pattern = r"(.+?)([_/])ranking/accuracy" if of_pairs else r"(.+?)(?<!aux)([_/])loss"
-    found = [match for match in (re.fullmatch(pattern, name) for name in metrics) if match]
-    names = {match[1]: part_name(match[1]) for match in found}
+    names = {prefix: part_name(prefix) for prefix in prefixes_of(metrics)}
     width = max(map(len, [*names.values(), "validation"]))
     lines = []
-    for match in found:
-        start = match[1] + match[2]
+    for prefix, between in prefixes_of(metrics).items():
+        start = prefix + between
         own = {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
-        text = pairs_text(own, counts.get(match[1])) if of_pairs else texts_text(own, is_nll)
-        lines.append(f"{where}  {names[match[1]]:{width}}  {text}")
+        of_pairs = "ranking/accuracy" in own
+        text = pairs_text(own, counts.get(prefix)) if of_pairs else texts_text(own, is_nll)
+        lines.append(f"{where}  {names[prefix]:{width}}  {text}")
     return lines
+
+
+def prefixes_of(metrics: Iterable[str]) -> dict[str, str]:
+    """Prefix of the metrics of each dataset of an evaluation → what stands behind it: `_`, or `/`
+    where it is one of several."""
+    of_pairs = any(name.endswith("ranking/accuracy") for name in metrics)
+    pattern = r"(.+?)([_/])ranking/accuracy" if of_pairs else r"(.+?)(?<!aux)([_/])loss"
+    found = (re.fullmatch(pattern, name) for name in metrics)
+    return {match[1]: match[2] for match in found if match}
 
 
 def part_name(prefix: str) -> str:
@@ -143,14 +151,16 @@ def seconds_left(clock: Clock, outlook: Outlook, step: int, final_rows: int) -> 
 class Console(TrainerCallback):
     """Writes the lines, and on a terminal the bar.
 
-    counts: prefix of metrics → rows that are evaluated. batch: rows of a step, which are `what`.
+    sizes: prefix of metrics → rows that are evaluated; counts: the same of the datasets of a
+    mixture, too. batch: rows of a step, which are `what`.
     """
 
     def __init__(
-        self, outlook: Outlook, counts: Mapping[str, int], *, batch: int, what: str,
-        final_rows: int, is_nll: bool, has_bar: bool,
+        self, outlook: Outlook, sizes: Mapping[str, int], counts: Mapping[str, int], *,
+        batch: int, what: str, final_rows: int, is_nll: bool, has_bar: bool,
     ):  # fmt: skip
-        self.outlook, self.counts, self.batch, self.what = outlook, counts, batch, what
+        self.outlook, self.sizes, self.counts = outlook, sizes, counts
+        self.batch, self.what = batch, what
         self.final_rows, self.is_nll, self.has_bar = final_rows, is_nll, has_bar
         self.clock = Clock()
         self.bar: tqdm | None = None
@@ -204,12 +214,7 @@ class Console(TrainerCallback):
             self.bar.set_description_str(f"evaluating {self.n_batches}/{len(eval_dataloader)} ")
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        if "eval_runtime" in metrics:  # of all that is evaluated together
-            n_rows = self.outlook.n_rows
-        else:
-            prefixes = [name.removesuffix("_runtime") for name in metrics]
-            n_rows = sum(self.counts.get(prefix, 0) for prefix in prefixes)
-        self.clock.lap("evaluation", n_rows)
+        self.clock.lap("evaluation", sum(self.sizes.get(name, 0) for name in prefixes_of(metrics)))
         self.n_batches = 0
         if self.bar is not None:
             self.bar.set_description_str("")
@@ -238,17 +243,13 @@ def where(state) -> str:
 
 
 def row_counts(parts: Mapping[str, Any]) -> dict[str, int]:
-    """Prefix of metrics → rows, of datasets by their prefix; of a mixture or of several, also those
-    of each."""
+    """Prefix of metrics → rows, of datasets, dicts of datasets, or None, by their prefix."""
     counts: dict[str, int] = {}
     for prefix, part in parts.items():
         if isinstance(part, dict):
             counts |= row_counts({f"{prefix}_{name}": own for name, own in part.items()})
         elif part is not None:
             counts[prefix] = len(part)
-            if "dataset" in part.column_names:
-                names = Counter(part["dataset"])
-                counts |= {f"{prefix}_{name}": n for name, n in names.items()}
     return counts
 
 
@@ -263,14 +264,16 @@ def show_progress(
     outlook = announce_plan(trainer, lengths, first_step)
     args = trainer.args
     parts = {"eval": trainer.eval_dataset, "eval_train": getattr(trainer, "dynamics_dataset", None)}
-    parts |= {f"eval_{name}": part for name, part in getattr(trainer, "eval_sets", {}).items()}
-    counts = row_counts(parts)
+    sizes = row_counts(parts | {f"eval_{name}": part for name, part in trainer.eval_sets.items()})
+    mixture = trainer.eval_dataset if isinstance(trainer.eval_dataset, Dataset) else None
+    of_datasets = by_dataset(mixture) if mixture is not None else {}
+    counts = sizes | row_counts({f"eval_{name}": part for name, part in of_datasets.items()})
     n_rows = [outlook.n_rows if part is None else len(part) for part in final.values()]
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(
         Console(
-            outlook, counts, batch=lengths[4], what=row_name(trainer.train_dataset),
+            outlook, sizes, counts, batch=lengths[4], what=row_name(trainer.train_dataset),
             final_rows=sum(n_rows), is_nll=args.loss_type == "nll",
             has_bar=sys.stderr.isatty() and not args.disable_tqdm,
         )

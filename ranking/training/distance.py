@@ -25,7 +25,10 @@ def adapter_layers(model) -> Iterator[tuple[str, Any]]:
 
 
 def adapter_change(layer):
-    """What merging its adapter adds to a layer's weight, float64, whatever LoRA variant it is."""
+    """What merging its adapter adds to a layer's weight, float64, whatever LoRA variant it is (on
+    quantized weights, which would be quantized again: LoRA itself)."""
+    if type(layer.get_base_layer().weight).__name__ in ("Params4bit", "Int8Params"):
+        return sum(layer.get_delta_weight(name).double() for name in layer.active_adapters)
     merged = copy.deepcopy(layer).double()
     merged.merge()
     return merged.get_base_layer().weight - layer.get_base_layer().weight.double()

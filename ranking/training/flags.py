@@ -1,19 +1,18 @@
 """Flags of sft.py and dpo.py beyond TRL's: old spellings, defaults, and checks of their values.
 
-What each of them means stands in `parsing.FLAG_GROUPS`, which --help shows.
+What each of them means stands in `parsing.FLAG_GROUPS`, which --help shows. Checked twice, by the
+same code: with TRL's flags as `known_flags` knows them, at once, and as fields of TRL's classes,
+of which these are mixins (`arguments`).
 """
 
 import importlib.util
+import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-
-import torch
-from transformers.hf_argparser import HfArg
-from trl import ModelConfig
 
 from ranking.data.columns import parse_columns
 from ranking.plumbing.model_hub import check_hub_access
@@ -29,19 +28,34 @@ LATER_FLAGS = (
 )  # fmt: skip
 LATER_TRAINING_FLAGS = (
     "target_margin", "dpop_lambda", "early_stopping_patience", "early_stopping_threshold",
+    "trust_remote_code",
 )  # fmt: skip
 SWITCH = {"true": "always", "false": "never"}  # when the flag was a switch
+# what run_config.json leaves out where it is not given, for the runs before there was such a flag
+LATER_MODEL_FLAGS = (
+    "trust_remote_code", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type",
+    "use_bnb_nested_quant", "bnb_4bit_quant_storage",
+)  # fmt: skip
+JSON_FLAGS = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs",
+              "lr_scheduler_kwargs")  # fmt: skip
+JSON_OR_FILE_FLAGS = ("accelerator_config", "fsdp_config", "deepspeed")
+
+
+def flag(default: Any, *aliases: str, **how: Any) -> Any:
+    """A field that is a flag of this default; aliases: other spellings; how: as argparse takes it
+    (nargs, const, choices, action)."""
+    return field(default=default, metadata={"aliases": list(aliases), **how})
 
 
 @dataclass
 class DataArguments:
     """Data, output and wandb flags of both scripts."""
 
-    dataset_name: list[str] | None = HfArg(default=None, metadata={"action": "extend"})
+    dataset_name: list[str] | None = flag(None, action="extend")
     dataset_shares: list[float] | None = None
-    eval_dataset_name: list[str] | None = HfArg(default=None, metadata={"action": "extend"})
+    eval_dataset_name: list[str] | None = flag(None, action="extend")
     data_dir: str | None = None
-    columns: list[str] | None = HfArg(default=None, metadata={"action": "extend"})
+    columns: list[str] | None = flag(None, action="extend")
     train_split: str | None = None
     eval_split: str | None = None
     split_seed: int = 0
@@ -49,14 +63,18 @@ class DataArguments:
     max_train_samples: int | None = None
     max_eval_samples: int = 1000
     separator: str | None = None
-    chat_template: str = HfArg(default="auto", metadata={"nargs": "?", "const": "always"})
+    chat_template: str = flag("auto", nargs="?", const="always")
     chat_template_file: str | None = None
     chat_template_kwargs: str | None = None
     system: str | None = None
-    add_eos: bool | None = HfArg(default=None, metadata={"nargs": "?", "const": True})
+    add_eos: bool | None = flag(None, nargs="?", const=True)
     overwrite_output_dir: bool = False
+    config: str | None = None
+    save_config: str | None = None
     wandb_project: str | None = None
     wandb_entity: str | None = None
+    # the flags given, in the order of FLAG_GROUPS, which --save_config writes
+    given: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self):
         self.dataset_name = self.dataset_name or ["Anthropic/hh-rlhf"]
@@ -101,7 +119,9 @@ class DataArguments:
     def of_description(self, with_dialogues: bool) -> dict[str, Any]:
         """The flags for run_config.json. Where one of those that earlier runs did not have changes
         nothing, they stand as in these, so that these go on by the same command."""
-        values = dict(vars(self))
+        values = {
+            k: v for k, v in vars(self).items() if k not in ("config", "save_config", "given")
+        }
         for name in LATER_FLAGS:
             if values[name] is None:
                 del values[name]
@@ -116,45 +136,79 @@ class DataArguments:
 
 
 @dataclass
-class ModelArguments(ModelConfig):
-    """TRL's model and LoRA flags, with the original spellings."""
+class ModelFlags:
+    """Mixin for TRL's ModelConfig: original spellings, and what model and LoRA flags ask for."""
 
-    model_name_or_path: str | None = HfArg(default=None, aliases=["--model_name"])
-    dtype: str | None = HfArg(
-        default="float32",
-        aliases=["--torch_dtype"],
-        metadata={"choices": ["float32", "bfloat16", "float16"]},
-    )
+    model_name_or_path: str | None = flag(None, "--model_name")
+    dtype: str | None = flag("float32", "--torch_dtype", choices=["float32", "bfloat16", "float16"])
     allow_pickle: bool = False
+    merge_adapter: bool = False
 
-    def __post_init__(self):
-        super().__post_init__()
-        targets = self.lora_target_modules
-        if isinstance(targets, str) and targets.isidentifier():
-            self.lora_target_modules = [targets]  # TRL makes a regular expression of a lone name
+    def check(self):
+        """ValueError for values that no run can have."""
         if self.model_name_or_path is None:
             raise ValueError("--model_name_or_path is required")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("--load_in_4bit and --load_in_8bit: give one of them")
+        if self.quantization is None:
+            return
+        name = f"--load_in_{self.quantization}"
+        if not self.use_peft:
+            raise ValueError(
+                f"{name} without --use_peft: quantized weights cannot be trained, an adapter can"
+            )
+        if self.use_dora:
+            raise ValueError(f"{name} with --use_dora: what it adds to a weight is not known")
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError(f"{name} needs bitsandbytes: pip install bitsandbytes")
 
-    def of_loading(self) -> dict[str, Any]:
+    @property
+    def quantization(self: Any) -> str | None:
+        """4bit or 8bit, None for weights as they are."""
+        return "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None
+
+    def of_loading(self: Any) -> dict[str, Any]:
         """What `load_for_training` takes."""
-        names = ("dtype", "attn_implementation", "allow_pickle")
-        return {name: getattr(self, name) for name in names}
+        names = ("dtype", "attn_implementation", "allow_pickle", "quantization")
+        values = {name: getattr(self, name) for name in names}
+        if self.load_in_4bit:
+            values["quantization_options"] = {
+                "bnb_4bit_quant_type": self.bnb_4bit_quant_type,
+                "bnb_4bit_use_double_quant": self.use_bnb_nested_quant,
+                "bnb_4bit_quant_storage": self.bnb_4bit_quant_storage,
+            }
+        return values
 
-    def check_given(self, given: set[str]) -> None:
-        """ValueError for flags of LoRA among those given, where LoRA is not asked for."""
-        lora = [name for name in sorted(given) if re.match("lora_|use_rslora|use_dora", name)]
-        lora = [name for name in lora if getattr(self, name) not in (None, False)]
-        if lora and not self.use_peft:
-            raise ValueError(f"--{lora[0]} without --use_peft: all weights would be trained")
+    def of_description(self: Any) -> dict[str, Any]:
+        """The flags for run_config.json."""
+        values = dict(vars(self))
+        if self.quantization is None:
+            for name in LATER_MODEL_FLAGS:
+                values.pop(name, None)
+        return values
+
+    def check_given(self: Any, given: set[str]) -> None:
+        """ValueError for flags of LoRA, or of 4-bit weights, among those given, where neither is
+        asked for."""
+        if self.merge_adapter and not self.use_peft:
+            raise ValueError("--merge_adapter without --use_peft: the whole model is saved anyway")
+        for pattern, asking, asked, what in (
+            ("lora_|use_(rslora|dora)", "use_peft", self.use_peft, "all weights would be trained"),
+            ("(use_)?bnb_", "load_in_4bit", self.load_in_4bit, "nothing would be quantized"),
+        ):
+            names = [name for name in sorted(given) if re.match(pattern, name)]
+            names = [name for name in names if getattr(self, name) not in (None, False)]
+            if names and not asked:
+                raise ValueError(f"--{names[0]} without --{asking}: {what}")
 
 
 @dataclass
 class TrainingDefaults:
     """Mixin for TrainingArguments: original spellings, and defaults that hold on any machine."""
 
-    eval_strategy: str = HfArg(default="no", aliases=["--evaluation_strategy"])
-    run_name: str | None = HfArg(default=None, aliases=["--wandb_run_name"])
-    max_length: int = HfArg(default=1024, aliases=["--seq_length", "--max_seq_length"])
+    eval_strategy: str = flag("no", "--evaluation_strategy", choices=["no", "steps", "epoch"])
+    run_name: str | None = flag(None, "--wandb_run_name")
+    max_length: int = flag(1024, "--seq_length", "--max_seq_length")
     report_to: list[str] = field(default_factory=lambda: ["wandb"])
     project: str | None = None
     gradient_checkpointing: bool = False
@@ -162,7 +216,8 @@ class TrainingDefaults:
     early_stopping_threshold: float | None = None
     tokens_per_batch: int | None = None
 
-    def __post_init__(self):
+    def check(self):
+        """ValueError for values that no run can have."""
         if not self.output_dir:
             raise ValueError("--output_dir is required")
         for name in ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
@@ -197,11 +252,21 @@ class TrainingDefaults:
         of_bitsandbytes = "bnb" in self.optim or "8bit" in self.optim
         if of_bitsandbytes and importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError(f"--optim {self.optim}: pip install bitsandbytes")
+        for name in (*JSON_FLAGS, *JSON_OR_FILE_FLAGS):
+            check_json(name, getattr(self, name))
+
+    def __post_init__(self):
+        import torch
+
+        self.check()
         self.logging_nan_inf_filter = False  # it would hide a diverged run
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without it --bf16 is refused on a machine without GPU
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and not self.fp16
+        for name in ("checkpointing", "checkpointing_kwargs"):  # the old spelling has a warning
+            if getattr(self, f"activation_{name}") is None:
+                setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}"))
         super().__post_init__()
 
     def of_hub(self):
@@ -221,9 +286,9 @@ class TrainingDefaults:
         """The flags for run_config.json, without those that earlier runs did not have and that
         change nothing here, so that these go on by the same command."""
         values = self.to_dict()
-        for flag in fields(self):
-            if flag.name in LATER_TRAINING_FLAGS and values[flag.name] == flag.default:
-                del values[flag.name]
+        for one in fields(self):
+            if one.name in LATER_TRAINING_FLAGS and values[one.name] == one.default:
+                del values[one.name]
         return values
 
     def check_best(self):
@@ -309,3 +374,18 @@ def check_number(name: str, value: float | None, holds: bool, what: str) -> None
     """ValueError unless a flag's value is None, or finite and `holds`."""
     if value is not None and not (holds and math.isfinite(value)):
         raise ValueError(f"--{name} {value}: give a finite number, {what}")
+
+
+def check_json(name: str, value: Any) -> None:
+    """ValueError unless a flag's text is a JSON object or, where it can be, an existing file."""
+    if not isinstance(value, str):
+        return
+    if value.startswith("{"):
+        try:
+            json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"--{name} {value}: not JSON ({error})") from None
+    elif name in JSON_FLAGS:
+        raise ValueError(f"--{name} {value}: give a JSON object, such as {{}}")
+    elif not Path(value).is_file():
+        raise FileNotFoundError(f"--{name} {value}: no such file")

@@ -1,9 +1,10 @@
 """The model that is trained, its tokenizer, and its LoRA adapter."""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -13,18 +14,8 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
-from ranking.scoring.loading import load_model, load_tokenizer
-from ranking.scoring.models import check_model_path, check_revision
-
-
-def model_source(
-    name: str, revision: str | None, flag: str = "--model_revision"
-) -> tuple[str, str | None]:
-    """A model's name and revision, None for the main branch; an error where it cannot be there."""
-    check_model_path(name)
-    revision = None if revision == "main" else revision
-    check_revision(flag, revision, name)
-    return name, revision
+from ranking.plumbing.processes import announce
+from ranking.scoring.loading import load_model, load_tokenizer, quantize
 
 
 @contextmanager
@@ -48,29 +39,57 @@ def load_for_training(
     dtype: str,
     attn_implementation: str | None,
     allow_pickle: bool,
+    trust_remote_code: bool,
     device: str,
+    quantization: str | None = None,
+    quantization_options: Mapping[str, Any] | None = None,
     prefer_flash: bool = False,
 ):
     """Model in evaluation mode with every adapter merged, and its tokenizer.
 
-    prefer_flash: where no attention is asked for, FlashAttention if it is there and has a GPU.
+    quantization: 8bit or 4bit, with options of BitsAndBytesConfig, for an adapter to be trained on.
+    An adapter's base is not quantized before both are merged. prefer_flash: where no attention is
+    asked for, FlashAttention if it is there and has a GPU.
     """
     has_flash = importlib.util.find_spec("flash_attn") is not None and torch.cuda.is_available()
     if attn_implementation is None and prefer_flash and has_flash:
         attn_implementation = "flash_attention_2"
-    tokenizer = training_tokenizer(name, revision)
-    model = load_model(
-        name, dtype=dtype, device=device, revision=revision,
-        attn_implementation=attn_implementation, allow_pickle=allow_pickle,
-    )  # fmt: skip
+    if trust_remote_code:
+        announce(f"--trust_remote_code: Python files that come with {name} are run")
+    tokenizer = training_tokenizer(name, revision, trust_remote_code)
+    how: dict[str, Any] = {
+        "dtype": dtype, "attn_implementation": attn_implementation, "allow_pickle": allow_pickle,
+        "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    bits: dict[str, Any] = {
+        "quantization": quantization, "quantization_options": quantization_options,
+    }  # fmt: skip
+    if quantization is not None and is_adapter(name):
+        merged = load_model(name, device="cpu", dequantize_base=True, **how).merge_and_unload()
+        return differentiable(quantize(merged, device=device, dtype=dtype, **bits)), tokenizer
+    model = load_model(name, revision=revision, device=device, dequantize_base=True, **how, **bits)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload().requires_grad_(True)
-    return model, tokenizer
+    return differentiable(model), tokenizer
 
 
-def training_tokenizer(name: str, revision: str | None):
+def differentiable(model):
+    """The model, whose 4-bit layers keep the form that gradients go through: on a CPU with
+    AVX512-BF16, bitsandbytes turns them for good into one without, at the first evaluation."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a model is an adapter in a directory."""
+    return (Path(name) / "adapter_config.json").is_file()
+
+
+def training_tokenizer(name: str, revision: str | None, trust_remote_code: bool):
     """A model's tokenizer, which pads with EOS if with nothing else."""
-    tokenizer = load_tokenizer(name, revision)
+    tokenizer = load_tokenizer(name, revision, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -88,13 +107,19 @@ def check_same_tokens(reference_name: str, reference, policy_name: str, policy) 
 def with_base(peft_config, model, tokenizer, source: tuple[str, str | None], folder: Path):
     """The LoRA configuration (None: none) with the base that its adapter is to be loaded on.
 
-    Where the model to tune is itself an adapter, that is its merged weights, saved as
-    FOLDER/base. source: name and revision of that model.
+    Where the model to tune is itself an adapter, that is its merged weights (quantized, where they
+    are), saved as FOLDER/base. ValueError for quantized weights without an adapter. source: name
+    and revision of that model.
     """
     name, revision = source
     if peft_config is None:
+        if getattr(model, "is_quantized", False):
+            raise ValueError(
+                f"{name} has quantized weights, which cannot be trained: --use_peft trains an "
+                "adapter on them"
+            )
         return None
-    if (Path(name) / "adapter_config.json").is_file():
+    if is_adapter(name):
         base = str((folder / "base").resolve())
         if PartialState().is_main_process:
             model.save_pretrained(base)
@@ -104,3 +129,11 @@ def with_base(peft_config, model, tokenizer, source: tuple[str, str | None], fol
     elif revision is not None:
         peft_config.revision = revision
     return peft_config
+
+
+def keep_adapters_in_float32(model) -> None:
+    """On quantized weights TRL makes adapters bfloat16, in which a step of 1e-5 changes no weight
+    of 0.01; they are small, and float32 costs little."""
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dtype == torch.bfloat16:
+            weight.data = weight.data.float()

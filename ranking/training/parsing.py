@@ -1,12 +1,9 @@
-"""How sft.py and dpo.py read their command lines: retired flags, flags without effect, --help."""
+"""The flags that sft.py and dpo.py do not have, and what --help shows of those that they have."""
 
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-
-from transformers import HfArgumentParser
-
-from ranking.plumbing.command_line import suggestion
+from typing import NamedTuple
 
 # Flags of the original scripts, of TRL and of transformers that cannot be honoured → what to use
 # now. Names are regular expressions. What the parser does not know is an error without these, too.
@@ -14,9 +11,6 @@ RETIRED = {
     "max_prompt_length": "--max_length: prompts are cut from the left so that both completions fit",
     "max_(target|completion)_length": "--max_length",
     "truncation_mode": "nothing: prompts are cut from the left (dpo.py), texts at the end (sft.py)",
-    "trust_remote_code": "nothing: only models that transformers implements are loaded",
-    "load_in_[48]bit|bnb_4bit_quant_type|use_bnb_nested_quant":
-        "--dtype=bfloat16 with --use_peft: quantized training is not supported",
     "logging_dir": "--output_dir",
     "no_cuda": "--use_cpu",
     "save_safetensors": "nothing: weights are always saved as safetensors",
@@ -56,7 +50,12 @@ FLAG_GROUPS = {
         "dtype": "Of the weights: float32, bfloat16, float16; --bf16 is of the arithmetic.",
         "attn_implementation": "sdpa, eager, flash_attention_2, … (default: the model's).",
         "allow_pickle": "Read weights saved by pickle, which can run code.",
+        "merge_adapter": "Save the trained adapter merged into its base too, in OUTPUT_DIR/merged.",
+        "trust_remote_code": "Run Python files that come with the model.",
         "use_peft": "Train a LoRA adapter; also --lora_r, --lora_alpha, --lora_target_modules, …",
+        "load_in_4bit": "QLoRA: the adapter's base in 4 bits, by bitsandbytes (nf4; also "
+        "--bnb_4bit_quant_type, --use_bnb_nested_quant, --bnb_4bit_quant_storage).",
+        "load_in_8bit": "The same in 8 bits.",
     },
     "data": {
         "dataset_name": "Hub name, `sample`, or a local file or directory in a known schema; "
@@ -127,6 +126,9 @@ FLAG_GROUPS = {
         "resumes its own run by itself.",
     },
     "output": {
+        "config": "YAML file of flags by name; those of the command line override it.",
+        "save_config": "Write the flags given, here and by --config, to a file that --config "
+        "takes, and go on.",
         "output_dir": "Directory for model, checkpoints and records (required).",
         "overwrite_output_dir": "Discard a run there that is finished or has other settings.",
         "report_to": "Any of wandb, tensorboard, trackio, mlflow, …; none (default: wandb).",
@@ -165,8 +167,18 @@ class FlagFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} (default: %(default)s)"
 
 
-class TrainingParser(HfArgumentParser):
-    """Errors are one line; --help shows FLAG_GROUPS, --help-all every other flag too."""
+class FlagSet(NamedTuple):
+    """What a script's flags are of: dataclasses of ours, two of which are mixins of TRL's."""
+
+    data: type
+    model: type  # of ModelConfig
+    training: type  # of what `library` names
+    library: str
+    retired: Mapping[str, str]
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Errors are raised as ValueError; --help shows FLAG_GROUPS, --help-all all flags."""
 
     retired: Mapping[str, str] = {}
 
@@ -195,36 +207,6 @@ class TrainingParser(HfArgumentParser):
         else:
             formatter.add_text("--help-all: also the flags of transformers and TRL, which work too")
         return formatter.format_help()
-
-
-def parse_flags(
-    types: Sequence[type], argv: Sequence[str], retired: Mapping[str, str], description: str
-) -> tuple:
-    """An instance of each dataclass (data, model, training); ValueError for unknown and retired
-    flags, with what to use instead."""
-    parser = TrainingParser(
-        types, description=description, allow_abbrev=False, formatter_class=FlagFormatter
-    )
-    parser.retired = retired
-    parser.add_argument("--no_add_eos", "--no-add-eos", dest="add_eos", action="store_false",
-                        default=None)  # fmt: skip
-    if "--help-all" in argv:
-        print(parser.format_help(everything=True))
-        raise SystemExit(0)
-    argv = without_neutral(argv, retired)
-    actions = parser._option_string_actions
-    known = {option for option in actions if option.startswith("--")}
-    given = set()
-    for flag in [word.split("=")[0] for word in argv if word.startswith("--")]:
-        if text := successor(name_of(flag), retired):
-            raise ValueError(f"{flag} cannot be honoured; use {text}")
-        if flag not in known:
-            raise ValueError(f"unknown flag {flag}" + suggestion(flag, known))
-        given.add(actions[flag].dest)
-    parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    for checked in parsed[1:]:
-        checked.check_given(given)
-    return parsed
 
 
 def name_of(flag: str) -> str:

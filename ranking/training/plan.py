@@ -252,12 +252,10 @@ def has_adapter(model) -> bool:
 
 
 def evaluated_parts(trainer) -> list[Dataset]:
-    """What each evaluation is of: the validation set, or several, named ones and the followed
-    pairs."""
+    """What each evaluation is of: the validation set, or several, named sets, followed pairs."""
     validation = trainer.eval_dataset
     parts = [*validation.values()] if isinstance(validation, dict) else [validation]
-    parts += getattr(trainer, "eval_sets", {}).values()
-    parts.append(getattr(trainer, "dynamics_dataset", None))
+    parts += [*trainer.eval_sets.values(), getattr(trainer, "dynamics_dataset", None)]
     return [part for part in parts if part is not None]
 
 

@@ -1,7 +1,9 @@
 """Checkpoints on the hub, as they are saved."""
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from transformers import TrainerCallback
@@ -37,10 +39,10 @@ class PushCheckpoints(TrainerCallback):
         )
 
 
-def start_pushing(
-    *, name: str, private: bool | None, revision: str | None, strategy: str, always: bool
-) -> PushCheckpoints | None:
-    """Open the repository `name` and return what pushes checkpoints there, in the main process."""
-    if not PartialState().is_main_process:
-        return None
-    return PushCheckpoints(open_repository(name, private, revision), strategy, always, revision)
+def start_pushing(hub: Mapping[str, Any] | None) -> list[PushCheckpoints]:
+    """In the main process, what pushes checkpoints to the repository that is opened here; nothing
+    where `hub` is None. hub: its name, private, revision; strategy, always."""
+    if hub is None or not PartialState().is_main_process:
+        return []
+    repository = open_repository(hub["name"], hub["private"], hub["revision"])
+    return [PushCheckpoints(repository, hub["strategy"], hub["always"], hub["revision"])]

@@ -13,6 +13,7 @@ from ranking.plumbing.result_files import write_text_atomically
 from ranking.reports.model_card import CARD_FILE, is_run_card, model_card, results_table
 from ranking.training.checkpoints import SavedStep
 from ranking.training.mixtures import by_dataset
+from ranking.training.splits import named_sets
 
 CARD_LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
 
@@ -39,17 +40,21 @@ def write_card(
     """Write README.md into the output directory, unless one is there that is the user's own.
 
     metrics: of validation (eval_…, of the saved step) and test (test_…). parts: what was trained
-    on and evaluated, train, validation and test.
+    on and evaluated, train, validation, test and evaluation sets by their names.
     """
     file = folder / CARD_FILE
     if file.exists() and not is_run_card(file.read_text(encoding="utf-8")):
         announce(f"{file} is your own: no model card is written")
         return
-    sizes, names = {}, {}
+    shown = {}  # how the metrics of a part begin → what it is called, its rows
     for part, prefix in (("validation", "eval_"), ("test", "test_")):
-        sizes[prefix], names[prefix] = len(parts[part]), part
+        shown[prefix] = part, parts[part]
         for name, rows in by_dataset(parts[part]).items():
-            sizes[f"{prefix}{name}/"], names[f"{prefix}{name}/"] = len(rows), f"{part} {name}"
+            shown[f"{prefix}{name}/"] = f"{part} {name}", rows
+        if part == "validation":
+            shown |= {f"eval_{name}/": (name, rows) for name, rows in named_sets(parts).items()}
+    sizes = {prefix: len(rows) for prefix, (_, rows) in shown.items()}
+    names = {prefix: name for prefix, (name, _) in shown.items()}
     card = model_card(
         folder.resolve().name, script, arguments, settings, saved,
         results_table(metrics, sizes, names), data_commit=data_commit,

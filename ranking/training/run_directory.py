@@ -31,11 +31,13 @@ from ranking.training.parsing import successor
 
 RUN_FILE = "run_config.json"
 TEST_FILE = "test_results.json"
+MERGED = "merged"
+BESIDE_ADAPTERS = ("base", MERGED)  # what an adapter was trained on, and it merged into that
 # what a resumed run may change
 HARMLESS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to",
     "wandb_project", "wandb_entity", "log_level", "log_level_replica", "disable_tqdm",
-    "save_total_limit", "local_rank", "ddp_timeout", "dataloader_num_workers",
+    "save_total_limit", "merge_adapter", "local_rank", "ddp_timeout", "dataloader_num_workers",
     "dataloader_pin_memory", "project", "push_to_hub", "hub_model_id", "hub_strategy",
     "hub_private_repo", "hub_always_push", "hub_revision", "trackio_space_id",
     "trackio_bucket_id", "trackio_static_space_id", "tokens_per_batch",
@@ -194,7 +196,7 @@ def discard_run(folder: Path) -> None:
     """Delete what an earlier run wrote; its mark goes last, so that a kill leaves it a run's."""
     for old in checkpoints(folder):
         shutil.rmtree(old)
-    for name in ("base", "trackio", "mlartifacts"):
+    for name in (*BESIDE_ADAPTERS, "trackio", "mlartifacts"):
         shutil.rmtree(folder / name, ignore_errors=True)
     card = folder / CARD_FILE
     if card.exists() and is_run_card(card.read_text(encoding="utf-8")):
@@ -226,7 +228,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
     steps = [path for path in models if re.fullmatch(r"checkpoint-\d+", path.name)]
     if steps:
         return sorted(steps, key=lambda path: int(path.name.split("-")[1]))
-    runs = [path for path in models if path.name != "base"]  # what adapters of dpo.py start from
+    runs = [path for path in models if path.name not in BESIDE_ADAPTERS]
     if not runs:
         raise ValueError(f"--checkpoints {folder}: no checkpoint-* and no model directories")
     return sorted(runs, key=lambda path: (gamma_of(path) or 0.0, path.name))

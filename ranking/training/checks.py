@@ -1,0 +1,132 @@
+"""What of a command line can be wrong by itself, found before PyTorch and TRL are imported."""
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, field, fields, make_dataclass
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ranking.data.hub import split_name
+from ranking.data.sources import local_path
+from ranking.plumbing.command_line import explaining_errors, print_any_text
+from ranking.scoring.models import check_model_path, check_revision
+from ranking.training.config_file import check_saved
+from ranking.training.given import read_given
+from ranking.training.known_flags import (
+    Known,
+    KnownFlags,
+    add_known,
+    flags_of_class,
+    read_known_flags,
+    truth,
+)
+from ranking.training.parsing import FlagFormatter, FlagParser, FlagSet
+
+
+def check_flags(flags: FlagSet, argv: Sequence[str], description: str) -> None:
+    """End a script whose flags are wrong with one line, or with the help that is asked for.
+
+    What is right is parsed again, by TRL's dataclasses, which decide alone where other versions are
+    installed than known_flags.json is of.
+    """
+    print_any_text()
+    with explaining_errors():
+        known = read_known_flags()
+        if known is not None:
+            check_values(flags, known, argv, description)
+
+
+def check_values(flags: FlagSet, known: KnownFlags, argv: Sequence[str], description: str) -> None:
+    """ValueError or OSError for flags that no run can have."""
+    parser = make_parser_of(flags, known, description)
+    given = read_given(parser, argv, flags.retired)
+    values = vars(parser.parse_args(given.words))
+    data = flags.data(**{f.name: values[f.name] for f in fields(flags.data) if f.init})
+    check_saved(data.save_config, given.values)
+    model = instance_of(flags.model, flags_of_class(known, "ModelConfig"), values)
+    training = instance_of(flags.training, flags_of_class(known, flags.library), values)
+    model.check_given(given.names)
+    check_paths(data, model, training)
+
+
+def make_parser_of(flags: FlagSet, known: KnownFlags, description: str) -> FlagParser:
+    """A parser that takes what HfArgumentParser takes of the dataclasses."""
+    parser = FlagParser(description=description, allow_abbrev=False, formatter_class=FlagFormatter)
+    for kind, library in ((flags.data, None), (flags.model, "ModelConfig"),
+                          (flags.training, flags.library)):  # fmt: skip
+        own = {f.name: f for f in fields(kind) if f.init}
+        hints = get_type_hints(kind)
+        for name, known_flags in (flags_of_class(known, library) if library else {}).items():
+            for one in known_flags if name not in own else []:
+                add_known(parser, name, one)
+        for name, its_field in own.items():
+            add_field(parser, its_field, hints[name])
+    return parser
+
+
+def add_field(parser: ArgumentParser, its_field: Field, kind: Any) -> None:
+    """Give the parser a field of ours as a flag, by the rules of HfArgumentParser."""
+    name = its_field.name
+    how = dict(its_field.metadata)
+    options = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}", *how.pop("aliases", [])])
+    default = its_field.default
+    if its_field.default_factory is not MISSING:
+        default = its_field.default_factory()
+    how["default"] = default
+    kinds = [k for k in get_args(kind) if k is not type(None)] if is_union(kind) else [kind]
+    (kind,) = kinds
+    if kind is bool:
+        how["type"] = truth
+        if default is not None:
+            how |= {"nargs": "?", "const": True}
+    elif get_origin(kind) is list:
+        how |= {"type": get_args(kind)[0], "nargs": "+"}
+    else:
+        how["type"] = kind
+    parser.add_argument(*options, **how)
+    if default is True:
+        off = (f"--no_{name}", f"--no-{name.replace('_', '-')}")
+        parser.add_argument(*off, dest=name, action="store_false")
+
+
+def is_union(kind: Any) -> bool:
+    """Whether a type is `X | None`."""
+    return isinstance(kind, UnionType)
+
+
+def instance_of(mixin: type, known: Known, values: dict[str, Any]) -> Any:
+    """The values of a mixin's and of TRL's flags, as the mixin's methods take them; checked."""
+    own = {f.name for f in fields(mixin)}
+    others = {name: flags[0].get("default") for name, flags in known.items() if name not in own}
+    kind = make_dataclass(
+        mixin.__name__, [(name, Any, default_field(value)) for name, value in others.items()],
+        bases=(mixin,), namespace={"__post_init__": lambda self: self.check()},
+    )  # fmt: skip
+    return kind(**{f.name: values[f.name] for f in fields(kind)})
+
+
+def default_field(value: Any) -> Any:
+    """A dataclass field of this default."""
+    if isinstance(value, list | dict):
+        return field(default_factory=lambda: value)
+    return field(default=value)
+
+
+def check_paths(data: Any, model: Any, training: Any) -> None:
+    """ValueError or OSError for models, data and checkpoints that are not where they should be."""
+    name, revision = model_source(model.model_name_or_path, model.model_revision)
+    reference = getattr(data, "ref_model_name_or_path", None)
+    if reference is not None:
+        model_source(reference, data.ref_model_revision, "--ref_model_revision")
+    for spec in data.dataset_name:
+        local_path(split_name(spec)[0], data.data_dir)
+
+
+def model_source(
+    name: str, revision: str | None, flag: str = "--model_revision"
+) -> tuple[str, str | None]:
+    """A model's name and revision, None for the main branch; an error where it cannot be there."""
+    check_model_path(name)
+    revision = None if revision == "main" else revision
+    check_revision(flag, revision, name)
+    return name, revision

@@ -1,0 +1,134 @@
+"""The flags of TRL's and transformers' dataclasses, known without importing these.
+
+    python -m ranking.training.known_flags
+
+writes known_flags.json anew, after a change of their versions. Where other versions are installed
+than the file was written with, nothing is known, and the dataclasses decide.
+"""
+
+import argparse
+import importlib.metadata
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypedDict
+
+KNOWN_FILE = Path(__file__).with_name("known_flags.json")
+FLAG_LIBRARIES = ("transformers", "trl")
+TYPES = {"int": int, "float": float, "dict": dict}  # of values; other ones are checked as text
+
+
+class KnownFlag(TypedDict, total=False):
+    """A flag as argparse takes it; what is not there has argparse's default."""
+
+    options: list[str]
+    default: Any
+    choices: list[str]
+    type: str  # bool, or one of TYPES
+    nargs: str
+    const: Any
+    action: str
+    help: str
+
+
+Known = dict[str, list[KnownFlag]]  # by field, of which true ones are switched off by a flag more
+
+
+class KnownFlags(TypedDict):
+    """known_flags.json."""
+
+    versions: dict[str, str]  # of FLAG_LIBRARIES
+    flags: dict[str, Known]  # by dataclass; TrainingArguments: what SFTConfig and DPOConfig share
+
+
+def read_known_flags() -> KnownFlags | None:
+    """What the file says; None where it is of other versions than those installed."""
+    known = json.loads(KNOWN_FILE.read_text(encoding="utf-8"))
+    return known if known["versions"] == installed_versions() else None
+
+
+def installed_versions() -> dict[str, str]:
+    """Of FLAG_LIBRARIES, without importing them."""
+    return {name: importlib.metadata.version(name) for name in FLAG_LIBRARIES}
+
+
+def flags_of_class(known: KnownFlags, name: str) -> Known:
+    """The flags of ModelConfig, SFTConfig or DPOConfig, inherited ones too."""
+    flags = known["flags"]
+    return flags[name] if name == "ModelConfig" else {**flags["TrainingArguments"], **flags[name]}
+
+
+def truth(text: str) -> bool:
+    """An argparse type: yes, true, t, y, 1 or no, false, f, n, 0, as transformers reads them."""
+    word = text.lower()
+    if word not in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
+        raise argparse.ArgumentTypeError(f"{text}: give true or false")
+    return word in ("yes", "true", "t", "y", "1")
+
+
+def add_known(parser: argparse.ArgumentParser, name: str, flag: KnownFlag) -> None:
+    """Give the parser a flag of the file."""
+    how: dict[str, Any] = {key: value for key, value in flag.items() if key != "options"}
+    if "type" in how:
+        how["type"] = truth if how["type"] == "bool" else TYPES[how["type"]]
+    parser.add_argument(*flag["options"], dest=name, **how)
+
+
+def describe_flag(action: argparse.Action) -> KnownFlag:
+    """A flag of HfArgumentParser's."""
+    kind = getattr(action.type, "__name__", "str")
+    flag = KnownFlag(options=list(action.option_strings))
+    if action.default is not None:
+        flag["default"] = plain_value(action.default)
+    if action.choices is not None:
+        flag["choices"] = [str(choice) for choice in action.choices]
+    if kind == "string_to_bool" or kind in TYPES:
+        flag["type"] = "bool" if kind == "string_to_bool" else kind
+    if isinstance(action, argparse._StoreFalseAction):
+        flag["action"] = "store_false"
+    elif action.nargs is not None:
+        flag["nargs"] = str(action.nargs)
+        if action.const is not None:
+            flag["const"] = action.const
+    if action.help:
+        flag["help"] = action.help
+    return flag
+
+
+def plain_value(default: Any) -> Any:
+    """A default as JSON has it."""
+    return default.value if isinstance(default, Enum) else default
+
+
+def find_flags() -> KnownFlags:
+    """What the installed dataclasses have."""
+    import trl
+    from transformers import HfArgumentParser
+
+    every: dict[str, Known] = {}
+    for name in ("ModelConfig", "SFTConfig", "DPOConfig"):
+        parser = HfArgumentParser(getattr(trl, name), add_help=False)
+        every[name] = {}
+        for action in parser._actions:
+            every[name].setdefault(action.dest, []).append(describe_flag(action))
+    sft, dpo = every["SFTConfig"], every["DPOConfig"]
+    shared = {name: flags for name, flags in sft.items() if dpo.get(name) == flags}
+    classes = {"ModelConfig": every["ModelConfig"], "TrainingArguments": shared}
+    for name in ("SFTConfig", "DPOConfig"):
+        classes[name] = {k: v for k, v in every[name].items() if k not in shared}
+    return {"versions": installed_versions(), "flags": classes}
+
+
+def write_known_flags() -> None:
+    """Write the file, a line for each field."""
+    found = find_flags()
+    parts = []
+    for name, flags in found["flags"].items():
+        lines = [f"{json.dumps(field)}: {json.dumps(how)}" for field, how in flags.items()]
+        parts.append(f"{json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n}")
+    text = f'{{"versions": {json.dumps(found["versions"])},\n"flags": {{\n' + ",\n".join(parts)
+    KNOWN_FILE.write_text(text + "\n}}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_known_flags()

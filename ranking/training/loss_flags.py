@@ -1,0 +1,55 @@
+"""The flags of DPO^γ's losses beyond TRL's, and which of TRL's would silently change them."""
+
+import math
+from dataclasses import dataclass, field
+
+from ranking.metrics.loss_names import OWN_LOSSES
+
+OPTIONS: dict[str, tuple[float, tuple[str, ...]]] = {  # neutral value, and the losses that use it
+    "alpha": (1.0, OWN_LOSSES),
+    "target_margin": (0.0, ("alpha_scaling_norm",)),
+    "dpop_lambda": (50.0, ("alpha_scaling_dpop",)),
+}
+
+
+@dataclass
+class GammaFlags:
+    """Mixin for TRL's DPOConfig: what OWN_LOSSES take beside β."""
+
+    alpha: float = field(
+        default=1.0, metadata={"help": "γ of Eq. 4: 1 is DPO, 0 is reference-free."}
+    )
+    target_margin: float = field(
+        default=0.0, metadata={"help": "Margin that alpha_scaling_norm asks for; SimPO's γ."}
+    )
+    dpop_lambda: float = field(
+        default=50.0, metadata={"help": "λ of alpha_scaling_dpop's penalty; 50 in its paper."}
+    )
+
+    def check_loss(self):
+        """ValueError for options that would silently change one of OWN_LOSSES, and for those that
+        the loss_type does not use."""
+        for name, (neutral, users) in OPTIONS.items():
+            value = getattr(self, name)
+            if value != neutral and not set(users) & set(self.loss_type):
+                raise ValueError(f"{name}={value} needs loss_type={' or '.join(users)}")
+            if name != "alpha" and not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value}: give a finite number, 0 or more")
+        own = [name for name in self.loss_type if name in OWN_LOSSES]
+        if not own:
+            if self.ld_alpha is not None:
+                raise ValueError("ld_alpha weights tokens, but rankings are of whole completions")
+            return
+        changed = {
+            "label_smoothing": self.label_smoothing != 0.0,
+            "label_smoothing_factor": self.label_smoothing_factor != 0.0,
+            "f_divergence_type": self.f_divergence_type != "reverse_kl",
+            "ld_alpha": self.ld_alpha is not None,
+            "use_weighting": self.use_weighting,
+            "sync_ref_model": self.sync_ref_model,
+            "router_aux_loss_coef": self.router_aux_loss_coef not in (None, 0.0),
+        }
+        if wrong := [name for name, is_changed in changed.items() if is_changed]:
+            raise ValueError(
+                f"{', '.join(wrong)} would change the loss of loss_type={own[0]}: leave out"
+            )

@@ -1,0 +1,57 @@
+"""What a saved model brings along for those that generate with it, and adapters as whole models."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ranking.data.examples import PreferenceExample
+from ranking.plumbing.processes import announce
+from ranking.scoring.chat import ChatOptions, end_of_turn_id, goes_through_template
+from ranking.scoring.loading import load_model
+from ranking.training.run_directory import MERGED
+
+
+def prepare_generation(
+    model, tokenizer, chat: ChatOptions, examples: Sequence[PreferenceExample]
+) -> None:
+    """Make the model's generation settings those of what is trained, to be saved with it.
+
+    Where `examples` go through the chat template, generation also stops at the token that ends a
+    turn there. Settings of sampling without `do_sample`, which transformers saves only unchanged,
+    get it.
+    """
+    settings = model.generation_config
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True
+        settings.validate(strict=True)
+        announce("the model's generation settings sample but for do_sample, which is set")
+    if not any(goes_through_template(tokenizer, example, chat) for example in examples):
+        return
+    end, known = end_of_turn_id(tokenizer, chat), settings.eos_token_id
+    stops = [known] if isinstance(known, int) else list(known or [])
+    if end is not None and end not in stops:
+        settings.eos_token_id = [*stops, end]
+        announce(
+            f"generation_config.json: generation also stops at {tokenizer.decode([end])!r}, where "
+            "the template ends a turn"
+        )
+
+
+def save_merged(folder: Path, trained, tokenizer, *, dtype: str) -> Path:
+    """Save the adapter in `folder` merged into its base, as a whole model in `folder`/merged.
+
+    trained: the model that training ended with, whose settings of tokens and generation are saved.
+    It is left as it is: the adapter is loaded again, on the CPU, in dtype.
+    """
+    whole = load_model(str(folder), dtype=dtype, device="cpu").merge_and_unload()
+    whole.generation_config = copy.deepcopy(trained.generation_config)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(whole.config, name, getattr(trained.config, name))
+    with torch.no_grad():
+        whole.save_pretrained(folder / MERGED)
+    tokenizer.save_pretrained(folder / MERGED)
+    return folder / MERGED

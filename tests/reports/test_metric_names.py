@@ -1,0 +1,19 @@
+"""Names of metrics on a tracker's page."""
+
+from ranking.reports.metric_names import grouped_metrics
+
+
+def test_each_metric_has_one_name():
+    logged = {"eval_train_groups/a": 1, "eval_ranking/b": 2, "eval_rewards/b": 3, "test_groups/a": 4,
+              "eval_sample/loss": 5, "eval_train/loss": 6, "eval_distance/squared": None}  # fmt: skip
+    others = {"test_loss": 3, "eval_train_loss": 1, "epoch": 4, "rewards/chosen": 5, "loss": 6}
+    grouped, rest = grouped_metrics({**logged, **others})
+    assert rest == others
+    assert grouped == {
+        "train groups/a": 1,
+        "validation ranking/b": 2,
+        "validation rewards/b": 3,
+        "test groups/a": 4,
+        "validation sample/loss": 5,  # of one of several datasets
+        "validation train/loss": 6,  # of one that is called so
+    }

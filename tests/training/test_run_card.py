@@ -1,0 +1,62 @@
+"""When a run's model card is written, and what goes with the run."""
+
+from datasets import Dataset
+
+from ranking.training.run_card import metrics_at, write_card
+from ranking.training.run_directory import discard_run
+
+SETTINGS = {
+    "dataset_name": "sample", "model_name_or_path": "SmolLM2-135M-Instruct",
+    "model_fingerprints": ["0f"], "data_fingerprints": {"train": "1f"}, "optim": "adamw_torch",
+    "per_device_train_batch_size": 2, "max_steps": 3,
+}  # fmt: skip
+METRICS = {
+    "eval_loss": 2.0,
+    "eval_C/loss": 5.0,
+    "test_loss": 3.0,
+    "test_A/loss": 4.0,
+    "test_B/loss": 2.0,
+}
+
+
+def write(folder) -> str:
+    parts = {"train": Dataset.from_dict({"x": [0] * 9}), "validation": Dataset.from_dict({"x": [0]}),
+             "test": Dataset.from_dict({"x": [0] * 3, "dataset": ["A", "B", "A"]}),
+             "C": Dataset.from_dict({"x": [0] * 7})}  # fmt: skip
+    write_card(
+        folder, "sft.py", [], SETTINGS, {"step": 3, "max_steps": 3, "chosen_by": "last"}, METRICS,
+        parts, data_commit=None, pictures={},
+    )  # fmt: skip
+    return (folder / "README.md").read_text()
+
+
+def test_each_dataset_of_a_mixture_has_its_line(tmp_path):
+    lines = write(tmp_path).splitlines()
+    for line in ("| validation | 1 | 2.0000 |", "| test | 3 | 3.0000 |", "| test A | 2 | 4.0000 |",
+                 "| test B | 1 | 2.0000 |", "| C | 7 | 5.0000 |", "- saved model: step 3 of 3, the last"):  # fmt: skip
+        assert line in lines
+
+
+def test_the_users_own_readme_stays(tmp_path, capsys):
+    """A run's is written again, and discarded with it."""
+    first = write(tmp_path)
+    (tmp_path / "README.md").write_text(first + "edited")
+    assert write(tmp_path) == first
+    discard_run(tmp_path)
+    assert not (tmp_path / "README.md").exists()
+    (tmp_path / "README.md").write_text("my notes")
+    assert write(tmp_path) == "my notes"
+    assert "README.md is your own: no model card is written" in capsys.readouterr().err
+    discard_run(tmp_path)
+    assert (tmp_path / "README.md").exists()
+
+
+def test_metrics_of_the_saved_step():
+    history = [
+        {"step": 1, "loss": 1.0},
+        {"step": 1, "eval_loss": 2.0},
+        {"step": 2, "eval_loss": 3.0},
+        {"step": 2, "eval_train_loss": 4.0},
+    ]
+    assert metrics_at(history, 2) == {"step": 2, "eval_loss": 3.0}
+    assert metrics_at(history, 3) == {}
