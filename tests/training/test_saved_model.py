@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from ranking.scoring.chat import ChatOptions
 from ranking.scoring.loading import load_model
-from ranking.training.models import differentiable
 from ranking.training.saved_model import prepare_generation, save_merged
 from ranking.training.splits import load_parts
 
@@ -61,7 +60,7 @@ def test_a_quantized_base_is_merged_as_it_was_trained_on(tmp_path, tiny_model_di
     """The adapter on 4-bit weights has the whole model's log-likelihoods; needs bitsandbytes."""
     pytest.importorskip("bitsandbytes")
     how = {"dtype": "float32", "quantization": "4bit"}
-    base = differentiable(load_model(str(tiny_model_directory), device="cpu", **how))
+    base = load_model(str(tiny_model_directory), device="cpu", **how)
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
