@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 
+import dpo
 import sft
 
 
@@ -42,3 +43,11 @@ def test_neutral_values_of_retired_flags_and_flags_without_effect(capsys):
         "--eval_steps has no effect: --eval_strategy is no",
         "--metric_for_best_model has no effect: --load_best_model_at_end is not given",
     ]
+    sets = [*base, "--eval_dataset_name=sample", "--early_stopping_patience=3"]
+    by_loss = ["--eval_strategy=epoch", "--metric_for_best_model=sample/loss"]
+    sft.parse_args([*sets, *by_loss])
+    dpo.parse_args([*sets, *by_loss])
+    assert not capsys.readouterr().err
+    dpo.parse_args(sets[:-1])
+    wanted = "--eval_dataset_name has no effect: --eval_strategy is no\n"
+    assert capsys.readouterr().err == wanted
