@@ -97,7 +97,9 @@ def main(argv: list[str]) -> None:
     if not trainer.is_world_process_zero():
         return
     if model_args.merge_adapter:
-        print(save_merged(folder, trainer.model, tokenizer, dtype=model_args.dtype))
+        merged = save_merged(folder, trainer.model, tokenizer, dtype=model_args.dtype,
+                             trust_remote_code=training_args.trust_remote_code)  # fmt: skip
+        print(merged)
     finish_run(folder, settings, saved, losses["test"], len(texts["test"]))
     loss_type = training_args.loss_type
     unit = "nats per response token" if loss_type == "nll" else loss_type

@@ -41,13 +41,19 @@ def prepare_generation(
         )
 
 
-def save_merged(folder: Path, trained, tokenizer, *, dtype: str) -> Path:
+def save_merged(
+    folder: Path, trained, tokenizer, *, dtype: str, trust_remote_code: bool = False
+) -> Path:
     """Save the adapter in `folder` merged into its base, as a whole model in `folder`/merged.
 
     trained: the model that training ended with, whose settings of tokens and generation are saved.
-    It is left as it is: the adapter is loaded again, on the CPU, in dtype.
+    It is left as it is: the adapter is loaded again, on the CPU, in dtype, on whole weights.
     """
-    whole = load_model(str(folder), dtype=dtype, device="cpu").merge_and_unload()
+    adapted = load_model(
+        str(folder), dtype=dtype, device="cpu", dequantize_base=True,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    whole = adapted.merge_and_unload()
     whole.generation_config = copy.deepcopy(trained.generation_config)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(whole.config, name, getattr(trained.config, name))
