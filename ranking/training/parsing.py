@@ -87,8 +87,8 @@ FLAG_GROUPS = {
         "packing": "Does nothing where texts are packed anyway; else fills rows with several.",
     },
     "training": {
-        "loss_type": "dpo.py: alpha_scaling is Eq. 4 (kin: alpha_scaling_norm, …_dpop, …_ipo), sigmoid "
-        "is TRL's DPO, … (sft.py: nll).",
+        "loss_type": "dpo.py: alpha_scaling is Eq. 4 (kin: alpha_scaling_norm, …_dpop, …_ipo), "
+        "sigmoid is TRL's DPO, … (sft.py: nll).",
         "loss_weights": "Of several --loss_type: the weight of each (default: 1).",
         "beta": "KL strength β of Eq. 4.",
         "alpha": "γ of Eq. 4: 1 is DPO, 0 is reference-free.",
