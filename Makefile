@@ -12,7 +12,7 @@ DEMO_DPO = --model_name_or_path=$(DEMO)/sft --dataset_name=sample --beta=0.1 \
 
 .PHONY: demo demo-train test test-slow coverage check audit clean
 
-$(VENV)/.installed: requirements.txt requirements_dpo.txt requirements_dev.txt
+$(VENV)/.installed: requirements.txt requirements_trl.txt requirements_dpo.txt requirements_dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements_dpo.txt -r requirements_dev.txt

@@ -136,6 +136,8 @@ class DPOGammaConfig(GammaFlags, DPOConfig):
     )
 
     def __post_init__(self):
+        if self.bf16 is None and not torch.accelerator.is_available():
+            self.bf16 = False  # TRL's default stops a machine without GPU
         super().__post_init__()
         self.check_loss()
         if set(OWN_LOSSES) & set(self.loss_type) and self.router_aux_loss_coef is None:
@@ -206,8 +208,9 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
     from: the metrics of each are eval_<dataset>/…, beside those of all. `reference_dtype` says what
     REFERENCE_COLUMNS were computed in, where that is coarser than what trains. They may be
     streamed, as TRL's.
-    ref_model: a model, its name or directory; None: the model as it is when it is given. A
-    data_collator is given TRL's rows (prompt_ids, chosen_ids, rejected_ids) and cuts them itself.
+    ref_model: a model, its name or directory; None: the model as it is when it is given. args:
+    None is DPO (γ = 1) with TRL's defaults. A data_collator is given TRL's rows (prompt_ids,
+    chosen_ids, rejected_ids) and cuts them itself.
     eval_dataset: one, or several by name, whose metrics are then eval_<name>_…, as Trainer's.
     eval_sets: further ones beside one eval_dataset, in the same evaluation: eval_<name>/….
     dynamics_dataset: the training pairs that are followed beside these. dynamics_file: where the
@@ -236,10 +239,12 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
         self.cuts_pairs = data_collator is None  # one that is given does it
         collator = partial(collate_by, data_collator) if data_collator else collate_pairs
         eval_dataset = whole_dataset(eval_dataset)
-        given = args or DPOConfig
+        if args is None:
+            name = model if isinstance(model, str) else model.config.name_or_path
+            args = DPOGammaConfig(f"{name.split('/')[-1]}-DPO")
         ref_model = initial_reference(
-            model, ref_model, loading=given.model_init_kwargs or {},
-            needed=kwargs.get("peft_config") is None and not given.precompute_ref_log_probs,
+            model, ref_model, loading=args.model_init_kwargs or {},
+            needed=kwargs.get("peft_config") is None and not args.precompute_ref_log_probs,
         )  # fmt: skip
         super().__init__(
             model, ref_model, args, collator, train_dataset, eval_dataset, *more, **kwargs

@@ -52,6 +52,7 @@ def measure(model_name: str, folder: str, settings: dict[str, Any]) -> dict:
     return {
         **steps._asdict(),
         "pairs_per_second": (len(pairs) - in_step) / steps.seconds,
+        "pairs_per_cpu_second": (len(pairs) - in_step) / steps.cpu_seconds,
         "attention": attention,
     }
 

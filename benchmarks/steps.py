@@ -12,7 +12,7 @@ class Timed(NamedTuple):
     """Of all steps but the first, in which a GPU loads its kernels."""
 
     seconds: float
-    cpu_seconds: float  # of all threads of the process, which other work on the machine delays not
+    cpu_seconds: float  # of all threads of the process; other work does not change it
     peak_gib: float
     peak_gib_above_start: float
     losses: list[float]  # of every step, the first too

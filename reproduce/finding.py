@@ -2,6 +2,7 @@ r"""The paper's finding in one picture: what rankings are, could be, and stay un
 
     python -m reproduce.finding --idealized reproduce/results/smollm2_idealized_accuracy.jsonl \
         --dataset tatsu-lab/alpaca_eval --dynamics reproduce/results/smollm2_dpo_dynamics.jsonl \
+        --caption "SmolLM2-135M-Instruct after SFT, Anthropic/hh-rlhf, seed 42" \
         --output reproduce/results/finding.png
 
 Left: observed ranking accuracy of one dataset and, between the smallest and the largest β, the
@@ -12,7 +13,6 @@ ranked wrongly, as percentages of where they began (§4).
 import argparse
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -20,7 +20,18 @@ from ranking.metrics.dynamics import means_by_step
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import read_json_lines
 from ranking.reports.dynamics import read_dynamics
-from ranking.reports.style import BLUE, GREY, ORANGE, save_figure
+from ranking.reports.dynamics_pictures import name_run, run_caption
+from ranking.reports.labels import plain, short
+from ranking.reports.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    WIDTH,
+    captioned,
+    save_figure,
+    subplots,
+    whole_numbers,
+)
 
 SCORES = {  # calib_property → label, colour
     "ranks_length-normalized": ("per token, R̃", BLUE),
@@ -35,7 +46,7 @@ def draw_accuracies(axes, rows: list[dict]) -> None:
         low, median, high = (100 * x for x in row["min_median_max"])
         axes.barh(y, high - low, left=low, height=0.3, color=colour, alpha=0.3)
         axes.plot([median] * 2, [y - 0.15, y + 0.15], color=colour, linewidth=2)
-        axes.plot(100 * row["observed_accuracy"], y, "o", color=colour, markersize=9)
+        axes.plot(100 * row["observed_accuracy"], y, "o", color=colour, markersize=7)
     axes.axvline(50, color=GREY, linestyle="dashed", linewidth=1)
     legend = [
         Line2D([], [], marker="o", color=GREY, linestyle="none", label="observed"),
@@ -44,12 +55,13 @@ def draw_accuracies(axes, rows: list[dict]) -> None:
                label="its median"),
         Line2D([], [], color=GREY, linestyle="dashed", label="a coin"),
     ]  # fmt: skip
-    axes.legend(handles=legend, ncols=4, fontsize=7, loc="lower center", columnspacing=1.2)
+    axes.legend(handles=legend, ncols=4, fontsize=6, loc="lower center", columnspacing=0.8,
+                handletextpad=0.3, handlelength=1.3)  # fmt: skip
     axes.set_yticks(range(2), [label for label, _ in SCORES.values()])
     axes.set_ylim(1.75, -0.4)
     axes.set_xlim(30, 102)
     axes.set_xlabel(f"pairs ranked as people did (%), n = {rows[0]['n']}")
-    axes.set_title("what rankings are, and what they could be", fontsize=10)
+    axes.set_title("what rankings are, and what they could be")
     axes.grid(axis="x", alpha=0.3)
 
 
@@ -65,11 +77,12 @@ def draw_training(axes, rows: list[dict]) -> None:
         relative = [100 * value / values[0] for value in values]
         axes.plot(steps, relative, color=colour, marker=marker)
         axes.annotate(label, (steps[-2], relative[-2]), xytext=(0, 7), textcoords="offset points",
-                      color=colour, ha="center", fontsize=9)  # fmt: skip
+                      color=colour, ha="center")  # fmt: skip
     axes.set_ylim(50, 110)
     axes.set_xlabel(f"step of DPO (n = {means[steps[0]]['n']} training pairs)")
     axes.set_ylabel("% of where it began")
-    axes.set_title("what DPO lowers, and what it leaves", fontsize=10)
+    axes.set_title("what DPO lowers, and what it leaves")
+    whole_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
 
 
@@ -80,6 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, help="one of its datasets")
     parser.add_argument("--dynamics", required=True, type=Path,
                         help="ranking_dynamics.jsonl of dpo.py")  # fmt: skip
+    parser.add_argument("--caption", help="model, data and seed of the dynamics")
     parser.add_argument("--output", required=True, type=Path, help=".png or .pdf")
     return parser.parse_args(argv)
 
@@ -88,10 +102,13 @@ def main(args: argparse.Namespace) -> None:
     rows = [row for row in read_json_lines(args.idealized) if row["dataset_name"] == args.dataset]
     if not rows:
         raise ValueError(f"{args.idealized}: no row of {args.dataset}")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.9))
+    dynamics = read_dynamics(args.dynamics)
+    figure, (left, right) = subplots(1, 2, figsize=(WIDTH, 2.4), layout="constrained")
     draw_accuracies(left, rows)
-    draw_training(right, read_dynamics(args.dynamics))
-    figure.tight_layout()
+    draw_training(right, dynamics)
+    run = run_caption(dynamics, args.caption or name_run(args.dynamics))
+    where = f"{short(rows[0]['model'])}, {args.dataset}"
+    captioned(figure, f"left: {plain(where)}; right: {run}")
     save_figure(figure, args.output)
     print(args.output)
 

@@ -42,7 +42,8 @@ def test_operations_are_twice_the_parameters_of_unique_and_of_scored_tokens():
 
 def test_ours_is_compared_by_its_fastest_split_with_the_fastest_of_each_side():
     def side(speed: float, *losses: float) -> dict:
-        return {"pairs_per_second": speed, "peak_gib": 1.0, "losses": list(losses)}
+        speeds = {"pairs_per_second": speed, "pairs_per_cpu_second": speed**2}
+        return {**speeds, "peak_gib": 1.0, "losses": list(losses)}
 
     found = compare(
         {
@@ -56,9 +57,11 @@ def test_ours_is_compared_by_its_fastest_split_with_the_fastest_of_each_side():
         }
     )
     assert found == {
-        "speedup_trl_online": 4.0,
+        "speedup_trl_online_by_second": 4.0,
+        "speedup_trl_online_by_cpu_second": 16.0,
         "largest_loss_difference_online": 0.0,
-        "speedup_trl-best_cached": 2.0,
+        "speedup_trl-best_cached_by_second": 2.0,
+        "speedup_trl-best_cached_by_cpu_second": 4.0,
         "largest_loss_difference_cached": pytest.approx(0.125),
     }
 
@@ -92,7 +95,7 @@ def test_dpo_and_its_peers_have_the_same_losses(tmp_path):
                   "flash-pref", "--output", file)  # fmt: skip
     found = json.loads(file.read_text())
     assert found["largest_loss_difference_cached"] < 1e-3
-    assert found["speedup_trl-best_cached"] > 0
+    assert found["speedup_trl-best_cached_by_second"] > 0
     assert "skipped" in found["flash-pref_cached_2x1"]
 
 

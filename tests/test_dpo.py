@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 
 import calculate_calibration_metrics
 import calculate_upper_bound_rlhf
-from dpo import main, parse_args
+from dpo import DPO, main, parse_args
 from ranking.data.conversions import preference_pairs
 from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.data.splits import load_training_splits
@@ -34,7 +34,9 @@ from ranking.plumbing.result_files import append_json_lines, read_json_lines
 from ranking.reports.dynamics import read_dynamics
 from ranking.scoring.loading import load_model
 from ranking.scoring.models import model_fingerprint
+from ranking.training.checks import check_values
 from ranking.training.dynamics_file import DynamicsRow
+from ranking.training.known_flags import read_known_flags
 from ranking.training.run_directory import TrainingRun
 
 ROOT = Path(__file__).parents[1]
@@ -492,9 +494,11 @@ def test_sharded_in_half_precision(tiny_model_directory, tmp_path):
     ],
 )
 def test_bad_flags(flags, message):
-    with pytest.raises(ValueError) as error:
-        parse_args([*command("m", "o"), *flags])
-    assert message in str(error.value) and "\n" not in str(error.value)
+    """Before PyTorch is imported (`check_values`), and by the dataclasses."""
+    for check in (parse_args, lambda argv: check_values(DPO, read_known_flags(), argv, "")):
+        with pytest.raises(ValueError) as error:
+            check([*command("m", "o"), *flags])
+        assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -345,6 +345,19 @@ def test_ways_to_call_it_are_those_of_trl(tmp_path, tokenizer, texts, way):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-4), name
 
 
+def test_a_name_and_data_are_enough(tmp_path, tokenizer, texts, monkeypatch):
+    """Without arguments it is DPO with TRL's defaults, on a machine without GPU too."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    run = DPOGammaTrainer("model", train_dataset=Dataset.from_list(texts))
+    assert (run.args.output_dir, run.trained, run.gamma) == ("model-DPO", "sigmoid", 1.0)
+    batch = run.data_collator([run.train_dataset[k] for k in range(4)])
+    batch = {name: value.to(run.args.device) for name, value in batch.items()}
+    loss = run.compute_loss(run.model, batch).item()
+    assert loss == pytest.approx(math.log(2), abs=1e-5) and run.args.learning_rate == 1e-6
+
+
 def test_the_reference_is_the_model_as_it_is_given(tmp_path, tokenizer, texts):
     """Not what its directory holds, as TRL has it, and not what an earlier trainer's forward calls;
     by name it is that directory's."""

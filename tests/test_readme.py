@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ranking.reports.page_columns import COMPLETION_COLUMNS, PAIR_COLUMNS
 from reproduce import update_readmes
@@ -129,6 +129,19 @@ def folder(tmp_path, tiny_model_directory) -> Path:
     alpaca.parent.mkdir(parents=True)
     alpaca.write_text(json.dumps(votes), encoding="utf-8")
     return tmp_path
+
+
+def test_the_example_of_the_class_runs(folder, tiny_model_directory, monkeypatch, capsys):
+    """docs/training.md's, in another directory, with a tiny model in the place of gpt2."""
+    (code,) = re.findall(r"```python\n(.*?)```", page_text("docs/training.md"), re.S)
+    assert len([line for line in code.splitlines() if line]) <= 18 and code.count('"gpt2"') == 2
+    monkeypatch.chdir(folder)
+    exec(code.replace('"gpt2"', repr(str(tiny_model_directory))), {})
+    accuracy = float(capsys.readouterr().out.splitlines()[-1])
+    rows = [json.loads(line) for line in (folder / "DPO_DIR/ranking_dynamics.jsonl").open()]
+    right = [row["group"].endswith("_to_correct") for row in rows]
+    assert {row["gamma"] for row in rows} == {0.5} and accuracy == sum(right) / len(right)
+    assert AutoModelForCausalLM.from_pretrained(folder / "DPO_DIR").config.model_type == "llama"
 
 
 def shortened(command: list[str], model: Path) -> list[str]:
@@ -302,6 +315,6 @@ def test_environment_files(name):
 
 
 def test_installed_versions_are_the_pinned_ones():
-    for name in ("requirements.txt", "requirements_dpo.txt"):
+    for name in ("requirements.txt", "requirements_trl.txt"):
         for package, pinned in re.findall(r"^([\w-]+)==(\S+)", (ROOT / name).read_text(), re.M):
             assert version(package) == pinned

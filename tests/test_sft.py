@@ -32,9 +32,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from ranking.data.conversions import sft_texts
 from ranking.scoring.chat import ChatOptions
+from ranking.training.checks import check_values
+from ranking.training.known_flags import read_known_flags
 from ranking.training.splits import load_parts
 from ranking.training.texts import IGNORED, tokenize_texts
-from sft import main, parse_args
+from sft import SFT, main, parse_args
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,9 +133,11 @@ def test_lora_packing_and_sanity_check(tiny_model_directory, tmp_path, capsys):
     ],
 )
 def test_bad_flags(flags, message):
-    with pytest.raises(ValueError) as error:
-        parse_args(["--model_name=m", "--output_dir=o", *flags])
-    assert message in str(error.value) and "\n" not in str(error.value)
+    """Before PyTorch is imported (`check_values`), and by the dataclasses."""
+    for check in (parse_args, lambda argv: check_values(SFT, read_known_flags(), argv, "")):
+        with pytest.raises(ValueError) as error:
+            check(["--model_name=m", "--output_dir=o", *flags])
+        assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_what_a_run_cannot_be_is_said(tiny_model_directory, tmp_path, capsys, monkeypatch):

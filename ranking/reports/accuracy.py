@@ -38,7 +38,8 @@ from ranking.reports.style import (
     BLUE,
     GREY,
     ORANGE,
-    legend_below,
+    WIDTH,
+    legend_outside,
     model_style,
     percents,
     save_figure,
@@ -226,7 +227,7 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
         return
     labels = setting_labels(accuracies)
     places = list(labels)
-    figure, axes = subplots(figsize=(7, 1.3 + 0.55 * len(places)))
+    figure, axes = subplots(figsize=(0.75 * WIDTH, 1.2 + 0.45 * len(places)))
     styles = {
         "ranking_length-normalized": (BLUE, "o", -0.14, "length-normalized"),
         "ranking_non-length-normalized": (ORANGE, "s", 0.14, "summed"),
@@ -246,15 +247,14 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
         )  # fmt: skip
     mark_baselines(axes, enumerate(last[setting] for setting in places))
     names = [f"{labels[setting]}\n(n = {last[setting]['n']})" for setting in places]
-    axes.set_yticks(range(len(places)), names, fontsize=8)
+    axes.set_yticks(range(len(places)), names)
     axes.invert_yaxis()
-    axes.set_title(plain(accuracies[0]["model"]), fontsize=10)
+    axes.set_title(plain(accuracies[0]["model"]))
     finish_accuracy_axes(axes)
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.35 / figure.get_figheight() - 0.12),
         ncols=3,
-        fontsize=8,
     )
     save_figure(figure, path)
 
@@ -280,8 +280,8 @@ def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Pat
     labels = setting_labels(accuracies)
     places = list(labels)
     models = model_labels(dict.fromkeys(row["model"] for row in accuracies))
-    height = 1.6 + len(places) * max(0.75, 0.14 * len(models))
-    figure, grid = subplots(1, 2, figsize=(10, height), sharey=True)
+    height = 1.3 + len(places) * max(0.6, 0.11 * len(models))
+    figure, grid = subplots(1, 2, figsize=(WIDTH, height), sharey=True, layout="constrained")
     titles = {"length-normalized": "R̃, length-normalized", "non-length-normalized": "R, summed"}
     of_setting = {s: [row for row in accuracies if setting_of(row) == s] for s in places}
     for axes, (kind, title) in zip(grid, titles.items()):
@@ -295,7 +295,7 @@ def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Pat
             shift = 0.6 * ((k + 0.5) / len(models) - 0.5)
             y = [places.index(setting_of(row)) + shift for row in chosen]
             axes.errorbar(
-                x, y, xerr=bars, capsize=2, linestyle="none", markersize=5, label=name,
+                x, y, xerr=bars, capsize=2, linestyle="none", label=name,
                 **model_style(k),
             )  # fmt: skip
         for i, (first, *_) in enumerate(of_setting.values()):
@@ -304,13 +304,12 @@ def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Pat
                     100 * first["chance"], i - 0.4, i + 0.4, colors=GREY, linestyles="dashed",
                     label="chance" if i == 0 else None,
                 )  # fmt: skip
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title)
         finish_accuracy_axes(axes)
     names = [f"{labels[s]}\n(n = {max(row['n'] for row in of_setting[s])})" for s in places]
-    grid[0].set_yticks(range(len(places)), names, fontsize=8)
+    grid[0].set_yticks(range(len(places)), names)
     grid[0].invert_yaxis()
-    figure.tight_layout()
-    legend_below(figure, grid[0], ncols=5)
+    legend_outside(figure, grid[0], ncols=3)
     save_figure(figure, path)
 
 
@@ -351,7 +350,7 @@ def draw_groups(
     shift = 0.6 * ((number + 0.5) / len(models) - 0.5)
     axes.errorbar(
         x, [shown.index(e["group"]) + shift for e in entries], xerr=bars, capsize=2,
-        linestyle="none", markersize=4, label=models[row["model"]], **model_style(number),
+        linestyle="none", label=models[row["model"]], **model_style(number),
     )  # fmt: skip
     (mean,) = (mean for mean in row["mean_over_groups"] if mean["column"] == column)
     axes.axvline(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ranking.metrics.comparison import ComparedPair, ComparisonRow
 from ranking.reports.labels import SYMBOLS, dataset_of, model_labels, plain
-from ranking.reports.style import GREY, legend_below, model_style, save_figure, subplots
+from ranking.reports.style import GREY, WIDTH, legend_outside, model_style, save_figure, subplots
 from ranking.reports.tables import Table, percent, show_table, with_interval
 
 SIGNIFICANT = 0.05  # of p-values corrected by Holm's method
@@ -125,8 +125,8 @@ def plot_comparison(rows: Sequence[ComparisonRow], path: Path) -> None:
     of_first = [t for row in rows for t in row["tests"] if t["first"] == first]
     others = model_labels(dict.fromkeys(test["second"] for test in of_first))
     n = {dataset_of(row): row["n"] for row in rows}
-    height = 1.6 + len(datasets) * max(0.6, 0.2 * len(others))
-    figure, grid = subplots(1, 2, figsize=(10, height), sharey=True)
+    height = 1.4 + len(datasets) * max(0.5, 0.16 * len(others))
+    figure, grid = subplots(1, 2, figsize=(WIDTH, height), sharey=True, layout="constrained")
     for axes, symbol in zip(grid, SYMBOLS.values()):
         for k, (name, label) in enumerate(others.items()):
             found = [
@@ -144,19 +144,16 @@ def plot_comparison(rows: Sequence[ComparisonRow], path: Path) -> None:
                 filled = colour if significance_mark(test) else "white"
                 axes.errorbar(
                     value, place + shift, xerr=[[max(0, value - low)], [max(0, high - value)]],
-                    capsize=2, linestyle="none", markersize=6, markerfacecolor=filled,
+                    capsize=2, linestyle="none", markersize=5, markerfacecolor=filled,
                     **model_style(k), label=label if place == found[0][0] else None,
                 )  # fmt: skip
         axes.axvline(0, color=GREY, linewidth=0.8, linestyle="dashed")
         axes.set_xlabel(f"{symbol}: difference (percentage points)")
         axes.grid(alpha=0.3, axis="x")
-    grid[0].set_yticks(range(len(datasets)), [f"{plain(d)}\n(n = {n[d]})" for d in datasets],
-                       fontsize=8)  # fmt: skip
+    grid[0].set_yticks(range(len(datasets)), [f"{plain(d)}\n(n = {n[d]})" for d in datasets])
     grid[0].set_ylim(len(datasets) - 0.5, -0.5)
     figure.suptitle(
-        f"more or less accurate than {plain(Path(first).name)}; filled: p < 0.05 (McNemar, Holm)",
-        fontsize=9,
+        f"more or less accurate than {plain(Path(first).name)}; filled: p < 0.05 (McNemar, Holm)"
     )
-    figure.tight_layout()
-    legend_below(figure, grid[0], ncols=4)
+    legend_outside(figure, grid[0], ncols=3)
     save_figure(figure, path)

@@ -22,6 +22,7 @@ from ranking.plumbing.result_files import Record, read_config
 from ranking.reports.dynamics import DISPLACEMENT_STYLES, GROUP_STYLES, other_losses
 from ranking.reports.labels import plain, short
 from ranking.reports.style import (
+    DISTANCE,
     GREY,
     LOG_REF,
     LOSS_NEEDED,
@@ -298,7 +299,7 @@ def plot_sweep(
     panels = {
         "accuracy": ("ranking accuracy (%)", 100),
         "flipped": ("wrong pairs flipped (%)", 100),
-        "squared_distance": (r"$\|\theta - \theta_{\mathrm{ref}}\|^2$", 1),
+        "squared_distance": (DISTANCE, 1),
     }
     styles = part_styles([row["part"] for row in swept])
     figure, grid = subplots(1, 3, figsize=(WIDTH, 2.5), layout="constrained")

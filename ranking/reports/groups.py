@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ranking.reports.labels import SYMBOLS, plain
-from ranking.reports.style import subplots
+from ranking.reports.style import WIDTH, subplots
 
 MOST_GROUPS = 30  # of a column that are shown; all are in the result file
 LONGEST_NAME = 40  # characters
-BELOW = {"loc": "outside lower center", "fontsize": 8}  # a legend of all panels
+BELOW = {"loc": "outside lower center"}  # a legend of all panels
 
 
 def group_name(name: str | None) -> str:
@@ -82,7 +82,7 @@ def group_grid(
     places = [largest_groups(row, column) for _, row, column in panels]
     heights = [0.35 + height * len(of_panel) for of_panel in places]
     figure, grid = subplots(
-        len(panels), 2, figsize=(10, 1 + sum(heights)), sharex=True, squeeze=False,
+        len(panels), 2, figsize=(WIDTH, 1 + sum(heights)), sharex=True, squeeze=False,
         height_ratios=heights, layout="constrained",
     )  # fmt: skip
     for line, (label, row, column), of_panel in zip(grid, panels, places):
@@ -93,10 +93,10 @@ def group_grid(
             axes.set_yticks(range(len(of_panel)), [])
         entries = [row["by_group"][k] for k in of_panel]
         texts = [f"{plain(group_name(e['group']))} (n = {e['n']})" for e in entries]
-        line[0].set_yticks(range(len(of_panel)), texts, fontsize=7)
+        line[0].set_yticks(range(len(of_panel)), texts)
         n_all = sum(entry["column"] == column for entry in row["by_group"])
         some = f" ({len(of_panel)} largest of {n_all})" if n_all > len(of_panel) else ""
-        line[0].set_title(f"{label}, by {plain(column)}{some}", fontsize=8, loc="left")
+        line[0].set_title(f"{label}, by {plain(column)}{some}", loc="left")
     for axes, symbol in zip(grid[-1], SYMBOLS.values()):
-        axes.set_xlabel(f"{symbol}: {across}", fontsize=9)
+        axes.set_xlabel(f"{symbol}: {across}")
     return figure, grid

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ranking.data.examples import dataset_label
 from ranking.metrics.idealized import CurveRow, IdealizedRow, PairRow, curve_steps
 from ranking.plumbing.result_files import Record
 from ranking.reports.groups import (
@@ -29,7 +30,18 @@ from ranking.reports.labels import (
     setting_of,
     short,
 )
-from ranking.reports.style import BLUE, GREY, ORANGE, legend_below, save_figure, subplots
+from ranking.reports.style import (
+    BLUE,
+    GREY,
+    LOG_REF,
+    LOSS_NEEDED,
+    ORANGE,
+    WIDTH,
+    captioned,
+    legend_outside,
+    save_figure,
+    subplots,
+)
 from ranking.reports.tables import (
     BETWEEN,
     Table,
@@ -193,8 +205,9 @@ def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:
     settings = setting_labels(curves)
     n_references = len({curve.get("reference_model") for curve in curves})
     figure, grid = subplots(
-        1, len(panels), figsize=(1.5 + 4.2 * len(panels), 3.6), sharey=True, squeeze=False
-    )
+        1, len(panels), figsize=(1.2 + 2.9 * len(panels), 3.2), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
     for axes, panel in zip(grid[0], panels):
         breakpoints = [beta for curve in panel.values() for beta in curve["critical_betas"]]
         left = min([1e-3, *(beta / 2 for beta in breakpoints)])
@@ -206,20 +219,25 @@ def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:
             steps = curve_steps(curve)
             values = 100 * np.append(steps, steps[-1])
             observed = 100 * curve["observed_accuracy"]
-            axes.step(betas, values, where="post", color=colour, label=f"R*, {label}")
+            axes.step(betas, values, where="post", color=colour, label=rf"$R^*$, {label}")
             axes.axhline(observed, color=colour, linestyle="dashed", label=f"observed, {label}")
             axes.fill_between(betas, values, observed, step="post", color=colour, alpha=0.12)
         axes.set_xscale("log")
         axes.set_xlim(left, min(right, 1000))
-        axes.set_xlabel("β")
+        axes.set_xlabel(r"$\beta$")
         axes.set_ylim(0, 102)
         first = next(iter(panel.values()))
         whose = f"{models[first['model']]}, " if len(models) > 1 else ""
         whose += f"from {plain(str(first.get('reference_model')))}, " if n_references > 1 else ""
-        axes.set_title(f"{whose}{settings[setting_of(first)]} (n = {first['n']} pairs)", fontsize=9)
+        axes.set_title(f"{whose}{settings[setting_of(first)]} (n = {first['n']} pairs)")
         axes.grid(alpha=0.3)
     grid[0][0].set_ylabel("ranking accuracy (%)")
-    legend_below(figure, grid[0][0], ncols=2, y=0.0)
+    legend_outside(figure, grid[0][0], ncols=2)
+    names = dict.fromkeys((curve["model"], curve.get("reference_model")) for curve in curves)
+    if len(names) == 1:
+        ((model, reference),) = names
+        whose = "" if reference in (model, None) else f", reference {plain(short(str(reference)))}"
+        captioned(figure, plain(short(model)) + whose)
     save_figure(figure, path)
 
 
@@ -248,10 +266,16 @@ def plot_idealized_by_group(rows: Sequence[IdealizedRow], path: Path) -> None:
             places = np.array([shown.index(entry["group"]) for entry in entries])
             least, median, most = 100 * np.array([e["min_median_max"] for e in entries]).T
             axes.hlines(
-                places, least, most, colors=colour, linewidth=5, alpha=0.35, label="R*, over β"
+                places,
+                least,
+                most,
+                colors=colour,
+                linewidth=5,
+                alpha=0.35,
+                label=r"$R^*$, over $\beta$",
             )
             axes.vlines(
-                median, places - 0.3, places + 0.3, colors=colour, label="its median over β"
+                median, places - 0.3, places + 0.3, colors=colour, label=r"its median over $\beta$"
             )
             observed = [100 * entry["observed_accuracy"] for entry in entries]
             axes.plot(observed, places, "o", color="black", markersize=4, label="observed")
@@ -266,7 +290,7 @@ def plot_required_loss(pairs: Sequence[PairRow], path: Path) -> None:
     if len({(pair["gamma"], *pair["required_loss"]) for pair in pairs}) > 1:
         raise ValueError("pairs of several γ or β: draw each file by itself")
     ordered = sorted((pair for pair in pairs if not pair["tied"]), key=lambda pair: pair["c"])
-    figure, axes = subplots(figsize=(6.5, 4))
+    figure, axes = subplots(figsize=(0.75 * WIDTH, 3.4), layout="constrained")
     betas = sorted(pairs[0]["required_loss"], key=float)
     colours = matplotlib.colormaps["viridis"]
     for k, beta in enumerate(betas):
@@ -274,17 +298,17 @@ def plot_required_loss(pairs: Sequence[PairRow], path: Path) -> None:
             [pair["c"] for pair in ordered],
             [pair["required_loss"][beta] for pair in ordered],
             marker=".", markersize=3, linewidth=0.8, linestyle="dashed",
-            color=colours(0.9 * k / max(1, len(betas) - 1)), label=f"β = {beta}",
+            color=colours(0.9 * k / max(1, len(betas) - 1)), label=rf"$\beta$ = {beta}",
         )  # fmt: skip
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set_yscale("log")
     largest = max((p["required_loss"][beta] for p in ordered for beta in betas), default=1.0)
     axes.set_ylim(1e-4, 2 * max(largest, 1.0))
-    axes.set_xlabel("c = log π_ref(y_l|x) − log π_ref(y_w|x)  (nats)")
-    axes.set_ylabel("loss needed, −log σ(γβc)  (nats)")
-    axes.set_title(
-        f"right of 0: the reference ranks the pair wrongly (n = {len(ordered)})", fontsize=9
-    )
+    axes.set_xlabel(f"$c$ = {LOG_REF % 'y_l'} − {LOG_REF % 'y_w'} (nats)")
+    axes.set_ylabel(f"loss needed, {LOSS_NEEDED} (nats)")
+    axes.set_title(f"right of 0: the reference ranks the pair wrongly (n = {len(ordered)})")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend()
+    datasets = dict.fromkeys(dataset_label(pair["dataset"], pair["split"]) for pair in pairs)
+    captioned(figure, rf"{plain(', '.join(datasets))}, $\gamma$ = {pairs[0]['gamma']:g}")
     save_figure(figure, path)

@@ -20,7 +20,7 @@ from ranking.reports.labels import (
 )
 from ranking.reports.style import (
     GREY,
-    legend_below,
+    legend_outside,
     model_style,
     percents,
     save_figure,
@@ -136,8 +136,8 @@ def plot_length_difference(rows: Sequence[ResultRow], path: Path) -> None:
     models = model_labels(dict.fromkeys(row["model"] for row in rows))
     numbers = {model: k for k, model in enumerate(models)}
     figure, grid = subplots(
-        2, len(settings), figsize=(1 + 3.2 * len(settings), 6), sharey=True, sharex="col",
-        squeeze=False,
+        2, len(settings), figsize=(0.6 + 2.15 * len(settings), 4.6), sharey=True, sharex="col",
+        squeeze=False, layout="constrained",
     )  # fmt: skip
     for (line, (score, symbol)), (column, setting) in product(
         zip(grid, SYMBOLS.items()), enumerate(settings)
@@ -152,19 +152,18 @@ def plot_length_difference(rows: Sequence[ResultRow], path: Path) -> None:
                 [b["accuracy"] for b in row["bins"]], [b["wilson_95"] for b in row["bins"]]
             )
             axes.errorbar(
-                x, y, yerr=bars, capsize=2, markersize=4, label=models[row["model"]],
+                x, y, yerr=bars, capsize=2, label=models[row["model"]],
                 **model_style(numbers[row["model"]]),
             )  # fmt: skip
         if score == "length-normalized":
             n = max((row["n"] for row in chosen), default=0)
-            axes.set_title(f"{settings[setting]} (n = {n})", fontsize=8)
+            axes.set_title(f"{settings[setting]} (n = {n})")
         else:
             axes.set_xlabel("tokens: preferred − dispreferred")
         if column == 0:
             axes.set_ylabel(f"{symbol}: ranking accuracy (%)")
         axes.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
-        axes.set_ylim(0, 102)
+        axes.set_ylim(-3, 103)
         axes.grid(alpha=0.3)
-    figure.tight_layout()
-    legend_below(figure, grid[0][0], ncols=4)
+    legend_outside(figure, grid[0][0], ncols=3)
     save_figure(figure, path)

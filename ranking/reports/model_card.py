@@ -8,6 +8,7 @@ from typing import Any
 
 from ranking.data.hub import is_hub_name, split_name
 from ranking.metrics.intervals import wilson_interval
+from ranking.metrics.loss_names import OWN_LOSSES
 from ranking.reports.tables import Table, as_markdown, as_texts, percent, with_interval
 
 CARD_MARK = "<!-- written by the run: it writes this file again, but no other README.md -->"
@@ -58,8 +59,8 @@ def results_table(
     ranked = any(name.endswith("ranking/accuracy") for name in metrics)
     columns = ["part", "n", "loss"]
     if ranked:
-        columns += ["ranking accuracy R, % (95 %)", "R of the reference, %", "R̃ per token, %"]
-        columns += ["flipped to correct", "reward accuracy, %"]
+        columns += ["ranking accuracy R, % (95 %)", "R of the reference"]
+        columns += ["R̃, % (95 %)", "R̃ of the reference", "flipped to correct", "reward accuracy, %"]
     lines = []
     for prefix, n in sizes.items():
         found = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
@@ -70,16 +71,14 @@ def results_table(
         if ranked:
             share = {name: found.get(f"groups/{name}_share", 0.0)
                      for name in ("incorrect_to_correct", "incorrect_to_incorrect")}  # fmt: skip
-            accuracy, wrong = found["ranking/accuracy"], sum(share.values())
-            flipped = share["incorrect_to_correct"]
-            line += [
-                with_interval(accuracy, wilson_interval(round(accuracy * n), n), 1),
-                percent(found["ranking/ref_accuracy"]),
-                f"{percent(found['ranking/accuracy_normalized'])} (reference "
-                f"{percent(found['ranking/ref_accuracy_normalized'])})",
-                f"{round(flipped * n)} of {round(wrong * n)}",
-                percent(found.get("rewards/accuracies")),
-            ]
+            for suffix in ("", "_normalized"):
+                accuracy = found[f"ranking/accuracy{suffix}"]
+                interval = wilson_interval(round(accuracy * n), n)
+                line.append(with_interval(accuracy, interval, 1))
+                line.append(percent(found[f"ranking/ref_accuracy{suffix}"]))
+            flipped, wrong = share["incorrect_to_correct"], sum(share.values())
+            line.append(f"{round(flipped * n)} of {round(wrong * n)}")
+            line.append(percent(found.get("rewards/accuracies")))
         lines.append(line)
     return columns, lines
 
@@ -96,9 +95,17 @@ def loss_lines(settings: Mapping[str, Any]) -> list[str]:
     if "beta" not in settings:
         what = "negative log-likelihood of response tokens" if terms == "nll" else terms
         return [f"- loss: {what}"]
-    lines = [f"- loss: `{terms}`, β = {settings['beta']:g}"]
-    if any(name.startswith("alpha_scaling") for name in types):
-        lines = [f"- loss: `{terms}`, β = {settings['beta']:g}, γ = {settings['alpha']:g}"]
+    options = {
+        "β": (settings["beta"], True),
+        "γ": (settings.get("alpha"), set(types) & set(OWN_LOSSES)),
+        "target margin": (settings.get("target_margin", 0.0), "alpha_scaling_norm" in types),
+        "λ": (settings.get("dpop_lambda", 50.0), "alpha_scaling_dpop" in types),
+        "label smoothing": (settings.get("label_smoothing"), settings.get("label_smoothing")),
+    }
+    shown = ", ".join(
+        f"{name} = {value:g}" for name, (value, is_used) in options.items() if is_used
+    )
+    lines = [f"- loss: `{terms}`, {shown}"]
     if types == ["alpha_scaling"]:
         lines.append(f"  - {LOSS_OF_EQUATION_4}")
     return lines
@@ -187,6 +194,8 @@ def model_card(
     fingerprints = settings["model_fingerprints"]
     lines = ["---", head.to_yaml(), "---", CARD_MARK, "", f"# {title}", ""]
     lines += [f"- base model: {model_text(base, fingerprints[0])}"]
+    if settings.get("use_peft") and not is_of_hub:
+        lines[-1] += ", on which this adapter is to be loaded"
     if tuning == "dpo":
         reference = settings.get("ref_model_name_or_path") or base
         same = "the base model" if reference == base else model_text(reference, fingerprints[1])

@@ -25,6 +25,7 @@ from ranking.reports.labels import (
 )
 from ranking.reports.style import (
     GREY,
+    WIDTH,
     save_figure,
     subplots,
 )
@@ -40,6 +41,7 @@ from ranking.reports.tables import (
 
 REWARD_KINDS = {"length-normalized": "per token", "non-length-normalized": "summed"}
 CHES_COLUMNS = {"ches": "CHES, AUC", "ches_normalized": "CHES per token, AUC"}
+CHANGE = r"$\log\,\pi/\pi_{\mathrm{ref}}$"
 OUTCOMES = ("both_right", "only_ranking_right", "only_reward_right", "both_wrong")
 
 
@@ -307,7 +309,7 @@ def plot_rewards(pairs: Sequence[RewardPair], path: Path) -> None:
                pair["dataset_config"])  # fmt: skip
         panels.setdefault(key, []).append(pair)
     figure, grid = subplots(
-        len(panels), 3, figsize=(11, 0.5 + 3.4 * len(panels)), squeeze=False,
+        len(panels), 3, figsize=(WIDTH, 0.5 + 2.6 * len(panels)), squeeze=False,
         layout="constrained", width_ratios=(1, 1.25, 1.25),
     )  # fmt: skip
     several = len({key[:2] for key in panels}) > 1
@@ -316,18 +318,18 @@ def plot_rewards(pairs: Sequence[RewardPair], path: Path) -> None:
         if several:
             title = f"{plain(short(model))} from {plain(short(reference))}, {title}"
         size = f"(n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{len(own)}\N{NO-BREAK SPACE}pairs)"
-        axes[0].set_title(fill(f"{title} {size}", 40), fontsize=8, loc="left")
+        axes[0].set_title(fill(f"{title} {size}", 34), loc="left")
         draw_outcomes(axes[0], own)
         draw_changes(axes[1], own)
         draw_changes_by_group(axes[2], own)
     handles, labels = grid[0][1].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=4, title="ranking, reference → policy", **BELOW)
     betas = dict.fromkeys(f"{pair['beta']:g}" for pair in pairs)
-    how = f"log-likelihoods summed over tokens, β = {', '.join(betas)}"
+    how = rf"log-likelihoods summed over tokens, $\beta$ = {', '.join(betas)}"
     if not several:
         model, reference = next(iter(panels))[:2]
         how = f"{plain(short(model))} against {plain(short(reference))}; {how}"
-    figure.suptitle(how, fontsize=10)
+    figure.suptitle(how)
     save_figure(figure, path)
 
 
@@ -345,8 +347,8 @@ def draw_outcomes(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
         )  # fmt: skip
     axes.set_xticks([0, 1], ["right", "wrong"])
     axes.set_yticks([0, 1], ["right", "wrong"])
-    axes.set_xlabel("implicit reward, β log π/π_ref")
-    axes.set_ylabel("ranking, log π")
+    axes.set_xlabel(rf"implicit reward, $\beta$ {CHANGE}")
+    axes.set_ylabel(r"ranking, $\log\,\pi$")
 
 
 def draw_changes(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
@@ -370,11 +372,9 @@ def draw_changes(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
         np.mean([pair[f"{side}_change"] < 0 for pair in known]) if known else np.nan
         for side in ("chosen", "rejected")
     ]
-    axes.set_title(
-        f"fell: {100 * fell[0]:.0f} % of chosen, {100 * fell[1]:.0f} % of rejected", fontsize=8
-    )
-    axes.set_xlabel("log π/π_ref of chosen (nats)")
-    axes.set_ylabel("log π/π_ref of rejected (nats)")
+    axes.set_title(f"fell: {100 * fell[0]:.0f} % of chosen, {100 * fell[1]:.0f} % of rejected")
+    axes.set_xlabel(f"{CHANGE} of chosen (nats)")
+    axes.set_ylabel(f"{CHANGE} of rejected (nats)")
     axes.grid(alpha=0.3)
 
 
@@ -394,9 +394,9 @@ def draw_changes_by_group(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
     sizes = [sum(pair["group"] == group for pair in pairs) for group in GROUP_STYLES]
     labels = [group.replace("_to_", " →\n") for group in GROUP_STYLES]
     names = [f"{label}\n(n = {n})" for label, n in zip(labels, sizes)]
-    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set_xlabel("mean log π/π_ref (nats)")
-    axes.legend(fontsize=7)
+    axes.set_xlabel(f"mean {CHANGE} (nats)")
+    axes.legend()
     axes.grid(axis="x", alpha=0.3)

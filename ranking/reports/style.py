@@ -21,6 +21,7 @@ FONTS: Any = {
     "lines.linewidth": 1.2, "lines.markersize": 4, "pdf.fonttype": 42,
 }  # fmt: skip
 LOG_REF = r"$\log \pi_{\mathrm{ref}}(%s|x)$"  # of y_w, y_l or y
+DISTANCE = r"$\|\theta - \theta_{\mathrm{ref}}\|^2$"
 LOSS_NEEDED = r"$-\log\,\sigma(\gamma\beta c)$"  # Theorem 4.1
 
 
@@ -70,15 +71,6 @@ def percents(values: Sequence[float], intervals: Sequence) -> tuple[np.ndarray, 
     bounds = 100 * np.array(intervals, dtype=float).reshape(-1, 2).T
     bars = np.array([x - bounds[0], bounds[1] - x])
     return x, np.maximum(0, np.nan_to_num(bars))
-
-
-def legend_below(figure, axes, ncols: int, y: float = 0.01, **settings) -> None:
-    """One legend for all panels, of the labels of one of them."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="upper center", bbox_to_anchor=(0.5, y), ncols=ncols, fontsize=8,
-        **settings,
-    )  # fmt: skip
 
 
 def draw(plot, rows: Sequence, path: Path) -> None:

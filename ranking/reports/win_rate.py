@@ -5,10 +5,24 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from ranking.data.examples import dataset_label
+from ranking.metrics.intervals import wilson_interval
 from ranking.metrics.win_rate import WinRateRow, means_by_gamma
 from ranking.plumbing.result_files import Record
 from ranking.reports.groups import groups_to_show
-from ranking.reports.style import BLUE, GREY, ORANGE, percents, save_figure, subplots
+from ranking.reports.labels import plain, short
+from ranking.reports.style import (
+    BLUE,
+    DISTANCE,
+    GREY,
+    ORANGE,
+    WIDTH,
+    captioned,
+    legend_outside,
+    percents,
+    save_figure,
+    subplots,
+)
 from ranking.reports.tables import (
     Table,
     as_wandb,
@@ -114,47 +128,60 @@ def log_win_rates(
 
 
 def plot_win_rate(rows: Sequence[WinRateRow], path: Path) -> None:
-    """Win rate (left axis) and ranking accuracy (right) of checkpoints against the squared distance
-    from the reference, or of runs against γ, with a line through the means over seeds (cf. Fig. 4,
-    9-12). Rows without a win rate are left out."""
+    """Win rate and ranking accuracy of checkpoints against the squared distance from the reference,
+    or of runs against γ, with a line through the means over seeds (cf. Fig. 4, 9-12), with 95 %
+    intervals. Rows without a win rate are left out."""
     rows = [row for row in rows if row["win_rate"] is not None]
     by_step = all(row["step"] is not None for row in rows)
     by_gamma = not by_step and all(row["gamma"] is not None for row in rows)
     across = "gamma" if by_gamma else "squared_distance"
     ordered: list[Any] = sorted(rows, key=itemgetter(across))
     x = [row[across] for row in ordered]
-    figure, axes = subplots(figsize=(6.4, 3.8))
-    right = axes.twinx()
-    wins, bars = percents(
-        [row["win_rate"] for row in ordered], [row["bootstrap_95"] for row in ordered]
-    )
-    axes.errorbar(
-        x, wins, yerr=bars, color=BLUE, marker="o", capsize=2,
-        linestyle="none" if by_gamma else "solid",
-        label=f"win rate (n = {ordered[0]['n']}, 95 % interval)",
+    right = [round(row["ranking_accuracy"] * row["n_ranked"]) for row in ordered]
+    accuracy = [wilson_interval(k, row["n_ranked"]) for k, row in zip(right, ordered)]
+    figure, axes = subplots(figsize=(0.75 * WIDTH, 3.4), layout="constrained")
+    styles = (
+        ("win_rate", [row["bootstrap_95"] for row in ordered], BLUE, "o", "solid",
+         f"win rate (n = {ordered[0]['n']}, bootstrap)"),
+        ("ranking_accuracy", accuracy, ORANGE, "s", "dashed",
+         f"ranking accuracy (n = {ordered[0]['n_ranked']}, Wilson)"),
     )  # fmt: skip
-    right.plot(
-        x, [100 * row["ranking_accuracy"] for row in ordered], color=ORANGE, marker="s",
-        linestyle="none" if by_gamma else "dashed",
-        label=f"ranking accuracy (n = {ordered[0]['n_ranked']})",
-    )  # fmt: skip
-    if by_gamma:
-        means = means_by_gamma(ordered)
-        for side, colour, style, values in zip(
-            (axes, right), (BLUE, ORANGE), ("solid", "dashed"), zip(*means.values())
-        ):
-            side.plot(list(means), [100 * v for v in values], color=colour, linestyle=style)
+    means = means_by_gamma(ordered) if by_gamma else {}
+    for number, (name, intervals, colour, marker, line, label) in enumerate(styles):
+        y, bars = percents([row[name] for row in ordered], intervals)
+        axes.errorbar(
+            x, y, yerr=bars, color=colour, marker=marker, capsize=2, elinewidth=0.7, label=label,
+            linestyle="none" if by_gamma else line,
+        )  # fmt: skip
+        if means:
+            over_seeds = [100 * values[number] for values in means.values()]
+            axes.plot(list(means), over_seeds, color=colour, linestyle=line)
     axes.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
-    axes.set_xlabel("γ" if by_gamma else "squared distance from the reference, ‖θ_t − θ_ref‖²")
-    axes.set_ylabel("win rate (%)", color=BLUE)
-    right.set_ylabel("ranking accuracy (%)", color=ORANGE)
+    axes.set_xlabel(r"$\gamma$" if by_gamma else f"squared distance from the reference, {DISTANCE}")
+    axes.set_ylabel("share (%), 95 % interval")
     if by_step:
+        marked = [(x[0], ordered[0]["step"])]  # those that have room
         for row, place in zip(ordered, x):
-            axes.annotate(f"step {row['step']}", (place, 0.02), fontsize=6, rotation=90, color=GREY,
+            if place - marked[-1][0] > 0.03 * (x[-1] - x[0]):
+                marked.append((place, row["step"]))
+        for place, step in marked:
+            axes.annotate(f"step {step}", (place, 0.02), fontsize=6, rotation=90, color=GREY,
                           xycoords=("data", "axes fraction"), ha="center", va="bottom")  # fmt: skip
-    handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    axes.legend(handles=handles, fontsize=8, loc="best")
-    axes.margins(y=0.3)
-    right.margins(y=0.3)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - 0.15 * (high - low), high)
     axes.grid(alpha=0.3)
+    legend_outside(figure, axes, ncols=2)
+    captioned(figure, win_rate_caption(rows))
     save_figure(figure, path)
+
+
+def win_rate_caption(rows: Sequence[WinRateRow]) -> str:
+    """Whose answers are judged by whom, on which data."""
+    first = rows[0]
+    models = {str(Path(row["model"]).parent) for row in rows}
+    names = [short(models.pop())] if len(models) == 1 else []
+    where = dataset_label(first["dataset_name"], first["dataset_split"])
+    against = "the preferred answers" if first["against"] == "chosen" else short(first["against"])
+    kind, _, judge = first["judge"].partition(":")
+    parts = [*names, f"against {against}", where, f"judge: {kind} {short(judge)}"]
+    return plain(", ".join(filter(None, parts)))

@@ -178,18 +178,30 @@ def load_model(
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ValueError(f"{name} has no weights for {missing}: not a whole causal language model")
-    whole = not placed and not getattr(model, "is_quantized", False)
-    return (model.to(device) if whole else model).eval()
+    if getattr(unwrap(model), "is_quantized", False):
+        return as_asked(model).eval()
+    return (model if placed else model.to(device)).eval()
+
+
+def as_asked(model):
+    """A model of 4-bit layers that compute in the dtype asked for. On a CPU with AVX512-BF16,
+    bitsandbytes would turn them, at the first evaluation and for good, into a form that computes in
+    bfloat16, and that no gradient goes through."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def quantize(model, *, device: str, dtype: str, **how: Any):
     """A quantized copy of a model, in evaluation mode on `device`. how: as `placement` takes it."""
     import torch
 
-    return type(model).from_pretrained(
+    quantized = type(model).from_pretrained(
         None, config=model.config, state_dict=model.state_dict(), dtype=getattr(torch, dtype),
         **placement(device, dtype, None, **how),
-    ).eval()  # fmt: skip
+    )  # fmt: skip
+    return as_asked(quantized).eval()
 
 
 def context_length(model) -> int | None:

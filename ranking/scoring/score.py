@@ -61,7 +61,7 @@ def token_logps_of_batches(
         sizes = [sum(len(c.ids) for c in example) for example in tokenized]
         remaining = deal_batches(remaining, sizes, n_processes)[rank]
     pending = remaining[::-1]
-    n = rows_at_once(model, len(pending)) if path.is_packed else 1
+    n = rows_at_once(model, len(pending), tokens_per_batch) if path.is_packed else 1
 
     def score_batch(model, batch: list[int]):
         """Log-likelihoods and hidden products of a batch; None where it does not fit."""

@@ -18,7 +18,7 @@ import torch
 from ranking.scoring.loading import unwrap
 
 MOST_ROWS = 4  # at once: each takes the memory of a row
-LEAST_WEIGHTS = 10**7  # with fewer, threads wait for Python's lock more than for products
+LEAST_WORK = 10**11  # weights x tokens of a row; with less, threads wait for Python's lock
 
 # (function of a model and a batch, batch) → what gives its result, once
 Submit = Callable[[Callable[[Any, Any], Any], Any], Callable[[], Any]]
@@ -31,13 +31,13 @@ def with_shared_weights(model):
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def rows_at_once(model, n_rows: int) -> int:
-    """How many of a model's rows are computed at once: 1 on a GPU, with one thread, of a small
-    model, where its modules are not all its own (offloaded, quantized), and of so few rows that
-    the last would be alone for long."""
+def rows_at_once(model, n_rows: int, n_tokens: int) -> int:
+    """How many of a model's rows of `n_tokens` are computed at once: 1 on a GPU, with one thread,
+    where a row is little work, where the modules are not all the model's own (offloaded,
+    quantized), and of so few rows that the last would be alone for long."""
     inner = unwrap(model)
     weights = list(inner.parameters())
-    is_small = sum(weight.numel() for weight in weights) < LEAST_WEIGHTS
+    is_small = n_tokens * sum(weight.numel() for weight in weights) < LEAST_WORK
     hooked = any(hasattr(module, "_hf_hook") for module in inner.modules())
     if is_small or hooked or getattr(inner, "is_quantized", False):
         return 1

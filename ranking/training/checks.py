@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, field, fields, make_dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -86,7 +87,7 @@ def add_field(parser: ArgumentParser, its_field: Field, kind: Any) -> None:
     parser.add_argument(*options, **how)
     if default is True:
         off = (f"--no_{name}", f"--no-{name.replace('_', '-')}")
-        parser.add_argument(*off, dest=name, action="store_false")
+        parser.add_argument(*off, dest=name, action="store_false", default=False)
 
 
 def is_union(kind: Any) -> bool:
@@ -118,8 +119,14 @@ def check_paths(data: Any, model: Any, training: Any) -> None:
     reference = getattr(data, "ref_model_name_or_path", None)
     if reference is not None:
         model_source(reference, data.ref_model_revision, "--ref_model_revision")
-    for spec in data.dataset_name:
+    for spec in (*data.dataset_name, *(data.eval_dataset_name or ())):
         local_path(split_name(spec)[0], data.data_dir)
+    checkpoint = training.resume_from_checkpoint
+    if checkpoint is not None and not Path(checkpoint).is_dir():
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint} is no directory: leave the flag out, the same "
+            "command resumes by itself"
+        )
 
 
 def model_source(

@@ -231,7 +231,7 @@ def is_saved_config(file: str, values: Mapping[str, Any]) -> bool:
     import yaml
 
     try:
-        return yaml.safe_load(Path(file).read_text(encoding="utf-8")) == plain_settings(values)
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8")) == dict(values)
     except (OSError, ValueError, yaml.YAMLError):
         return False
 
@@ -244,15 +244,6 @@ def save_config(file: str | None, values: Mapping[str, Any], script: str) -> Non
     check_saved(file, values)
     import yaml
 
-    text = yaml.safe_dump(plain_settings(values), sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(Path(file), f"# python {script} --config {file}\n{text}")
-
-
-def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of flags as YAML has them: JSON texts as mappings."""
-    plain = dict(values)
-    for name, value in values.items():
-        if isinstance(value, str) and value.startswith("{"):
-            plain[name] = json.loads(value)
-    return plain

@@ -66,20 +66,11 @@ def load_for_training(
     }  # fmt: skip
     if quantization is not None and is_adapter(name):
         merged = load_model(name, device="cpu", dequantize_base=True, **how).merge_and_unload()
-        return differentiable(quantize(merged, device=device, dtype=dtype, **bits)), tokenizer
+        return quantize(merged, device=device, dtype=dtype, **bits), tokenizer
     model = load_model(name, revision=revision, device=device, dequantize_base=True, **how, **bits)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload().requires_grad_(True)
-    return differentiable(model), tokenizer
-
-
-def differentiable(model):
-    """The model, whose 4-bit layers keep the form that gradients go through: on a CPU with
-    AVX512-BF16, bitsandbytes turns them for good into one without, at the first evaluation."""
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return model
+    return model, tokenizer
 
 
 def is_adapter(name: str) -> bool:

@@ -51,6 +51,8 @@ class NamedOnce:
 class WandbRun(NamedOnce, WandbCallback):
     """A run of wandb, offline as `wandb_runs.start_wandb` says."""
 
+    name = "wandb"
+
     def __init__(self, run, facts: Mapping[str, Any]):
         super().__init__()
         self.run, self.facts = run, facts
@@ -76,6 +78,8 @@ class WandbRun(NamedOnce, WandbCallback):
 class TensorBoardRun(NamedOnce, TensorBoardCallback):
     """Event files in FOLDER/runs, or in TENSORBOARD_LOGGING_DIR. What a killed run logged there
     after the checkpoint it goes on from is hidden."""
+
+    name = "tensorboard"
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], resumed_at: int):
         super().__init__()
@@ -120,6 +124,8 @@ class TensorBoardRun(NamedOnce, TensorBoardCallback):
 class TrackioRun(NamedOnce, TrackioCallback):
     """A run in trackio's database in FOLDER/trackio, in TRACKIO_DIR, or in a Space."""
 
+    name = "trackio"
+
     def __init__(self, folder: Path, facts: Mapping[str, Any], project: str, name: str,
                  where: Mapping[str, Any]):  # fmt: skip
         directory = os.environ.setdefault("TRACKIO_DIR", str((folder / "trackio").resolve()))
@@ -156,10 +162,12 @@ class TrackioRun(NamedOnce, TrackioCallback):
 class MlflowRun(NamedOnce, MLflowCallback):
     """A run of mlflow at MLFLOW_TRACKING_URI, else in a database in FOLDER."""
 
+    name = "mlflow"
+
     def __init__(self, folder: Path, facts: Mapping[str, Any], experiment: str, name: str,
                  run_id: str):  # fmt: skip
         super().__init__()
-        self._async_log = False
+        self._async_log = True  # a server that goes away does not stop the training
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         try:
             self.start(folder.resolve(), facts, experiment, name, run_id)
@@ -196,9 +204,10 @@ class MlflowRun(NamedOnce, MLflowCallback):
 
     def log_metrics(self, metrics):
         allowed = {mlflow_name(name): value for name, value in metrics.items()}
-        self._ml_flow.log_metrics(allowed, step=self.step)
+        self._ml_flow.log_metrics(allowed, step=self.step, synchronous=False)
 
     def finish(self, pictures, tables):
+        self._ml_flow.flush_async_logging()
         for path in pictures.values():
             self._ml_flow.log_artifact(str(path), "figures")
         for name, (columns, lines) in ((n, as_texts(table)) for n, table in tables.items()):
@@ -272,4 +281,4 @@ def finish_trackers(
             tracker.finish(pictures, tables)
         except Exception as error:  # whatever its library raises
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            announce(f"{type(tracker).__name__}: {reason}; all results are in the output files")
+            announce(f"{tracker.name}: {reason}; all results are in the output files")

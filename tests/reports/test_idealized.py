@@ -75,8 +75,8 @@ def test_figure_of_groups(tmp_path, monkeypatch):
     plot_idealized_by_group(grouped_rows(), tmp_path / "g.png")
     for axes in plt.gcf().axes:
         drawn = {c.get_label(): [s.tolist() for s in c.get_segments()] for c in axes.collections}
-        assert drawn["R*, over β"][1] == [pytest.approx([60, 1]), pytest.approx([80, 1])]
-        assert drawn["its median over β"][0][0] == pytest.approx([70, -0.3])
+        assert drawn[r"$R^*$, over $\beta$"][1] == [pytest.approx([60, 1]), pytest.approx([80, 1])]
+        assert drawn[r"its median over $\beta$"][0][0] == pytest.approx([70, -0.3])
         (observed,) = axes.lines
         assert list(observed.get_xdata()) == [50, 50] and list(observed.get_ydata()) == [0, 1]
     with pytest.raises(ValueError, match="no column of groups"):

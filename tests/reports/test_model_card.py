@@ -72,11 +72,12 @@ def test_results_with_intervals():
         {"eval_": "validation", "test_A/": "A"},
     )
     columns, (validation, of_a) = results_table(metrics, sizes, {**names, "test_": "test"})
-    low, high = binomtest(14, 20).proportion_ci(method="wilson")
+    shares = [binomtest(k, 20).proportion_ci(method="wilson") for k in (14, 11)]
+    intervals = [f"[{100 * low:.1f}, {100 * high:.1f}]" for low, high in shares]
     assert validation[:3] == ["validation", "20", "0.5000"]
-    assert validation[3] == f"70.0 [{100 * low:.1f}, {100 * high:.1f}]"
-    assert validation[4:] == ["60.0", "55.0 (reference 50.0)", "3 of 8", "65.0"]
-    assert of_a[0] == "A" and of_a[6] == "6 of 16" and len(columns) == len(of_a)
+    assert validation[3:5] == [f"70.0 {intervals[0]}", "60.0"]
+    assert validation[5:] == [f"55.0 {intervals[1]}", "50.0", "3 of 8", "65.0"]
+    assert of_a[0] == "A" and of_a[7] == "6 of 16" and len(columns) == len(of_a)
     columns, lines = results_table(
         {"eval_loss": 2.0, "test_loss": 3.0}, sizes, {**names, "test_": "test"}
     )
@@ -87,7 +88,14 @@ def test_results_with_intervals():
 def test_losses_in_words():
     of_sum = {**SETTINGS, "loss_type": ["alpha_scaling", "sft"], "loss_weights": [1.0, 0.5]}
     assert loss_lines(of_sum) == ["- loss: `alpha_scaling + 0.5 × sft`, β = 0.1, γ = 0.25"]
+    margin = {"loss_type": ["alpha_scaling_norm"], "alpha": 0.0, "target_margin": 1.5}
+    (line,) = loss_lines({**SETTINGS, **margin, "dpop_lambda": 50.0})
+    assert line == "- loss: `alpha_scaling_norm`, β = 0.1, γ = 0, target margin = 1.5"
     assert loss_lines({**SETTINGS, "loss_type": ["ipo"]}) == ["- loss: `ipo`, β = 0.1"]
+    simpo = {**SETTINGS, "loss_type": ["alpha_scaling_norm"], "alpha": 0.0, "target_margin": 1.5}
+    assert loss_lines(simpo) == ["- loss: `alpha_scaling_norm`, β = 0.1, γ = 0, target margin 1.5"]
+    dpop = {**SETTINGS, "loss_type": ["alpha_scaling_dpop"]}  # λ as by default
+    assert loss_lines(dpop) == ["- loss: `alpha_scaling_dpop`, β = 0.1, γ = 0.25, λ = 50"]
     assert loss_lines({"loss_type": "nll"}) == [
         "- loss: negative log-likelihood of response tokens"
     ]

@@ -124,7 +124,7 @@ def test_picture(tmp_path, monkeypatch):
     axes = plt.gcf().axes
     assert len(axes) == 6
     assert axes[0].get_title("left").replace("\xa0", " ") == "tuned from base, d (n = 5 pairs)"
-    assert plt.gcf().get_suptitle() == "log-likelihoods summed over tokens, β = 0.5"
+    assert plt.gcf().get_suptitle() == r"log-likelihoods summed over tokens, $\beta$ = 0.5"
     texts = [text.get_text().split("\n")[1] for text in axes[0].texts]
     assert texts == ["1", "1", "1", "2"]  # one that is not finite: ranked right, reward wrong
     drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))

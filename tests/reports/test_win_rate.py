@@ -1,9 +1,11 @@
 """What is shown of win rates equals the result rows."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from statsmodels.stats.proportion import proportion_confint
 
-from ranking.reports.style import BLUE
+from ranking.reports.style import BLUE, ORANGE
 from ranking.reports.win_rate import plot_win_rate, win_rate_table
 
 ROW = {"model": "run/checkpoint-2", "win_rate": 0.55, "bootstrap_95": [0.45, 0.651], "n": 19,
@@ -53,16 +55,27 @@ def test_lines_of_groups_stand_under_their_policy():
     assert len(win_rate_table([{**row, **OF_CHECKPOINT}])[1]) == 1
 
 
+def joined_by(axes, colour):
+    """y of the line between two means."""
+    (line,) = [x for x in axes.lines if x.get_color() == colour and list(x.get_xdata()) == [0, 1]]
+    return list(line.get_ydata())
+
+
 def test_win_rates_of_several_seeds_are_joined_by_their_means(tmp_path, monkeypatch):
+    """On one axis with the ranking accuracies; the picture says who judged what."""
     monkeypatch.setattr(plt, "close", lambda figure: None)
     rows = [
         {"step": None, "gamma": gamma, "win_rate": win, "bootstrap_95": [win - 0.1, win + 0.1], "n": 9,
-         "ranking_accuracy": win / 2, "n_ranked": 9, "squared_distance": 1.0}
-        for gamma, win in ((0.0, 0.4), (0.0, 0.6), (1.0, 0.7), (1.0, 0.7))
+         "ranking_accuracy": right / 10, "n_ranked": 10, "squared_distance": 1.0,
+         "model": f"runs/{gamma}", "against": "chosen", "judge": "openai:gpt-4o",
+         "dataset_name": "d", "dataset_split": "test"}
+        for gamma, win, right in ((0.0, 0.4, 2), (0.0, 0.6, 3), (1.0, 0.7, 4), (1.0, 0.7, 4))
     ]  # fmt: skip
     plot_win_rate(rows, tmp_path / "w.png")
-    left, right = plt.gcf().axes
-    (means,) = [line for line in left.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2
-                and list(line.get_xdata()) == [0, 1] and line.get_color() == BLUE]  # fmt: skip
-    assert list(means.get_ydata()) == pytest.approx([50, 70])
-    assert list(right.lines[-1].get_ydata()) == pytest.approx([25, 35])
+    (axes,) = plt.gcf().axes
+    assert joined_by(axes, BLUE) == pytest.approx([50, 70])
+    assert joined_by(axes, ORANGE) == pytest.approx([25, 40])
+    low, high = axes.containers[1].lines[2][0].get_segments()[2][:, 1]  # 4 of 10, γ = 1
+    assert (low, high) == pytest.approx(100 * np.array(proportion_confint(4, 10, method="wilson")))
+    said = plt.gcf().get_suptitle().replace("\n", " ")
+    assert said == "runs, against the preferred answers, d (test), judge: openai gpt-4o"

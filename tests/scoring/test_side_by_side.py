@@ -14,7 +14,7 @@ from ranking.scoring.start_up_check import check_fast_path
 
 @pytest.fixture(params=[2, 3])
 def threads(request, monkeypatch):
-    monkeypatch.setattr(side_by_side_module, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(side_by_side_module, "LEAST_WORK", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -33,7 +33,7 @@ def of_one_thread(model, tokenized, **how):
 def test_rows_side_by_side_are_those_one_after_the_other(threads, config):
     model = make_model("llama", config)
     tokenized = random_examples(n=30)
-    assert check_fast_path(model, tokenized) == PACKED and rows_at_once(model, 30) == threads
+    assert check_fast_path(model, tokenized) == PACKED and rows_at_once(model, 30, 30) == threads
     truth, found = of_one_thread(model, tokenized, tokens=30), score(model, tokenized, PACKED, 30)
     assert list(found) == list(truth)  # in the same order
     for index in range(30):
@@ -101,14 +101,15 @@ def test_what_is_pushed_comes_before_what_was_to_come():
     assert seen == [(1, 10), (2, 20), (11, 110), (12, 120), (3, 30)]
 
 
-def test_few_rows_small_quantized_and_one_thread_take_one_row_at_a_time(threads, monkeypatch):
+def test_few_rows_little_work_quantized_and_one_thread_take_one_at_a_time(threads, monkeypatch):
     model = make_model("llama", SMALL)
-    assert rows_at_once(model, 4 * threads) == threads and rows_at_once(model, 4 * threads - 1) == 1
+    n, n_weights = 4 * threads, sum(weight.numel() for weight in model.parameters())
+    monkeypatch.setattr(side_by_side_module, "LEAST_WORK", 100 * n_weights)
+    assert [rows_at_once(model, *row) for row in ((n, 100), (n - 1, 100), (n, 99))] == [
+        threads, 1, 1,
+    ]  # fmt: skip
     model.is_quantized = True
-    assert rows_at_once(model, 100) == 1
+    assert rows_at_once(model, n, 100) == 1
     model.is_quantized = False
-    monkeypatch.setattr(side_by_side_module, "LEAST_WEIGHTS", 10**7)
-    assert rows_at_once(model, 100) == 1
-    monkeypatch.setattr(side_by_side_module, "LEAST_WEIGHTS", 0)
     torch.set_num_threads(1)
-    assert rows_at_once(model, 100) == 1
+    assert rows_at_once(model, n, 100) == 1

@@ -30,6 +30,14 @@ def test_earlier_runs_have_the_same_description():
     assert data_args(sft).of_description(False) == {**{k: EARLIER[k] for k in of_sft}, **own}
 
 
+def test_options_of_later_losses_are_described_where_they_change_something():
+    described = dpo.parse_args(BASE)[2].of_description()
+    assert not {"target_margin", "dpop_lambda"} & described.keys() and described["alpha"] == 1.0
+    simpo = ["--loss_type=alpha_scaling_norm", "--alpha=0", "--target_margin=1.5"]
+    described = dpo.parse_args([*BASE, *simpo])[2].of_description()
+    assert described["target_margin"] == 1.5 and "dpop_lambda" not in described
+
+
 def test_what_changes_tokens_is_described(tmp_path):
     file = tmp_path / "t.jinja"
     file.write_text("{{ messages }}")

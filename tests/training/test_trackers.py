@@ -10,12 +10,12 @@ from training_runs import as_killed
 from training_runs import dpo_command as command
 
 from dpo import main
+from ranking.training.trackers import finish_trackers, mlflow_name
 
 METRICS = {"train/loss", "eval/loss", "eval/train_loss", "test/loss", "validation ranking/accuracy",
            "validation groups/correct_to_correct_share", "train ranking/accuracy",
            "test ranking/accuracy", "validation distance/squared"}  # fmt: skip
 FIGURES = {"dynamics", "loss_against_reference", "accuracy_against_distance", "displacement"}
-pytestmark = pytest.mark.slow  # two runs
 DATABASES = {"tensorboard": "tensorboard", "trackio": "trackio", "mlflow": "sqlalchemy"}
 
 
@@ -56,6 +56,7 @@ def assert_once(names) -> None:
     ]
 
 
+@pytest.mark.slow
 @needs("tensorboard")
 def test_tensorboard(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -77,6 +78,7 @@ def test_tensorboard(run):
     assert any(b"hparams" in file.read_bytes() for file in (run / "runs").iterdir())
 
 
+@pytest.mark.slow
 @needs("trackio")
 def test_trackio(run):
     rows = sqlite3.connect(run / "trackio/dpo.db").execute("select run_name, metrics from metrics")
@@ -89,6 +91,7 @@ def test_trackio(run):
     assert figures[-1]["dynamics/groups"]["_type"] == "trackio.table"
 
 
+@pytest.mark.slow
 @needs("mlflow")
 def test_mlflow(run):
     import mlflow
@@ -107,3 +110,29 @@ def test_mlflow(run):
     assert len(figures) == len(FIGURES)
     table = next((run / "mlartifacts").glob("*/artifacts/dynamics/groups.json"))
     assert "loss" in json.loads(table.read_text())["columns"]
+
+
+class Gone:
+    name = "mlflow"
+
+    def finish(self, pictures, tables):
+        raise RuntimeError("the server is gone\nand more")
+
+
+class Kept:
+    given: tuple = ()
+
+    def finish(self, *given):
+        self.given = given
+
+
+def test_a_tracker_that_fails_costs_a_line(capsys):
+    """The others get everything."""
+    kept = Kept()
+    finish_trackers([Gone(), kept], {"a": "picture"}, {"b": "table"})
+    line = "mlflow: the server is gone; all results are in the output files\n"
+    assert capsys.readouterr().err == line and kept.given == ({"a": "picture"}, {"b": "table"})
+
+
+def test_names_that_mlflow_takes():
+    assert mlflow_name("validation a (β)/x_1-2.3") == "validation a ___/x_1-2.3"
