@@ -59,6 +59,7 @@ from ranking.training.pairs import (
     pair_columns,
     pair_sums,
 )
+from ranking.training.saved_model import TiedOnce
 
 logger = logging.getLogger(__name__)
 # TRL's outputs of the LM head that only feed means over tokens of its own metrics
@@ -199,7 +200,7 @@ def initial_reference(model, ref_model, *, needed: bool, loading: dict[str, Any]
     return reference.requires_grad_(False).eval()
 
 
-class DPOGammaTrainer(PackedSteps, DPOTrainer):
+class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
     """DPOTrainer with DPO^γ's loss, rows that share prompts, and ranking metrics at each eval.
 
     Datasets hold either TRL's text columns, or COLUMNS (rows as they are to be trained on, which
