@@ -596,6 +596,11 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
             "squared_distance": metrics.get("distance/squared"),
             "loss_type": self.trained, "rounding": self.rounding(),
         }  # fmt: skip
+        types = [name for name, _ in self.own_terms]
+        if "alpha_scaling_norm" in types:
+            evaluation["target_margin"] = self.target_margin
+        if "alpha_scaling_dpop" in types:
+            evaluation["dpop_lambda"] = self.dpop_lambda
         append_dynamics(self.dynamics_file, dynamics_rows(values, ids, evaluation))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
