@@ -26,7 +26,7 @@ from huggingface_hub import ModelCard
 from paused import CHECKPOINT_SAVED, start_paused
 from safetensors.torch import load_file
 from test_calculate_calibration_metrics import read_wandb_keys
-from training_runs import BEST, as_killed, history, wandb_config
+from training_runs import BEST, as_killed, history, launch, wandb_config
 from training_runs import sft_command as command
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
@@ -189,6 +189,26 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path)
     torch.testing.assert_close(
         models[0].lm_head.weight, models[1].lm_head.weight, atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_two_processes(tiny_model_directory, tmp_path, sharded):
+    """Losses and weights of one process with the double batch, though rows differ in number."""
+    more = ["--report_to=none", "--max_steps=4", "--warmup_steps=0", "--optim=sgd", "--logging_steps=1",
+            "--learning_rate=0.1", "--gradient_accumulation_steps=1", "--eval_steps=2"]  # fmt: skip
+    main(command(tiny_model_directory, tmp_path / "one", *more, "--per_device_train_batch_size=8"))
+    arguments = command(tiny_model_directory, tmp_path / "two", *more, "--tokens_per_batch=300")
+    n_weights = len(load_file(Path(tiny_model_directory) / "model.safetensors"))
+    assert launch("sft.py", arguments, sharded) == n_weights * sharded
+    logged = [history(tmp_path / name) for name in ("one", "two")]
+    for name in ("loss", "eval_loss", "num_tokens", "grad_norm"):
+        one, two = ([entry[name] for entry in entries if name in entry] for entries in logged)
+        assert len(one) >= 2 and two == pytest.approx(one, abs=1e-4, rel=1e-4), name
+    weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert weights.keys() == others.keys()
+    for name in weights:
+        torch.testing.assert_close(weights[name], others[name], atol=1e-5, rtol=0)
 
 
 FIRST = ["--learning_rate=3e-2", "--greater_is_better=true"]  # the highest loss is the first one

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from ranking.plumbing.outputs import release_outputs
@@ -37,6 +39,17 @@ def dpo_command(model, output, *more) -> list[str]:
         "--load_best_model_at_end=true", "--max_length=512", "--evaluation_strategy=steps",
         "--logging_steps=2", "--eval_steps=4", "--optim=rmsprop", *more,
     ]  # fmt: skip
+
+
+def launch(script: str, arguments, sharded: bool) -> int:
+    """torchrun of a script with two processes, under FSDP2 if asked; number of sharded weights."""
+    root = Path(__file__).parents[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+                "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+    launcher += [root / "tests" / "fsdp_on_cpu.py"] * sharded
+    run = subprocess.run([*launcher, root / script, *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return max(map(int, re.findall(r"(\d+) weights are sharded", run.stderr)), default=0)
 
 
 def history(folder) -> list[dict]:

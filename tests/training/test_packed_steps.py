@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from conftest import GPT
 from datasets import Dataset
-from test_dpo_gamma_trainer import losses_and_weights, tiny_model
+from peft import LoraConfig
+from test_dpo_gamma_trainer import cached_rows, losses_and_weights, tiny_model, trainer
 from trl import SFTConfig, SFTTrainer
 
-from ranking.data.conversions import sft_texts
+from ranking.data.conversions import preference_pairs, sft_texts
 from ranking.data.preferences import load_preferences
+from ranking.scoring.log_likelihood import ScoringPath
+from ranking.training.packed_steps import divide_further, take_examples
 from ranking.training.sft_trainer import PackedSFTTrainer
 from ranking.training.texts import IGNORED, tokenize_texts
 
@@ -57,3 +61,133 @@ def test_sft_equals_trl_whatever_the_split(tmp_path, tokenizer, rows):
         torch.testing.assert_close(found, weights, atol=2e-5, rtol=0)
         assert [e["num_tokens"] for e in run.state.log_history if "num_tokens" in e] == n_tokens
         assert run.state.total_flos > 0
+
+
+def test_evaluation_loss_is_the_mean_over_tokens(tmp_path, tokenizer, rows):
+    """By hand in float64; in any batches and rows, and by TRL's own forward pass."""
+    model = tiny_model().double()
+    nats, n = 0.0, 0
+    for row in rows:
+        ids, labels = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])[1:]
+        with torch.no_grad():
+            logps = model(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        nats -= logps[labels != IGNORED].sum().item()
+        n += int((labels != IGNORED).sum())
+    evaluated = Dataset.from_list(rows)
+    for batch, budget in ((1, 50), (4, 100_000)):
+        run = sft(tmp_path, tokenizer, rows, eval_dataset=evaluated, tokens_per_batch=budget,
+                  per_device_eval_batch_size=batch)  # fmt: skip
+        assert run.evaluate()["eval_loss"] == pytest.approx(nats / n, rel=1e-6)
+    run.path = ScoringPath("plain", "asked for by the test")
+    assert run.evaluate()["eval_loss"] == pytest.approx(nats / n, rel=1e-6)
+
+
+def test_sft_with_an_adapter_checkpointing_and_bfloat16(tmp_path, tokenizer, rows):
+    """As TRL's, with and without; bfloat16 to its own rounding."""
+    lora = LoraConfig(r=4, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "down_proj"],
+                      task_type="CAUSAL_LM")  # fmt: skip
+    for more, tolerance in (
+        ({"peft_config": lora}, 1e-5),
+        ({"peft_config": lora, "gradient_checkpointing": True}, 1e-5),
+        ({"bf16": True, "learning_rate": 0.1}, 2e-2),
+    ):
+        losses = []
+        for kind in (SFTTrainer, PackedSFTTrainer):
+            torch.manual_seed(0)
+            run = sft(tmp_path, tokenizer, rows, kind, max_steps=2, **more)
+            losses.append(losses_and_weights(run)[0])
+        assert run.path.is_packed and run.model.config._attn_implementation == "sdpa"
+        np.testing.assert_allclose(losses[1], losses[0], atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [({"loss_type": "dft"}, "--loss_type dft"), ({"label_smoothing_factor": 0.1}, "--label_smoothing"),
+     ({"neftune_noise_alpha": 5.0}, "--neftune_noise_alpha")],
+)  # fmt: skip
+def test_other_losses_take_trls_forward_pass(tmp_path, tokenizer, rows, capsys, more, reason):
+    losses = []
+    for kind in (SFTTrainer, PackedSFTTrainer):
+        torch.manual_seed(0)
+        losses.append(
+            losses_and_weights(sft(tmp_path, tokenizer, rows, kind, max_steps=2, **more))[0]
+        )
+    assert losses[0].tolist() == losses[1].tolist()
+    assert f"SFT by TRL's own forward pass (plain: {reason}" in capsys.readouterr().err
+
+
+def test_sft_of_alibi_takes_trls_forward_pass(tmp_path, tokenizer, rows):
+    losses = []
+    for kind in (SFTTrainer, PackedSFTTrainer):
+        model = tiny_model(model_type="bloom", config={**GPT, "hidden_size": 32})
+        run = sft(tmp_path, tokenizer, rows, kind, model, max_steps=2)
+        losses.append(losses_and_weights(run)[0].tolist())
+    assert losses[0] == losses[1] and not run.path.is_packed
+
+
+# ---------------------------------------------------------------------------- DPO
+@pytest.fixture(scope="module")
+def pairs(tokenizer):
+    texts = preference_pairs(load_preferences("sample").examples)[:14]
+    texts = [{k: p[k][:90] for k in ("prompt", "chosen", "rejected")} for p in texts]
+    return cached_rows(tokenizer, texts, tiny_model())
+
+
+def dpo(folder, tokenizer, pairs, batch, accumulation, budget, **more):
+    return trainer(folder, tokenizer, pairs, model=tiny_model(1), ref_model=None, beta=0.01,
+                   precompute_ref_log_probs=True, per_device_train_batch_size=batch,
+                   gradient_accumulation_steps=accumulation, tokens_per_batch=budget, **more)  # fmt: skip
+
+
+def test_dpo_steps_whatever_the_split(tmp_path, tokenizer, pairs):
+    """Four steps of eight pairs and, the last of an epoch, six: losses, metrics and weights."""
+    whole = dpo(tmp_path, tokenizer, pairs, 8, 1, 100_000)
+    assert whole.path.is_packed
+    want, weights = losses_and_weights(whole)
+    assert want.std() > 1e-3
+    for batch, accumulation, budget in SPLITS:
+        run = dpo(tmp_path, tokenizer, pairs, batch, accumulation, budget)
+        losses, found = losses_and_weights(run)
+        np.testing.assert_allclose(losses, want, atol=1e-5)
+        torch.testing.assert_close(found, weights, atol=3e-5, rtol=0)
+        for mine, theirs in zip(run.state.log_history, whole.state.log_history):
+            for name in theirs.keys() - {"epoch", "total_flos"}:  # of padded batches
+                if not name.startswith("train_"):
+                    assert mine[name] == pytest.approx(theirs[name], abs=1e-3, rel=1e-4), name
+
+
+def test_a_loss_of_the_whole_batch_keeps_its_batches(tmp_path, tokenizer, pairs):
+    """A budget below one pair changes nothing."""
+    more = {"loss_type": "aot", "max_steps": 2}
+    runs = [dpo(tmp_path, tokenizer, pairs, 4, 2, budget, **more) for budget in (30, None)]
+    assert not runs[0].divides_steps
+    losses = [losses_and_weights(run)[0].tolist() for run in runs]
+    assert losses[0] == losses[1]
+
+
+def test_rows_are_divided_until_there_are_enough():
+    rows = [[0, 1, 2, 3, 4], [5], [6, 7]]
+    for n in range(3, 9):
+        found = divide_further(rows, n)
+        assert len(found) == n and sorted(k for row in found for k in row) == list(range(8))
+        assert all(found)
+    assert len(divide_further(rows, 12)) == 8 and rows[0] == [0, 1, 2, 3, 4]
+
+
+def test_examples_of_batches_of_other_widths():
+    """Two sequences an example, one above the other; cut to the longest that is taken."""
+    first = {"input_ids": torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0], [6, 7, 8, 9], [10, 0, 0, 0]]),
+             "number": torch.tensor([20, 21])}  # fmt: skip
+    second = {"input_ids": torch.tensor([[11, 12], [13, 0]]), "number": torch.tensor([22])}
+    for batch in (first, second):
+        batch["attention_mask"] = (batch["input_ids"] > 0).long()
+    taken = take_examples([first, second], [(1, 0), (0, 1)], sides=2)
+    assert taken["input_ids"].tolist() == [[11, 12], [4, 5], [13, 0], [10, 0]]
+    assert taken["number"].tolist() == [22, 21]
+    taken = take_examples([first, second], [(0, 0), (1, 0)], sides=2)
+    assert taken["input_ids"].tolist() == [
+        [1, 2, 3, 0],
+        [11, 12, 0, 0],
+        [6, 7, 8, 9],
+        [13, 0, 0, 0],
+    ]
