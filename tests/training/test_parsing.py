@@ -6,6 +6,8 @@ import pytest
 
 import dpo
 import sft
+from ranking.training.checks import check_values
+from ranking.training.known_flags import read_known_flags
 
 
 @pytest.mark.parametrize("script", ["dpo", "sft"])
@@ -51,3 +53,17 @@ def test_neutral_values_of_retired_flags_and_flags_without_effect(capsys):
     dpo.parse_args(sets[:-1])
     wanted = "--eval_dataset_name has no effect: --eval_strategy is no\n"
     assert capsys.readouterr().err == wanted
+
+
+def test_a_bare_switch_is_on():
+    """Also where the default is neither (--bf16), which HfArgumentParser wants a value of."""
+    base = ["--model_name=m", "--output_dir=o", "--report_to=none"]
+    for flags, wanted in ((["--bf16"], True), (["--bf16", "false"], False), (["--bf16=1"], True)):
+        assert sft.parse_args([*base, *flags])[2].bf16 is wanted
+        check_values(sft.SFT, read_known_flags(), [*base, *flags], "")
+
+
+def test_errors_of_the_libraries_are_one_line():
+    base = ["--model_name=m", "--output_dir=o", "--report_to=none"]
+    with pytest.raises(ValueError, match="unexpected keyword argument 'x'"):
+        sft.parse_args([*base, '--accelerator_config={"x": 1}'])
