@@ -66,8 +66,8 @@ def measure_speed(side: str, model, tokenizer, texts: list, max_length: int, how
     attention = use_flash_attention(model) if side.startswith("trl-") else None
     with tempfile.TemporaryDirectory() as folder:
         trainer = sft_trainer(model, tokenizer, texts, folder, by_trl=side != "ours", **settings)
-        evaluation = time_evaluation(trainer, device)
         steps = time_steps(trainer, device)
+        evaluation = time_evaluation(trainer, device)
     in_step = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
     n, n_first = n_texts(trainer.train_dataset, in_step)
     n_evaluated = n_texts(trainer.eval_dataset, 0)[0]
@@ -201,6 +201,9 @@ def main(args: argparse.Namespace) -> None:
         results = {side: measure_apart("benchmarks.sft_speed", side) for side in sides}
         compare(results)
         summary |= results
+        write_figures(args.output, summary)
+        if args.output:
+            plot_speed(summary, args.output.with_suffix(".png"))
     if "memory" in args.parts:
         memory = {
             side: measure_apart("benchmarks.sft_speed", f"memory-{side}")
@@ -211,9 +214,7 @@ def main(args: argparse.Namespace) -> None:
                   f"{found['weights_gradients_optimizer_gib']:.2f} GiB of weights, gradients and "
                   "optimizer")  # fmt: skip
         summary["memory"] = memory
-    write_figures(args.output, summary)
-    if args.output and "speed" in args.parts:
-        plot_speed(summary, args.output.with_suffix(".png"))
+        write_figures(args.output, summary)
 
 
 if __name__ == "__main__":

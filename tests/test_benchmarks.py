@@ -79,9 +79,10 @@ def test_sft_and_its_peers_have_the_same_losses(tmp_path):
                   "--n-eval", 2, "--parts", "speed", "--output", file)  # fmt: skip
     found = json.loads(file.read_text())
     for side in ("trl", "trl-padding-free"):
-        assert found[side]["largest_loss_difference"] < 1e-3  # Trainer logs four digits
+        assert found[side]["largest_loss_difference"] < 1e-5
         assert found[side]["evaluation"]["loss"] == pytest.approx(
-            found["ours"]["evaluation"]["loss"], abs=1e-5
+            found["ours"]["evaluation"]["loss"],
+            abs=1e-3,  # after Adam, which enlarges rounding
         )
     assert file.with_suffix(".png").stat().st_size > 10_000
 
