@@ -157,7 +157,7 @@ def main(argv: list[str]) -> None:
         return
     rows, pictures = report_dynamics(folder / DYNAMICS_FILE)
     if model_args.merge_adapter:
-        print(save_merged(folder, trainer.model, tokenizer, dtype=model_args.dtype))
+        print(save_merged(folder, trainer.model, tokenizer, **how))
     finish_run(folder, settings, saved, metrics["test"], len(pairs["test"]))
     print_test(metrics["test"], len(pairs["test"]))
     counts = {name: len(part) for name, part in by_dataset(pairs["test"]).items()}

@@ -59,6 +59,7 @@ from ranking.training.pairs import (
     pair_columns,
     pair_sums,
 )
+from ranking.training.saved_model import TiedOnce
 
 logger = logging.getLogger(__name__)
 # TRL's outputs of the LM head that only feed means over tokens of its own metrics
@@ -199,7 +200,7 @@ def initial_reference(model, ref_model, *, needed: bool, loading: dict[str, Any]
     return reference.requires_grad_(False).eval()
 
 
-class DPOGammaTrainer(PackedSteps, DPOTrainer):
+class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
     """DPOTrainer with DPO^γ's loss, rows that share prompts, and ranking metrics at each eval.
 
     Datasets hold either TRL's text columns, or COLUMNS (rows as they are to be trained on, which
@@ -595,6 +596,11 @@ class DPOGammaTrainer(PackedSteps, DPOTrainer):
             "squared_distance": metrics.get("distance/squared"),
             "loss_type": self.trained, "rounding": self.rounding(),
         }  # fmt: skip
+        types = [name for name, _ in self.own_terms]
+        if "alpha_scaling_norm" in types:
+            evaluation["target_margin"] = self.target_margin
+        if "alpha_scaling_dpop" in types:
+            evaluation["dpop_lambda"] = self.dpop_lambda
         append_dynamics(self.dynamics_file, dynamics_rows(values, ids, evaluation))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):

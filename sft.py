@@ -67,10 +67,9 @@ def main(argv: list[str]) -> None:
     pushing = start_pushing(training_args.of_hub())
     training_args.push_to_hub = False  # by Trainer
     set_seed(training_args.seed)
-    model, tokenizer = load_for_training(
-        *source, **model_args.of_loading(), device=str(training_args.device),
-        trust_remote_code=training_args.trust_remote_code, prefer_flash=training_args.bf16,
-    )  # fmt: skip
+    how = {**model_args.of_loading(), "device": str(training_args.device),
+           "trust_remote_code": training_args.trust_remote_code}  # fmt: skip
+    model, tokenizer = load_for_training(*source, **how, prefer_flash=training_args.bf16)
     use_template(tokenizer, chat, source[0], parts["train"].examples)
     texts = prepare_texts(
         parts, model, tokenizer, templates=data_args.templates, chat=chat,
@@ -97,7 +96,7 @@ def main(argv: list[str]) -> None:
     if not trainer.is_world_process_zero():
         return
     if model_args.merge_adapter:
-        print(save_merged(folder, trainer.model, tokenizer, dtype=model_args.dtype))
+        print(save_merged(folder, trainer.model, tokenizer, **how))
     finish_run(folder, settings, saved, losses["test"], len(texts["test"]))
     loss_type = training_args.loss_type
     unit = "nats per response token" if loss_type == "nll" else loss_type

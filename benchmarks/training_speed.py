@@ -195,22 +195,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure_side(args: argparse.Namespace) -> dict:
-    side, reference, split = args.side.split("_")
+def measure_side(name: str, pairs, model: tuple, bf16: bool, flash_pref_python: str | None) -> dict:
+    """The figures of the side that `name_of` names. model: random size or None, name, device."""
+    side, reference, split = name.split("_")
     device_batch, accumulation = splits_of(split)
-    pairs = first_pairs(args.dataset, args.data_dir, args.n_pairs)
     settings = {
-        "bf16": args.bf16, "per_device_train_batch_size": device_batch,
+        "bf16": bf16, "per_device_train_batch_size": device_batch,
         "gradient_accumulation_steps": accumulation,
     }  # fmt: skip
+    random_llama, model_name, device = model
     if side == "flash-pref":
-        if args.random_llama:
+        if random_llama:
             return {"skipped": "a model with random weights has no directory to load it from"}
         settings["precompute_ref_log_probs"] = reference == "cached"
-        return measure_flash_pref(args.flash_pref_python, args.lm_name_or_path, pairs, settings)
-    tokenizer = load_tokenizer(args.lm_name_or_path)
-    model = (args.random_llama, args.lm_name_or_path, tokenizer, "float32", args.device)
-    models = [make_or_load(*model) for _ in range(2)]
+        return measure_flash_pref(flash_pref_python, model_name, pairs, settings)
+    tokenizer = load_tokenizer(model_name)
+    models = [make_or_load(random_llama, model_name, tokenizer, "float32", device)
+              for _ in range(2)]  # fmt: skip
     return measure(side, models, tokenizer, pairs, reference, **settings)
 
 
@@ -221,7 +222,9 @@ def main(args: argparse.Namespace) -> None:
     if any(device * accumulation != args.batch_size for device, accumulation in splits):
         raise ValueError(f"--splits: each is to multiply to --batch-size {args.batch_size}")
     if args.side:
-        print_figures(measure_side(args))
+        pairs = first_pairs(args.dataset, args.data_dir, args.n_pairs)
+        model = (args.random_llama, args.lm_name_or_path, args.device)
+        print_figures(measure_side(args.side, pairs, model, args.bf16, args.flash_pref_python))
         return
     summary = {
         "model": f"random {args.random_llama}" if args.random_llama else args.lm_name_or_path,

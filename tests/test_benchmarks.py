@@ -76,14 +76,13 @@ def test_a_split_that_is_not_one_is_an_error(capsys):
 def test_sft_and_its_peers_have_the_same_losses(tmp_path):
     file = tmp_path / "sft.json"
     run_benchmark("sft_speed", "--random-llama", "tiny", "--n-train", 6, "--batch-size", 2,
-                  "--n-eval", 2, "--output", file)  # fmt: skip
+                  "--n-eval", 2, "--parts", "speed", "--output", file)  # fmt: skip
     found = json.loads(file.read_text())
     for side in ("trl", "trl-padding-free"):
         assert found[side]["largest_loss_difference"] < 1e-3  # Trainer logs four digits
         assert found[side]["evaluation"]["loss"] == pytest.approx(
             found["ours"]["evaluation"]["loss"], abs=1e-5
         )
-    assert found["memory"]["ours"]["peak_gib_above"] < found["memory"]["trl"]["peak_gib_above"]
     assert file.with_suffix(".png").stat().st_size > 10_000
 
 

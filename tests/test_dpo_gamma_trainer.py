@@ -317,8 +317,8 @@ WAYS = {  # what DPOTrainer's documentation gives it → the pairs, and what is 
     "whole texts": lambda rows: ([{k: r["prompt"] + r[k] for k in ("chosen", "rejected")} for r in rows], {}),
     "whole dialogues": lambda rows: (messages(rows, together=True), {}),
     "tools": lambda rows: (messages(rows, tools=[TOOL]), {}),
-    "columns of the user's": lambda rows: ([{**r, "pair": "p", "length": 1, "score": 0.5} for r in rows], {}),
-    "any length": lambda rows: (rows, {"max_length": None}),
+    "columns of the user's, any length": lambda rows: (
+        [{**r, "pair": "p", "length": 1, "score": 0.5} for r in rows], {"max_length": None}),
     "a trained adapter": lambda rows: (rows, {"model": trained_adapter(), "ref_model": None}),
     "a loss of the batch": lambda rows: (rows, {"loss_type": ["aot", "sft"], "gradient_accumulation_steps": 2,
                                                 "per_device_train_batch_size": 2, "tokens_per_batch": 300}),
@@ -787,6 +787,8 @@ def test_the_threshold_and_displacement_of_the_loss_that_trains(
     rows = read_dynamics(tmp_path / "d.jsonl")
     assert {row["loss_type"] for row in rows} == {name}
     assert {row["rounding"] for row in rows} == {2.0**-23}
+    for option in ("target_margin", "dpop_lambda"):
+        assert {row.get(option) for row in rows} == {more.get(option)}
     columns = {key: np.array([row[key] for row in rows]) for key in (
         "chosen", "rejected", "ref_chosen", "ref_rejected", "n_chosen", "n_rejected")}  # fmt: skip
     down = [columns[side] < columns[f"ref_{side}"] - 1e-3 for side in ("chosen", "rejected")]

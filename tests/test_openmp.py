@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("calculate_calibration_metrics", "calculate_win_rate")
+SCRIPTS = ("calculate_calibration_metrics", "calculate_win_rate", "dpo", "sft")
 AT_TORCH = """
 import os, sys
 

@@ -7,7 +7,6 @@ from itertools import chain, combinations, permutations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import sparse, stats
 
 DRAWS_AT_ONCE = 2**20  # of a bootstrap: 24 MiB in all, whatever the number of clusters (up to it)
 EXACT_UP_TO = 9  # values of a correlation: 9! orders take 0.1 s
@@ -16,6 +15,8 @@ EXACT_LISTS_UP_TO = 7  # completions: 7! orders take a millisecond, and there ar
 
 def wilson_interval(n_correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a proportion. n = 0 raises ValueError."""
+    from scipy import stats
+
     interval = stats.binomtest(n_correct, n).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -33,6 +34,8 @@ def clustered_bootstrap_interval(
     For a mean, the denominators are ones. A single cluster gives (NaN, NaN). Resamples are drawn
     `DRAWS_AT_ONCE` clusters at a time, which changes no random number.
     """
+    from scipy import stats
+
     _, owner = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.bincount(owner, weights=np.asarray(numerators, dtype=float))
     counts = np.bincount(owner, weights=np.asarray(denominators, dtype=float))
@@ -87,6 +90,8 @@ def resampled_means(
     Returns (n_resamples, n_cells), NaN where a resample has nothing of a cell, and everywhere for
     a single cluster.
     """
+    from scipy import sparse
+
     _, owner = np.unique(np.asarray(clusters), return_inverse=True)
     n = int(owner.max()) + 1
     if n < 2:
@@ -121,6 +126,8 @@ def auc(scores: ArrayLike, positive: ArrayLike) -> float | None:
 
     scores: (n,), finite; positive: (n,) of bool. None where one of the two kinds is missing.
     """
+    from scipy import stats
+
     values, kinds = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
     n_positive = int(kinds.sum())
     if n_positive in (0, len(kinds)):
@@ -139,6 +146,8 @@ def auc_95(
 ) -> list[float | None]:
     """Percentile interval of `auc` when whole clusters are resampled; resamples of one kind only
     are left out. [null, null] for a single cluster, and where all are left out."""
+    from scipy import sparse
+
     _, owner = np.unique(np.asarray(clusters), return_inverse=True)
     levels, level = np.unique(np.asarray(scores, dtype=float), return_inverse=True)
     kinds = np.asarray(positive, dtype=bool)
@@ -166,6 +175,8 @@ def auc_95(
 
 def exact_mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:
     """(only first correct, only second correct, two-sided exact p) of two paired outcomes."""
+    from scipy import stats
+
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if a.shape != b.shape:
         raise ValueError(f"paired outcomes of different length: {a.shape} and {b.shape}")
@@ -194,6 +205,8 @@ def correlation_test(
 
     Up to `exact_up_to` values the p-value is exact, over all orders; scipy's beyond.
     """
+    from scipy import stats
+
     function = {"spearmanr": stats.spearmanr, "kendalltau": stats.kendalltau}[kind]
     result = function(x, y)
     if len(x) > exact_up_to:
@@ -210,6 +223,8 @@ def all_orders(n: int) -> np.ndarray:
 
 def permutation_p_value(x: ArrayLike, y: ArrayLike, kind: str) -> float:
     """Share of all orders of y whose |Spearman or Kendall statistic| with x is as large."""
+    from scipy import stats
+
     x_ranks, y_ranks = stats.rankdata(x), stats.rankdata(y)
     orders = y_ranks[all_orders(len(y_ranks))]  # (n!, n), the observed order first
     if kind == "spearmanr":

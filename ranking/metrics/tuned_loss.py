@@ -8,7 +8,8 @@ import numpy as np
 from ranking.metrics.dynamics import lowest_loss_step
 from ranking.metrics.idealized import TunedColumns
 
-SETTING = {"beta": "β", "gamma": "γ", "loss_type": "loss"}
+SETTING = {"beta": "β", "gamma": "γ", "loss_type": "loss", "target_margin": "target margin",
+           "dpop_lambda": "λ"}  # fmt: skip
 
 
 class BestStep(NamedTuple):
@@ -30,7 +31,7 @@ def check_one_setting(runs: Mapping[str, BestStep]) -> None:
         row = next(iter(run.rows.values()))
         for key, name in SETTING.items():
             if row.get(key) is None:
-                continue  # older files do not name the loss
+                continue  # older files do not name the loss, and others have no λ
             other, value = first.setdefault(key, (file, row[key]))
             if value != row[key]:
                 raise ValueError(

@@ -59,8 +59,8 @@ def results_table(
     ranked = any(name.endswith("ranking/accuracy") for name in metrics)
     columns = ["part", "n", "loss"]
     if ranked:
-        columns += ["ranking accuracy R, % (95 %)", "R of the reference"]
-        columns += ["R̃, % (95 %)", "R̃ of the reference", "flipped to correct", "reward accuracy, %"]
+        columns += ["R [95 %], %", "R of the reference, %", "R̃ [95 %], %", "R̃ of the reference, %"]
+        columns += ["flipped to correct", "reward accuracy, %"]
     lines = []
     for prefix, n in sizes.items():
         found = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}

@@ -12,6 +12,7 @@ from ranking.scoring.models import (
     PICKLE_FLAG,
     REMOTE_CODE_FLAG,
     adapter_base,
+    adapter_base_revision,
     choose_device,
     explain,
     resolve_dtype,
@@ -151,7 +152,7 @@ def load_model(
     path = resolve_model(name)
     adapter = (Path(path) / "adapter_config.json").is_file()
     base = adapter_base(path) if adapter else path
-    base_revision = None if adapter else revision
+    base_revision = adapter_base_revision(path) if adapter else revision
     try:
         for part, its_revision in {path: revision, base: base_revision}.items():
             check_adapter_weights(part, its_revision, allow_pickle)
@@ -201,6 +202,7 @@ def quantize(model, *, device: str, dtype: str, **how: Any):
         None, config=model.config, state_dict=model.state_dict(), dtype=getattr(torch, dtype),
         **placement(device, dtype, None, **how),
     )  # fmt: skip
+    quantized.generation_config = model.generation_config
     return as_asked(quantized).eval()
 
 

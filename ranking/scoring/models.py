@@ -275,6 +275,11 @@ def adapter_base(path: str) -> str:
     return resolve_model(name)
 
 
+def adapter_base_revision(path: str) -> str | None:
+    """The branch, tag or commit of the base model that an adapter directory names, if it does."""
+    return json.loads((Path(path) / "adapter_config.json").read_text()).get("revision")
+
+
 def explain(error: Exception) -> str:
     """The first line of an error, and the flag that would allow what was refused."""
     text = str(error).strip()

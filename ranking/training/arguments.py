@@ -39,7 +39,10 @@ def parse_flags(
         formatter_class=FlagFormatter,
     )  # fmt: skip
     given = read_given(parser, argv, flags.retired)
-    parsed = parser.parse_args_into_dataclasses(given.words, look_for_args_file=False)
+    try:
+        parsed = parser.parse_args_into_dataclasses(given.words, look_for_args_file=False)
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise ValueError(" ".join(str(error).split())) from error  # TRL's can have several lines
     parsed[0].given = given.values
     for note in given.notes:
         announce(note)

@@ -97,6 +97,11 @@ def training_line(logs: Mapping[str, float], where: str, rate: str, left: str) -
     return f"{where}  {'  '.join(parts)}"
 
 
+def per_second(rate: float, what: str) -> str:
+    """Three digits, or all before the point."""
+    return f"{f'{rate:,.0f}' if rate >= 100 else f'{rate:.3g}'} {what}/s"
+
+
 def duration(seconds: float) -> str:
     """45 s, 12 min, 3 h 05 min, 2 d 04 h."""
     minutes = round(seconds / 60)
@@ -203,15 +208,15 @@ class Console(TrainerCallback):
         tokens = float(logs.get("num_tokens", 0))
         if what == "texts" and tokens > self.logged["tokens"]:
             done, what = tokens - self.logged["tokens"], "tokens"
-        rate = f"{done / seconds:.3g} {what}/s" if seconds > 0 else ""
+        rate = per_second(done / seconds, what) if seconds > 0 else ""
         self.logged = {"step": state.global_step, "seconds": self.clock.seconds["step"],
                        "tokens": tokens}  # fmt: skip
         self.write(training_line(logs, where(state), rate, self.time_left(state.global_step)))
 
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+    def on_prediction_step(self, args, state, control, **kwargs):
         self.n_batches += 1
         if self.bar is not None:
-            self.bar.set_description_str(f"evaluating {self.n_batches}/{len(eval_dataloader)} ")
+            self.bar.set_description_str(f"evaluating, batch {self.n_batches} ")
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         self.clock.lap("evaluation", sum(self.sizes.get(name, 0) for name in prefixes_of(metrics)))

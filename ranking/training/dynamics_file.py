@@ -25,6 +25,8 @@ class Evaluation(TypedDict):
     gamma: float  # γ of Eq. 4
     squared_distance: float | None  # ‖θ_t − θ_0‖² (Fig. 4); null: unknown
     loss_type: NotRequired[str]  # what trains, as --loss_type names it; several are joined by +
+    target_margin: NotRequired[float]  # of alpha_scaling_norm
+    dpop_lambda: NotRequired[float]  # λ of alpha_scaling_dpop
     rounding: NotRequired[float]  # relative error of forward passes, policy's or reference's
 
 

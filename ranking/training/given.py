@@ -7,6 +7,8 @@ from ranking.plumbing.command_line import suggestion
 from ranking.training.config_file import NOT_SAVED, config_words
 from ranking.training.parsing import FLAG_GROUPS, FlagParser, name_of, successor, without_neutral
 
+SWITCHES = ("truth", "string_to_bool")  # types of flags that are true or false
+
 
 class Given(NamedTuple):
     """A command line, read."""
@@ -26,6 +28,9 @@ def read_given(parser: FlagParser, argv: Sequence[str], retired: Mapping[str, st
     parser.retired = retired
     parser.add_argument("--no_add_eos", "--no-add-eos", dest="add_eos", action="store_false",
                         default=None)  # fmt: skip
+    for action in parser._actions:
+        if action.nargs is None and getattr(action.type, "__name__", "") in SWITCHES:
+            action.nargs, action.const = "?", True  # the bare flag switches on, as of other flags
     if "--help-all" in argv:
         print(parser.format_help(everything=True))
         raise SystemExit(0)

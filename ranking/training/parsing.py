@@ -88,12 +88,13 @@ FLAG_GROUPS = {
         "packing": "Does nothing where texts are packed anyway; else fills rows with several.",
     },
     "training": {
-        "loss_type": "dpo.py: alpha_scaling is Eq. 4, sigmoid is TRL's DPO, … (sft.py: nll).",
+        "loss_type": "dpo.py: alpha_scaling is Eq. 4 (kin: alpha_scaling_norm, …_dpop, …_ipo), "
+        "sigmoid is TRL's DPO, … (sft.py: nll).",
         "loss_weights": "Of several --loss_type: the weight of each (default: 1).",
         "beta": "KL strength β of Eq. 4.",
         "alpha": "γ of Eq. 4: 1 is DPO, 0 is reference-free.",
         "target_margin": "Margin that alpha_scaling_norm asks for (SimPO's γ).",
-        "dpop_lambda": "λ of alpha_scaling_dpop's penalty, as in its paper by default.",
+        "dpop_lambda": "λ of alpha_scaling_dpop's penalty (default: 50, as in its paper).",
         "learning_rate": "Peak learning rate.",
         "num_train_epochs": "Passes over the data.",
         "max_steps": "Optimizer steps instead of epochs (default: by epochs).",

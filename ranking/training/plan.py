@@ -132,7 +132,8 @@ def describe_schedule(
     steps = f"{max_steps:,} step" + "s" * (max_steps != 1)
     if first_step:
         steps = f"steps {first_step + 1:,} to {max_steps:,}"
-    line = f"plan: {steps} of {batch:,} {what} ({epochs:.3g} epochs of {n_rows:,})"
+    passes = f"{epochs:.3g} epoch" + "s" * (epochs != 1)
+    line = f"plan: {steps} of {batch:,} {what} ({passes} of {n_rows:,})"
     if n_evaluations:
         rows = " + ".join(f"{n:,}" for n in evaluated)
         times = f"{n_evaluations:,} evaluation" + "s" * (n_evaluations != 1)
@@ -144,7 +145,8 @@ def describe_sparser(eval_steps: int | None, dynamics: tuple[float, float], save
     """What to give for evaluations that take little of the time. eval_steps: None: none would do.
     dynamics: bytes of the dynamics file now, and then. save_too: --save_steps has to change too."""
     if eval_steps is None:
-        return "      --max_eval_samples would shorten them: one alone takes over 10 % of the time"
+        of_pairs = " or --dynamics_sample_size" * (dynamics[0] > 0)
+        return f"      one alone takes over 10 %: --max_eval_samples{of_pairs} would shorten it"
     flags = f"--eval_steps {eval_steps}" + f" --save_steps {eval_steps}" * save_too
     line = f"      {flags}: about {100 * WANTED_SHARE:.0f} % of the time"
     if dynamics[0]:

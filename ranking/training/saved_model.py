@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +12,16 @@ from ranking.plumbing.processes import announce
 from ranking.scoring.chat import ChatOptions, end_of_turn_id, goes_through_template
 from ranking.scoring.loading import load_model
 from ranking.training.run_directory import MERGED
+
+
+class TiedOnce:
+    """Mixin of Trainer: of tied weights, which FSDP gathers twice, one is saved."""
+
+    def _save(self, output_dir=None, state_dict=None):
+        if state_dict is not None:
+            tied = getattr(self.model, "all_tied_weights_keys", {})
+            state_dict = {k: v for k, v in state_dict.items() if tied.get(k) not in state_dict}
+        super()._save(output_dir, state_dict)
 
 
 def prepare_generation(
@@ -41,13 +52,15 @@ def prepare_generation(
         )
 
 
-def save_merged(folder: Path, trained, tokenizer, *, dtype: str) -> Path:
+def save_merged(folder: Path, trained, tokenizer, **how: Any) -> Path:
     """Save the adapter in `folder` merged into its base, as a whole model in `folder`/merged.
 
     trained: the model that training ended with, whose settings of tokens and generation are saved.
-    It is left as it is: the adapter is loaded again, on the CPU, in dtype.
+    It is left as it is: the adapter is loaded again, on the CPU. how: as `load_model` takes it; a
+    base that was quantized for training is merged as it was then, rounding and all.
     """
-    whole = load_model(str(folder), dtype=dtype, device="cpu").merge_and_unload()
+    how = {**how, "attn_implementation": None, "device": "cpu", "dequantize_base": True}
+    whole = load_model(str(folder), **how).merge_and_unload()
     whole.generation_config = copy.deepcopy(trained.generation_config)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(whole.config, name, getattr(trained.config, name))

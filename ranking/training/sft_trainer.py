@@ -15,6 +15,7 @@ from ranking.scoring.rotary import length_class
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import TokenizedCompletion
 from ranking.training.packed_steps import PackedSteps, keep_outputs_in_float32
+from ranking.training.saved_model import TiedOnce
 from ranking.training.texts import IGNORED, check_packing
 
 
@@ -63,7 +64,7 @@ def choose_sft_path(model, settings: dict, dataset: Dataset, autocast) -> Scorin
     return path
 
 
-class PackedSFTTrainer(PackedSteps, SFTTrainer):
+class PackedSFTTrainer(TiedOnce, PackedSteps, SFTTrainer):
     """SFTTrainer whose steps go through packed rows, and whose evaluation loss is the mean over all
     response tokens of a dataset.
 

@@ -77,10 +77,11 @@ def test_pairs_without_a_loss_are_left_out():
         ({"beta": 1.0}, "one has β 0.1, two 1.0: a mean is over runs of one setting"),
         ({"gamma": 0.5}, "one has γ 1.0, two 0.5"),
         ({"loss_type": "ipo"}, "one has loss sigmoid, two ipo"),
+        ({"target_margin": 2.0}, "one has target margin 0.5, two 2.0"),
     ],
 )
 def test_runs_of_several_settings_have_no_mean(more, message):
-    one = best_step([row("a", 0, 0.7, loss_type="sigmoid")])
+    one = best_step([row("a", 0, 0.7, loss_type="sigmoid", target_margin=0.5)])
     older = best_step([row("a", 0, 0.7)])
     check_one_setting({"one": one, "older": older})
     with pytest.raises(ValueError, match=message):

@@ -92,8 +92,6 @@ def test_losses_in_words():
     (line,) = loss_lines({**SETTINGS, **margin, "dpop_lambda": 50.0})
     assert line == "- loss: `alpha_scaling_norm`, β = 0.1, γ = 0, target margin = 1.5"
     assert loss_lines({**SETTINGS, "loss_type": ["ipo"]}) == ["- loss: `ipo`, β = 0.1"]
-    simpo = {**SETTINGS, "loss_type": ["alpha_scaling_norm"], "alpha": 0.0, "target_margin": 1.5}
-    assert loss_lines(simpo) == ["- loss: `alpha_scaling_norm`, β = 0.1, γ = 0, target margin 1.5"]
     dpop = {**SETTINGS, "loss_type": ["alpha_scaling_dpop"]}  # λ as by default
     assert loss_lines(dpop) == ["- loss: `alpha_scaling_dpop`, β = 0.1, γ = 0.25, λ = 50"]
     assert loss_lines({"loss_type": "nll"}) == [

@@ -12,6 +12,7 @@ from ranking.training.console import (
     Console,
     duration,
     evaluation_lines,
+    per_second,
     row_counts,
     seconds_left,
     training_line,
@@ -66,6 +67,8 @@ def test_training_line_and_durations():
     assert line == (
         "step 4  loss 0.6931  learning rate 1e-06  gradient 12.3  8 pairs/s  12 min left"
     )
+    assert per_second(12.345, "pairs") == "12.3 pairs/s"
+    assert per_second(4970.2, "tokens") == "4,970 tokens/s"
     texts = {45: "45 s", 99.4: "99 s", 700: "12 min", 3 * 3600 + 290: "3 h 05 min",
              2 * 86400 + 4 * 3600: "2 d 04 h"}  # fmt: skip
     assert {seconds: duration(seconds) for seconds in texts} == texts
@@ -116,7 +119,7 @@ def test_lines_go_above_the_bar_and_none_after_training(capsys):
     state.global_step, state.epoch = 1, 0.5
     console.on_step_end(**call)
     console.on_log(**call, logs={"loss": 1.5})
-    console.on_prediction_step(**call, eval_dataloader=[1, 2])
+    console.on_prediction_step(**call)
     evaluated = {"eval_loss": 1.0, "eval_runtime": 0.1}
     console.on_evaluate(**call, metrics=evaluated)
     console.on_train_end(**call)
@@ -126,4 +129,4 @@ def test_lines_go_above_the_bar_and_none_after_training(capsys):
     assert not out and len(lines) == 2
     assert "step 1  epoch 0.50  loss 1.5000" in lines[0] and "pairs/s" in lines[0]
     assert "step 1  epoch 0.50  validation  loss 1.0000  perplexity 2.718" in lines[1]
-    assert "evaluating 1/2" in err and "step 1 of 2" in err and "trained 1 step in" in err
+    assert "evaluating, batch 1" in err and "step 1 of 2" in err and "trained 1 step in" in err

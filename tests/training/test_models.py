@@ -86,7 +86,7 @@ def test_adapters_on_quantized_weights(bits, tiny_model_directory, tmp_path, mon
         more += ["--use_bnb_nested_quant", "--bnb_4bit_quant_type=fp4"]
     sft.main(sft_command(tiny_model_directory, tmp_path / "sft", *more))
     assert added_squares(tmp_path / "sft") > 0
-    dpo.main(dpo_command(tmp_path / "sft", tmp_path / "dpo", *more))
+    dpo.main(dpo_command(tmp_path / "sft", tmp_path / "dpo", *more, "--merge_adapter"))
     rows = read_dynamics(tmp_path / "dpo/ranking_dynamics.jsonl")
     differences = {
         step: np.array([r["chosen"] - r["ref_chosen"] for r in rows if r["step"] == step])
@@ -102,6 +102,8 @@ def test_adapters_on_quantized_weights(bits, tiny_model_directory, tmp_path, mon
     weights = load_file(tmp_path / "dpo/adapter_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
+    merged = load_model(str(tmp_path / "dpo/merged"))
+    assert not getattr(merged, "is_quantized", False) and merged.dtype == torch.float32
     base = json.loads((tmp_path / "dpo/base/config.json").read_text())["quantization_config"]
     assert base[f"load_in_{bits}"] and base["bnb_4bit_use_double_quant"] == (bits == "4bit")
     if bits == "4bit":

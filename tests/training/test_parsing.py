@@ -4,7 +4,10 @@ import importlib
 
 import pytest
 
+import dpo
 import sft
+from ranking.training.checks import check_values
+from ranking.training.known_flags import read_known_flags
 
 
 @pytest.mark.parametrize("script", ["dpo", "sft"])
@@ -42,3 +45,25 @@ def test_neutral_values_of_retired_flags_and_flags_without_effect(capsys):
         "--eval_steps has no effect: --eval_strategy is no",
         "--metric_for_best_model has no effect: --load_best_model_at_end is not given",
     ]
+    sets = [*base, "--eval_dataset_name=sample", "--early_stopping_patience=3"]
+    by_loss = ["--eval_strategy=epoch", "--metric_for_best_model=sample/loss"]
+    sft.parse_args([*sets, *by_loss])
+    dpo.parse_args([*sets, *by_loss])
+    assert not capsys.readouterr().err
+    dpo.parse_args(sets[:-1])
+    wanted = "--eval_dataset_name has no effect: --eval_strategy is no\n"
+    assert capsys.readouterr().err == wanted
+
+
+def test_a_bare_switch_is_on():
+    """Also where the default is neither (--bf16), which HfArgumentParser wants a value of."""
+    base = ["--model_name=m", "--output_dir=o", "--report_to=none"]
+    for flags, wanted in ((["--bf16"], True), (["--bf16", "false"], False), (["--bf16=1"], True)):
+        assert sft.parse_args([*base, *flags])[2].bf16 is wanted
+        check_values(sft.SFT, read_known_flags(), [*base, *flags], "")
+
+
+def test_errors_of_the_libraries_are_one_line():
+    base = ["--model_name=m", "--output_dir=o", "--report_to=none"]
+    with pytest.raises(ValueError, match="unexpected keyword argument 'x'"):
+        sft.parse_args([*base, '--accelerator_config={"x": 1}'])

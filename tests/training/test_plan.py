@@ -135,7 +135,8 @@ def test_what_the_lines_say(tmp_path):
     assert "--eval_steps 760 --save_steps 760: about 10 %" in describe_sparser(760, (0, 0), True)
     sparser = describe_sparser(760, (8e8, 1e8), False)
     assert sparser.endswith("of the time, 100 MB of dynamics in place of 800 MB")
-    assert "--max_eval_samples" in describe_sparser(None, (0, 0), False)
+    assert "--max_eval_samples would" in describe_sparser(None, (0, 0), False)
+    assert "or --dynamics_sample_size would" in describe_sparser(None, (9, 0), False)
     room, short = (
         describe_disk(1_500_000_000, 2, 500_000_000, 800_000_000, free, tmp_path)
         for free in (5_000_000_000, 4_000_000_000)

@@ -1,12 +1,18 @@
 """What those that generate with a saved model are told: where answers end, how to sample."""
 
 import pytest
-from conftest import make_model
+import torch
+from conftest import SMALL, make_model
 from dialogue_rows import CHATML, VOCABULARY, chat_tokenizer, dialogues, explicit, split_folder
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from test_dpo_gamma_trainer import texts as texts  # a fixture
+from test_dpo_gamma_trainer import trainer
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from ranking.scoring.chat import ChatOptions
-from ranking.training.saved_model import prepare_generation
+from ranking.scoring.loading import load_model
+from ranking.training.saved_model import prepare_generation, save_merged
 from ranking.training.splits import load_parts
 
 
@@ -35,6 +41,38 @@ def test_generation_stops_where_the_template_ends_a_turn(
     model.save_pretrained(tmp_path / "saved")
     saved = GenerationConfig.from_pretrained(tmp_path / "saved")
     assert (saved.eos_token_id, saved.temperature, saved.do_sample) == (wanted, 0.6, True)
+
+
+def test_tied_weights_that_were_gathered_twice_are_saved_once(tmp_path, tokenizer, texts):
+    """As FSDP's state dict has them: two tensors."""
+    model = make_model("llama", {**SMALL, "tie_word_embeddings": True})
+    run = trainer(tmp_path, tokenizer, texts, model=model)
+    gathered = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert "lm_head.weight" in gathered
+    run._save(str(tmp_path / "saved"), state_dict=gathered)
+    saved = load_file(tmp_path / "saved/model.safetensors")
+    assert saved.keys() == gathered.keys() - {"lm_head.weight"}
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_quantized_base_is_merged_as_it_was_trained_on(tmp_path, tiny_model_directory, tokenizer):
+    """The adapter on 4-bit weights has the whole model's log-likelihoods; needs bitsandbytes."""
+    pytest.importorskip("bitsandbytes")
+    how = {"dtype": "float32", "quantization": "4bit"}
+    base = load_model(str(tiny_model_directory), device="cpu", **how)
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.5)
+    adapted.save_pretrained(tmp_path)
+    folder = save_merged(tmp_path, adapted, tokenizer, **how)
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.arange(2, 40)[None]
+    with torch.no_grad():
+        logps = [m(ids).logits.log_softmax(-1) for m in (adapted.eval(), whole)]
+    torch.testing.assert_close(logps[0], logps[1], atol=1e-3, rtol=0)
+    assert "quantization_config" not in (folder / "config.json").read_text()
 
 
 def test_published_settings_that_transformers_would_not_save(tmp_path, sample_text, capsys):
