@@ -634,8 +634,6 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
             path = Path(resume_from_checkpoint) / TRAINER_STATE_NAME
             state = TrainerState.load_from_json(str(path))
             step = state.global_step
-            counts = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
-            self._total_train_tokens = int(counts[-1]) if counts else 0  # TRL starts at 0 again
         if self.dynamics_file is not None and self.is_world_process_zero():
             self.recorded = forget_later_steps(self.dynamics_file, step)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

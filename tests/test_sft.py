@@ -110,6 +110,8 @@ def test_lora_packing_and_sanity_check(tiny_model_directory, tmp_path, capsys):
         (["--learning_rate=fast"], "learning_rate"),
         (["--max_train_samples=0"], "give a positive number"),
         (["--no_cuda"], "cannot be honoured; use --use_cpu"),
+        (["--torch_compile"], "use nothing: rows differ in length"),
+        (["--tokens_per_batch=0"], "--tokens_per_batch 0: give a finite number, at least 1"),
         (["--lora_r=8"], "--lora_r without --use_peft: all weights would be trained"),
         (["--use_dora"], "--use_dora without --use_peft"),
         (["--load_best_model_at_end"], "--load_best_model_at_end needs evaluations: --eval_strat"),
@@ -185,6 +187,8 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model_directory, tmp_path)
     ]
     losses = [[e.get("loss", e.get("eval_loss")) for e in state["log_history"]] for state in states]
     assert len(losses[0]) > 8 and losses[0][:-1] == pytest.approx(losses[1][:-1], abs=1e-4)
+    counts = [[e["num_tokens"] for e in x["log_history"] if "num_tokens" in e] for x in states]
+    assert counts[0] == counts[1]
     models = [AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("whole", "killed")]
     torch.testing.assert_close(
         models[0].lm_head.weight, models[1].lm_head.weight, atol=1e-4, rtol=0

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch.nn import Linear
 from torch.utils.checkpoint import checkpoint
 
@@ -36,6 +35,13 @@ def vocabulary_slices(weight: torch.Tensor, bias, dtype: torch.dtype) -> Iterato
         yield first, weight[part].to(dtype), None if bias is None else bias[part].to(dtype)
 
 
+def products(hidden: torch.Tensor, words: torch.Tensor, offsets, space: torch.Tensor):
+    """hidden @ words.T + offsets, in a part of `space`: memory that each slice would get anew is
+    given back in pieces."""
+    raw = torch.mm(hidden, words.T, out=space[:, : len(words)])
+    return raw if offsets is None else raw.add_(offsets)
+
+
 def sliced_statistics(
     config, hidden: torch.Tensor, weight: torch.Tensor, bias, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,16 +49,19 @@ def sliced_statistics(
 
     hidden (n, d), weight (V, d), bias (V,) or None, targets (n,).
     """
-    dtype = product_dtype(hidden)
+    dtype, n = product_dtype(hidden), len(hidden)
     hidden, normalizers = hidden.to(dtype), []
-    scores = torch.zeros(len(targets), device=hidden.device)
+    scores = torch.zeros(n, device=hidden.device)
+    space = hidden.new_empty(n, min(VOCABULARY_CHUNK, len(weight)))
     for first, words, offsets in vocabulary_slices(weight, bias, dtype):
-        logits = final_logits(config, F.linear(hidden, words, offsets))
-        normalizers.append(torch.logsumexp(logits, dim=1))
+        logits = final_logits(config, products(hidden, words, offsets, space))
         local = targets - first
         inside = (local >= 0) & (local < len(words))
         found = logits.gather(1, local.clamp(0, len(words) - 1)[:, None])[:, 0]
         scores += torch.where(inside, found, 0.0)
+        largest = logits.amax(1, keepdim=True)
+        largest.masked_fill_(largest.isinf(), 0.0)
+        normalizers.append(logits.sub_(largest).exp_().sum(1).log_() + largest[:, 0])
     return torch.logsumexp(torch.stack(normalizers), dim=0), scores
 
 
@@ -75,17 +84,22 @@ class SlicedLogSoftmax(torch.autograd.Function):
         of_hidden = torch.zeros(hidden.shape, device=hidden.device) if wants_hidden else None
         of_weight = torch.empty_like(weight) if wants_weight else None
         of_bias = torch.empty_like(bias) if wants_bias else None
+        space = inputs.new_empty(len(inputs), min(VOCABULARY_CHUNK, len(weight)))
         for first, words, offsets in vocabulary_slices(weight, bias, ctx.dtype):
-            raw = F.linear(inputs, words, offsets)
+            raw = products(inputs, words, offsets, space)
             with torch.enable_grad():
-                leaf = raw.requires_grad_()
+                leaf = raw.detach().requires_grad_()
                 logits = final_logits(ctx.config, leaf)
-            of_logits = torch.exp(logits.detach() - normalizer[:, None]).mul_(-gradient[:, None])
+            is_plain = logits is leaf
+            of_logits = logits.detach().sub_(normalizer[:, None]) if is_plain else (
+                logits.detach() - normalizer[:, None]
+            )  # fmt: skip
+            of_logits.exp_().mul_(-gradient[:, None])
             local = targets - first
             inside = (local >= 0) & (local < len(words))
             local = local.clamp(0, len(words) - 1)[:, None]
             of_logits.scatter_add_(1, local, torch.where(inside, gradient, 0.0)[:, None])
-            if logits is not leaf:
+            if not is_plain:
                 (of_logits,) = torch.autograd.grad(logits, leaf, of_logits)
             part = slice(first, first + len(words))
             if of_hidden is not None:

@@ -130,8 +130,11 @@ def compute_token_logps_plain(
     offset = width - logits.shape[1]  # 0 for models that ignore logits_to_keep
     logps = []
     for i, c in enumerate(completions):
-        rows = torch.tensor([t - 1 - offset for t in c.positions], dtype=torch.long)
-        scores = logits[i, rows.to(logits.device)].float()
+        if c.scored is None:  # without a copy
+            scores = logits[i, c.start - 1 - offset : len(c.ids) - 1 - offset].float()
+        else:
+            rows = torch.tensor([t - 1 - offset for t in c.scored], dtype=torch.long)
+            scores = logits[i, rows.to(logits.device)].float()
         targets = torch.tensor([c.ids[t] for t in c.positions], dtype=torch.long).to(scores.device)
         logps.append(scores.gather(1, targets[:, None])[:, 0] - torch.logsumexp(scores, dim=1))
     return logps

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
 
 from ranking.plumbing.processes import announce
 from ranking.scoring.attention import own_attention, restore_attention
@@ -225,6 +228,17 @@ class PackedSteps(Trainer):
                      f"({flag})")  # fmt: skip
 
     # ------------------------------------------------------------------------ Trainer's steps
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """Trainer's; a resumed run goes on counting tokens, where TRL starts at 0 again."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint:
+            path = Path(resume_from_checkpoint) / TRAINER_STATE_NAME
+            logged = TrainerState.load_from_json(str(path)).log_history
+            counts = [entry["num_tokens"] for entry in logged if "num_tokens" in entry]
+            self._total_train_tokens = int(counts[-1]) if counts else 0
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Trainer's, which also says what a step is made of."""
         self.step_batches, n_items = super().get_batch_samples(epoch_iterator, num_batches, device)
