@@ -12,10 +12,10 @@ from scipy.optimize import minimize_scalar
 from trl import DPOTrainer
 
 from ranking.metrics.idealized import required_loss, required_margin
+from ranking.metrics.loss_names import OWN_LOSSES
 from ranking.metrics.losses import (
     IPO,
     NO_THRESHOLD,
-    OWN_LOSSES,
     PER_TOKEN,
     SUFFICIENT,
     THRESHOLDS,
