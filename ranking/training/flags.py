@@ -22,6 +22,7 @@ from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
 
+DTYPES = ("float32", "bfloat16", "float16")  # of the weights that are trained
 LATER_FLAGS = (
     "eval_dataset_name", "dataset_shares", "columns", "chat_template_file", "chat_template_kwargs",
     "system",
@@ -140,7 +141,7 @@ class ModelFlags:
     """Mixin for TRL's ModelConfig: original spellings, and what model and LoRA flags ask for."""
 
     model_name_or_path: str | None = flag(None, "--model_name")
-    dtype: str | None = flag("float32", "--torch_dtype", choices=["float32", "bfloat16", "float16"])
+    dtype: str | None = flag("float32", "--torch_dtype", choices=[*DTYPES, "auto"])
     allow_pickle: bool = False
     merge_adapter: bool = False
 
@@ -148,6 +149,11 @@ class ModelFlags:
         """ValueError for values that no run can have."""
         if self.model_name_or_path is None:
             raise ValueError("--model_name_or_path is required")
+        if self.dtype == "auto":
+            raise ValueError(
+                "--dtype auto: give float32 (bfloat16 weights, which most checkpoints have, lose "
+                "small steps; --bf16 computes in bfloat16), or bfloat16 for them all the same"
+            )
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("--load_in_4bit and --load_in_8bit: give one of them")
         if self.quantization is None:
@@ -332,6 +338,9 @@ class TrainingDefaults:
     def check_given(self, given):
         """A line for each name of `given` flags that changes nothing beside the others' values."""
         unused = {}
+        if self.log_level == "info":
+            self.log_level = "warning"
+            unused["log_level"] = "info is libraries' lines for programmers (debug shows them all)"
         for name in ("eval", "save", "logging"):
             strategy = getattr(self, f"{name}_strategy")
             if strategy != "steps":

@@ -67,3 +67,13 @@ def test_errors_of_the_libraries_are_one_line():
     base = ["--model_name=m", "--output_dir=o", "--report_to=none"]
     with pytest.raises(ValueError, match="unexpected keyword argument 'x'"):
         sft.parse_args([*base, '--accelerator_config={"x": 1}'])
+
+
+def test_the_libraries_of_a_run_stay_at_warnings(capsys):
+    base = ["--model_name=m", "--output_dir=o", "--report_to=none"]
+    assert sft.parse_args([*base, "--log_level=info"])[2].log_level == "warning"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--log_level has no effect: info is libraries' lines")
+    for level in ("debug", "error"):
+        assert sft.parse_args([*base, f"--log_level={level}"])[2].log_level == level
+    assert not capsys.readouterr().err
