@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
 
 def suggestion(flag: str, known: Iterable[str]) -> str:
     """The nearest known flag as a question that ends the message, or nothing."""
-    close = difflib.get_close_matches(flag, list(known), 1)
+    close = difflib.get_close_matches(flag, list(known), 1, cutoff=0.75)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -40,7 +40,7 @@ def check_flags(flags: FlagSet, argv: Sequence[str], description: str) -> None:
 def check_values(flags: FlagSet, known: KnownFlags, argv: Sequence[str], description: str) -> None:
     """ValueError or OSError for flags that no run can have."""
     parser = make_parser_of(flags, known, description)
-    given = read_given(parser, argv, flags.retired)
+    given = read_given(parser, argv, flags)
     values = vars(parser.parse_args(given.words))
     data = flags.data(**{f.name: values[f.name] for f in fields(flags.data) if f.init})
     check_saved(data.save_config, given.values)

@@ -10,7 +10,7 @@ from typing import Any
 from ranking.plumbing.command_line import suggestion
 from ranking.plumbing.processes import process_rank
 from ranking.plumbing.result_files import write_text_atomically
-from ranking.training.parsing import is_neutral, successor
+from ranking.training.parsing import FlagSet, is_neutral, of_other_script, successor
 
 # keys of TRL's scripts and of the alignment-handbook that are called otherwise here
 RECIPE_NAMES = {
@@ -32,7 +32,7 @@ def config_words(
     parser: argparse.ArgumentParser,
     argv: Sequence[str],
     given: set[str],
-    retired: Mapping[str, str],
+    flags: FlagSet,
 ) -> tuple[list[str], list[str]]:
     """The flags of the file that --config names, but for those `given` on the command line, as
     words of it; and notes on keys without effect. ValueError or OSError where it cannot be read,
@@ -46,13 +46,14 @@ def config_words(
     seen: dict[str, str] = {}  # by flag, the key that sets it
     for name, setting in settings.items():
         key, action = called.get(name, name), actions.get(f"--{name}")
-        if text := successor(name.replace("-", "_"), retired):
+        if text := successor(name.replace("-", "_"), flags.retired):
             if setting is not None and not (isinstance(setting, str) and is_neutral(name, setting)):
                 raise ValueError(f"{file}: {key} cannot be honoured; use {text}")
             continue
         if action is None or action.dest in NOT_SAVED:
             known = [option[2:] for option in actions if re.fullmatch(r"--\w+", option)]
-            raise ValueError(f"{file}: unknown key {key}" + suggestion(name, known))
+            hint = of_other_script(name, flags.script) if action is None else ""
+            raise ValueError(f"{file}: unknown key {key}{hint or suggestion(name, known)}")
         if action.dest in seen:
             raise ValueError(f"{file}: {key} and {seen[action.dest]} are one flag, give one")
         seen[action.dest] = key

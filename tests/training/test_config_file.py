@@ -119,6 +119,7 @@ def test_flags_override_the_file(parsed):
         ("dataset_mixture: {datasets: [{id: a/b}], test_split_size: 9}", "use eval_split"),
         ("beta: {a: 1", "r.yaml: not YAML (line 1: "),
         ("- beta", "r.yaml: not a YAML mapping"),
+        ("packing: true", "r.yaml: unknown key packing: it is one of sft.py"),
         ("torch_dtype: auto", "--dtype auto: give float32 (bfloat16 weights"),
         ("beta: -1", "--beta -1.0: give a finite number, more than 0"),
     ],
