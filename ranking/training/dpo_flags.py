@@ -69,7 +69,7 @@ class DPOFlags(TrainingDefaults, GammaFlags):
             known = ", ".join((*OWN_LOSSES, *TRL_LOSSES))
             raise ValueError(f"--loss_type {wrong.pop()}: give one or more of {known}")
         super().check()
-        self.check_loss()
+        self.check_loss("--")
         defaults = {f.name: f.default for f in fields(self)}
         given = " ".join(self.loss_type)
         for name, users in USED_BY.items():

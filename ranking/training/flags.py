@@ -233,6 +233,8 @@ class TrainingDefaults:
         kept = self.save_total_limit
         check_number("save_total_limit", kept, kept is None or kept >= 1,
                      "at least 1 (all are kept without it)")  # fmt: skip
+        if self.fp16 and self.bf16:
+            raise ValueError("--fp16 and --bf16: give one of them")
         check_number("learning_rate", self.learning_rate, self.learning_rate >= 0, "0 or more")
         steps_fit = self.max_steps > 0 or self.max_steps == -1
         check_number("max_steps", self.max_steps, steps_fit, "1 or more (-1: by epochs)")

@@ -226,7 +226,7 @@ class FlagParser(argparse.ArgumentParser):
     script = ""
 
     def error(self, message: str):
-        raise ValueError(message)
+        raise ValueError(re.sub(r"^argument (--\w+)[^:]*: ", r"\1: ", message))
 
     def format_help(self, everything: bool = False) -> str:
         formatter = self._get_formatter()

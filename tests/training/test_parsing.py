@@ -79,6 +79,9 @@ def test_a_bare_switch_is_on():
         ("dpo", ["--dataset_name=a", "b"], "'b' after --dataset_name=…: give several values as "
          "--dataset_name A B, without ="),
         ("dpo", ["--beta", "1", "2"], "'2' after --beta: it takes one value"),
+        ("dpo", ["--loss_type", "ipo", "sft", "--loss_weights=1"],
+         "--loss_weights 1: give one for each --loss_type (ipo sft)"),
+        ("sft", ["--fp16", "--bf16"], "--fp16 and --bf16: give one of them"),
         ("sft", ["--use_cpu=1", "2"], "'2' after --use_cpu: it takes one value"),
         ("sft", ["--no_add_eos", "2"], "'2' after --no_add_eos: it takes no value"),
     ],
