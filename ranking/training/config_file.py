@@ -228,21 +228,21 @@ def check_saved(file: str | None, values: Mapping[str, Any]) -> None:
         raise ValueError(f"--save_config {file} holds other settings: choose another file")
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def as_written(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as one writes them: 2.0 as 2, and JSON as a mapping, where its text does not matter or
     is what the mapping is read as."""
     written = {}
     for name, value in values.items():
         if isinstance(value, list):
-            value = [whole(number) for number in value]
+            value = [as_integer(number) for number in value]
         elif name in (*JSON_FLAGS, *JSON_OR_FILE_FLAGS, "chat_template_kwargs"):
             mapping = json.loads(value) if str(value).startswith("{") else value
             value = mapping if name in JSON_FLAGS or json.dumps(mapping) == value else value
-        written[name] = whole(value)
+        written[name] = as_integer(value)
     return written
 
 
-def whole(value: Any) -> Any:
+def as_integer(value: Any) -> Any:
     """A float without decimals as an int; else the value."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -252,7 +252,7 @@ def is_saved_config(file: str, values: Mapping[str, Any]) -> bool:
     import yaml
 
     try:
-        return yaml.safe_load(Path(file).read_text(encoding="utf-8")) == plain(values)
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8")) == as_written(values)
     except (OSError, ValueError, yaml.YAMLError):
         return False
 
@@ -265,6 +265,6 @@ def save_config(file: str | None, values: Mapping[str, Any], script: str) -> Non
     check_saved(file, values)
     import yaml
 
-    text = yaml.safe_dump(plain(values), sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.safe_dump(as_written(values), sort_keys=False, allow_unicode=True, width=100)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(Path(file), f"# python {script} --config {file}\n{text}")

@@ -21,8 +21,8 @@ from ranking.plumbing.trackers import check_trackers
 from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
+from ranking.scoring.models import DTYPES
 
-DTYPES = ("float32", "bfloat16", "float16")  # of the weights that are trained
 LATER_FLAGS = (
     "eval_dataset_name", "dataset_shares", "columns", "chat_template_file", "chat_template_kwargs",
     "system",
@@ -141,7 +141,7 @@ class ModelFlags:
     """Mixin for TRL's ModelConfig: original spellings, and what model and LoRA flags ask for."""
 
     model_name_or_path: str | None = flag(None, "--model_name")
-    dtype: str | None = flag("float32", "--torch_dtype", choices=[*DTYPES, "auto"])
+    dtype: str | None = flag("float32", "--torch_dtype", choices=DTYPES)
     allow_pickle: bool = False
     merge_adapter: bool = False
 
