@@ -16,7 +16,7 @@ OURS = [  # lines of the scripts, as they begin
     r"sample: train limited to \d+ examples$",
     r"(train|validation|test): \d+ (pairs|texts)", r"reference log-likelihoods: ", r"reference: ",
     r"wandb: this run is offline; upload it with ", r"policy log-likelihoods: ",
-    r"plan: ", r"      --", r"disk: ", r"resuming from ",
+    r"plan: ", r"      (--|one alone)", r"disk: ", r"resuming from ",
     r"step +\d+  epoch \d\.\d\d  (loss|validation  loss|train       loss) ",
     r"trained \d+ steps? in ", r"test: exact_ties(_normalized)? ", r"eval_loss was ",
 ]  # fmt: skip
