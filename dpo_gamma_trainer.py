@@ -32,7 +32,7 @@ from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.metrics.dynamics import finite, pair_values, rewards_moved, summarize_pairs
 from ranking.metrics.loss_names import OWN_LOSSES
 from ranking.metrics.losses import BATCH_LOSSES, PER_TOKEN, SUFFICIENT, THRESHOLDS
-from ranking.scoring.loading import context_length
+from ranking.scoring.loading import context_length, unwrap
 from ranking.scoring.log_likelihood import PACKED, ScoringPath, compute_token_logps
 from ranking.scoring.rotary import by_length_class, length_class
 from ranking.scoring.start_up_check import check_fast_path
@@ -47,7 +47,7 @@ from ranking.training.dynamics_file import (
 from ranking.training.evaluated_sets import EvaluatedSet, evaluated_sets, members_of_datasets
 from ranking.training.given_reference import reference_in_row
 from ranking.training.loss_flags import OPTIONS, GammaFlags
-from ranking.training.packed_steps import PackedSteps, keep_outputs_in_float32
+from ranking.training.packed_steps import TOKEN_METRICS, PackedSteps, keep_outputs_in_float32
 from ranking.training.pairs import (
     COLUMNS,
     SUMS,
@@ -62,8 +62,6 @@ from ranking.training.pairs import (
 from ranking.training.saved_model import TiedOnce
 
 logger = logging.getLogger(__name__)
-# TRL's outputs of the LM head that only feed means over tokens of its own metrics
-TOKEN_METRICS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")
 
 
 def dpo_gamma_loss(
@@ -157,13 +155,15 @@ def whole_dataset(dataset):
 
 def coarsest_rounding(datasets: Iterable[Any]) -> float:
     """Relative rounding error of the reference that the datasets' REFERENCE_COLUMNS come from, as
-    their column `reference_dtype` has it ("bfloat16, nf4"); of several the largest, 0 where
-    nothing is said."""
+    their column `reference_dtype` has it ("bfloat16, nf4"; "float32, 8bit", whose products are in
+    float16); of several the largest, 0 where nothing is said."""
     names: set[str] = set()
     for dataset in datasets:
         for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
             if isinstance(part, Dataset) and "reference_dtype" in part.column_names:
-                names |= {name.split(",")[0] for name in part.unique("reference_dtype") if name}
+                said = [name for name in part.unique("reference_dtype") if name]
+                names |= {name.split(",")[0] for name in said}
+                names |= {"float16" for name in said if "8bit" in name}
     dtypes = [getattr(torch, name, None) for name in names]
     known = [dtype for dtype in dtypes if isinstance(dtype, torch.dtype)]
     return max((torch.finfo(t).eps for t in known if t.is_floating_point), default=0.0)
@@ -484,7 +484,9 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
                 dtype = torch.get_autocast_dtype(kind)
         tf32 = kind == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
         own = 2.0**-10 if dtype == torch.float32 and tf32 else torch.finfo(dtype).eps
-        return max(own, self.reference_rounding)
+        in_8_bits = getattr(unwrap(self.model), "is_loaded_in_8bit", False)
+        of_weights = torch.finfo(torch.float16).eps if in_8_bits else 0.0  # their products' dtype
+        return max(own, of_weights, self.reference_rounding)
 
     def log_reward_accuracy(self, mode: str, *logps: torch.Tensor) -> None:
         """In place of TRL's, which counts what rounding does to equal log-likelihoods."""
