@@ -36,6 +36,7 @@ from ranking.reports.dynamics import (
 )
 from ranking.reports.dynamics_pictures import draw_dynamics, name_run
 from ranking.training.arguments import ModelArguments, parse_flags
+from ranking.training.best_metric import check_best_metric
 from ranking.training.checkpoints import describe_step
 from ranking.training.config_file import save_config
 from ranking.training.mixtures import by_dataset, print_datasets
@@ -100,6 +101,8 @@ def main(argv: list[str]) -> None:
     reference = model_source(ref_name, ref_revision, "--ref_model_revision")
     chat = data_args.of_chat()
     parts = load_parts(**data_args.of_parts())
+    if training_args.eval_strategy != "no":
+        check_best_metric(training_args.metric_for_best_model, parts, of_pairs=True)
     flags = [data_args.of_description(has_dialogues(parts)), model_args.of_description(),
              training_args.of_description()]  # fmt: skip
     settings = run_description(flags, [policy, reference], parts, DPO.retired)

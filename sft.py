@@ -26,6 +26,7 @@ from trl import SFTConfig, get_peft_config
 from ranking.data.examples import joining
 from ranking.plumbing.model_hub import push_results
 from ranking.training.arguments import ModelArguments, parse_flags
+from ranking.training.best_metric import check_best_metric
 from ranking.training.checkpoints import describe_step
 from ranking.training.config_file import save_config
 from ranking.training.mixtures import MixtureTrainer, by_dataset, print_datasets
@@ -55,6 +56,8 @@ def main(argv: list[str]) -> None:
     source = model_source(model_args.model_name_or_path, model_args.model_revision)
     chat = data_args.of_chat()
     parts = load_parts(**data_args.of_parts(), conversations=True)
+    if training_args.eval_strategy != "no":
+        check_best_metric(training_args.metric_for_best_model, parts, of_pairs=False)
     flags = [data_args.of_description(has_dialogues(parts)), model_args.of_description(),
              training_args.of_description()]  # fmt: skip
     settings = run_description(flags, [source], parts, SFT.retired)

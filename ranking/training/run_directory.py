@@ -78,8 +78,9 @@ def claim_directory(
     """Claim the directory; return the checkpoint to resume from, or None to start from scratch.
 
     The same command resumes an unfinished run from its last whole checkpoint. `overwrite` discards
-    a finished run, or one with other settings; such a run that left nothing trained gives way by
-    itself. `checkpoint`: where a run that has none of its own starts. ValueError where the directory holds something else or a model that is read.
+    a finished run, or one with other settings, which gives way by itself where it trained nothing.
+    `checkpoint`: where a run that has none of its own starts. ValueError where the directory holds
+    something else or a model that is read.
     """
     state = PartialState()
     for name in model_names:
