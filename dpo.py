@@ -41,6 +41,7 @@ from ranking.training.checkpoints import describe_step
 from ranking.training.config_file import save_config
 from ranking.training.mixtures import by_dataset, print_datasets
 from ranking.training.models import (
+    check_adapter,
     check_same_tokens,
     keep_adapters_in_float32,
     load_for_training,
@@ -115,6 +116,7 @@ def main(argv: list[str]) -> None:
     pushing = start_pushing(training_args.of_hub())
     training_args.push_to_hub = False  # by Trainer
     set_seed(training_args.seed)
+    lora = get_peft_config(model_args)
     trusted = training_args.trust_remote_code
     how = {**model_args.of_loading(), "device": str(training_args.device),
            "trust_remote_code": trusted}  # fmt: skip
@@ -124,6 +126,8 @@ def main(argv: list[str]) -> None:
             own_tokenizer = training_tokenizer(*policy, trusted)
             check_same_tokens(reference[0], tokenizer, policy[0], own_tokenizer)
             tokenizer = own_tokenizer
+        else:
+            check_adapter(lora, model)
         use_template(tokenizer, chat, policy[0], parts["train"].examples)
         pairs, texts = prepare_pairs(
             parts, model, tokenizer, chat=chat, add_eos=data_args.add_eos,
@@ -132,8 +136,9 @@ def main(argv: list[str]) -> None:
         )  # fmt: skip
         if reference != policy:
             model, _ = load_for_training(*policy, **how)
+            check_adapter(lora, model)
     prepare_generation(model, tokenizer, chat, parts["train"].examples)
-    lora = with_base(get_peft_config(model_args), model, tokenizer, policy, folder)
+    lora = with_base(lora, model, tokenizer, policy, folder)
     by_template = data_args.chat_template == "always"
     facts = {"joined_by": None if by_template else joining(parts["train"].examples),
              "truncation_mode": "prompts from the left",

@@ -30,7 +30,12 @@ from ranking.training.best_metric import check_best_metric
 from ranking.training.checkpoints import describe_step
 from ranking.training.config_file import save_config
 from ranking.training.mixtures import MixtureTrainer, by_dataset, print_datasets
-from ranking.training.models import keep_adapters_in_float32, load_for_training, with_base
+from ranking.training.models import (
+    check_adapter,
+    keep_adapters_in_float32,
+    load_for_training,
+    with_base,
+)
 from ranking.training.pushing import start_pushing
 from ranking.training.run_card import write_card
 from ranking.training.run_directory import claim_directory, finish_run, run_description
@@ -73,13 +78,15 @@ def main(argv: list[str]) -> None:
     how = {**model_args.of_loading(), "device": str(training_args.device),
            "trust_remote_code": training_args.trust_remote_code}  # fmt: skip
     model, tokenizer = load_for_training(*source, **how, prefer_flash=training_args.bf16)
+    lora = get_peft_config(model_args)
+    check_adapter(lora, model)
     use_template(tokenizer, chat, source[0], parts["train"].examples)
     texts = prepare_texts(
         parts, model, tokenizer, templates=data_args.templates, chat=chat,
         add_eos=data_args.add_eos, max_length=training_args.max_length,
     )  # fmt: skip
     prepare_generation(model, tokenizer, chat, parts["train"].examples)
-    lora = with_base(get_peft_config(model_args), model, tokenizer, source, folder)
+    lora = with_base(lora, model, tokenizer, source, folder)
     facts = {"joined_by": joining(parts["train"].examples), "truncation_mode": "texts at the end"}
     trackers, training_args.report_to = start_trackers(
         training_args.report_to, folder, settings | facts, checkpoint=checkpoint,

@@ -144,10 +144,14 @@ class ModelFlags:
     allow_pickle: bool = False
     merge_adapter: bool = False
 
-    def check(self):
+    def check(self: Any):
         """ValueError for values that no run can have."""
         if self.model_name_or_path is None:
             raise ValueError("--model_name_or_path is required")
+        check_number("lora_r", self.lora_r, self.lora_r >= 1, "at least 1")
+        check_number("lora_alpha", self.lora_alpha, self.lora_alpha > 0, "more than 0")
+        dropout = self.lora_dropout
+        check_number("lora_dropout", dropout, 0 <= dropout < 1, "from 0 to less than 1")
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("--load_in_4bit and --load_in_8bit: give one of them")
         if self.quantization is None:
