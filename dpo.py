@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
         [policy[0], reference[0]],
     )  # fmt: skip
     save_config(data_args.save_config, data_args.given, "dpo.py")
-    pushing = start_pushing(training_args.of_hub())
+    pushing = start_pushing(training_args.of_hub(), model_args.local_base())
     training_args.push_to_hub = False  # by Trainer
     set_seed(training_args.seed)
     lora = get_peft_config(model_args)

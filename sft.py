@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
         [source[0]],
     )  # fmt: skip
     save_config(data_args.save_config, data_args.given, "sft.py")
-    pushing = start_pushing(training_args.of_hub())
+    pushing = start_pushing(training_args.of_hub(), model_args.local_base())
     training_args.push_to_hub = False  # by Trainer
     set_seed(training_args.seed)
     how = {**model_args.of_loading(), "device": str(training_args.device),

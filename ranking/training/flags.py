@@ -21,6 +21,7 @@ from ranking.plumbing.trackers import check_trackers
 from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
+from ranking.scoring.models import is_local
 
 LATER_FLAGS = (
     "eval_dataset_name", "dataset_shares", "columns", "chat_template_file", "chat_template_kwargs",
@@ -170,6 +171,11 @@ class ModelFlags:
     def quantization(self: Any) -> str | None:
         """4bit or 8bit, None for weights as they are."""
         return "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None
+
+    def local_base(self: Any) -> str | None:
+        """The model of this machine that an adapter is trained on, unless it is merged."""
+        alone = self.use_peft and not self.merge_adapter and is_local(self.model_name_or_path)
+        return self.model_name_or_path if alone else None
 
     def of_loading(self: Any) -> dict[str, Any]:
         """What `load_for_training` takes."""
