@@ -171,11 +171,13 @@ def model_card(
     pictures: Sequence[str],
     versions: Mapping[str, str],
     n_trained: int,
+    own_base: bool = False,
 ) -> str:
     """The card's text, with what the hub reads at its head.
 
     settings: what `run_description` says of the run. step: `SavedStep`. data_commit: of a hub
     dataset. pictures: files beside the card. n_trained: pairs or texts.
+    own_base: whether the model to tune was an adapter, which is merged in base/ beside the card.
     """
     from huggingface_hub import ModelCardData
 
@@ -194,7 +196,10 @@ def model_card(
     fingerprints = settings["model_fingerprints"]
     lines = ["---", head.to_yaml(), "---", CARD_MARK, "", f"# {title}", ""]
     lines += [f"- base model: {model_text(base, fingerprints[0])}"]
-    if settings.get("use_peft") and not is_of_hub:
+    if own_base:
+        lines[-1] += ", itself an adapter: merged into its base it is in `base/` of this "
+        lines[-1] += "directory, on which this adapter is to be loaded"
+    elif settings.get("use_peft") and not is_of_hub:
         lines[-1] += ", on which this adapter is to be loaded"
     if tuning == "dpo":
         reference = settings.get("ref_model_name_or_path") or base

@@ -13,6 +13,7 @@ from ranking.plumbing.result_files import write_text_atomically
 from ranking.reports.model_card import CARD_FILE, is_run_card, model_card, results_table
 from ranking.training.checkpoints import SavedStep
 from ranking.training.mixtures import by_dataset
+from ranking.training.models import is_adapter
 from ranking.training.splits import named_sets
 
 CARD_LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
@@ -61,5 +62,6 @@ def write_card(
         pictures=[path.name for path in pictures.values()],
         versions={"Python": platform.python_version(), **{x: version(x) for x in CARD_LIBRARIES}},
         n_trained=len(parts["train"]),
+        own_base=bool(settings.get("use_peft")) and is_adapter(settings["model_name_or_path"]),
     )  # fmt: skip
     write_text_atomically(file, card)

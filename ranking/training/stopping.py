@@ -15,13 +15,9 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
-from ranking.plumbing.command_line import (
-    Stopped,
-    finishing_first,
-    stop_requested,
-    suggestion,
-)
+from ranking.plumbing.command_line import Stopped, finishing_first, stop_requested
 from ranking.plumbing.processes import announce
+from ranking.training.best_metric import unknown_metric
 from ranking.training.checkpoints import SavedStep, best_metric_name, checkpoints, saved_step
 from ranking.training.console import show_progress
 
@@ -102,6 +98,10 @@ class StopEarly(EarlyStoppingCallback):
         self.early_stopping_threshold = args.early_stopping_threshold or 0.0
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if best_metric_name(args.metric_for_best_model) in metrics:  # not of the test split
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+
 
 def is_exhausted(state: TrainerState, patience: int | None) -> bool:
     """Whether early stopping ends a run at the checkpoint of this state; patience None: never."""
@@ -143,10 +143,8 @@ class CheckMetrics(TrainerCallback):
             return  # or of other pairs than validation's
         wanted = best_metric_name(args.metric_for_best_model)
         if wanted not in metrics:
-            raise ValueError(
-                f"--metric_for_best_model {args.metric_for_best_model}: no evaluation gives it"
-                + suggestion(wanted, metrics)
-            )
+            given = [name for name in metrics if name.startswith("eval_")]
+            raise unknown_metric(args.metric_for_best_model, given)
 
 
 @contextmanager

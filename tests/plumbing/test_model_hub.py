@@ -1,5 +1,6 @@
 """Pushing by the real client of the hub, which talks to a stand-in of it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -63,6 +64,25 @@ def test_results_and_checkpoints(folder, revision):
         assert pushed[name] == (folder / name).read_bytes()
     assert server.private == {"me/my-model": True}
     assert "hub       me/my-model" in run.stdout
+    server.go_away()
+
+
+def test_an_adapters_base_is_named_without_its_path(folder):
+    """`base` beside the adapter, in the results and in both places of a checkpoint."""
+    (folder / "base").mkdir()
+    (folder / "base/config.json").write_text("base")
+    config = {"base_model_name_or_path": str(folder / "base"), "r": 2}
+    for place in (folder, folder / "checkpoint-4"):
+        (place / "adapter_config.json").write_text(json.dumps(config))
+    server = PushServer()
+    run = push(server, folder)
+    assert run.returncode == 0, run.stderr[-2000:]
+    pushed = server.files["me/my-model"]["main"]
+    for name in ("adapter_config.json", "last-checkpoint/adapter_config.json"):
+        assert json.loads(pushed[name]) == {"base_model_name_or_path": "base", "r": 2}
+    assert pushed["base/config.json"] == b"base"
+    assert json.loads((folder / "adapter_config.json").read_text()) == config
+    assert not any(str(folder).encode() in content for content in pushed.values())
     server.go_away()
 
 
