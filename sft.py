@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ranking.plumbing.command_line import run_script
+from ranking.plumbing.command_line import run_script, with_underscores
 from ranking.training.checks import check_flags, model_source
 from ranking.training.sft_flags import SFT, SFTDataArguments, SFTFlags
 
@@ -124,4 +124,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, sys.argv[1:])
+    run_script(main, sys.argv[1:], with_underscores)

@@ -855,12 +855,12 @@ def test_options_that_change_the_loss_are_refused(tmp_path, option):
 
 @pytest.mark.parametrize(
     ("loss", "options", "message"),
-    [("sigmoid", {"alpha": 0.5}, "alpha=0.5 needs loss_type=alpha_scaling"),
-     ("alpha_scaling", {"target_margin": 1.0}, "target_margin=1.0 needs loss_type=alpha_scaling_norm"),
-     ("ipo", {"dpop_lambda": 5.0}, "dpop_lambda=5.0 needs loss_type=alpha_scaling_dpop"),
-     ("alpha_scaling_dpop", {"dpop_lambda": -1.0}, "dpop_lambda=-1.0: give a finite number, 0 or"),
-     ("alpha_scaling_norm", {"target_margin": math.inf}, "target_margin=inf: give a finite number"),
-     ("alpha_scaling_ipo", {"label_smoothing": 0.1}, "change the loss of loss_type=alpha_scaling_ipo")],
+    [("sigmoid", {"alpha": 0.5}, "alpha 0.5: needs loss_type alpha_scaling"),
+     ("alpha_scaling", {"target_margin": 1.0}, "target_margin 1.0: needs loss_type alpha_scaling_norm"),
+     ("ipo", {"dpop_lambda": 5.0}, "dpop_lambda 5.0: needs loss_type alpha_scaling_dpop"),
+     ("alpha_scaling_dpop", {"dpop_lambda": -1.0}, "dpop_lambda -1.0: give a finite number, 0 or"),
+     ("alpha_scaling_norm", {"target_margin": math.inf}, "target_margin inf: give a finite number"),
+     ("alpha_scaling_ipo", {"label_smoothing": 0.1}, "change the loss of loss_type alpha_scaling_ipo")],
 )  # fmt: skip
 def test_options_without_their_loss_are_refused(tmp_path, loss, options, message):
     with pytest.raises(ValueError, match=message):

@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
@@ -22,11 +23,13 @@ from ranking.plumbing.outputs import release_outputs
 from ranking.plumbing.processes import (
     announce,
     explain_single_process,
+    local_rank,
     process_count,
     process_rank,
 )
 
 Item = TypeVar("Item")
+WAIT = 10.0  # seconds that a process gives another one to print the error of both
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -59,7 +62,7 @@ class Parser(argparse.ArgumentParser):
 
 def suggestion(flag: str, known: Iterable[str]) -> str:
     """The nearest known flag as a question that ends the message, or nothing."""
-    close = difflib.get_close_matches(flag, list(known), 1)
+    close = difflib.get_close_matches(flag, list(known), 1, cutoff=0.75)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -153,19 +156,33 @@ def until_stopped(batches: Iterable[Item], saved: Callable[[], str]) -> Iterator
                 raise Stopped(_requested, saved())
 
 
+def with_underscores(message: str) -> str:
+    """A message that names flags as the training scripts spell them: --chat_template_file."""
+    return re.sub(r"(?<![\w-])--\w+(-\w+)+", lambda m: "--" + m[0][2:].replace("-", "_"), message)
+
+
 @contextmanager
-def explaining_errors() -> Iterator[None]:
-    """Inside, an expected failure ends the script with one line and exit code 2."""
+def explaining_errors(
+    spelled: Callable[[str], str] = str, same_everywhere: bool = False
+) -> Iterator[None]:
+    """Inside, an expected failure ends the script with one line and exit code 2.
+
+    spelled: what makes of the message the line. same_everywhere: all processes fail alike; the
+    first of a machine says so, and torchrun then ends the others, which wait for it.
+    """
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
         logging.debug("details", exc_info=True)
-        where = f" (process {process_rank() + 1})" if process_count() > 1 else ""
-        print(f"error{where}: {error}", file=sys.stderr)
+        if same_everywhere and local_rank() > 0:
+            time.sleep(WAIT)
+        is_one = process_count() == 1 or (same_everywhere and local_rank() == 0)
+        where = "" if is_one else f" (process {process_rank() + 1})"
+        print(f"error{where}: {spelled(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 
-def run_script(main_function, arguments) -> None:
+def run_script(main_function, arguments, spelled: Callable[[str], str] = str) -> None:
     """Run a script's main; expected failures and stops become one line and an exit code."""
     global _requested
     _requested = None
@@ -179,7 +196,7 @@ def run_script(main_function, arguments) -> None:
     heard = [n for n in STOP_SIGNALS if n != signal.SIGHUP or not ignored]
     before = {n: signal.signal(n, _handle) for n in heard}
     try:
-        with explaining_errors():
+        with explaining_errors(spelled):
             main_function(arguments)
     except KeyboardInterrupt as stop:
         number = getattr(stop, "number", signal.SIGINT)

@@ -10,6 +10,11 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def local_rank() -> int:
+    """Number of this process among those of its machine; 0 if alone."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
 def process_count() -> int:
     """How many processes torchrun or `accelerate launch` started; 1 if alone."""
     return int(os.environ.get("WORLD_SIZE", 1))

@@ -121,7 +121,8 @@ def read_template(path: str) -> str:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--chat-template-file {path}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"--chat-template-file {path}: {reason}") from None
     try:
         parse_template(text)
     except TemplateSyntaxError as error:

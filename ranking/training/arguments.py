@@ -38,7 +38,7 @@ def parse_flags(
         dataclass_types=[flags.data, *types], description=description, allow_abbrev=False,
         formatter_class=FlagFormatter,
     )  # fmt: skip
-    given = read_given(parser, argv, flags.retired)
+    given = read_given(parser, argv, flags)
     try:
         parsed = parser.parse_args_into_dataclasses(given.words, look_for_args_file=False)
     except (TypeError, ValueError, AttributeError, NotImplementedError) as error:

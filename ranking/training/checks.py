@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ranking.data.hub import split_name
 from ranking.data.sources import local_path
-from ranking.plumbing.command_line import explaining_errors, print_any_text
+from ranking.plumbing.command_line import explaining_errors, print_any_text, with_underscores
 from ranking.scoring.models import check_model_path, check_own_code, check_revision
 from ranking.training.config_file import check_saved
 from ranking.training.given import read_given
@@ -31,7 +31,7 @@ def check_flags(flags: FlagSet, argv: Sequence[str], description: str) -> None:
     installed than known_flags.json is of.
     """
     print_any_text()
-    with explaining_errors():
+    with explaining_errors(with_underscores, same_everywhere=True):
         known = read_known_flags()
         if known is not None:
             check_values(flags, known, argv, description)
@@ -40,12 +40,12 @@ def check_flags(flags: FlagSet, argv: Sequence[str], description: str) -> None:
 def check_values(flags: FlagSet, known: KnownFlags, argv: Sequence[str], description: str) -> None:
     """ValueError or OSError for flags that no run can have."""
     parser = make_parser_of(flags, known, description)
-    given = read_given(parser, argv, flags.retired)
+    given = read_given(parser, argv, flags)
     values = vars(parser.parse_args(given.words))
     data = flags.data(**{f.name: values[f.name] for f in fields(flags.data) if f.init})
-    check_saved(data.save_config, given.values)
     model = instance_of(flags.model, flags_of_class(known, "ModelConfig"), values)
     training = instance_of(flags.training, flags_of_class(known, flags.library), values)
+    check_saved(data.save_config, given.values)
     model.check_given(given.names)
     check_paths(data, model, training)
 

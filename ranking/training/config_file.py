@@ -10,7 +10,8 @@ from typing import Any
 from ranking.plumbing.command_line import suggestion
 from ranking.plumbing.processes import process_rank
 from ranking.plumbing.result_files import write_text_atomically
-from ranking.training.parsing import is_neutral, successor
+from ranking.training.flags import JSON_FLAGS, JSON_OR_FILE_FLAGS
+from ranking.training.parsing import FlagSet, is_neutral, of_other_script, successor
 
 # keys of TRL's scripts and of the alignment-handbook that are called otherwise here
 RECIPE_NAMES = {
@@ -32,7 +33,7 @@ def config_words(
     parser: argparse.ArgumentParser,
     argv: Sequence[str],
     given: set[str],
-    retired: Mapping[str, str],
+    flags: FlagSet,
 ) -> tuple[list[str], list[str]]:
     """The flags of the file that --config names, but for those `given` on the command line, as
     words of it; and notes on keys without effect. ValueError or OSError where it cannot be read,
@@ -46,13 +47,14 @@ def config_words(
     seen: dict[str, str] = {}  # by flag, the key that sets it
     for name, setting in settings.items():
         key, action = called.get(name, name), actions.get(f"--{name}")
-        if text := successor(name.replace("-", "_"), retired):
+        if text := successor(name.replace("-", "_"), flags.retired):
             if setting is not None and not (isinstance(setting, str) and is_neutral(name, setting)):
                 raise ValueError(f"{file}: {key} cannot be honoured; use {text}")
             continue
         if action is None or action.dest in NOT_SAVED:
             known = [option[2:] for option in actions if re.fullmatch(r"--\w+", option)]
-            raise ValueError(f"{file}: unknown key {key}" + suggestion(name, known))
+            hint = of_other_script(name, flags.script) if action is None else ""
+            raise ValueError(f"{file}: unknown key {key}{hint or suggestion(name, known)}")
         if action.dest in seen:
             raise ValueError(f"{file}: {key} and {seen[action.dest]} are one flag, give one")
         seen[action.dest] = key
@@ -62,7 +64,7 @@ def config_words(
         try:
             parser.parse_args(own)
         except ValueError as error:
-            reason = re.sub(r"^argument [^:]*: ", "", str(error))
+            reason = re.sub(r"^--[^:]*: ", "", str(error))
             raise ValueError(f"{file}: {key}: {reason}") from None
         words += own
     return words, notes
@@ -226,12 +228,31 @@ def check_saved(file: str | None, values: Mapping[str, Any]) -> None:
         raise ValueError(f"--save_config {file} holds other settings: choose another file")
 
 
+def as_written(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as one writes them: 2.0 as 2, and JSON as a mapping, where its text does not matter or
+    is what the mapping is read as."""
+    written = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            value = [as_integer(number) for number in value]
+        elif name in (*JSON_FLAGS, *JSON_OR_FILE_FLAGS, "chat_template_kwargs"):
+            mapping = json.loads(value) if str(value).startswith("{") else value
+            value = mapping if name in JSON_FLAGS or json.dumps(mapping) == value else value
+        written[name] = as_integer(value)
+    return written
+
+
+def as_integer(value: Any) -> Any:
+    """A float without decimals as an int; else the value."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def is_saved_config(file: str, values: Mapping[str, Any]) -> bool:
     """Whether a file holds what `save_config` would write."""
     import yaml
 
     try:
-        return yaml.safe_load(Path(file).read_text(encoding="utf-8")) == dict(values)
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8")) == as_written(values)
     except (OSError, ValueError, yaml.YAMLError):
         return False
 
@@ -244,6 +265,6 @@ def save_config(file: str | None, values: Mapping[str, Any], script: str) -> Non
     check_saved(file, values)
     import yaml
 
-    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.safe_dump(as_written(values), sort_keys=False, allow_unicode=True, width=100)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(Path(file), f"# python {script} --config {file}\n{text}")

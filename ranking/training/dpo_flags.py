@@ -64,10 +64,12 @@ class DPOFlags(TrainingDefaults, GammaFlags):
         check_number("alpha", self.alpha, self.alpha >= 0, "0 or more")
         check_number("beta", self.beta, self.beta > 0, "more than 0")
         if wrong := set(self.loss_type) - {*OWN_LOSSES, *TRL_LOSSES}:
+            if "simpo" in wrong:
+                raise ValueError(f"--loss_type simpo: give {DPO_RETIRED['simpo_gamma']}")
             known = ", ".join((*OWN_LOSSES, *TRL_LOSSES))
             raise ValueError(f"--loss_type {wrong.pop()}: give one or more of {known}")
         super().check()
-        self.check_loss()
+        self.check_loss("--")
         defaults = {f.name: f.default for f in fields(self)}
         given = " ".join(self.loss_type)
         for name, users in USED_BY.items():
@@ -86,4 +88,4 @@ class DPOFlags(TrainingDefaults, GammaFlags):
             announce("--eval_dataset_name has no effect: --eval_strategy is no")
 
 
-DPO = FlagSet(DPODataArguments, ModelFlags, DPOFlags, "DPOConfig", DPO_RETIRED)
+DPO = FlagSet(DPODataArguments, ModelFlags, DPOFlags, "DPOConfig", DPO_RETIRED, "dpo.py")

@@ -21,7 +21,7 @@ from ranking.plumbing.trackers import check_trackers
 from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
-from ranking.scoring.models import is_local
+from ranking.scoring.models import DTYPES, is_local
 
 LATER_FLAGS = (
     "eval_dataset_name", "dataset_shares", "columns", "chat_template_file", "chat_template_kwargs",
@@ -141,7 +141,7 @@ class ModelFlags:
     """Mixin for TRL's ModelConfig: original spellings, and what model and LoRA flags ask for."""
 
     model_name_or_path: str | None = flag(None, "--model_name")
-    dtype: str | None = flag("float32", "--torch_dtype", choices=["float32", "bfloat16", "float16"])
+    dtype: str | None = flag("float32", "--torch_dtype", choices=DTYPES)
     allow_pickle: bool = False
     merge_adapter: bool = False
 
@@ -153,6 +153,11 @@ class ModelFlags:
         check_number("lora_alpha", self.lora_alpha, self.lora_alpha > 0, "more than 0")
         dropout = self.lora_dropout
         check_number("lora_dropout", dropout, 0 <= dropout < 1, "from 0 to less than 1")
+        if self.dtype == "auto":
+            raise ValueError(
+                "--dtype auto: give float32 (bfloat16 weights, which most checkpoints have, lose "
+                "small steps; --bf16 computes in bfloat16), or bfloat16 for them all the same"
+            )
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("--load_in_4bit and --load_in_8bit: give one of them")
         if self.quantization is None:
@@ -237,6 +242,8 @@ class TrainingDefaults:
         kept = self.save_total_limit
         check_number("save_total_limit", kept, kept is None or kept >= 1,
                      "at least 1 (all are kept without it)")  # fmt: skip
+        if self.fp16 and self.bf16:
+            raise ValueError("--fp16 and --bf16: give one of them")
         check_number("learning_rate", self.learning_rate, self.learning_rate >= 0, "0 or more")
         steps_fit = self.max_steps > 0 or self.max_steps == -1
         check_number("max_steps", self.max_steps, steps_fit, "1 or more (-1: by epochs)")
@@ -342,6 +349,9 @@ class TrainingDefaults:
     def check_given(self, given):
         """A line for each name of `given` flags that changes nothing beside the others' values."""
         unused = {}
+        if self.log_level == "info":
+            self.log_level = "warning"
+            unused["log_level"] = "info is libraries' lines for programmers (debug shows them all)"
         for name in ("eval", "save", "logging"):
             strategy = getattr(self, f"{name}_strategy")
             if strategy != "steps":

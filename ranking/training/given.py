@@ -1,11 +1,20 @@
 """How sft.py and dpo.py read their command lines, with the file that --config names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ranking.plumbing.command_line import suggestion
 from ranking.training.config_file import NOT_SAVED, config_words
-from ranking.training.parsing import FLAG_GROUPS, FlagParser, name_of, successor, without_neutral
+from ranking.training.parsing import (
+    FLAG_GROUPS,
+    FlagParser,
+    FlagSet,
+    check_strays,
+    name_of,
+    of_other_script,
+    successor,
+    without_neutral,
+)
 
 SWITCHES = ("truth", "string_to_bool")  # types of flags that are true or false
 
@@ -19,13 +28,14 @@ class Given(NamedTuple):
     notes: list[str]  # on keys of the file that have no effect
 
 
-def read_given(parser: FlagParser, argv: Sequence[str], retired: Mapping[str, str]) -> Given:
+def read_given(parser: FlagParser, argv: Sequence[str], flags: FlagSet) -> Given:
     """The flags given on a command line and in its --config file; ValueError for unknown and
     retired ones, with what to use instead, and for values of another type.
 
-    parser: one with all flags of the script.
+    parser: one with all of `flags`.
     """
-    parser.retired = retired
+    retired = flags.retired
+    parser.retired, parser.script = retired, flags.script
     parser.add_argument("--no_add_eos", "--no-add-eos", dest="add_eos", action="store_false",
                         default=None)  # fmt: skip
     for action in parser._actions:
@@ -42,9 +52,11 @@ def read_given(parser: FlagParser, argv: Sequence[str], retired: Mapping[str, st
         if text := successor(name_of(flag), retired):
             raise ValueError(f"{flag} cannot be honoured; use {text}")
         if flag not in known:
-            raise ValueError(f"unknown flag {flag}" + suggestion(flag, known))
+            hint = of_other_script(name_of(flag), flags.script) or suggestion(flag, known)
+            raise ValueError(f"unknown flag {flag}{hint}")
         names.add(actions[flag].dest)
-    of_file, notes = config_words(parser, argv, names, retired)
+    check_strays(parser, argv)
+    of_file, notes = config_words(parser, argv, names, flags)
     words = [*of_file, *argv]
     names = {actions[flag].dest for flag in flags_among(words)}
     values = vars(parser.parse_args(words))

@@ -26,19 +26,28 @@ class GammaFlags:
         default=50.0, metadata={"help": "λ of alpha_scaling_dpop's penalty; 50 in its paper."}
     )
 
-    def check_loss(self):
+    def check_loss(self, dashes=""):
         """ValueError for options that would silently change one of OWN_LOSSES, and for those that
-        the loss_type does not use."""
+        the loss_type does not use. dashes: what comes before a name in messages."""
+        given = " ".join(self.loss_type)
         for name, (neutral, users) in OPTIONS.items():
             value = getattr(self, name)
             if value != neutral and not set(users) & set(self.loss_type):
-                raise ValueError(f"{name}={value} needs loss_type={' or '.join(users)}")
+                raise ValueError(f"{dashes}{name} {value}: needs {dashes}loss_type "
+                                 f"{' or '.join(users)}, not {given}")  # fmt: skip
             if name != "alpha" and not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value}: give a finite number, 0 or more")
+                raise ValueError(f"{dashes}{name} {value}: give a finite number, 0 or more")
+        weights = self.loss_weights
+        if weights is not None and len(weights) != len(self.loss_type):
+            numbers = " ".join(f"{weight:g}" for weight in weights)
+            raise ValueError(
+                f"{dashes}loss_weights {numbers}: give one for each {dashes}loss_type ({given})"
+            )
         own = [name for name in self.loss_type if name in OWN_LOSSES]
         if not own:
             if self.ld_alpha is not None:
-                raise ValueError("ld_alpha weights tokens, but rankings are of whole completions")
+                raise ValueError(f"{dashes}ld_alpha {self.ld_alpha}: leave it out, rankings are of "
+                                 "whole completions")  # fmt: skip
             return
         changed = {
             "label_smoothing": self.label_smoothing != 0.0,
@@ -51,5 +60,6 @@ class GammaFlags:
         }
         if wrong := [name for name, is_changed in changed.items() if is_changed]:
             raise ValueError(
-                f"{', '.join(wrong)} would change the loss of loss_type={own[0]}: leave out"
+                f"{dashes}{wrong[0]} {getattr(self, wrong[0])}: leave it out, it would change the "
+                f"loss of {dashes}loss_type {own[0]}"
             )

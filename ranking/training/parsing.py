@@ -1,6 +1,7 @@
 """The flags that sft.py and dpo.py do not have, and what --help shows of those that they have."""
 
 import argparse
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -41,8 +42,8 @@ OFF = ("false", "f", "no", "n", "off", *UNSET)
 ON = ("true", "t", "yes", "y", "on", "1", *UNSET)
 
 
-# what --help shows of the flags that a script has
-FLAG_GROUPS = {
+# what --help shows of the flags that a script has, where it differs by the script's name
+FLAG_GROUPS: dict[str, dict[str, str | dict[str, str]]] = {
     "model": {
         "model_name_or_path": "Hub name, directory, GGUF file, adapter, or SmolLM2-135M-Instruct.",
         "model_revision": "Branch, tag or commit of a hub model.",
@@ -73,7 +74,10 @@ FLAG_GROUPS = {
         "max_eval_samples": "Most examples of a dataset's validation and test, each, and of an "
         "evaluation set; -1: all.",
         "sanity_check": "Train on 1000 examples only.",
-        "max_length": "Most tokens of prompt and completion (dpo.py), of a text (sft.py).",
+        "max_length": {
+            "dpo.py": "Most tokens of prompt and completion.",
+            "sft.py": "Most tokens of a text.",
+        },
         "dataset_text_field": "The text to train on: chosen, the preferred answer.",
         "separator": "Between prompt and completion (default: per dataset).",
         "chat_template": "auto (dialogues go through the tokenizer's, where it has one), always "
@@ -88,8 +92,11 @@ FLAG_GROUPS = {
         "packing": "Does nothing where texts are packed anyway; else fills rows with several.",
     },
     "training": {
-        "loss_type": "dpo.py: alpha_scaling is Eq. 4 (kin: alpha_scaling_norm, …_dpop, …_ipo), "
-        "sigmoid is TRL's DPO, … (sft.py: nll).",
+        "loss_type": {
+            "dpo.py": "alpha_scaling is Eq. 4 (kin: alpha_scaling_norm, …_dpop, …_ipo), "
+            "sigmoid is TRL's DPO; several are summed.",
+            "sft.py": "nll, dft or chunked_nll.",
+        },
         "loss_weights": "Of several --loss_type: the weight of each (default: 1).",
         "beta": "KL strength β of Eq. 4.",
         "alpha": "γ of Eq. 4: 1 is DPO, 0 is reference-free.",
@@ -98,10 +105,17 @@ FLAG_GROUPS = {
         "learning_rate": "Peak learning rate.",
         "num_train_epochs": "Passes over the data.",
         "max_steps": "Optimizer steps instead of epochs (default: by epochs).",
-        "per_device_train_batch_size": "Pairs or texts per step and process.",
-        "gradient_accumulation_steps": "Batches per optimizer step.",
-        "tokens_per_batch": "Tokens of a forward pass, into which a step's pairs or texts are "
-        "packed: memory, not the loss, depends on it (default: by device).",
+        "per_device_train_batch_size": {
+            "dpo.py": "Pairs per batch and process.",
+            "sft.py": "Texts per batch and process.",
+        },
+        "gradient_accumulation_steps": "Batches per optimizer step: only the product with the "
+        "batch size matters, memory depends on --tokens_per_batch.",
+        "tokens_per_batch": {
+            script: f"Tokens of a forward pass, into which a step's {what} are packed: memory, not "
+            "the loss, depends on it (default: by device)."
+            for script, what in (("dpo.py", "pairs"), ("sft.py", "texts"))
+        },
         "warmup_steps": "Steps of rising learning rate; below 1: share of all steps.",
         "optim": "adamw_torch, rmsprop (the paper's for DPO), …",
         "seed": "Of the order of the data and of dropout.",
@@ -112,15 +126,25 @@ FLAG_GROUPS = {
     "evaluation and checkpoints": {
         "eval_strategy": "no, steps or epoch.",
         "eval_steps": "Steps between evaluations.",
-        "eval_on_start": "Evaluate before the first step (dpo.py: where the groups start).",
-        "per_device_eval_batch_size": "Pairs or texts per batch and process, at least, where "
-        "they are packed; --tokens_per_batch is what memory depends on.",
+        "eval_on_start": {
+            "dpo.py": "Evaluate before the first step, where the groups start.",
+            "sft.py": "Evaluate before the first step.",
+        },
+        "per_device_eval_batch_size": {
+            script: f"{what} per batch and process, at least, where they are packed; "
+            "--tokens_per_batch is what memory depends on."
+            for script, what in (("dpo.py", "Pairs"), ("sft.py", "Texts"))
+        },
         "dynamics_sample_size": "Training pairs followed at every evaluation; 0: none.",
         "save_strategy": "no, steps, epoch or best.",
         "save_steps": "Steps between checkpoints.",
         "save_total_limit": "Keep so many checkpoints (default: all).",
         "load_best_model_at_end": "End with the checkpoint of the lowest validation loss.",
-        "metric_for_best_model": "Another criterion, e.g. eval_ranking/accuracy (dpo.py).",
+        "metric_for_best_model": {
+            "dpo.py": "Another criterion, e.g. eval_ranking/accuracy.",
+            "sft.py": "Another criterion, e.g. the loss of NAME of "
+            "--eval_dataset_name: eval_NAME/loss.",
+        },
         "early_stopping_patience": "End after so many evaluations without a better "
         "--metric_for_best_model (default: never).",
         "early_stopping_threshold": "Better by at most this counts as no better (default: 0).",
@@ -135,7 +159,10 @@ FLAG_GROUPS = {
         "overwrite_output_dir": "Discard a run there that is finished or has other settings.",
         "report_to": "Any of wandb, tensorboard, trackio, mlflow, …; none (default: wandb).",
         "run_name": "Name of the run in trackers.",
-        "project": "Its project or experiment in trackers (default: sft or dpo).",
+        "project": {
+            "dpo.py": "Its project or experiment in trackers (default: dpo).",
+            "sft.py": "Its project or experiment in trackers (default: sft).",
+        },
         "wandb_project": "Its project in wandb, if not --project.",
         "wandb_entity": "wandb user or team.",
         "logging_steps": "Steps between logged losses.",
@@ -149,6 +176,14 @@ FLAG_GROUPS = {
 }
 
 
+METAVARS = {
+    "config": "FILE", "save_config": "FILE", "chat_template_file": "FILE", "output_dir": "DIR",
+    "data_dir": "DIR", "resume_from_checkpoint": "DIR", "chat_template_kwargs": "JSON",
+    "system": "TEXT", "separator": "TEXT", "instruction_template": "TEXT",
+    "response_template": "TEXT", "columns": "TARGET=COLUMN",
+}  # fmt: skip
+
+
 class FlagFormatter(argparse.RawDescriptionHelpFormatter):
     """Flags once, as `--max_length, --seq_length N`, with defaults where the text has none."""
 
@@ -160,13 +195,17 @@ class FlagFormatter(argparse.RawDescriptionHelpFormatter):
         few = action.choices is not None and len(list(action.choices)) <= 5
         if action.nargs in (0, "?") or few:  # a switch, or its choices are in the text
             return names
-        return f"{names} {'N' if action.type in (int, float) else 'NAME'}"
+        default = "N" if action.type in (int, float) else "NAME"
+        several = " …" if action.nargs == "+" else ""
+        return f"{names} {METAVARS.get(action.dest, default)}{several}"
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if action.default in (None, argparse.SUPPRESS) or "default" in text.lower():
+        default = action.default
+        if default in (None, argparse.SUPPRESS) or default is False or "default" in text.lower():
             return text
-        return f"{text} (default: %(default)s)"
+        shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        return f"{text} (default: {shown.replace('%', '%%')})"
 
 
 class FlagSet(NamedTuple):
@@ -177,18 +216,21 @@ class FlagSet(NamedTuple):
     training: type  # of what `library` names
     library: str
     retired: Mapping[str, str]
+    script: str  # sft.py or dpo.py
 
 
 class FlagParser(argparse.ArgumentParser):
     """Errors are raised as ValueError; --help shows FLAG_GROUPS, --help-all all flags."""
 
     retired: Mapping[str, str] = {}
+    script = ""
 
     def error(self, message: str):
-        raise ValueError(message)
+        raise ValueError(re.sub(r"^argument (--\w+)[^:]*: ", r"\1: ", message))
 
     def format_help(self, everything: bool = False) -> str:
         formatter = self._get_formatter()
+        formatter.add_text(f"usage: {self.script} --model_name_or_path NAME --output_dir DIR …")
         formatter.add_text(self.description)
         rest = {action: action for action in self._actions}
         for title, texts in FLAG_GROUPS.items():
@@ -196,7 +238,7 @@ class FlagParser(argparse.ArgumentParser):
             for name, text in texts.items():
                 actions = [action for action in self._actions if action.dest == name]
                 for action in actions:  # --no_NAME among them
-                    action.help = text
+                    action.help = text if isinstance(text, str) else text[self.script]
                 for action in actions[:1]:
                     formatter.add_arguments([rest.pop(action)])
             formatter.end_section()
@@ -219,6 +261,34 @@ def name_of(flag: str) -> str:
 def successor(name: str, retired: Mapping[str, str]) -> str | None:
     """What to use instead of a retired flag; None for other flags."""
     return next((text for names, text in retired.items() if re.fullmatch(names, name)), None)
+
+
+def of_other_script(name: str, script: str) -> str:
+    """`: it is one of dpo.py` after an unknown name that is a flag there; else nothing."""
+    other = "dpo.py" if script == "sft.py" else "sft.py"
+    is_shown = any(name in texts for texts in FLAG_GROUPS.values())
+    return f": it is one of {other}" if is_shown else ""
+
+
+def check_strays(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """ValueError for a word that is neither a flag nor a flag's value; it names the flag before."""
+    flag, room = "", 0.0  # for so many more values
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, _ = word.partition("=")
+            nargs = parser._option_string_actions[flag].nargs
+            room = 0 if equals or nargs == 0 else math.inf if nargs == "+" else 1
+        elif room > 0:
+            room -= 1
+        elif word not in parser._option_string_actions:
+            if not flag:
+                raise ValueError(f"{word!r}: give flags, as --name value")
+            if nargs == "+":
+                raise ValueError(f"{word!r} after {flag}=…: give several values as {flag} A B, "
+                                 "without =")  # fmt: skip
+            raise ValueError(
+                f"{word!r} after {flag}: it takes {'one' if nargs != 0 else 'no'} value"
+            )
 
 
 def without_neutral(argv: Sequence[str], retired: Mapping[str, str]) -> list[str]:

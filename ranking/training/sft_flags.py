@@ -68,4 +68,4 @@ class SFTFlags(TrainingDefaults):
             )
 
 
-SFT = FlagSet(SFTDataArguments, ModelFlags, SFTFlags, "SFTConfig", SFT_RETIRED)
+SFT = FlagSet(SFTDataArguments, ModelFlags, SFTFlags, "SFTConfig", SFT_RETIRED, "sft.py")

@@ -1,5 +1,6 @@
 """Wrong flags end a script before PyTorch is imported, with the line that the dataclasses give."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def run(*command) -> subprocess.CompletedProcess:
     [
         ("sft.py", ["--wrong_flag"], "error: unknown flag --wrong_flag"),
         ("dpo.py", [*BASE, "--no_cuda"], "error: --no_cuda cannot be honoured; use --use_cpu"),
-        ("dpo.py", [*BASE, "--learning_rate=x"], "invalid float value: 'x'"),
+        ("dpo.py", [*BASE, "--learning_rate=x"], "error: --learning_rate: invalid float value: 'x'"),
         ("dpo.py", [*BASE, "--lora_r=2"], "error: --lora_r without --use_peft"),
         ("dpo.py", [*BASE, "--use_peft", "--lora_r=0"], "error: --lora_r 0: give a finite number"),
         ("sft.py", ["--output_dir=o"], "error: --model_name_or_path is required"),
@@ -38,6 +39,8 @@ def run(*command) -> subprocess.CompletedProcess:
         ("dpo.py", [*BASE, "--resume_from_checkpoint=absent"], "_checkpoint absent is no directory"),
         ("sft.py", [*BASE, "--fsdp_config=absent"], "error: --fsdp_config absent: no such file"),
         ("sft.py", [*BASE, "--load_in_4bit"], "error: --load_in_4bit without --use_peft"),
+        ("sft.py", [*BASE, "--chat_template_file=absent.jinja"],
+         "error: --chat_template_file absent.jinja: No such file"),
         ("dpo.py", [*BASE, "--config=absent.yaml"], "error: --config absent.yaml: No such file"),
     ],
 )  # fmt: skip
@@ -46,6 +49,21 @@ def test_a_wrong_flag_is_one_line_without_pytorch(script, flags, message):
     assert ended.returncode == 2 and ended.stdout == "imported:\n"
     (line,) = ended.stderr.splitlines()
     assert message in line
+
+
+def test_one_of_several_processes_says_what_is_wrong():
+    """As of torchrun, which ends the others when the first one ends."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "sft.py", "--wrong_flag"], stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            env={**os.environ, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    said = processes[0].communicate()[1]
+    processes[1].terminate()
+    assert said.startswith("error: unknown flag --wrong_flag") and processes[0].returncode == 2
+    assert processes[1].communicate()[1] == ""
 
 
 @pytest.mark.parametrize("script", ["sft.py", "dpo.py"])

@@ -22,6 +22,11 @@ def test_help_is_grouped(script, capsys):
     short, whole = printed
     assert f"    python {script}.py --model_name" in short and "\\\n" in short
     assert all(f"\n{group}:\n" in short for group in ("model", "data", "training", "output"))
+    other = {"sft": "dpo", "dpo": "sft"}[script]
+    assert short.startswith(f"usage: {script}.py --model_name_or_path NAME --output_dir DIR")
+    assert f"{other}.py" not in short and "[" not in short and "(default: False)" not in short
+    words = " ".join(short.split())
+    assert ("(default: sigmoid)" in words) == (script == "dpo") and "--config FILE" in short
     assert len(short.splitlines()) < 190 and "--help-all" in short
     assert "(default: 1024)" in short and "--adam_beta1" not in short
     assert "--adam_beta1" in whole and "--hub_token" not in whole and "--no_cuda" not in whole
@@ -63,7 +68,47 @@ def test_a_bare_switch_is_on():
         check_values(sft.SFT, read_known_flags(), [*base, *flags], "")
 
 
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("sft", ["--wrong_flag"], "unknown flag --wrong_flag"),
+        ("sft", ["--beta=1"], "unknown flag --beta: it is one of dpo.py"),
+        ("dpo", ["--packing"], "unknown flag --packing: it is one of sft.py"),
+        ("dpo", ["--loss_type=simpo"], "--loss_type simpo: give --loss_type=alpha_scaling_norm "
+         "--alpha=0 --target_margin=SIMPO_GAMMA"),
+        ("dpo", ["--dataset_name=a", "b"], "'b' after --dataset_name=…: give several values as "
+         "--dataset_name A B, without ="),
+        ("dpo", ["--beta", "1", "2"], "'2' after --beta: it takes one value"),
+        ("dpo", ["--loss_type", "ipo", "sft", "--loss_weights=1"],
+         "--loss_weights 1: give one for each --loss_type (ipo sft)"),
+        ("sft", ["--fp16", "--bf16"], "--fp16 and --bf16: give one of them"),
+        ("sft", ["--use_cpu=1", "2"], "'2' after --use_cpu: it takes one value"),
+        ("sft", ["--no_add_eos", "2"], "'2' after --no_add_eos: it takes no value"),
+    ],
+)  # fmt: skip
+def test_wrong_flags_say_what_to_do(script, flags, message):
+    base = ["--model_name=m", "--output_dir=o"]
+    module = importlib.import_module(script)
+    for check in (module.parse_args, lambda argv: check_values(
+            getattr(module, script.upper()), read_known_flags(), argv, "")):  # fmt: skip
+        with pytest.raises(ValueError) as error:
+            check([*base, *flags])
+        assert str(error.value) == message
+    with pytest.raises(ValueError, match="'m': give flags, as --name value"):
+        module.parse_args(["m", *base])
+
+
 def test_errors_of_the_libraries_are_one_line():
     base = ["--model_name=m", "--output_dir=o", "--report_to=none"]
     with pytest.raises(ValueError, match="unexpected keyword argument 'x'"):
         sft.parse_args([*base, '--accelerator_config={"x": 1}'])
+
+
+def test_the_libraries_of_a_run_stay_at_warnings(capsys):
+    base = ["--model_name=m", "--output_dir=o", "--report_to=none"]
+    assert sft.parse_args([*base, "--log_level=info"])[2].log_level == "warning"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--log_level has no effect: info is libraries' lines")
+    for level in ("debug", "error"):
+        assert sft.parse_args([*base, f"--log_level={level}"])[2].log_level == level
+    assert not capsys.readouterr().err
