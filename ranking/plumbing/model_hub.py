@@ -12,8 +12,8 @@ from ranking.plumbing.command_line import Stopped
 from ranking.plumbing.processes import announce
 
 # what stays here: trackers' own records, checkpoints, and files that name local paths
-STAYS = ("checkpoint-*", "wandb/*", "trackio/*", "mlflow.db", "mlartifacts/*", "run_config.json",
-         "training_args.bin", ".*", "_*")  # fmt: skip
+STAYS = ("checkpoint-*", "wandb/*", "runs/*", "trackio/*", "mlflow.db", "mlartifacts/*",
+         "run_config.json", "trainer_state.json", "training_args.bin", ".*", "_*")  # fmt: skip
 # of a checkpoint: what only a resumed run needs
 STATE = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json",
          "global_step*", "latest", "zero_to_fp32.py", "training_args.bin", "README.md")  # fmt: skip
@@ -60,8 +60,8 @@ def open_repository(name: str, private: bool | None, revision: str | None) -> st
 def push_checkpoint(
     folder: Path, repository: str, revision: str | None, state_as: str | None
 ) -> list[Future]:
-    """Upload the model of a checkpoint in the background, and all of it as the directory
-    `state_as`, if that is given."""
+    """Upload the model of a checkpoint in the background, and with it what a resumed run needs as
+    the directory `state_as`, if that is given."""
     from huggingface_hub import HfApi
 
     how: dict[str, Any] = {"repo_id": repository, "folder_path": folder, "revision": revision,
@@ -72,7 +72,12 @@ def push_checkpoint(
     jobs = [api.upload_folder(**how, commit_message=message, ignore_patterns=list(STATE))]
     if state_as is not None:
         message += ", checkpoint"
-        jobs.append(api.upload_folder(**how, commit_message=message, path_in_repo=state_as))
+        jobs.append(
+            api.upload_folder(
+                **how, commit_message=message, path_in_repo=state_as,
+                ignore_patterns=["training_args.bin"],
+            )
+        )  # fmt: skip
     return jobs
 
 

@@ -20,7 +20,7 @@ from ranking.metrics.idealized import required_loss
 from ranking.metrics.intervals import wilson_interval
 from ranking.plumbing.result_files import Record, read_config
 from ranking.reports.dynamics import DISPLACEMENT_STYLES, GROUP_STYLES, other_losses
-from ranking.reports.labels import plain, short
+from ranking.reports.labels import plain, short, without_paths
 from ranking.reports.style import (
     DISTANCE,
     GREY,
@@ -41,7 +41,8 @@ CHANGED = ("correct_to_incorrect", "incorrect_to_correct")  # hollow markers: of
 
 def name_run(file: Path, with_seed: bool = True) -> str:
     """What pictures say of the run of dpo.py that a dynamics file is of, from the run_config.json
-    beside it: model (and the one before SFT), data, seed; nothing without one."""
+    beside it: model (and the one before SFT), data, seed, of paths the names; nothing without
+    one."""
     settings = read_config(file.with_name("run_config.json")).get("settings", {})
     if "model_name_or_path" not in settings:
         return ""
@@ -50,7 +51,7 @@ def name_run(file: Path, with_seed: bool = True) -> str:
     base = earlier.get("model_name_or_path")
     data = settings.get("dataset_name", [])
     parts = [short(model) + (f" (from {short(base)})" if base else "")]
-    parts += [" + ".join([data] if isinstance(data, str) else data)]
+    parts += [" + ".join(map(without_paths, [data] if isinstance(data, str) else data))]
     parts += [f"seed {settings['seed']}"] * (with_seed and "seed" in settings)
     return ", ".join(filter(None, parts))
 

@@ -148,7 +148,7 @@ def test_each_picture_says_of_which_run_it_is(tmp_path, monkeypatch):
     """The run_config.json of dpo.py, and that of sft.py where the model is one of its runs."""
     settings = {"sft": {"model_name_or_path": "some/gpt2"},
                 "dpo": {"model_name_or_path": str(tmp_path / "sft"), "seed": 3,
-                        "dataset_name": ["Anthropic/hh-rlhf", "a_b$c"]}}  # fmt: skip
+                        "dataset_name": ["Anthropic/hh-rlhf", str(tmp_path / "a_b$c")]}}  # fmt: skip
     for name, values in settings.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "run_config.json").write_text(json.dumps({"settings": values}))
