@@ -63,8 +63,8 @@ def name_runs(files: Sequence[Path]) -> str:
 
 
 def run_caption(rows: Iterable[Record], run: str) -> str:
-    """What a picture is of: the run, the loss that trained where it is not Eq. 4's, β, and γ
-    where it is one."""
+    """What a picture is of: the run, the loss that trained where it is not Eq. 4's, β, and γ, the
+    target margin and λ where there is one."""
     rows = list(rows)
     betas = dict.fromkeys(f"{row['beta']:g}" for row in rows)
     gammas = dict.fromkeys(f"{row['gamma']:g}" for row in rows)
@@ -72,13 +72,15 @@ def run_caption(rows: Iterable[Record], run: str) -> str:
     parts += [f"trained by {trained}"] if (trained := other_losses(rows)) else []
     parts.append(rf"$\beta$ = {', '.join(betas)}")
     parts += [rf"$\gamma$ = {gamma}" for gamma in gammas] * (len(gammas) == 1)
+    for key, name in {"target_margin": "target margin", "dpop_lambda": r"$\lambda$"}.items():
+        values = dict.fromkeys(f"{row[key]:g}" for row in rows if key in row)
+        parts += [f"{name} = {value}" for value in values] * (len(values) == 1)
     return ", ".join(parts)
 
 
 def loss_label(rows: Sequence[Record]) -> str:
     """Of the column `loss`: that it is Eq. 4's, where another loss trains."""
-    trained = other_losses(rows)
-    return f"loss of Eq. 4 (nats)\nwhere {trained} is trained" if trained else "loss (nats)"
+    return "loss of Eq. 4 (nats)" if other_losses(rows) else "loss (nats)"
 
 
 def lowest_label(rows: Sequence[Record]) -> str:
