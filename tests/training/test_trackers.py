@@ -13,7 +13,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from dpo import main
 from ranking.training.trackers import TrackioRun, finish_trackers, mlflow_name
 
-METRICS = {"train/loss", "eval/loss", "eval/train_loss", "test/loss", "validation ranking/accuracy",
+METRICS = {"train/loss", "eval/loss", "train pairs/loss", "test/loss", "validation ranking/accuracy",
            "validation groups/correct_to_correct_share", "train ranking/accuracy",
            "test ranking/accuracy", "validation distance/squared"}  # fmt: skip
 FIGURES = {"dynamics", "loss_against_reference", "accuracy_against_distance", "displacement"}
