@@ -134,7 +134,8 @@ def training_lines(settings: Mapping[str, Any], step: Mapping[str, Any]) -> list
         saved += f", the best by `{step['chosen_by']}` ({step['value']:.4f})"
     lines = [
         f"- saved model: {saved}",
-        f"- batch: {batch} ({device} × {accumulation} accumulated × {processes} processes)",
+        f"- batch: {batch} ({device} × {accumulation} accumulated × {processes} "
+        f"process{'es' * (processes != 1)})",
         f"- optimizer: {settings['optim']}",
     ]
     if settings.get("max_steps", -1) <= 0:

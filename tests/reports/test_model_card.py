@@ -64,6 +64,10 @@ def test_what_a_reader_needs():
         assert part in text, part
 
 
+def test_one_process():
+    assert "(4 × 8 accumulated × 1 process)" in card_of({**SETTINGS, "n_processes": 1}).text
+
+
 def test_results_with_intervals():
     metrics = {f"eval_{k}": v for k, v in METRICS.items()}
     metrics |= {f"test_A/{k}": v for k, v in METRICS.items()}
