@@ -1,4 +1,4 @@
-"""Pushing a training run to the hub: whether it can be, and its results at the end."""
+"""Uploads to the hub: whether they can be, a checkpoint's, and a run's results at the end."""
 
 import shlex
 import signal
