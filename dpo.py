@@ -172,8 +172,10 @@ def main(argv: list[str]) -> None:
     print_datasets(metrics["test"], counts, "ranking/accuracy")
     print(f"model     {folder}: {describe_step(saved)}")
     validation = metrics_at(trainer.state.log_history, saved["step"])
-    write_card(folder, "dpo.py", argv, settings, saved, validation | metrics["test"], pairs,
-               data_commit=parts["train"].commit, pictures=pictures)  # fmt: skip
+    write_card(
+        folder, "dpo.py", data_args.given, settings, saved, validation | metrics["test"], pairs,
+        data_commit=parts["train"].commit, pictures=pictures,
+    )  # fmt: skip
     for push in pushing:
         push_results(folder, push.repository, push.revision, push.jobs)
     finish_trackers(trackers, pictures, dynamics_panels(rows, texts) if rows else {})

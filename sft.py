@@ -116,8 +116,10 @@ def main(argv: list[str]) -> None:
     print(f"test       loss {test:.4f} {unit}, n = {len(texts['test'])}")
     print_datasets(losses["test"], {k: len(v) for k, v in of_datasets["test"].items()})
     print(f"model      {folder}: {describe_step(saved)}")
-    write_card(folder, "sft.py", argv, settings, saved, losses["eval"] | losses["test"], texts,
-               data_commit=parts["train"].commit, pictures={})  # fmt: skip
+    write_card(
+        folder, "sft.py", data_args.given, settings, saved, losses["eval"] | losses["test"], texts,
+        data_commit=parts["train"].commit, pictures={},
+    )  # fmt: skip
     for push in pushing:
         push_results(folder, push.repository, push.revision, push.jobs)
     finish_trackers(trackers, {}, {})

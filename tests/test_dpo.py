@@ -109,7 +109,7 @@ def test_original_command(tiny_model_directory, tmp_path):
     assert not again  # each metric is there once
     assert {
         "eval/loss",
-        "eval/train_loss",
+        "train pairs/loss",
         "test/loss",
         "validation distance/squared",
         "figures/displacement",

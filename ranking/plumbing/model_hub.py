@@ -1,4 +1,4 @@
-"""Pushing a training run to the hub: whether it can be, and its results at the end."""
+"""Uploads to the hub: whether they can be, a checkpoint's, and a run's results at the end."""
 
 import json
 import shlex
@@ -13,8 +13,8 @@ from ranking.plumbing.command_line import Stopped
 from ranking.plumbing.processes import announce
 
 # what stays here: trackers' own records, checkpoints, and files that name local paths
-STAYS = ("checkpoint-*", "wandb/*", "trackio/*", "mlflow.db", "mlartifacts/*", "run_config.json",
-         "training_args.bin", ".*", "_*")  # fmt: skip
+STAYS = ("checkpoint-*", "wandb/*", "runs/*", "trackio/*", "mlflow.db", "mlartifacts/*",
+         "run_config.json", "trainer_state.json", "training_args.bin", ".*", "_*")  # fmt: skip
 # of a checkpoint: what only a resumed run needs
 STATE = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json",
          "global_step*", "latest", "zero_to_fp32.py", "training_args.bin", "README.md")  # fmt: skip
@@ -92,8 +92,8 @@ def upload(
 def push_checkpoint(
     folder: Path, repository: str, revision: str | None, state_as: str | None
 ) -> list[Future]:
-    """Upload the model of a checkpoint in the background, and all of it as the directory
-    `state_as`, if that is given."""
+    """Upload the model of a checkpoint in the background, and with it what a resumed run needs as
+    the directory `state_as`, if that is given."""
     from huggingface_hub import HfApi
 
     how: dict[str, Any] = {"repo_id": repository, "revision": revision, "run_as_future": True}
@@ -103,7 +103,10 @@ def push_checkpoint(
     jobs = upload(api, folder, ignored=STATE, commit_message=message, **how)
     if state_as is not None:
         message += ", checkpoint"
-        jobs += upload(api, folder, within=state_as, commit_message=message, **how)
+        jobs += upload(
+            api, folder, ignored=["training_args.bin"], within=state_as, commit_message=message,
+            **how,
+        )  # fmt: skip
     return jobs
 
 

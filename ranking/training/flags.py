@@ -17,7 +17,7 @@ from typing import Any
 from ranking.data.columns import parse_columns
 from ranking.plumbing.model_hub import check_hub_access
 from ranking.plumbing.processes import announce
-from ranking.plumbing.trackers import check_trackers
+from ranking.plumbing.tracker_names import check_trackers
 from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options

@@ -1,4 +1,4 @@
-"""Checkpoints on the hub, as they are saved."""
+"""Checkpoints on the hub, as they are saved: when a run uploads them; `model_hub` uploads."""
 
 from collections.abc import Mapping
 from concurrent.futures import Future

@@ -1,4 +1,5 @@
-"""The model card that a training run writes, and the results that it shows."""
+"""Writes a training run's model card (`ranking/reports/model_card.py` is its text), and finds the
+results that it shows."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ def metrics_at(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any
 def write_card(
     folder: Path,
     script: str,
-    arguments: Sequence[str],
+    given: Mapping[str, Any],
     settings: Mapping[str, Any],
     saved: SavedStep,
     metrics: Mapping[str, float],
@@ -40,8 +41,8 @@ def write_card(
 ) -> None:
     """Write README.md into the output directory, unless one is there that is the user's own.
 
-    metrics: of validation (eval_…, of the saved step) and test (test_…). parts: what was trained
-    on and evaluated, train, validation, test and evaluation sets by their names.
+    given: the flags. metrics: of validation (eval_…, of the saved step) and test (test_…). parts:
+    what was trained on and evaluated, train, validation, test and evaluation sets by their names.
     """
     file = folder / CARD_FILE
     if file.exists() and not is_run_card(file.read_text(encoding="utf-8")):
@@ -57,7 +58,7 @@ def write_card(
     sizes = {prefix: len(rows) for prefix, (_, rows) in shown.items()}
     names = {prefix: name for prefix, (name, _) in shown.items()}
     card = model_card(
-        folder.resolve().name, script, arguments, settings, saved,
+        folder.resolve().name, script, given, settings, saved,
         results_table(metrics, sizes, names), data_commit=data_commit,
         pictures=[path.name for path in pictures.values()],
         versions={"Python": platform.python_version(), **{x: version(x) for x in CARD_LIBRARIES}},

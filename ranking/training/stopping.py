@@ -160,6 +160,14 @@ def explaining_files(folder: str) -> Iterator[None]:
         raise OSError(f"cannot write or read a checkpoint in {folder} ({line}): full?") from error
 
 
+def may_leave_unused(model) -> bool:
+    """Whether a backward pass can miss trained weights: of experts that no token goes to, or of
+    towers for images and sound. Elsewhere DDP need not look for them, in every step."""
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    towers = set(getattr(model.config, "sub_configs", {})) - {"text_config"}
+    return bool(towers) or any("expert" in name or "moe" in name for name in trained)
+
+
 def train_until_stopped(
     trainer, checkpoint: str | None, final: dict[str, Dataset | None]
 ) -> SavedStep:
@@ -180,6 +188,8 @@ def train_until_stopped(
     trainer.create_model_card = lambda *_, **__: None
     trainer.model.create_or_update_model_card = lambda *_, **__: None
     args.eval_on_start = args.eval_on_start and checkpoint is None
+    if args.ddp_find_unused_parameters is None and not may_leave_unused(trainer.model):
+        trainer.accelerator.ddp_handler.find_unused_parameters = False  # in every step, with a line
     wants_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if wants_fsdp and not trainer.is_fsdp_enabled:
         announce("FSDP shards over GPUs only: on the CPU each process holds the whole model (DDP)")

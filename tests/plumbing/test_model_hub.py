@@ -29,6 +29,7 @@ def folder(tmp_path) -> Path:
     """What a run leaves, of one word each."""
     folder = tmp_path / "my-model"
     for name in ("README.md", "model.safetensors", "config.json", "run_config.json", "training_args.bin",
+                 "trainer_state.json", "checkpoint-4/training_args.bin",
                  ".run_config.lock", "wandb/run.wandb", "trackio/dpo.db", "runs/events.out.tfevents.1",
                  "checkpoint-4/model.safetensors", "checkpoint-4/optimizer.pt",
                  "checkpoint-4/trainer_state.json"):  # fmt: skip
@@ -57,8 +58,9 @@ def test_results_and_checkpoints(folder, revision):
                               (branch, "Training in progress, step 4, checkpoint"),
                               (branch, "End of training")]  # fmt: skip
     pushed = server.files["me/my-model"][branch]
-    state = {f"last-checkpoint/{path.name}" for path in (folder / "checkpoint-4").iterdir()}
-    own = {"README.md", "model.safetensors", "config.json", "runs/events.out.tfevents.1"}
+    state = {f"last-checkpoint/{x}" for x in ("model.safetensors", "optimizer.pt",
+                                              "trainer_state.json")}  # fmt: skip
+    own = {"README.md", "model.safetensors", "config.json"}
     assert pushed.keys() == own | state
     for name in own:  # and not the checkpoint's
         assert pushed[name] == (folder / name).read_bytes()

@@ -24,7 +24,7 @@ def write(folder, **settings) -> str:
              "test": Dataset.from_dict({"x": [0] * 3, "dataset": ["A", "B", "A"]}),
              "C": Dataset.from_dict({"x": [0] * 7})}  # fmt: skip
     write_card(
-        folder, "sft.py", [], SETTINGS | settings, {"step": 3, "max_steps": 3, "chosen_by": "last"}, METRICS,
+        folder, "sft.py", {}, SETTINGS | settings, {"step": 3, "max_steps": 3, "chosen_by": "last"}, METRICS,
         parts, data_commit=None, pictures={},
     )  # fmt: skip
     return (folder / "README.md").read_text()
