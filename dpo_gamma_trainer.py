@@ -6,15 +6,13 @@ command line), never the share of raters. γ = 1 is DPO, γ = 0 is reference-fre
         alpha=0.5), train_dataset=..., processing_class=tokenizer)
 """
 
-import copy
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +20,7 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, Trainer, TrainerState
+from transformers import Trainer, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
@@ -60,6 +58,12 @@ from ranking.training.pairs import (
     pair_sums,
 )
 from ranking.training.saved_model import TiedOnce
+from ranking.training.trainer_inputs import (
+    coarsest_rounding,
+    initial_reference,
+    refuse_images,
+    whole_dataset,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -141,63 +145,6 @@ class DPOGammaConfig(GammaFlags, DPOConfig):
         self.check_loss()
         if set(OWN_LOSSES) & set(self.loss_type) and self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = 0.0  # a mixture's own default would be added to Eq. 4
-
-
-def whole_dataset(dataset):
-    """A streamed evaluation set (or a dict of them) as a Dataset: each evaluation reads all of it,
-    and counts its rows once whatever the number of processes."""
-    if isinstance(dataset, dict):
-        return {name: whole_dataset(part) for name, part in dataset.items()}
-    if isinstance(dataset, IterableDataset):
-        return Dataset.from_list(list(dataset), features=dataset.features)
-    return dataset
-
-
-def coarsest_rounding(datasets: Iterable[Any]) -> float:
-    """Relative rounding error of the reference that the datasets' REFERENCE_COLUMNS come from, as
-    their column `reference_dtype` has it ("bfloat16, nf4"; "float32, 8bit", whose products are in
-    float16); of several the largest, 0 where nothing is said."""
-    names: set[str] = set()
-    for dataset in datasets:
-        for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
-            if isinstance(part, Dataset) and "reference_dtype" in part.column_names:
-                said = [name for name in part.unique("reference_dtype") if name]
-                names |= {name.split(",")[0] for name in said}
-                names |= {"float16" for name in said if "8bit" in name}
-    dtypes = [getattr(torch, name, None) for name in names]
-    known = [dtype for dtype in dtypes if isinstance(dtype, torch.dtype)]
-    return max((torch.finfo(t).eps for t in known if t.is_floating_point), default=0.0)
-
-
-def refuse_images(dataset) -> None:
-    """ValueError for rows with images, which shared-prefix rows do not take."""
-    first = next(iter(dataset), None) if dataset is not None else None
-    if first is not None and {"image", "images"} & first.keys():
-        raise ValueError("rows with images are not supported: use TRL's DPOTrainer")
-
-
-def initial_reference(model, ref_model, *, needed: bool, loading: dict[str, Any]):
-    """The reference that DPOTrainer is given: the one asked for, a name or directory loaded with
-    `loading`; of a model in memory that will change, a copy as it is now, where TRL would read
-    its directory again; None where TRL itself knows (a model by its name, an adapter's base), and
-    where none is `needed`."""
-    if isinstance(ref_model, str):
-        dtype = torch.float32 if isinstance(model, str) else model.dtype
-        return AutoModelForCausalLM.from_pretrained(ref_model, **{"dtype": dtype, **loading})
-    if ref_model is not None or not needed or isinstance(model, (str, PeftModel)):
-        return ref_model
-    if is_deepspeed_zero3_enabled():
-        logger.warning(
-            "ZeRO-3: the reference is read again from "
-            f"{model.config.name_or_path or 'the model directory'}: give ref_model if the weights "
-            "of model are others"
-        )
-        return None
-    reference = copy.deepcopy(model)
-    if not hasattr(reference, "_hf_hook"):  # an earlier trainer's forward, bound to the policy
-        vars(reference).pop("forward", None)
-    reference.zero_grad()
-    return reference.requires_grad_(False).eval()
 
 
 class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
