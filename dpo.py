@@ -36,10 +36,12 @@ from ranking.reports.dynamics import (
 )
 from ranking.reports.dynamics_pictures import draw_dynamics, name_run
 from ranking.training.arguments import ModelArguments, parse_flags
+from ranking.training.best_metric import check_best_metric
 from ranking.training.checkpoints import describe_step
 from ranking.training.config_file import save_config
 from ranking.training.mixtures import by_dataset, print_datasets
 from ranking.training.models import (
+    check_adapter,
     check_same_tokens,
     keep_adapters_in_float32,
     load_for_training,
@@ -100,6 +102,8 @@ def main(argv: list[str]) -> None:
     reference = model_source(ref_name, ref_revision, "--ref_model_revision")
     chat = data_args.of_chat()
     parts = load_parts(**data_args.of_parts())
+    if training_args.eval_strategy != "no":
+        check_best_metric(training_args.metric_for_best_model, parts, of_pairs=True)
     flags = [data_args.of_description(has_dialogues(parts)), model_args.of_description(),
              training_args.of_description()]  # fmt: skip
     settings = run_description(flags, [policy, reference], parts, DPO.retired)
@@ -109,9 +113,10 @@ def main(argv: list[str]) -> None:
         [policy[0], reference[0]],
     )  # fmt: skip
     save_config(data_args.save_config, data_args.given, "dpo.py")
-    pushing = start_pushing(training_args.of_hub())
+    pushing = start_pushing(training_args.of_hub(), model_args.local_base())
     training_args.push_to_hub = False  # by Trainer
     set_seed(training_args.seed)
+    lora = get_peft_config(model_args)
     trusted = training_args.trust_remote_code
     how = {**model_args.of_loading(), "device": str(training_args.device),
            "trust_remote_code": trusted}  # fmt: skip
@@ -121,6 +126,8 @@ def main(argv: list[str]) -> None:
             own_tokenizer = training_tokenizer(*policy, trusted)
             check_same_tokens(reference[0], tokenizer, policy[0], own_tokenizer)
             tokenizer = own_tokenizer
+        else:
+            check_adapter(lora, model)
         use_template(tokenizer, chat, policy[0], parts["train"].examples)
         pairs, texts = prepare_pairs(
             parts, model, tokenizer, chat=chat, add_eos=data_args.add_eos,
@@ -129,8 +136,9 @@ def main(argv: list[str]) -> None:
         )  # fmt: skip
         if reference != policy:
             model, _ = load_for_training(*policy, **how)
+            check_adapter(lora, model)
     prepare_generation(model, tokenizer, chat, parts["train"].examples)
-    lora = with_base(get_peft_config(model_args), model, tokenizer, policy, folder)
+    lora = with_base(lora, model, tokenizer, policy, folder)
     by_template = data_args.chat_template == "always"
     facts = {"joined_by": None if by_template else joining(parts["train"].examples),
              "truncation_mode": "prompts from the left",
@@ -164,8 +172,10 @@ def main(argv: list[str]) -> None:
     print_datasets(metrics["test"], counts, "ranking/accuracy")
     print(f"model     {folder}: {describe_step(saved)}")
     validation = metrics_at(trainer.state.log_history, saved["step"])
-    write_card(folder, "dpo.py", argv, settings, saved, validation | metrics["test"], pairs,
-               data_commit=parts["train"].commit, pictures=pictures)  # fmt: skip
+    write_card(
+        folder, "dpo.py", data_args.given, settings, saved, validation | metrics["test"], pairs,
+        data_commit=parts["train"].commit, pictures=pictures,
+    )  # fmt: skip
     for push in pushing:
         push_results(folder, push.repository, push.revision, push.jobs)
     finish_trackers(trackers, pictures, dynamics_panels(rows, texts) if rows else {})

@@ -6,15 +6,13 @@ command line), never the share of raters. γ = 1 is DPO, γ = 0 is reference-fre
         alpha=0.5), train_dataset=..., processing_class=tokenizer)
 """
 
-import copy
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +20,7 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, Trainer, TrainerState
+from transformers import Trainer, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
@@ -32,7 +30,7 @@ from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.metrics.dynamics import finite, pair_values, rewards_moved, summarize_pairs
 from ranking.metrics.loss_names import OWN_LOSSES
 from ranking.metrics.losses import BATCH_LOSSES, PER_TOKEN, SUFFICIENT, THRESHOLDS
-from ranking.scoring.loading import context_length
+from ranking.scoring.loading import context_length, unwrap
 from ranking.scoring.log_likelihood import PACKED, ScoringPath, compute_token_logps
 from ranking.scoring.rotary import by_length_class, length_class
 from ranking.scoring.start_up_check import check_fast_path
@@ -47,7 +45,7 @@ from ranking.training.dynamics_file import (
 from ranking.training.evaluated_sets import EvaluatedSet, evaluated_sets, members_of_datasets
 from ranking.training.given_reference import reference_in_row
 from ranking.training.loss_flags import OPTIONS, GammaFlags
-from ranking.training.packed_steps import PackedSteps, keep_outputs_in_float32
+from ranking.training.packed_steps import TOKEN_METRICS, PackedSteps, keep_outputs_in_float32
 from ranking.training.pairs import (
     COLUMNS,
     SUMS,
@@ -60,10 +58,14 @@ from ranking.training.pairs import (
     pair_sums,
 )
 from ranking.training.saved_model import TiedOnce
+from ranking.training.trainer_inputs import (
+    coarsest_rounding,
+    initial_reference,
+    refuse_images,
+    whole_dataset,
+)
 
 logger = logging.getLogger(__name__)
-# TRL's outputs of the LM head that only feed means over tokens of its own metrics
-TOKEN_METRICS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")
 
 
 def dpo_gamma_loss(
@@ -143,61 +145,6 @@ class DPOGammaConfig(GammaFlags, DPOConfig):
         self.check_loss()
         if set(OWN_LOSSES) & set(self.loss_type) and self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = 0.0  # a mixture's own default would be added to Eq. 4
-
-
-def whole_dataset(dataset):
-    """A streamed evaluation set (or a dict of them) as a Dataset: each evaluation reads all of it,
-    and counts its rows once whatever the number of processes."""
-    if isinstance(dataset, dict):
-        return {name: whole_dataset(part) for name, part in dataset.items()}
-    if isinstance(dataset, IterableDataset):
-        return Dataset.from_list(list(dataset), features=dataset.features)
-    return dataset
-
-
-def coarsest_rounding(datasets: Iterable[Any]) -> float:
-    """Relative rounding error of the reference that the datasets' REFERENCE_COLUMNS come from, as
-    their column `reference_dtype` has it ("bfloat16, nf4"); of several the largest, 0 where
-    nothing is said."""
-    names: set[str] = set()
-    for dataset in datasets:
-        for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
-            if isinstance(part, Dataset) and "reference_dtype" in part.column_names:
-                names |= {name.split(",")[0] for name in part.unique("reference_dtype") if name}
-    dtypes = [getattr(torch, name, None) for name in names]
-    known = [dtype for dtype in dtypes if isinstance(dtype, torch.dtype)]
-    return max((torch.finfo(t).eps for t in known if t.is_floating_point), default=0.0)
-
-
-def refuse_images(dataset) -> None:
-    """ValueError for rows with images, which shared-prefix rows do not take."""
-    first = next(iter(dataset), None) if dataset is not None else None
-    if first is not None and {"image", "images"} & first.keys():
-        raise ValueError("rows with images are not supported: use TRL's DPOTrainer")
-
-
-def initial_reference(model, ref_model, *, needed: bool, loading: dict[str, Any]):
-    """The reference that DPOTrainer is given: the one asked for, a name or directory loaded with
-    `loading`; of a model in memory that will change, a copy as it is now, where TRL would read
-    its directory again; None where TRL itself knows (a model by its name, an adapter's base), and
-    where none is `needed`."""
-    if isinstance(ref_model, str):
-        dtype = torch.float32 if isinstance(model, str) else model.dtype
-        return AutoModelForCausalLM.from_pretrained(ref_model, **{"dtype": dtype, **loading})
-    if ref_model is not None or not needed or isinstance(model, (str, PeftModel)):
-        return ref_model
-    if is_deepspeed_zero3_enabled():
-        logger.warning(
-            "ZeRO-3: the reference is read again from "
-            f"{model.config.name_or_path or 'the model directory'}: give ref_model if the weights "
-            "of model are others"
-        )
-        return None
-    reference = copy.deepcopy(model)
-    if not hasattr(reference, "_hf_hook"):  # an earlier trainer's forward, bound to the policy
-        vars(reference).pop("forward", None)
-    reference.zero_grad()
-    return reference.requires_grad_(False).eval()
 
 
 class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
@@ -484,7 +431,9 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
                 dtype = torch.get_autocast_dtype(kind)
         tf32 = kind == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
         own = 2.0**-10 if dtype == torch.float32 and tf32 else torch.finfo(dtype).eps
-        return max(own, self.reference_rounding)
+        in_8_bits = getattr(unwrap(self.model), "is_loaded_in_8bit", False)
+        of_weights = torch.finfo(torch.float16).eps if in_8_bits else 0.0  # their products' dtype
+        return max(own, of_weights, self.reference_rounding)
 
     def log_reward_accuracy(self, mode: str, *logps: torch.Tensor) -> None:
         """In place of TRL's, which counts what rounding does to equal log-likelihoods."""

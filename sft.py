@@ -26,10 +26,16 @@ from trl import SFTConfig, get_peft_config
 from ranking.data.examples import joining
 from ranking.plumbing.model_hub import push_results
 from ranking.training.arguments import ModelArguments, parse_flags
+from ranking.training.best_metric import check_best_metric
 from ranking.training.checkpoints import describe_step
 from ranking.training.config_file import save_config
 from ranking.training.mixtures import MixtureTrainer, by_dataset, print_datasets
-from ranking.training.models import keep_adapters_in_float32, load_for_training, with_base
+from ranking.training.models import (
+    check_adapter,
+    keep_adapters_in_float32,
+    load_for_training,
+    with_base,
+)
 from ranking.training.pushing import start_pushing
 from ranking.training.run_card import write_card
 from ranking.training.run_directory import claim_directory, finish_run, run_description
@@ -55,6 +61,8 @@ def main(argv: list[str]) -> None:
     source = model_source(model_args.model_name_or_path, model_args.model_revision)
     chat = data_args.of_chat()
     parts = load_parts(**data_args.of_parts(), conversations=True)
+    if training_args.eval_strategy != "no":
+        check_best_metric(training_args.metric_for_best_model, parts, of_pairs=False)
     flags = [data_args.of_description(has_dialogues(parts)), model_args.of_description(),
              training_args.of_description()]  # fmt: skip
     settings = run_description(flags, [source], parts, SFT.retired)
@@ -64,19 +72,21 @@ def main(argv: list[str]) -> None:
         [source[0]],
     )  # fmt: skip
     save_config(data_args.save_config, data_args.given, "sft.py")
-    pushing = start_pushing(training_args.of_hub())
+    pushing = start_pushing(training_args.of_hub(), model_args.local_base())
     training_args.push_to_hub = False  # by Trainer
     set_seed(training_args.seed)
     how = {**model_args.of_loading(), "device": str(training_args.device),
            "trust_remote_code": training_args.trust_remote_code}  # fmt: skip
     model, tokenizer = load_for_training(*source, **how, prefer_flash=training_args.bf16)
+    lora = get_peft_config(model_args)
+    check_adapter(lora, model)
     use_template(tokenizer, chat, source[0], parts["train"].examples)
     texts = prepare_texts(
         parts, model, tokenizer, templates=data_args.templates, chat=chat,
         add_eos=data_args.add_eos, max_length=training_args.max_length,
     )  # fmt: skip
     prepare_generation(model, tokenizer, chat, parts["train"].examples)
-    lora = with_base(get_peft_config(model_args), model, tokenizer, source, folder)
+    lora = with_base(lora, model, tokenizer, source, folder)
     facts = {"joined_by": joining(parts["train"].examples), "truncation_mode": "texts at the end"}
     trackers, training_args.report_to = start_trackers(
         training_args.report_to, folder, settings | facts, checkpoint=checkpoint,
@@ -106,8 +116,10 @@ def main(argv: list[str]) -> None:
     print(f"test       loss {test:.4f} {unit}, n = {len(texts['test'])}")
     print_datasets(losses["test"], {k: len(v) for k, v in of_datasets["test"].items()})
     print(f"model      {folder}: {describe_step(saved)}")
-    write_card(folder, "sft.py", argv, settings, saved, losses["eval"] | losses["test"], texts,
-               data_commit=parts["train"].commit, pictures={})  # fmt: skip
+    write_card(
+        folder, "sft.py", data_args.given, settings, saved, losses["eval"] | losses["test"], texts,
+        data_commit=parts["train"].commit, pictures={},
+    )  # fmt: skip
     for push in pushing:
         push_results(folder, push.repository, push.revision, push.jobs)
     finish_trackers(trackers, {}, {})

@@ -34,10 +34,12 @@ from ranking.plumbing.result_files import append_json_lines, read_json_lines
 from ranking.reports.dynamics import read_dynamics
 from ranking.scoring.loading import load_model
 from ranking.scoring.models import model_fingerprint
+from ranking.training.best_metric import check_best_metric
 from ranking.training.checks import check_values
 from ranking.training.dynamics_file import DynamicsRow
 from ranking.training.known_flags import read_known_flags
 from ranking.training.run_directory import TrainingRun
+from ranking.training.splits import load_parts
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,7 +109,7 @@ def test_original_command(tiny_model_directory, tmp_path):
     assert not again  # each metric is there once
     assert {
         "eval/loss",
-        "eval/train_loss",
+        "train pairs/loss",
         "test/loss",
         "validation distance/squared",
         "figures/displacement",
@@ -291,6 +293,10 @@ def test_the_best_evaluation_by_another_metric(tiny_model_directory, tmp_path, c
     assert "other (6)" in out  # --max_eval_samples
     parts = Counter(r["part"] for r in read_dynamics(tmp_path / "dpo/ranking_dynamics.jsonl"))
     assert list(parts) == ["validation", "other", "train"] and parts["other"] == 6 * 6
+    logged = {name for entry in history(tmp_path / "dpo") for name in entry if "eval_" in name}
+    data = load_parts(["sample"], eval_names=[other_pairs(tmp_path)])
+    for name in logged:
+        check_best_metric(name, data, of_pairs=True)
     model = json.loads((tmp_path / "dpo/run_config.json").read_text())["model"]
     assert (model["step"], model["max_steps"]) == (1, 5)
     saved, at_best, at_end = (
@@ -504,19 +510,22 @@ def test_bad_flags(flags, message):
         assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--learning_rate=1e30", "--max_grad_norm=0"], "the training loss is nan at step 2"),
-        (["--metric_for_best_model=ranking/acuracy"], "did you mean eval_ranking/accuracy?"),
-    ],
-)
-def test_runs_that_cannot_go_on_end_with_one_line(tiny_model_directory, tmp_path, flags, message):
-    """And are not marked as finished."""
-    more = ["--report_to=none", "--bf16=false", "--warmup_steps=0", "--logging_steps=1", *flags]
-    with pytest.raises(ValueError, match=message):
+def test_a_run_that_diverges_ends_with_one_line(tiny_model_directory, tmp_path):
+    """And is not marked as finished."""
+    more = ["--report_to=none", "--bf16=false", "--warmup_steps=0", "--logging_steps=1",
+            "--learning_rate=1e30", "--max_grad_norm=0"]  # fmt: skip
+    with pytest.raises(ValueError, match="the training loss is nan at step 2"):
         main(command(tiny_model_directory, tmp_path / "out", *more))
     assert not json.loads((tmp_path / "out" / "run_config.json").read_text())["finished"]
+
+
+def test_a_metric_of_no_evaluation_ends_it_before_a_model_is_read(tmp_path):
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft/config.json").write_text("no model")
+    more = ["--report_to=none", "--bf16=false", "--metric_for_best_model=ranking/acuracy"]
+    with pytest.raises(ValueError, match="did you mean ranking/accuracy?"):
+        main(command(tmp_path / "sft", tmp_path / "out", *more))
+    assert not (tmp_path / "out").exists()
 
 
 def test_group_by_length(tiny_model_directory, tmp_path):

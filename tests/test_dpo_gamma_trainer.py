@@ -518,6 +518,18 @@ def test_initial_loss(tmp_path, tokenizer, texts, gamma, bf16):
     assert metrics["eval_rewards/ties"] == 1.0 and metrics["eval_rewards/accuracies"] == 0.0
 
 
+def test_eight_bits_round_as_float16(tmp_path, tokenizer, texts):
+    """Policy or reference: bitsandbytes multiplies them in float16, whatever the other weights."""
+    rows = cached_rows(tokenizer, texts[:4], tiny_model())
+    more = {"ref_model": None, "precompute_ref_log_probs": True}
+    run = trainer(tmp_path, tokenizer, rows, **more)
+    assert run.rounding() == 2.0**-23
+    run.model.is_loaded_in_8bit = True  # as its loading by bitsandbytes notes
+    assert run.rounding() == 2.0**-10
+    given = rows.add_column("reference_dtype", ["float32, 8bit"] * 4)
+    assert trainer(tmp_path, tokenizer, given, **more).rounding() == 2.0**-10
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "bfloat16, nf4", "float32", None])
 def test_a_reference_of_half_precision_is_equal_within_its_own_rounding(
     tmp_path, tokenizer, texts, dtype

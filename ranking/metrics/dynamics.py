@@ -171,6 +171,17 @@ def summarize_pairs(
     return {name: float(np.mean(value)) for name, value in means.items()}
 
 
+def summary_names() -> list[str]:
+    """All that `summarize_pairs` can give: of pairs of every group, by a loss that has all."""
+    logps = {
+        "chosen": [4.0, 1.0, 2.0, 1.0], "rejected": [1.0, 2.0, 1.0, 2.0],
+        "ref_chosen": [2.0, 2.0, 1.0, 1.0], "ref_rejected": [1.0, 1.0, 2.0, 2.0],
+        "n_chosen": [1.0] * 4, "n_rejected": [1.0] * 4,
+    }  # fmt: skip
+    values = pair_values({k: np.array(v) for k, v in logps.items()}, 1.0, 1.0, "ipo")
+    return [*summarize_pairs(values, 1.0)]
+
+
 def finite(value: float) -> float | None:
     """The number, or None (null) where it is NaN or infinite."""
     return float(value) if math.isfinite(value) else None

@@ -1,5 +1,6 @@
-"""Pushing a training run to the hub: whether it can be, and its results at the end."""
+"""Uploads to the hub: whether they can be, a checkpoint's, and a run's results at the end."""
 
+import json
 import shlex
 import signal
 import sys
@@ -12,11 +13,12 @@ from ranking.plumbing.command_line import Stopped
 from ranking.plumbing.processes import announce
 
 # what stays here: trackers' own records, checkpoints, and files that name local paths
-STAYS = ("checkpoint-*", "wandb/*", "trackio/*", "mlflow.db", "mlartifacts/*", "run_config.json",
-         "training_args.bin", ".*", "_*")  # fmt: skip
+STAYS = ("checkpoint-*", "wandb/*", "runs/*", "trackio/*", "mlflow.db", "mlartifacts/*",
+         "run_config.json", "trainer_state.json", "training_args.bin", ".*", "_*")  # fmt: skip
 # of a checkpoint: what only a resumed run needs
 STATE = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json",
          "global_step*", "latest", "zero_to_fp32.py", "training_args.bin", "README.md")  # fmt: skip
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def check_hub_access() -> None:
@@ -57,22 +59,54 @@ def open_repository(name: str, private: bool | None, revision: str | None) -> st
     return repository
 
 
+def public_adapter_config(folder: Path) -> bytes | None:
+    """adapter_config.json of a directory whose adapter is on a model of this machine, with that
+    one's name in place of its path (`base`, where it is pushed beside the adapter); else None."""
+    file = folder / ADAPTER_CONFIG
+    if not file.is_file():
+        return None
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    if base is None or not Path(base).exists():
+        return None
+    named = {**config, "base_model_name_or_path": Path(base).resolve().name}
+    return (json.dumps(named, indent=2) + "\n").encode()
+
+
+def upload(
+    api: Any, folder: Path, *, ignored: Sequence[str] = (), within: str | None = None, **how: Any
+) -> list[Any]:
+    """Upload a directory, into the directory `within` of a repository, without local paths of an
+    adapter's base; what the hub's client returns. how: as it takes it."""
+    config = public_adapter_config(folder)
+    ignored = [*ignored, *([ADAPTER_CONFIG] if config else [])]
+    done = [
+        api.upload_folder(folder_path=folder, path_in_repo=within, ignore_patterns=ignored, **how)
+    ]
+    if config is not None:
+        name = f"{within}/{ADAPTER_CONFIG}" if within else ADAPTER_CONFIG
+        done.append(api.upload_file(path_or_fileobj=config, path_in_repo=name, **how))
+    return done
+
+
 def push_checkpoint(
     folder: Path, repository: str, revision: str | None, state_as: str | None
 ) -> list[Future]:
-    """Upload the model of a checkpoint in the background, and all of it as the directory
-    `state_as`, if that is given."""
+    """Upload the model of a checkpoint in the background, and with it what a resumed run needs as
+    the directory `state_as`, if that is given."""
     from huggingface_hub import HfApi
 
-    how: dict[str, Any] = {"repo_id": repository, "folder_path": folder, "revision": revision,
-                           "run_as_future": True}  # fmt: skip
+    how: dict[str, Any] = {"repo_id": repository, "revision": revision, "run_as_future": True}
     step = folder.name.removeprefix("checkpoint-")
     message = f"Training in progress, step {step}"
     api = HfApi()
-    jobs = [api.upload_folder(**how, commit_message=message, ignore_patterns=list(STATE))]
+    jobs = upload(api, folder, ignored=STATE, commit_message=message, **how)
     if state_as is not None:
         message += ", checkpoint"
-        jobs.append(api.upload_folder(**how, commit_message=message, path_in_repo=state_as))
+        jobs += upload(
+            api, folder, ignored=["training_args.bin"], within=state_as, commit_message=message,
+            **how,
+        )  # fmt: skip
     return jobs
 
 
@@ -91,9 +125,9 @@ def push_results(
         for job in before:
             if (error := job.exception()) is not None:
                 announce(f"hub: a checkpoint was not pushed: {hub_reason(error)}")
-        HfApi().upload_folder(
-            repo_id=repository, folder_path=folder, revision=revision,
-            commit_message="End of training", ignore_patterns=list(STAYS),
+        upload(
+            HfApi(), folder, ignored=STAYS, repo_id=repository, revision=revision,
+            commit_message="End of training",
         )  # fmt: skip
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         announce(f"hub: {repository} was not pushed ({hub_reason(error)}); {later}")

@@ -52,7 +52,7 @@ def dynamics_table(rows: Sequence[Record], alone: bool = False) -> Table:
     """Section 4: what became of the pairs that the reference ranks wrongly, and rightly, at the
     start, at the lowest validation loss, and at the end; `alone`: the share of each group."""
     best = lowest_loss_step(rows)
-    columns = ["pairs", "step", "loss", "accuracy", "flipped to correct"]
+    columns = ["pairs", "step", loss_heading(rows), "accuracy", "flipped to correct"]
     groups = [name.replace("_", " ") for name in GROUPS.values()]
     columns += groups if alone else ["→ incorrect", "reward margin"]
     lines = []
@@ -76,8 +76,8 @@ def dynamics_table(rows: Sequence[Record], alone: bool = False) -> Table:
 
 def sweep_table(files: Sequence[Sequence[Record]], at: str) -> Table:
     """Fig. 5-7 in numbers: mean over seeds (smallest to largest) of each γ."""
-    columns = ["γ", "seeds", "pairs", "accuracy, %", "flipped to correct, %", "loss"]
-    columns.append("‖θ − θ_ref‖²")
+    columns = ["γ", "seeds", "pairs", "accuracy, %", "flipped to correct, %"]
+    columns += [loss_heading([row for rows in files for row in rows]), "‖θ − θ_ref‖²"]
 
     def spread(found: tuple[float, float, float] | None, digits: int, scale: float = 1.0) -> str:
         if found is None:
@@ -133,6 +133,11 @@ def other_losses(rows: Sequence[Record]) -> str:
     """The losses that trained these rows, where they are not Eq. 4's; else nothing."""
     trained = {row["loss_type"] for row in rows if row.get("loss_type")}  # older rows have none
     return ", ".join(sorted(trained - set(EQUATION_4)))
+
+
+def loss_heading(rows: Sequence[Record]) -> str:
+    """What the column `loss` is called: Eq. 4's, where another loss trained."""
+    return "loss (Eq. 4)" if other_losses(rows) else "loss"
 
 
 # ---------------------------------------------------------------------------- trackers

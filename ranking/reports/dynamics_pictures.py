@@ -20,7 +20,7 @@ from ranking.metrics.idealized import required_loss
 from ranking.metrics.intervals import wilson_interval
 from ranking.plumbing.result_files import Record, read_config
 from ranking.reports.dynamics import DISPLACEMENT_STYLES, GROUP_STYLES, other_losses
-from ranking.reports.labels import plain, short
+from ranking.reports.labels import plain, short, without_paths
 from ranking.reports.style import (
     DISTANCE,
     GREY,
@@ -41,7 +41,8 @@ CHANGED = ("correct_to_incorrect", "incorrect_to_correct")  # hollow markers: of
 
 def name_run(file: Path, with_seed: bool = True) -> str:
     """What pictures say of the run of dpo.py that a dynamics file is of, from the run_config.json
-    beside it: model (and the one before SFT), data, seed; nothing without one."""
+    beside it: model (and the one before SFT), data, seed, of paths the names; nothing without
+    one."""
     settings = read_config(file.with_name("run_config.json")).get("settings", {})
     if "model_name_or_path" not in settings:
         return ""
@@ -50,7 +51,7 @@ def name_run(file: Path, with_seed: bool = True) -> str:
     base = earlier.get("model_name_or_path")
     data = settings.get("dataset_name", [])
     parts = [short(model) + (f" (from {short(base)})" if base else "")]
-    parts += [" + ".join([data] if isinstance(data, str) else data)]
+    parts += [" + ".join(map(without_paths, [data] if isinstance(data, str) else data))]
     parts += [f"seed {settings['seed']}"] * (with_seed and "seed" in settings)
     return ", ".join(filter(None, parts))
 
@@ -62,8 +63,8 @@ def name_runs(files: Sequence[Path]) -> str:
 
 
 def run_caption(rows: Iterable[Record], run: str) -> str:
-    """What a picture is of: the run, the loss that trained where it is not Eq. 4's, β, and γ
-    where it is one."""
+    """What a picture is of: the run, the loss that trained where it is not Eq. 4's, β, and γ, the
+    target margin and λ where there is one."""
     rows = list(rows)
     betas = dict.fromkeys(f"{row['beta']:g}" for row in rows)
     gammas = dict.fromkeys(f"{row['gamma']:g}" for row in rows)
@@ -71,13 +72,15 @@ def run_caption(rows: Iterable[Record], run: str) -> str:
     parts += [f"trained by {trained}"] if (trained := other_losses(rows)) else []
     parts.append(rf"$\beta$ = {', '.join(betas)}")
     parts += [rf"$\gamma$ = {gamma}" for gamma in gammas] * (len(gammas) == 1)
+    for key, name in {"target_margin": "target margin", "dpop_lambda": r"$\lambda$"}.items():
+        values = dict.fromkeys(f"{row[key]:g}" for row in rows if key in row)
+        parts += [f"{name} = {value}" for value in values] * (len(values) == 1)
     return ", ".join(parts)
 
 
 def loss_label(rows: Sequence[Record]) -> str:
     """Of the column `loss`: that it is Eq. 4's, where another loss trains."""
-    trained = other_losses(rows)
-    return f"loss of Eq. 4 (nats)\nwhere {trained} is trained" if trained else "loss (nats)"
+    return "loss of Eq. 4 (nats)" if other_losses(rows) else "loss (nats)"
 
 
 def lowest_label(rows: Sequence[Record]) -> str:

@@ -115,6 +115,12 @@ def short(name: str) -> str:
     return "/".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
 
 
+def without_paths(name: str) -> str:
+    """A name on the hub as it is; of a path, the last part."""
+    is_path = Path(name).exists() or name.count("/") > 1 or name.startswith((".", "/", "~"))
+    return Path(name).resolve().name if is_path else name
+
+
 def model_labels(models: Iterable[str]) -> dict[str, str]:
     """The last part of each model's path, or all of it where two end alike. For pictures."""
     ends = [Path(model).name for model in models]

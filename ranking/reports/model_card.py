@@ -1,5 +1,9 @@
-"""The model card of a training run: README.md of its output directory, and on the hub."""
+"""The text of a training run's model card: README.md of its output directory, and on the hub.
 
+Of values only; `ranking/training/run_card.py` takes them from a run and writes the file.
+"""
+
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,6 +13,7 @@ from typing import Any
 from ranking.data.hub import is_hub_name, split_name
 from ranking.metrics.intervals import wilson_interval
 from ranking.metrics.loss_names import OWN_LOSSES
+from ranking.reports.labels import without_paths
 from ranking.reports.tables import Table, as_markdown, as_texts, percent, with_interval
 
 CARD_MARK = "<!-- written by the run: it writes this file again, but no other README.md -->"
@@ -24,6 +29,11 @@ CARD_SETTINGS = {  # of run_config.json → what the card calls them
     "weight_decay": "weight decay", "max_grad_norm": "gradient norm, at most",
     "max_length": "tokens, at most", "dtype": "weights", "seed": "seed",
 }  # fmt: skip
+PATH_FLAGS = {  # whose values can be places on this machine
+    "model_name_or_path", "ref_model_name_or_path", "dataset_name", "eval_dataset_name", "data_dir",
+    "output_dir", "chat_template_file", "chat_template_path", "resume_from_checkpoint", "deepspeed",
+    "fsdp_config", "accelerator_config", "logging_dir",
+}  # fmt: skip
 
 
 def is_run_card(text: str) -> bool:
@@ -31,19 +41,19 @@ def is_run_card(text: str) -> bool:
     return CARD_MARK in text or any(title in text for title in LIBRARY_CARDS)
 
 
-def without_paths(name: str) -> str:
-    """A name on the hub as it is; of a path, the last part."""
-    is_path = Path(name).exists() or name.count("/") > 1 or name.startswith((".", "/", "~"))
-    return Path(name).resolve().name if is_path else name
-
-
-def shown_command(script: str, arguments: Sequence[str]) -> str:
-    """The command of a run, without the directories of this machine."""
+def shown_command(script: str, given: Mapping[str, Any]) -> str:
+    """The command of a run with the flags given to it, wherever they stood; of directories on this
+    machine the names only."""
     words = []
-    for word in arguments:
-        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        is_name = value and "\n" not in value and len(value) < 1000
-        words.append(flag + equals + (without_paths(value) if is_name else value))
+    for flag, value in given.items():
+        values = value if isinstance(value, list) else [value]
+        texts = [x if isinstance(x, str) else json.dumps(x) for x in values if x is not None]
+        if flag in PATH_FLAGS:
+            texts = [without_paths(text) for text in texts]
+        if isinstance(value, list):
+            words += [f"--{flag}", *texts]
+        else:
+            words += [f"--{flag}={text}" for text in texts]
     return f"python {script} {shlex.join(words)}"
 
 
@@ -124,7 +134,8 @@ def training_lines(settings: Mapping[str, Any], step: Mapping[str, Any]) -> list
         saved += f", the best by `{step['chosen_by']}` ({step['value']:.4f})"
     lines = [
         f"- saved model: {saved}",
-        f"- batch: {batch} ({device} × {accumulation} accumulated × {processes} processes)",
+        f"- batch: {batch} ({device} × {accumulation} accumulated × {processes} "
+        f"process{'es' * (processes != 1)})",
         f"- optimizer: {settings['optim']}",
     ]
     if settings.get("max_steps", -1) <= 0:
@@ -162,7 +173,7 @@ def data_text(settings: Mapping[str, Any], commit: str | None, n_trained: int) -
 def model_card(
     title: str,
     script: str,
-    arguments: Sequence[str],
+    given: Mapping[str, Any],
     settings: Mapping[str, Any],
     step: Mapping[str, Any],
     results: Table,
@@ -171,16 +182,19 @@ def model_card(
     pictures: Sequence[str],
     versions: Mapping[str, str],
     n_trained: int,
+    own_base: bool = False,
 ) -> str:
     """The card's text, with what the hub reads at its head.
 
-    settings: what `run_description` says of the run. step: `SavedStep`. data_commit: of a hub
-    dataset. pictures: files beside the card. n_trained: pairs or texts.
+    given: flags, as --save_config writes them. settings: what `run_description` says of the run.
+    step: `SavedStep`. data_commit: of a hub dataset. pictures: files beside the card. n_trained:
+    pairs or texts. own_base: whether the model to tune was an adapter, which is merged in base/
+    beside the card.
     """
     from huggingface_hub import ModelCardData
 
-    given = settings["dataset_name"]
-    datasets = [split_name(n)[0] for n in ([given] if isinstance(given, str) else given)]
+    data = settings["dataset_name"]
+    datasets = [split_name(n)[0] for n in ([data] if isinstance(data, str) else data)]
     tuning = "dpo" if "beta" in settings else "sft"
     base = settings["model_name_or_path"]
     is_of_hub = settings["model_fingerprints"][0].startswith("commit ")
@@ -194,7 +208,10 @@ def model_card(
     fingerprints = settings["model_fingerprints"]
     lines = ["---", head.to_yaml(), "---", CARD_MARK, "", f"# {title}", ""]
     lines += [f"- base model: {model_text(base, fingerprints[0])}"]
-    if settings.get("use_peft") and not is_of_hub:
+    if own_base:
+        lines[-1] += ", itself an adapter: merged into its base it is in `base/` of this "
+        lines[-1] += "directory, on which this adapter is to be loaded"
+    elif settings.get("use_peft") and not is_of_hub:
         lines[-1] += ", on which this adapter is to be loaded"
     if tuning == "dpo":
         reference = settings.get("ref_model_name_or_path") or base
@@ -212,5 +229,5 @@ def model_card(
     lines += [""] * bool(pictures)
     lines += ["## Training", "", *training_lines(settings, step)]
     lines.append("- versions: " + ", ".join(f"{name} {v}" for name, v in versions.items()))
-    lines += ["", "```bash", shown_command(script, arguments), "```", ""]
+    lines += ["", "```bash", shown_command(script, given), "```", ""]
     return "\n".join(lines)

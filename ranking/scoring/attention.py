@@ -55,7 +55,8 @@ def segment_attention(
             keys, values = key.index_select(2, chosen), value.index_select(2, chosen)
         mask = segment.mask(sliding_window, query)
         if softcap is not None:
-            outputs.append(softcapped_attention(queries, keys, values, mask, scaling, softcap))
+            outputs.append(softcapped_attention(queries, keys, values, mask, scaling, softcap,
+                                                dropout))  # fmt: skip
             continue
         outputs.append(
             F.scaled_dot_product_attention(
@@ -113,13 +114,16 @@ def flash_attention(query, key, value, row: PackedRow, scaling, window: int | No
     return torch.cat(outputs)[None]
 
 
-def softcapped_attention(queries, keys, values, mask, scaling, softcap) -> torch.Tensor:
+def softcapped_attention(
+    queries, keys, values, mask, scaling, softcap, dropout: float = 0.0
+) -> torch.Tensor:
     """Attention with soft-capped scores (gemma2), which fused kernels do not offer."""
     scores = softcap * torch.tanh(queries @ keys.transpose(2, 3) * scaling / softcap)
     if mask is None:
         n = queries.shape[2]
         mask = torch.full((n, n), float("-inf"), dtype=scores.dtype, device=scores.device).triu(1)
-    return torch.softmax((scores + mask).float(), dim=-1).to(values.dtype) @ values
+    weights = torch.softmax((scores + mask).float(), dim=-1).to(values.dtype)
+    return F.dropout(weights, dropout) @ values
 
 
 AttentionInterface.register("segments", segment_attention)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import Linear
 from torch.utils.checkpoint import checkpoint
 
@@ -77,6 +78,7 @@ class SlicedLogSoftmax(torch.autograd.Function):
         return scores - normalizer
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         hidden, weight, bias, targets, normalizer = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]

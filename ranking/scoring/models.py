@@ -22,6 +22,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "sequential")  # accelerate's ways to spread a large model
 QUANTIZATIONS = ("8bit", "4bit")
 PICKLE_FLAG, REMOTE_CODE_FLAG = "--allow-pickle", "--trust-remote-code"
+OWN_CODE = f"it brings Python code of its own, which only {REMOTE_CODE_FLAG} runs"
 # what transformers and safetensors raise for files that are not what they should be
 LOADING_ERRORS = (
     OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, EOFError,
@@ -72,6 +73,27 @@ def check_model_path(name: str) -> None:
                 raise ValueError(f"{file} is a Git LFS pointer: fetch it with `git lfs pull`")
     elif not Path(name).is_file() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise FileNotFoundError(f"no such model directory: {name}")
+
+
+def check_own_code(name: str) -> None:
+    """Raise OSError where a model directory, or the base of an adapter there, is of a type that
+    only Python code which comes with it knows. For when that is not to be run: before
+    transformers, which would say first that such a model may not work, reads it."""
+    adapter = (Path(name) / "adapter_config.json").is_file()
+    file = Path(adapter_base(name) if adapter else name) / "config.json"
+    if not file.is_file():
+        return
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        brings_code = "AutoConfig" in (config.get("auto_map") or {})
+    except (ValueError, AttributeError, TypeError):
+        return  # transformers says what is wrong with it
+    if not brings_code:
+        return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise OSError(f"cannot load {name}: {OWN_CODE}")
 
 
 def is_local(name: str) -> bool:
@@ -285,7 +307,7 @@ def explain(error: Exception) -> str:
     text = str(error).strip()
     line = text.splitlines()[0] if text else type(error).__name__
     if "trust_remote_code" in text:
-        return f"it brings Python code of its own, which only {REMOTE_CODE_FLAG} runs"
+        return OWN_CODE
     if "file named model.safetensors" in text:
         return f"no safetensors weights there; pickled ones need {PICKLE_FLAG}"
     if "ignore_mismatched_sizes" in text:

@@ -25,10 +25,9 @@ Submit = Callable[[Callable[[Any, Any], Any], Any], Callable[[], Any]]
 
 
 def with_shared_weights(model):
-    """A copy of the modules that holds the same parameters and buffers: what a forward pass writes
-    into modules and configs is its own."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    """A copy of the modules that holds the same parameters: what a forward pass writes into
+    modules, buffers and configs is its own."""
+    return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
 
 
 def rows_at_once(model, n_rows: int, n_tokens: int) -> int:
@@ -67,7 +66,15 @@ def side_by_side(model, n: int) -> Iterator[Submit]:
         finally:
             models.put(replica)
 
-    pool = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(n_threads // n,))
+    shares: SimpleQueue = SimpleQueue()
+    for number in range(n):
+        shares.put(n_threads // n + (number < n_threads % n))
+
+    def take_share():
+        torch.get_num_threads()  # the first call takes what any thread has set last
+        torch.set_num_threads(shares.get())
+
+    pool = ThreadPoolExecutor(n, initializer=take_share)
     try:
         yield lambda function, batch: pool.submit(run, function, batch).result
     finally:

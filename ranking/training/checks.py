@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ranking.data.hub import split_name
 from ranking.data.sources import local_path
 from ranking.plumbing.command_line import explaining_errors, print_any_text, with_underscores
-from ranking.scoring.models import check_model_path, check_revision
+from ranking.scoring.models import check_model_path, check_own_code, check_revision
 from ranking.training.config_file import check_saved
 from ranking.training.given import read_given
 from ranking.training.known_flags import (
@@ -119,6 +119,9 @@ def check_paths(data: Any, model: Any, training: Any) -> None:
     reference = getattr(data, "ref_model_name_or_path", None)
     if reference is not None:
         model_source(reference, data.ref_model_revision, "--ref_model_revision")
+    if not training.trust_remote_code:
+        for one in {name, reference or name}:
+            check_own_code(one)
     for spec in (*data.dataset_name, *(data.eval_dataset_name or ())):
         local_path(split_name(spec)[0], data.data_dir)
     checkpoint = training.resume_from_checkpoint

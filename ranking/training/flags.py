@@ -17,11 +17,11 @@ from typing import Any
 from ranking.data.columns import parse_columns
 from ranking.plumbing.model_hub import check_hub_access
 from ranking.plumbing.processes import announce
-from ranking.plumbing.trackers import check_trackers
+from ranking.plumbing.tracker_names import check_trackers
 from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
-from ranking.scoring.models import DTYPES
+from ranking.scoring.models import DTYPES, is_local
 
 LATER_FLAGS = (
     "eval_dataset_name", "dataset_shares", "columns", "chat_template_file", "chat_template_kwargs",
@@ -145,10 +145,14 @@ class ModelFlags:
     allow_pickle: bool = False
     merge_adapter: bool = False
 
-    def check(self):
+    def check(self: Any):
         """ValueError for values that no run can have."""
         if self.model_name_or_path is None:
             raise ValueError("--model_name_or_path is required")
+        check_number("lora_r", self.lora_r, self.lora_r >= 1, "at least 1")
+        check_number("lora_alpha", self.lora_alpha, self.lora_alpha > 0, "more than 0")
+        dropout = self.lora_dropout
+        check_number("lora_dropout", dropout, 0 <= dropout < 1, "from 0 to less than 1")
         if self.dtype == "auto":
             raise ValueError(
                 "--dtype auto: give float32 (bfloat16 weights, which most checkpoints have, lose "
@@ -172,6 +176,11 @@ class ModelFlags:
     def quantization(self: Any) -> str | None:
         """4bit or 8bit, None for weights as they are."""
         return "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None
+
+    def local_base(self: Any) -> str | None:
+        """The model of this machine that an adapter is trained on, unless it is merged."""
+        alone = self.use_peft and not self.merge_adapter and is_local(self.model_name_or_path)
+        return self.model_name_or_path if alone else None
 
     def of_loading(self: Any) -> dict[str, Any]:
         """What `load_for_training` takes."""

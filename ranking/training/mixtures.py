@@ -35,12 +35,22 @@ class MixtureTrainer(PackedSFTTrainer):
         **kwargs,
     ):
         self.datasets, self.eval_sets = datasets, eval_sets or {}
+        self.is_other = False  # whether another dataset than the validation set is evaluated
         super().__init__(*args, **kwargs)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Trainer's; another dataset than the validation set is evaluated alone."""
+        is_own = eval_dataset is None or eval_dataset is self.eval_dataset
+        self.is_other = metric_key_prefix == "eval" and not is_own
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self.is_other = False
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         kwargs["metric_key_prefix"], prefix = metric_key_prefix, f"{metric_key_prefix}_"
-        parts = self.datasets.get(metric_key_prefix, {})
-        more = self.eval_sets if metric_key_prefix == "eval" else {}
+        parts = {} if self.is_other else self.datasets.get(metric_key_prefix, {})
+        more = self.eval_sets if metric_key_prefix == "eval" and not self.is_other else {}
         outputs, totals = {}, torch.zeros_like(self.totals)
         for name, part in parts.items():
             outputs[name] = self.loop_over(part, *args, **kwargs)

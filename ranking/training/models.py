@@ -13,6 +13,7 @@ from transformers.integrations.deepspeed import (
     set_hf_deepspeed_config,
     unset_hf_deepspeed_config,
 )
+from transformers.pytorch_utils import Conv1D
 
 from ranking.plumbing.processes import announce
 from ranking.scoring.loading import load_model, load_tokenizer, quantize
@@ -93,6 +94,35 @@ def check_same_tokens(reference_name: str, reference, policy_name: str, policy) 
             f"{reference_name} and {policy_name} have different tokenizers: the reference must "
             "score the token ids that are trained on"
         )
+
+
+def check_adapter(peft_config, model) -> None:
+    """ValueError where no weights of the model are those that a LoRA configuration (None: none)
+    names, or has by default for such a model."""
+    if peft_config is None:
+        return
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    wanted, kind = peft_config.target_modules, model.config.model_type
+    if wanted is None and kind in DEFAULTS or wanted == "all-linear":
+        return
+    if wanted is None:
+        problem = f"--use_peft: peft has no default modules for a {kind} model"
+    elif any(check_target_module_exists(peft_config, name) for name, _ in model.named_modules()):
+        return
+    else:
+        given = wanted if isinstance(wanted, str) else " ".join(sorted(wanted))
+        problem = f"--lora_target_modules {given}: the model has no such module"
+    head = model.get_output_embeddings()
+    names = {
+        name.split(".")[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    }
+    raise ValueError(
+        f"{problem}; give --lora_target_modules=all-linear, or some of {', '.join(sorted(names))}"
+    )
 
 
 def with_base(peft_config, model, tokenizer, source: tuple[str, str | None], folder: Path):

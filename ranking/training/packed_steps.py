@@ -23,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ranking.plumbing.processes import announce
 from ranking.scoring.attention import own_attention, restore_attention
 from ranking.scoring.log_likelihood import ScoringPath
-from ranking.scoring.packing import pack_rows
+from ranking.scoring.packing import count_new_tokens, pack_rows
 from ranking.scoring.score import is_out_of_memory
 from ranking.scoring.tokenization import TokenizedCompletion
 
@@ -34,6 +34,8 @@ LONGEST_GPU_ROW = 65536
 KEPT_FREE = 0.15  # of a GPU's memory, for what the measured step did not need
 EVALUATED_AT_ONCE = 128  # examples of a process that rows are packed from
 IGNORED_LABEL = -100
+# TRL's outputs of the LM head that only feed means over tokens of its own metrics
+TOKEN_METRICS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")
 
 
 def take_examples(
@@ -66,6 +68,20 @@ def divide_further(rows: list[list[int]], n_rows: int) -> list[list[int]]:
         rows.append(fullest[half:])
         del fullest[half:]
     return rows
+
+
+def fitting_tokens(
+    rows: Sequence[tuple[int, int]], free: float, kept: float, gradients: int
+) -> int:
+    """Tokens of the longest row that a GPU with `free` bytes takes, `kept` of which stay free.
+
+    rows: tokens of each row of a step and the bytes that it took at most. Those of the first
+    include the `gradients` it allocates, which the later ones find there: of these, where there are
+    any, the most bytes a token count, beside room for gradients.
+    """
+    later = rows[1:]
+    room = free - kept - (gradients if later else 0)
+    return int(room / max(taken / n_tokens for n_tokens, taken in later or rows))
 
 
 @contextmanager
@@ -109,7 +125,9 @@ class PackedSteps(Trainer):
     lines: list[torch.Tensor]
     _metrics: dict[str, dict[str, list[float]]]  # TRL's, "train" and "eval"
     _total_train_tokens: int  # TRL's
-    token_bytes: float | None = None  # what a token of a row took of a GPU in the first step
+    row_bytes: Sequence[tuple[int, int]] = ()  # tokens and bytes of a GPU, rows of the first step
+    rows: Sequence[list[int]] = ()  # of the step or batch at hand
+    loss_sums = torch.zeros(2, dtype=torch.float64)  # of an evaluation: losses by weight, weights
 
     def sequences_of(self, batch) -> list[list[TokenizedCompletion]]:
         """The sequences of each example of a batch."""
@@ -156,15 +174,19 @@ class PackedSteps(Trainer):
 
         share: a row's part of the weight of all; 0 for one that only keeps other processes
         company. TRL's metrics of each row become one value each, the mean by weight over all
-        processes.
+        processes. In an evaluation, examples that only fill up the last batch are left out.
         """
         examples, places = [], []
         for number, batch in enumerate(batches):
             found = self.sequences_of(batch)
             examples += found
             places += [(number, k) for k in range(len(found))]
-        weights = [self.weight_of(example) for example in examples]
+        n_examples = len(examples)
+        n_counted = n_examples if mode == "train" else self.count_once(n_examples)
+        del examples[max(n_counted, 1) :]
+        weights = [self.weight_of(example) if n_counted else 0.0 for example in examples]
         rows, total, done = self.rows_of(examples, mode), sum(weights), 0
+        self.rows = rows
         own, n_before = self._metrics[mode], self._total_train_tokens
         means: dict[str, float] = defaultdict(float)
         self.lines, result, n_tokens = [], 0.0, 0
@@ -190,8 +212,21 @@ class PackedSteps(Trainer):
         if self.lines:
             order = torch.tensor([k for row in rows for k in row][: len(examples)])
             lines = torch.cat(self.lines)
-            self.keep_lines(lines[order.argsort().to(lines.device)])
+            lines = lines[order.argsort().to(lines.device)]
+            repeated = lines[:1].expand(n_examples - len(lines), -1)  # as many in all processes
+            self.keep_lines(torch.cat([lines, repeated]))
+        if mode == "eval" and total:
+            sums = torch.tensor([total * float(result), total], dtype=torch.float64)
+            self.loss_sums = self.loss_sums + sums
         return result
+
+    def count_once(self, n: int) -> int:
+        """How many of an evaluated batch's `n` examples are no repetitions, by which accelerate
+        gives all processes batches of one size."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return n
+        return min(n, max(0, state.remainder - n * self.accelerator.process_index))
 
     def keep_means(self, mode: str, means: dict[str, float], weight: float, n_tokens: int) -> None:
         """TRL's metrics of a step over all processes, and the tokens it has seen."""
@@ -215,10 +250,10 @@ class PackedSteps(Trainer):
                 if not is_out_of_memory(error):
                     raise
                 tokens, flag = self.budgets[mode], "--tokens_per_batch"
-                if self.args.world_size > 1:
+                if self.args.world_size > 1 and (mode == "train" or self.is_fsdp_enabled):
                     raise ValueError(f"out of memory with rows of {tokens} tokens: give a lower "
                                      f"{flag}") from error  # fmt: skip
-                if tokens < 128:
+                if tokens == 1 or max(map(len, self.rows)) == 1:
                     raise ValueError("out of memory with one example in a row: lower --max_length, "
                                      "or --gradient_checkpointing") from error  # fmt: skip
             self.budgets[mode] = tokens // 2  # behind the handler, which keeps the row's tensors
@@ -257,7 +292,8 @@ class PackedSteps(Trainer):
             if inputs is not batches[-1]:
                 return torch.zeros((), device=self.args.device)
             run = partial(self.train_rows, model, batches, num_items_in_batch)
-            self.lengthen_rows()
+            if self.row_bytes and self.state.global_step > 0:
+                self.lengthen_rows()
             return self.within_memory("train", run)
         finally:
             restore_attention(own)
@@ -266,6 +302,7 @@ class PackedSteps(Trainer):
         """Forward and backward passes of a step. Gradients are synchronised with the last row;
         under FSDP with each, which keeps them sharded."""
         step = super().training_step
+        self.row_bytes = []
 
         def compute(inputs, share, is_last):
             together = is_last or self.is_fsdp_enabled
@@ -297,6 +334,27 @@ class PackedSteps(Trainer):
         run = partial(self.run_rows, [inputs], "eval", compute)
         return self.within_memory("eval", run), None, None
 
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        """Trainer's loop; where it went row by row, with the mean by weight of all rows' losses in
+        place of that over batches of the size that was asked for."""
+        self.loss_sums = torch.zeros_like(self.loss_sums)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        sums = self.loss_sums
+        if self.args.world_size > 1:
+            sums = sums.to(self.accelerator.device)
+            torch.distributed.all_reduce(sums)
+        loss, weight = sums.tolist()
+        if weight:
+            output.metrics[f"{metric_key_prefix}_loss"] = loss / weight
+        return output
+
+    def log(self, logs, start_time=None):
+        """Without Trainer's steps of an evaluation per second, which are not the batches it had."""
+        for name in list(logs):
+            if name.endswith("_steps_per_second") and not name.startswith("train_"):
+                del logs[name]
+        super().log(logs, start_time)
+
     def get_eval_dataloader(self, eval_dataset=None):
         """Trainer's, with more examples at a time where rows are what memory is needed for."""
         if not self.divides_steps or self.compute_metrics is not None:
@@ -313,7 +371,7 @@ class PackedSteps(Trainer):
 
     # ------------------------------------------------------------------------ a GPU's memory
     def note_memory(self, before: int | None = None, inputs=None) -> int | None:
-        """What a token of a row takes, in the first step on a GPU whose rows are not asked for."""
+        """Keep what a row takes, in the first step on a GPU whose rows are not asked for."""
         wanted = self.accelerator.device.type == "cuda" and self.state.global_step == 0
         if not wanted or getattr(self.args, "tokens_per_batch", None) is not None:
             return None
@@ -321,18 +379,16 @@ class PackedSteps(Trainer):
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated()
         taken = torch.cuda.max_memory_allocated() - before
-        n_tokens = sum(len(c.ids) for example in self.sequences_of(inputs) for c in example)
-        self.token_bytes = max(self.token_bytes or 0.0, taken / n_tokens)
+        sequences = [c.ids[:-1] for example in self.sequences_of(inputs) for c in example]
+        n_tokens = max(1, count_new_tokens(sorted(sequences)))  # as rows are filled
+        self.row_bytes = [*self.row_bytes, (n_tokens, taken)]
         return None
 
     def lengthen_rows(self) -> None:
         """In the second step, when the optimizer has its state: rows as long as a GPU takes."""
-        if self.token_bytes is None or self.state.global_step == 0:
-            return
         free, whole = torch.cuda.mem_get_info()
         free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        free -= sum(p.numel() * p.element_size() for p in trained)  # their gradients
-        fitting = int((free - KEPT_FREE * whole) / self.token_bytes)
+        gradients = sum(p.numel() * p.element_size() for p in trained)
+        fitting = fitting_tokens(self.row_bytes, free, KEPT_FREE * whole, gradients)
         self.budgets["train"] = min(max(fitting, self.budgets["train"]), LONGEST_GPU_ROW)
-        self.token_bytes = None

@@ -132,7 +132,8 @@ def describe_schedule(
     steps = f"{max_steps:,} step" + "s" * (max_steps != 1)
     if first_step:
         steps = f"steps {first_step + 1:,} to {max_steps:,}"
-    passes = f"{epochs:.3g} epoch" + "s" * (epochs != 1)
+    passes = f"{epochs:.3g}"
+    passes += " epoch" + "s" * (passes != "1")
     line = f"plan: {steps} of {batch:,} {what} ({passes} of {n_rows:,})"
     if n_evaluations:
         rows = " + ".join(f"{n:,}" for n in evaluated)

@@ -1,4 +1,4 @@
-"""Checkpoints on the hub, as they are saved."""
+"""Checkpoints on the hub, as they are saved: when a run uploads them; `model_hub` uploads."""
 
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -9,6 +9,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 from ranking.plumbing.model_hub import open_repository, push_checkpoint
+from ranking.plumbing.processes import announce
 
 
 class PushCheckpoints(TrainerCallback):
@@ -39,10 +40,18 @@ class PushCheckpoints(TrainerCallback):
         )
 
 
-def start_pushing(hub: Mapping[str, Any] | None) -> list[PushCheckpoints]:
+def start_pushing(
+    hub: Mapping[str, Any] | None, local_base: str | None = None
+) -> list[PushCheckpoints]:
     """In the main process, what pushes checkpoints to the repository that is opened here; nothing
-    where `hub` is None. hub: its name, private, revision; strategy, always."""
+    where `hub` is None. hub: its name, private, revision; strategy, always. local_base: the model
+    of this machine, if it is one, without which what is pushed is of no use."""
     if hub is None or not PartialState().is_main_process:
         return []
+    if local_base is not None:
+        announce(
+            f"--push_to_hub: the adapter's base, {local_base}, is no model of the hub, from which "
+            "the adapter alone cannot be loaded: --merge_adapter pushes the whole model too"
+        )
     repository = open_repository(hub["name"], hub["private"], hub["revision"])
     return [PushCheckpoints(repository, hub["strategy"], hub["always"], hub["revision"])]

@@ -1,4 +1,5 @@
-"""The model card that a training run writes, and the results that it shows."""
+"""Writes a training run's model card (`ranking/reports/model_card.py` is its text), and finds the
+results that it shows."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from ranking.plumbing.result_files import write_text_atomically
 from ranking.reports.model_card import CARD_FILE, is_run_card, model_card, results_table
 from ranking.training.checkpoints import SavedStep
 from ranking.training.mixtures import by_dataset
+from ranking.training.models import is_adapter
 from ranking.training.splits import named_sets
 
 CARD_LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
@@ -28,7 +30,7 @@ def metrics_at(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any
 def write_card(
     folder: Path,
     script: str,
-    arguments: Sequence[str],
+    given: Mapping[str, Any],
     settings: Mapping[str, Any],
     saved: SavedStep,
     metrics: Mapping[str, float],
@@ -39,8 +41,8 @@ def write_card(
 ) -> None:
     """Write README.md into the output directory, unless one is there that is the user's own.
 
-    metrics: of validation (eval_…, of the saved step) and test (test_…). parts: what was trained
-    on and evaluated, train, validation, test and evaluation sets by their names.
+    given: the flags. metrics: of validation (eval_…, of the saved step) and test (test_…). parts:
+    what was trained on and evaluated, train, validation, test and evaluation sets by their names.
     """
     file = folder / CARD_FILE
     if file.exists() and not is_run_card(file.read_text(encoding="utf-8")):
@@ -56,10 +58,11 @@ def write_card(
     sizes = {prefix: len(rows) for prefix, (_, rows) in shown.items()}
     names = {prefix: name for prefix, (name, _) in shown.items()}
     card = model_card(
-        folder.resolve().name, script, arguments, settings, saved,
+        folder.resolve().name, script, given, settings, saved,
         results_table(metrics, sizes, names), data_commit=data_commit,
         pictures=[path.name for path in pictures.values()],
         versions={"Python": platform.python_version(), **{x: version(x) for x in CARD_LIBRARIES}},
         n_trained=len(parts["train"]),
+        own_base=bool(settings.get("use_peft")) and is_adapter(settings["model_name_or_path"]),
     )  # fmt: skip
     write_text_atomically(file, card)

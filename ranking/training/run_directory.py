@@ -78,8 +78,9 @@ def claim_directory(
     """Claim the directory; return the checkpoint to resume from, or None to start from scratch.
 
     The same command resumes an unfinished run from its last whole checkpoint. `overwrite` discards
-    a finished run, or one with other settings. `checkpoint`: where a run that has none of its own
-    starts. ValueError where the directory holds something else or a model that is read.
+    a finished run, or one with other settings, which gives way by itself where it trained nothing.
+    `checkpoint`: where a run that has none of its own starts. ValueError where the directory holds
+    something else or a model that is read.
     """
     state = PartialState()
     for name in model_names:
@@ -101,8 +102,17 @@ def claim_directory(
         lock_outputs(folder / RUN_FILE)
     earlier = read_run(folder)
     differing = [k for k in settings if earlier and settings[k] != earlier["settings"].get(k)]
+    gives_way = bool(differing) and not has_trained(folder)
     state.wait_for_everyone()  # all have read before one writes
-    if earlier is not None and overwrite and (earlier["finished"] or differing):
+    if gives_way:
+        announce(
+            f"{folder}: the run there had other settings ({', '.join(differing)}) and trained "
+            "nothing: starting anew"
+        )
+        if state.is_main_process:
+            (folder / RUN_FILE).unlink()
+        earlier = None
+    elif earlier is not None and overwrite and (earlier["finished"] or differing):
         if state.is_main_process:
             discard_run(folder)
         earlier = None
@@ -206,6 +216,17 @@ def discard_run(folder: Path) -> None:
                     RUN_FILE):  # fmt: skip
         for old in folder.glob(pattern):
             old.unlink()
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether a run left a checkpoint, a model, or evaluations in its directory."""
+    dynamics = folder / "ranking_dynamics.jsonl"
+    names = ("config.json", "model*.safetensors*", "adapter_*", TEST_FILE)
+    return (
+        bool(checkpoints(folder))
+        or any(any(folder.glob(name)) for name in names)
+        or (dynamics.exists() and dynamics.stat().st_size > 0)
+    )
 
 
 def check_no_model(folder: Path) -> None:

@@ -14,7 +14,7 @@ from ranking.scoring.log_likelihood import ScoringPath, compute_token_logps
 from ranking.scoring.rotary import length_class
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import TokenizedCompletion
-from ranking.training.packed_steps import PackedSteps, keep_outputs_in_float32
+from ranking.training.packed_steps import TOKEN_METRICS, PackedSteps, keep_outputs_in_float32
 from ranking.training.saved_model import TiedOnce
 from ranking.training.texts import IGNORED, check_packing
 
@@ -55,7 +55,10 @@ def choose_sft_path(model, settings: dict, dataset: Dataset, autocast) -> Scorin
     """
     if reason := plain_reason(model, settings):
         return ScoringPath("plain", reason)
-    sample = [[trained_text(row["input_ids"], row["labels"])] for row in islice(dataset, 64)]
+    texts = (trained_text(row["input_ids"], row["labels"]) for row in dataset)
+    sample = [[text] for text in islice((text for text in texts if text.positions), 64)]
+    if not sample:
+        raise ValueError("the train dataset: no text has a response token to train on")
     kind, was_training = model.device.type, model.training
     model.eval()
     with torch.autocast(kind, autocast) if autocast else nullcontext():
@@ -122,7 +125,8 @@ class PackedSFTTrainer(TiedOnce, PackedSteps, SFTTrainer):
             n = counts.sum() if num_items_in_batch is None else num_items_in_batch
             result = loss = nats.sum() / n
             if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-                loss = result = loss * self.accelerator.num_processes  # DDP takes their mean
+                n_means = self.accelerator.num_processes // self.get_tp_size()
+                loss = result = loss * n_means  # DDP takes their mean
             if self.model.training:
                 n_tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum())
                 self._total_train_tokens += int(n_tokens.sum())
@@ -133,6 +137,9 @@ class PackedSFTTrainer(TiedOnce, PackedSteps, SFTTrainer):
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             loss = result[0] if return_outputs else result
             nats = loss.detach() * counts  # its sum is what counts
+            if is_packed:  # what other rows do not have either
+                for name in TOKEN_METRICS:
+                    self._metrics["train" if self.model.training else "eval"].pop(name, None)
         if not self.model.training:
             self.lines.append(torch.stack([nats.double(), counts.double()], 1))
         return result
@@ -146,5 +153,7 @@ class PackedSFTTrainer(TiedOnce, PackedSteps, SFTTrainer):
         self.totals = torch.zeros_like(self.totals)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         nats, n = self.totals.tolist()
+        if not n:
+            raise ValueError(f"{metric_key_prefix}: no text has a response token to evaluate")
         output.metrics[f"{metric_key_prefix}_loss"] = nats / n
         return output

@@ -15,13 +15,9 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
-from ranking.plumbing.command_line import (
-    Stopped,
-    finishing_first,
-    stop_requested,
-    suggestion,
-)
+from ranking.plumbing.command_line import Stopped, finishing_first, stop_requested
 from ranking.plumbing.processes import announce
+from ranking.training.best_metric import unknown_metric
 from ranking.training.checkpoints import SavedStep, best_metric_name, checkpoints, saved_step
 from ranking.training.console import show_progress
 
@@ -102,6 +98,10 @@ class StopEarly(EarlyStoppingCallback):
         self.early_stopping_threshold = args.early_stopping_threshold or 0.0
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if best_metric_name(args.metric_for_best_model) in metrics:  # not of the test split
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+
 
 def is_exhausted(state: TrainerState, patience: int | None) -> bool:
     """Whether early stopping ends a run at the checkpoint of this state; patience None: never."""
@@ -143,10 +143,8 @@ class CheckMetrics(TrainerCallback):
             return  # or of other pairs than validation's
         wanted = best_metric_name(args.metric_for_best_model)
         if wanted not in metrics:
-            raise ValueError(
-                f"--metric_for_best_model {args.metric_for_best_model}: no evaluation gives it"
-                + suggestion(wanted, metrics)
-            )
+            given = [name for name in metrics if name.startswith("eval_")]
+            raise unknown_metric(args.metric_for_best_model, given)
 
 
 @contextmanager
@@ -160,6 +158,14 @@ def explaining_files(folder: str) -> Iterator[None]:
             raise
         line = str(error).splitlines()[0]
         raise OSError(f"cannot write or read a checkpoint in {folder} ({line}): full?") from error
+
+
+def may_leave_unused(model) -> bool:
+    """Whether a backward pass can miss trained weights: of experts that no token goes to, or of
+    towers for images and sound. Elsewhere DDP need not look for them, in every step."""
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    towers = set(getattr(model.config, "sub_configs", {})) - {"text_config"}
+    return bool(towers) or any("expert" in name or "moe" in name for name in trained)
 
 
 def train_until_stopped(
@@ -182,6 +188,8 @@ def train_until_stopped(
     trainer.create_model_card = lambda *_, **__: None
     trainer.model.create_or_update_model_card = lambda *_, **__: None
     args.eval_on_start = args.eval_on_start and checkpoint is None
+    if args.ddp_find_unused_parameters is None and not may_leave_unused(trainer.model):
+        trainer.accelerator.ddp_handler.find_unused_parameters = False  # in every step, with a line
     wants_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if wants_fsdp and not trainer.is_fsdp_enabled:
         announce("FSDP shards over GPUs only: on the CPU each process holds the whole model (DDP)")

@@ -5,10 +5,10 @@ evaluation are named by `grouped_metrics`, the settings are the run's own, and t
 training: with the test split, the pictures and the tables.
 """
 
+import io
 import json
 import logging
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
@@ -131,17 +131,16 @@ class TrackioRun(NamedOnce, TrackioCallback):
         directory = os.environ.setdefault("TRACKIO_DIR", str((folder / "trackio").resolve()))
         super().__init__()  # imports trackio, which reads TRACKIO_DIR
         self.project = project
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(io.StringIO()):  # lines for a notebook, without TRACKIO_DIR
             self._trackio.init(
                 project=project, name=name, config=dict(facts), embed=False, resume="allow", **where
             )
         self._space_id = self._trackio.context_vars.current_space_id.get()
         self._initialized = True
-        if self._space_id is None:
-            announce(
-                f"trackio: see this run with `TRACKIO_DIR={directory} trackio show --project "
-                f"{project}`"
-            )
+        show = f"with `TRACKIO_DIR={directory} trackio show --project {project}`"
+        if self._space_id is not None:
+            show = f"at https://huggingface.co/spaces/{self._space_id}"
+        announce(f"trackio: see this run {show}")
 
     def on_train_end(self, args, state, control, **kwargs):
         args.project = self.project
@@ -155,7 +154,7 @@ class TrackioRun(NamedOnce, TrackioCallback):
         texts = {name: self._trackio.Table(*as_texts(table)) for name, table in tables.items()}
         if images or texts:
             self._trackio.log({**images, **texts, "train/global_step": self.step})
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(io.StringIO()):
             self.end()
 
 

@@ -1,5 +1,6 @@
 """Pushing by the real client of the hub, which talks to a stand-in of it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ def folder(tmp_path) -> Path:
     """What a run leaves, of one word each."""
     folder = tmp_path / "my-model"
     for name in ("README.md", "model.safetensors", "config.json", "run_config.json", "training_args.bin",
+                 "trainer_state.json", "checkpoint-4/training_args.bin",
                  ".run_config.lock", "wandb/run.wandb", "trackio/dpo.db", "runs/events.out.tfevents.1",
                  "checkpoint-4/model.safetensors", "checkpoint-4/optimizer.pt",
                  "checkpoint-4/trainer_state.json"):  # fmt: skip
@@ -56,13 +58,33 @@ def test_results_and_checkpoints(folder, revision):
                               (branch, "Training in progress, step 4, checkpoint"),
                               (branch, "End of training")]  # fmt: skip
     pushed = server.files["me/my-model"][branch]
-    state = {f"last-checkpoint/{path.name}" for path in (folder / "checkpoint-4").iterdir()}
-    own = {"README.md", "model.safetensors", "config.json", "runs/events.out.tfevents.1"}
+    state = {f"last-checkpoint/{x}" for x in ("model.safetensors", "optimizer.pt",
+                                              "trainer_state.json")}  # fmt: skip
+    own = {"README.md", "model.safetensors", "config.json"}
     assert pushed.keys() == own | state
     for name in own:  # and not the checkpoint's
         assert pushed[name] == (folder / name).read_bytes()
     assert server.private == {"me/my-model": True}
     assert "hub       me/my-model" in run.stdout
+    server.go_away()
+
+
+def test_an_adapters_base_is_named_without_its_path(folder):
+    """`base` beside the adapter, in the results and in both places of a checkpoint."""
+    (folder / "base").mkdir()
+    (folder / "base/config.json").write_text("base")
+    config = {"base_model_name_or_path": str(folder / "base"), "r": 2}
+    for place in (folder, folder / "checkpoint-4"):
+        (place / "adapter_config.json").write_text(json.dumps(config))
+    server = PushServer()
+    run = push(server, folder)
+    assert run.returncode == 0, run.stderr[-2000:]
+    pushed = server.files["me/my-model"]["main"]
+    for name in ("adapter_config.json", "last-checkpoint/adapter_config.json"):
+        assert json.loads(pushed[name]) == {"base_model_name_or_path": "base", "r": 2}
+    assert pushed["base/config.json"] == b"base"
+    assert json.loads((folder / "adapter_config.json").read_text()) == config
+    assert not any(str(folder).encode() in content for content in pushed.values())
     server.go_away()
 
 

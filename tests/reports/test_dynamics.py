@@ -13,7 +13,8 @@ from ranking.reports.dynamics import (
 
 def test_dynamics_and_sweep_tables():
     """Of the two correct and two wrong pairs at step 5, one each changes; the loss is lowest there."""
-    _, lines = dynamics_table(evaluated_pairs())
+    columns, lines = dynamics_table(evaluated_pairs())
+    assert columns[2] == "loss"
     assert lines[1] == ["train (4)", "5 (lowest)", "0.550", "50.0 %", "1 of 2 (50.0 %)", "1 of 2",
                         "0.50"]  # fmt: skip
     columns, lines = dynamics_table(evaluated_pairs(), alone=True)  # on the screen: each group
@@ -26,6 +27,11 @@ def test_dynamics_and_sweep_tables():
         ["0", "2", "train (4)"], ["0", "2", "validation (4)"],
         ["1", "1", "train (4)"], ["1", "1", "validation (4)"]]  # fmt: skip
     assert sweep[0][3:] == ["100.0", "100.0", "0.725", "100.00"]
+
+
+def test_the_loss_of_a_table_is_equation_4s_where_another_trained():
+    rows = [{**row, "loss_type": "ipo"} for row in evaluated_pairs()]
+    assert dynamics_table(rows)[0][2] == "loss (Eq. 4)" == sweep_table([rows], "last")[0][5]
 
 
 def test_displacement_table():

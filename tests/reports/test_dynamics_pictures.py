@@ -17,6 +17,7 @@ from ranking.reports.dynamics_pictures import (
     plot_dynamics,
     plot_loss_against_reference,
     plot_sweep,
+    run_caption,
 )
 
 
@@ -104,8 +105,7 @@ def test_displacement_figure(drawn):
 
 
 def test_pictures_of_another_loss_say_whose_the_column_is(drawn):
-    other = "loss of Eq. 4 (nats)\nwhere ipo is trained"
-    for trained, label in (("ipo", other), ("sigmoid", "loss (nats)")):
+    for trained, label in (("ipo", "loss of Eq. 4 (nats)"), ("sigmoid", "loss (nats)")):
         rows = [{**row, "loss_type": trained} for row in evaluated_pairs()]
         axes = drawn(plot_dynamics, rows)
         assert axes[2].get_ylabel() == f"mean {label}"
@@ -120,6 +120,13 @@ def test_pictures_of_another_loss_say_whose_the_column_is(drawn):
     assert list(lines["lowest validation loss of ipo"].get_xdata()) == [0, 0]
     assert panel.get_ylabel() == "mean loss of ipo"
     assert list(lines["correct → correct"].get_ydata()) == [0, 5, 10]
+
+
+def test_captions_say_what_else_a_loss_has():
+    rows = [{**row, "target_margin": 1.5, "dpop_lambda": 50.0} for row in evaluated_pairs()]
+    assert run_caption(rows, "").endswith(r"$\gamma$ = 1, target margin = 1.5, $\lambda$ = 50")
+    rows[0]["dpop_lambda"] = 5.0  # of a sweep over it
+    assert run_caption(rows, "").endswith(r"$\gamma$ = 1, target margin = 1.5")
 
 
 def test_a_named_evaluation_set_has_its_panels(drawn):
@@ -148,7 +155,7 @@ def test_each_picture_says_of_which_run_it_is(tmp_path, monkeypatch):
     """The run_config.json of dpo.py, and that of sft.py where the model is one of its runs."""
     settings = {"sft": {"model_name_or_path": "some/gpt2"},
                 "dpo": {"model_name_or_path": str(tmp_path / "sft"), "seed": 3,
-                        "dataset_name": ["Anthropic/hh-rlhf", "a_b$c"]}}  # fmt: skip
+                        "dataset_name": ["Anthropic/hh-rlhf", str(tmp_path / "a_b$c")]}}  # fmt: skip
     for name, values in settings.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "run_config.json").write_text(json.dumps({"settings": values}))

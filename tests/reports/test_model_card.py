@@ -34,7 +34,7 @@ NO_RESULTS: tuple = (["part"], [])
 def card_of(settings=SETTINGS, results=NO_RESULTS, **changes) -> ModelCard:
     more = {"data_commit": COMMIT, "pictures": ["ranking_dynamics.png"], "versions": {"torch": "9"},
             "n_trained": 77, **changes}  # fmt: skip
-    text = model_card("my-model", "dpo.py", ["--beta=0.1"], settings, STEP, results, **more)
+    text = model_card("my-model", "dpo.py", {"beta": 0.1}, settings, STEP, results, **more)
     assert is_run_card(text)
     return ModelCard(text)
 
@@ -62,6 +62,10 @@ def test_what_a_reader_needs():
         "python dpo.py --beta=0.1",
     ):  # fmt: skip
         assert part in text, part
+
+
+def test_one_process():
+    assert "(4 × 8 accumulated × 1 process)" in card_of({**SETTINGS, "n_processes": 1}).text
 
 
 def test_results_with_intervals():
@@ -100,12 +104,17 @@ def test_losses_in_words():
 
 
 def test_commands_name_no_directories(tmp_path):
-    folder, more = tmp_path / "my run", ["--model_name=org/base", "--data_dir=../data", "--alpha=1"]
-    shown = shown_command("dpo.py", [f"--output_dir={folder}", *more])
-    rest = "--model_name=org/base --data_dir=data --alpha=1"
-    assert shown == f"python dpo.py '--output_dir=my run' {rest}"
-    shown = shown_command("dpo.py", ["--output_dir", str(folder), *more])
-    assert shown == f"python dpo.py --output_dir 'my run' {rest}"
+    """Of values that are no paths nothing is taken away."""
+    given = {
+        "model_name_or_path": "org/base", "dataset_name": ["org/data:a", str(tmp_path / "x.jsonl")],
+        "data_dir": "../data", "output_dir": str(tmp_path / "my run"), "alpha": 1, "bf16": True,
+        "learning_rate": 1e-5, "metric_for_best_model": "A/ranking/accuracy",
+    }  # fmt: skip
+    assert shown_command("dpo.py", given) == (
+        "python dpo.py --model_name_or_path=org/base --dataset_name org/data:a x.jsonl "
+        "--data_dir=data '--output_dir=my run' --alpha=1 --bf16=true --learning_rate=1e-05 "
+        "--metric_for_best_model=A/ranking/accuracy"
+    )
 
 
 def test_whose_readme_it_is():

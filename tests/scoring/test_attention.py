@@ -141,3 +141,17 @@ def test_the_model_is_left_its_own_attention():
     torch.testing.assert_close(model(input_ids).logits, logits, rtol=0, atol=0)
     assert model.generate(input_ids, max_new_tokens=3, min_new_tokens=3).shape == (1, 31)
     assert model.config._attn_implementation == "eager"
+
+
+def test_soft_capped_attention_drops_weights_in_training():
+    """Of the values' unit vectors come the weights: each is dropped or twice as large."""
+    torch.manual_seed(0)
+    row = build_row([TokenizedCompletion(tuple(range(17)), 1, False)])
+    query, key = torch.randn(2, 1, 2, 16, 16)
+    value = torch.eye(16).expand(1, 2, 16, 16)
+    how = {"scaling": 0.25, "softcap": 2.0, "packed_row": row}
+    whole = segment_attention(None, query, key, value, **how)[0]
+    dropped = segment_attention(None, query, key, value, dropout=0.5, **how)[0]
+    kept = dropped != 0
+    assert 0 < kept.sum() < (whole != 0).sum()
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept])

@@ -1,5 +1,7 @@
 """Rows that are computed at once are those that are computed one after the other."""
 
+from threading import Barrier
+
 import numpy as np
 import pytest
 import torch
@@ -83,11 +85,28 @@ def test_a_run_that_is_left_or_fails_gives_the_threads_back(threads):
 def test_copies_share_weights_and_nothing_that_a_pass_writes():
     model = make_model("llama", SMALL)
     copy = with_shared_weights(model)
-    shared = zip(
-        [*model.parameters(), *model.buffers()], [*copy.parameters(), *copy.buffers()], strict=True
-    )
-    assert all(a is b for a, b in shared)
+    assert all(a is b for a, b in zip(model.parameters(), copy.parameters(), strict=True))
+    buffers = list(zip(model.buffers(), copy.buffers(), strict=True))
+    assert buffers and all(a is not b and a.equal(b) for a, b in buffers)
     assert copy.config is not model.config and copy.model.layers[0] is not model.model.layers[0]
+
+
+def test_no_thread_is_left_idle():
+    before = torch.get_num_threads()
+    torch.set_num_threads(7)
+    together = Barrier(4)  # each row by a thread of its own
+
+    def n_threads(model, batch):
+        together.wait(timeout=60)
+        return torch.get_num_threads()
+
+    try:
+        with side_by_side(torch.nn.Linear(1, 1), 4) as submit:
+            results = [submit(n_threads, batch) for batch in range(4)]
+            assert sorted(result() for result in results) == [1, 2, 2, 2]
+        assert torch.get_num_threads() == 7
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_is_pushed_comes_before_what_was_to_come():

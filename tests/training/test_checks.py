@@ -32,6 +32,7 @@ def run(*command) -> subprocess.CompletedProcess:
         ("dpo.py", [*BASE, "--no_cuda"], "error: --no_cuda cannot be honoured; use --use_cpu"),
         ("dpo.py", [*BASE, "--learning_rate=x"], "error: --learning_rate: invalid float value: 'x'"),
         ("dpo.py", [*BASE, "--lora_r=2"], "error: --lora_r without --use_peft"),
+        ("dpo.py", [*BASE, "--use_peft", "--lora_r=0"], "error: --lora_r 0: give a finite number"),
         ("sft.py", ["--output_dir=o"], "error: --model_name_or_path is required"),
         ("sft.py", ["--model_name=./absent", "--output_dir=o"], "error: no such model directory"),
         ("dpo.py", [*BASE, "--dataset_name=absent.jsonl"], "error: unknown dataset 'absent.jsonl'"),

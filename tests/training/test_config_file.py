@@ -1,6 +1,7 @@
 """--config: YAML as TRL's scripts and the alignment-handbook have it; --save_config writes it."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from test_readme import page_commands, without_launcher
 
 import dpo
 import sft
+from ranking.reports.model_card import shown_command
 from ranking.training.checks import check_values
 from ranking.training.config_file import as_written, save_config
 from ranking.training.known_flags import read_known_flags
@@ -182,6 +184,8 @@ def test_a_saved_config_is_the_same_run(script, tmp_path, parsed):
     again = module.parse_args(["--config", file])
     assert values_of(again) == values_of(first)
     assert as_written(again[0].given) == as_written(first[0].given)
+    card = module.parse_args(shlex.split(shown_command(f"{script}.py", again[0].given))[2:])
+    assert values_of(card) == values_of(first)
     text = Path(file).read_text()
     assert text.startswith(f"# python {script}.py --config {file}\nmodel_name_or_path: m\n")
     saved = yaml.safe_load(text)

@@ -113,7 +113,8 @@ def test_lines_go_above_the_bar_and_none_after_training(capsys):
     sizes = {"eval": 4}
     console = Console(outlook, sizes, sizes, batch=3, what="pairs", final_rows=4, is_nll=True,
                       has_bar=True)  # fmt: skip
-    state = SimpleNamespace(global_step=0, max_steps=2, epoch=0.0, is_world_process_zero=True)
+    state = SimpleNamespace(global_step=0, max_steps=2, epoch=0.0, is_world_process_zero=True,
+                            log_history=[])  # fmt: skip
     call = {"args": None, "state": state, "control": None}
     console.on_train_begin(**call)
     state.global_step, state.epoch = 1, 0.5
@@ -130,3 +131,18 @@ def test_lines_go_above_the_bar_and_none_after_training(capsys):
     assert "step 1  epoch 0.50  loss 1.5000" in lines[0] and "pairs/s" in lines[0]
     assert "step 1  epoch 0.50  validation  loss 1.0000  perplexity 2.718" in lines[1]
     assert "evaluating, batch 1" in err and "step 1 of 2" in err and "trained 1 step in" in err
+
+
+def test_a_resumed_run_counts_its_own_tokens(capsys):
+    """Not those before the checkpoint, which num_tokens goes on from."""
+    outlook = Outlook(4, Schedule("no"), Schedule("no"), 0, 0.1)
+    console = Console(outlook, {}, {}, batch=3, what="texts", final_rows=0, is_nll=True,
+                      has_bar=False)  # fmt: skip
+    state = SimpleNamespace(global_step=2, max_steps=4, epoch=0.5, is_world_process_zero=True,
+                            log_history=[{"num_tokens": 5000.0}, {"eval_loss": 1.0}])  # fmt: skip
+    call = {"args": None, "state": state, "control": None}
+    console.on_train_begin(**call)
+    state.global_step = 3
+    console.clock.seconds["step"] = 2.0
+    console.on_log(**call, logs={"loss": 1.5, "num_tokens": 5600.0})
+    assert "  300 tokens/s" in capsys.readouterr().err

@@ -7,6 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL, make_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from training_runs import dpo_command, sft_command
 
@@ -14,7 +16,9 @@ import dpo
 import sft
 from ranking.reports.dynamics import read_dynamics
 from ranking.scoring.loading import load_model, load_tokenizer
-from ranking.training.models import load_for_training
+from ranking.training.checks import check_values
+from ranking.training.known_flags import read_known_flags
+from ranking.training.models import check_adapter, load_for_training
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
@@ -24,6 +28,34 @@ FEW = ["--report_to=none", "--bf16=false", "--max_steps=2", "--warmup_steps=0", 
        "--load_best_model_at_end=false", "--save_strategy=no", "--disable_tqdm=true"]  # fmt: skip
 LORA = ["--use_peft", "--lora_r=4", "--lora_alpha=8", "--lora_target_modules", "q_proj", "up_proj",
         "--lora_dropout=0"]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- modules of LoRA
+@pytest.mark.parametrize(
+    ("kind", "modules", "problem"),
+    [
+        ("llama", ["q_prj"], "--lora_target_modules q_prj: the model has no such module"),
+        ("llama", ".*_proj", None),
+        ("llama", "all-linear", None),
+        ("llama", None, None),
+        ("olmo2", None, "--use_peft: peft has no default modules for a olmo2 model"),
+    ],
+)
+def test_lora_of_no_module_is_one_line(kind, modules, problem):
+    """As peft itself finds, which says it later."""
+    lora, model = LoraConfig(target_modules=modules), make_model(kind, SMALL)
+    if problem is None:
+        check_adapter(lora, model)
+        assert any(p.requires_grad for p in get_peft_model(model, lora).parameters())
+        return
+    with pytest.raises(ValueError) as error:
+        check_adapter(lora, model)
+    assert str(error.value) == (
+        f"{problem}; give --lora_target_modules=all-linear, or some of down_proj, gate_proj, "
+        "k_proj, o_proj, q_proj, up_proj, v_proj"
+    )
+    with pytest.raises(ValueError):
+        get_peft_model(model, lora)
 
 
 # ---------------------------------------------------------------------------- code of a model
@@ -50,6 +82,9 @@ def test_code_of_a_model_trains_when_asked(tiny_model_directory, tmp_path, capsy
     ):
         sft.main(sft_command(model, tmp_path / "refused", *FEW))
     assert not mark.exists()
+    refused = sft_command(model, tmp_path / "refused", *FEW)
+    with pytest.raises(OSError, match="Python code of its own"):  # before transformers reads it
+        check_values(sft.SFT, read_known_flags(), refused, "")
     sft.main(sft_command(model, tmp_path / "sft", *FEW, "--trust_remote_code"))
     said = f"--trust_remote_code: Python files that come with {model} are run"
     assert mark.exists() and said in capsys.readouterr().err
@@ -113,8 +148,6 @@ def test_adapters_on_quantized_weights(bits, tiny_model_directory, tmp_path, mon
 @needs_bitsandbytes
 def test_an_adapter_on_quantized_weights_is_merged_whole(tiny_model_directory, tmp_path):
     """Its base is saved as 4-bit weights: they are made whole, and take what the adapter adds."""
-    from peft import LoraConfig, get_peft_model
-
     quantized = load_model(str(tiny_model_directory), quantization="4bit")
     whole = quantized.dequantize(dtype=torch.float32)
     wanted = {name: weight.clone() for name, weight in whole.state_dict().items()}

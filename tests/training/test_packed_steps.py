@@ -1,5 +1,8 @@
 """Optimizer steps through packed rows: losses and gradients against TRL's own trainers."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,9 @@ from trl import SFTConfig, SFTTrainer
 from ranking.data.conversions import preference_pairs, sft_texts
 from ranking.data.preferences import load_preferences
 from ranking.scoring.log_likelihood import ScoringPath
-from ranking.training.packed_steps import divide_further, take_examples
+from ranking.training import packed_steps
+from ranking.training.mixtures import MixtureTrainer, by_dataset
+from ranking.training.packed_steps import divide_further, fitting_tokens, take_examples
 from ranking.training.sft_trainer import PackedSFTTrainer
 from ranking.training.texts import IGNORED, tokenize_texts
 
@@ -80,6 +85,37 @@ def test_evaluation_loss_is_the_mean_over_tokens(tmp_path, tokenizer, rows):
         assert run.evaluate()["eval_loss"] == pytest.approx(nats / n, rel=1e-6)
     run.path = ScoringPath("plain", "asked for by the test")
     assert run.evaluate()["eval_loss"] == pytest.approx(nats / n, rel=1e-6)
+
+
+def test_texts_without_a_response_token(tmp_path, tokenizer, rows):
+    """Beside others they change nothing, in rows of their own neither; alone they are one line."""
+    silent = {"input_ids": [3, 4, 5], "labels": [IGNORED] * 3}
+    both = Dataset.from_list([silent, *rows[:2], silent])
+    more = {"tokens_per_batch": 1, "max_steps": 2, "per_device_train_batch_size": 4}
+    run = sft(tmp_path, tokenizer, [silent] * 2 + rows[:2], eval_dataset=both, **more)
+    alone = sft(tmp_path, tokenizer, rows[:2], eval_dataset=both.select([1, 2]), **more)
+    assert run.path.is_packed
+    assert run.evaluate()["eval_loss"] == pytest.approx(alone.evaluate()["eval_loss"], rel=1e-6)
+    np.testing.assert_allclose(losses_and_weights(run)[0], losses_and_weights(alone)[0], rtol=1e-6)
+    logged = set().union(*run.state.log_history)
+    assert not logged & {"entropy", "mean_token_accuracy"}
+    with pytest.raises(ValueError, match="eval: no text has a response token"):
+        run.evaluate(both.select([0, 3]))
+    with pytest.raises(ValueError, match="no text has a response token to train on"):
+        sft(tmp_path, tokenizer, [silent])
+
+
+def test_another_dataset_is_evaluated_alone(tmp_path, tokenizer, rows):
+    """Not the mixture and the named sets that are evaluated where none is given."""
+    names = ["one"] * 3 + ["two"] * 2
+    mixture = Dataset.from_list([{**row, "dataset": name} for row, name in zip(rows, names)])
+    other = Dataset.from_list(rows[7:9])
+    kind = partial(MixtureTrainer, datasets={"eval": by_dataset(mixture)}, eval_sets={"A": other})
+    run = sft(tmp_path, tokenizer, rows, kind, eval_dataset=mixture)
+    own, found = run.evaluate(), run.evaluate(other)
+    assert {"eval_one/loss", "eval_two/loss", "eval_A/loss"} <= own.keys()
+    assert found["eval_loss"] == own["eval_A/loss"] != own["eval_loss"]
+    assert not [name for name in found if "/" in name]
 
 
 def test_sft_with_an_adapter_checkpointing_and_bfloat16(tmp_path, tokenizer, rows):
@@ -154,6 +190,82 @@ def test_dpo_steps_whatever_the_split(tmp_path, tokenizer, pairs):
             for name in theirs.keys() - {"epoch", "total_flos"}:  # of padded batches
                 if not name.startswith("train_"):
                     assert mine[name] == pytest.approx(theirs[name], abs=1e-3, rel=1e-4), name
+
+
+@pytest.mark.parametrize("loss", ["bco_pair", ["sigmoid", "sft"], "js"])
+def test_evaluation_loss_is_the_mean_over_pairs(tmp_path, tokenizer, pairs, monkeypatch, loss):
+    """Of losses that are not one of a margin: each pair once, whatever batches they come in; those
+    with a part that is a mean over a batch's tokens keep TRL's way."""
+    monkeypatch.setattr(packed_steps, "EVALUATED_AT_ONCE", 9)  # 14 pairs: 9 and 5
+    more = {"loss_type": loss}
+    if loss == "js":
+        more = {"loss_type": "sigmoid", "f_divergence_type": "js_divergence"}
+    run = dpo(tmp_path, tokenizer, pairs, 8, 1, 200, eval_dataset=pairs,
+              per_device_eval_batch_size=4, **more)  # fmt: skip
+    run.model.eval()
+    step = 1 if run.divides_steps else 4
+    parts = [
+        [pairs[k] for k in range(first, min(first + step, 14))] for first in range(0, 14, step)
+    ]
+    with torch.no_grad():
+        losses = [run.compute_loss(run.model, run.data_collator(part)).item() for part in parts]
+    want = np.average(losses, weights=[len(part) for part in parts])
+    run._metrics["eval"].clear()
+    metrics = run.evaluate()
+    assert run.divides_steps == (loss != ["sigmoid", "sft"]) and np.std(losses) > 1e-3
+    assert metrics["eval_loss"] == pytest.approx(want, rel=1e-5)
+    assert "eval_samples_per_second" in metrics and "eval_steps_per_second" not in metrics
+
+
+def test_examples_that_only_fill_up_a_batch_are_not_counted(tmp_path, tokenizer, pairs):
+    """As accelerate gathers: all processes' batches one after the other, cut to the remainder."""
+    run = dpo(tmp_path, tokenizer, pairs, 8, 1, 200)
+
+    def counted(remainder, is_last=True):
+        found = []
+        for process in range(3):
+            run.accelerator = SimpleNamespace(process_index=process, gradient_state=SimpleNamespace(
+                end_of_dataloader=is_last, remainder=remainder))  # fmt: skip
+            found.append(run.count_once(4))
+        return found
+
+    for remainder in range(1, 12):
+        kept = [number for number in range(12) if number < remainder]
+        assert counted(remainder) == [sum(n // 4 == k for n in kept) for k in range(3)]
+    assert counted(0) == counted(-1) == counted(5, is_last=False) == [4, 4, 4]
+
+
+def test_a_row_without_memory_is_halved_down_to_single_examples(tmp_path, tokenizer, pairs):
+    run = dpo(tmp_path, tokenizer, pairs, 8, 1, 2000)
+    memory = torch.OutOfMemoryError("out of memory")
+    runs = []
+
+    def fails(rows):
+        runs.append(run.budgets["eval"])
+        run.rows = rows
+        if len(runs) < 3:
+            raise memory
+        return torch.ones(())
+
+    assert run.within_memory("eval", lambda: fails([[0, 1], [2]])) == 1
+    assert runs == [2000, 1000, 500]
+    runs.clear()
+    with pytest.raises(ValueError, match="with one example in a row"):
+        run.within_memory("eval", lambda: fails([[0], [1]]))
+    assert runs == [500]
+    run.args = SimpleNamespace(world_size=2)  # where no process needs the others to evaluate
+    runs.clear()
+    assert run.within_memory("eval", lambda: fails([[0, 1]])) == 1 and run.budgets["eval"] == 125
+    runs.clear()
+    with pytest.raises(ValueError, match="give a lower --tokens_per_batch"):
+        run.within_memory("train", lambda: fails([[0, 1]]))
+
+
+def test_tokens_that_fit_are_those_of_later_rows_beside_gradients():
+    """Rows of 3 bytes a token, gradients of 1000, which the first row allocates."""
+    first, later = (200, 1600), [(100, 300), (50, 140)]
+    assert fitting_tokens([first, *later], free=10_000, kept=1000, gradients=1000) == 8000 / 3 // 1
+    assert fitting_tokens([first], free=10_000, kept=1000, gradients=1000) == 9000 / 8
 
 
 def test_a_loss_of_the_whole_batch_keeps_its_batches(tmp_path, tokenizer, pairs):

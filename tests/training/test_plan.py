@@ -132,6 +132,11 @@ def test_what_the_lines_say(tmp_path):
         "plan: 100,500 steps of 8 pairs (5 epochs of 160,800), 1,006 evaluations of 1,000 + 1,000 "
         "pairs: about 45 % of the time"
     )
+    once = describe_schedule("texts", n_rows=160, batch=8, first_step=0, max_steps=1, epochs=0.9999,
+                             n_evaluations=1, evaluated=[20], share=0.1)  # fmt: skip
+    assert once == (
+        "plan: 1 step of 8 texts (1 epoch of 160), 1 evaluation of 20 texts: about 10 % of the time"
+    )
     assert "--eval_steps 760 --save_steps 760: about 10 %" in describe_sparser(760, (0, 0), True)
     sparser = describe_sparser(760, (8e8, 1e8), False)
     assert sparser.endswith("of the time, 100 MB of dynamics in place of 800 MB")

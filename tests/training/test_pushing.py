@@ -48,7 +48,7 @@ def test_the_pushed_model_is_the_runs(tiny_model_directory, tmp_path):
     assert {"optimizer.pt", "trainer_state.json"} <= {path.name for path in state.iterdir()}
     card = ModelCard.load(tmp_path / "pushed/README.md")
     assert "sft" in card.data.tags and str(tmp_path) not in card.content
-    assert not {"run_config.json", "training_args.bin"} & {
+    assert not {"run_config.json", "trainer_state.json", "training_args.bin"} & {
         p.name for p in (tmp_path / "pushed").iterdir()
     }
 

@@ -19,12 +19,12 @@ METRICS = {
 }
 
 
-def write(folder) -> str:
+def write(folder, **settings) -> str:
     parts = {"train": Dataset.from_dict({"x": [0] * 9}), "validation": Dataset.from_dict({"x": [0]}),
              "test": Dataset.from_dict({"x": [0] * 3, "dataset": ["A", "B", "A"]}),
              "C": Dataset.from_dict({"x": [0] * 7})}  # fmt: skip
     write_card(
-        folder, "sft.py", [], SETTINGS, {"step": 3, "max_steps": 3, "chosen_by": "last"}, METRICS,
+        folder, "sft.py", {}, SETTINGS | settings, {"step": 3, "max_steps": 3, "chosen_by": "last"}, METRICS,
         parts, data_commit=None, pictures={},
     )  # fmt: skip
     return (folder / "README.md").read_text()
@@ -35,6 +35,16 @@ def test_each_dataset_of_a_mixture_has_its_line(tmp_path):
     for line in ("| validation | 1 | 2.0000 |", "| test | 3 | 3.0000 |", "| test A | 2 | 4.0000 |",
                  "| test B | 1 | 2.0000 |", "| C | 7 | 5.0000 |", "- saved model: step 3 of 3, the last"):  # fmt: skip
         assert line in lines
+
+
+def test_an_adapter_of_an_adapter_is_loaded_on_base(tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first/adapter_config.json").write_text("{}")
+    lora = {"use_peft": True, "lora_r": 4, "lora_alpha": 8}
+    card = write(tmp_path, model_name_or_path=str(tmp_path / "first"), **lora)
+    assert "merged into its base it is in `base/` of this directory, on which this adapter" in card
+    card = write(tmp_path, **lora)
+    assert "(fingerprint `0f`), on which this adapter is to be loaded" in card
 
 
 def test_the_users_own_readme_stays(tmp_path, capsys):

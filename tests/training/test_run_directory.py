@@ -41,8 +41,28 @@ def test_changed_labels_are_other_settings(tmp_path):
         parts = {"train": load_preferences(str(tmp_path / "data.jsonl"))}
         described.append(run_description([], models=[], parts=parts))
     claim(tmp_path / "run", described[0])
+    make_checkpoint(tmp_path / "run", 4)
     with pytest.raises(ValueError, match=r"other settings \(data_fingerprints differ\)"):
         claim(tmp_path / "run", described[1])
+
+
+def test_a_run_that_trained_nothing_gives_way(tmp_path, capsys):
+    """But not one that left a checkpoint, a model, or evaluations."""
+    folder = tmp_path / "run"
+    claim(folder)
+    (folder / "ranking_dynamics.jsonl").write_text("")
+    (folder / "base").mkdir()
+    (folder / "base/thesis.txt").write_text("mine")
+    assert claim(folder, {**SETTINGS, "beta": 0.2}) is None
+    assert "other settings (beta) and trained nothing: starting anew" in capsys.readouterr().err
+    assert json.loads((folder / "run_config.json").read_text())["settings"]["beta"] == 0.2
+    assert (folder / "base/thesis.txt").exists()
+    for name in ("ranking_dynamics.jsonl", "model.safetensors", "checkpoint-4/config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+        with pytest.raises(ValueError, match=r"other settings \(beta differ\)"):
+            claim(folder, SETTINGS)
+        (folder / name).unlink()
 
 
 def test_overwrite_discards_what_a_run_wrote_and_nothing_else(tmp_path):

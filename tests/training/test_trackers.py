@@ -8,11 +8,12 @@ import sqlite3
 import pytest
 from training_runs import as_killed
 from training_runs import dpo_command as command
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from dpo import main
-from ranking.training.trackers import finish_trackers, mlflow_name
+from ranking.training.trackers import TrackioRun, finish_trackers, mlflow_name
 
-METRICS = {"train/loss", "eval/loss", "eval/train_loss", "test/loss", "validation ranking/accuracy",
+METRICS = {"train/loss", "eval/loss", "train pairs/loss", "test/loss", "validation ranking/accuracy",
            "validation groups/correct_to_correct_share", "train ranking/accuracy",
            "test ranking/accuracy", "validation distance/squared"}  # fmt: skip
 FIGURES = {"dynamics", "loss_against_reference", "accuracy_against_distance", "displacement"}
@@ -89,6 +90,20 @@ def test_trackio(run):
     assert {name.removeprefix("figures/") for name in figures[-1] if "figures" in name} == FIGURES
     assert figures[-1]["figures/dynamics"]["_type"] == "trackio.image"
     assert figures[-1]["dynamics/groups"]["_type"] == "trackio.table"
+
+
+@needs("trackio")
+def test_trackio_says_one_line(tmp_path, monkeypatch, capfd):
+    """How to see the run: its own lines name no TRACKIO_DIR."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    run = TrackioRun(tmp_path, {}, "dpo", "first", {})
+    run.on_train_end(TrainingArguments(str(tmp_path)), TrainerState(), TrainerControl())
+    run.finish({}, {})
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == (
+        f"trackio: see this run with `TRACKIO_DIR={tmp_path} trackio show --project dpo`\n"
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Which trackers --report_to can name, and whether they are installed."""
+"""Which trackers --report_to can name, and whether they are installed; no run of them is here."""
 
 import importlib.util
 import os

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from ranking.plumbing.trackers import TRACKERS, check_trackers
+from ranking.plumbing.tracker_names import TRACKERS, check_trackers
 
 
 def test_trackers_are_transformers():
