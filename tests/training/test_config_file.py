@@ -203,7 +203,7 @@ def test_recipes_are_the_commands_of_the_page(script):
     module, _ = SCRIPTS[script]
     commands = [without_launcher(words) for words in page_commands("docs/training.md")]
     whole = [words for words in commands if words[0] == f"{script}.py" and len(words) > 8]
-    (command,) = [words for words in whole if not any("--config" in word for word in words)]
+    command = [words for words in whole if not any("--config" in word for word in words)][0]
     places = [word for word in command if word.startswith(("--output_dir", "--model_name"))]
     recipe = ROOT / f"reproduce/recipes/{script}.yaml"
     of_file = module.parse_args([f"--config={recipe}", *places])
