@@ -26,7 +26,7 @@ from benchmarks.command import benchmark_parser, measure_apart, print_figures, w
 from benchmarks.machine import device_name, memory_gib
 from benchmarks.models import make_or_load, make_wide_head, use_flash_attention
 from benchmarks.ours import first_texts, sft_trainer
-from benchmarks.steps import time_evaluation, time_steps, trained_state_gib
+from benchmarks.steps import draw_sides, time_evaluation, time_steps, trained_state_gib
 from ranking.plumbing.command_line import run_script
 from ranking.scoring.loading import load_tokenizer
 
@@ -133,28 +133,16 @@ def compare(results: dict[str, dict]) -> None:
 
 def plot_speed(summary: dict, path: Path) -> None:
     """Bars of every side: training, evaluation, memory."""
-    import matplotlib.pyplot as plt
-
     sides = [side for side in SIDES if side in summary]
     panels = {
         "samples / s, training": [summary[s]["samples_per_second"] for s in sides],
         "samples / s, evaluation": [summary[s]["evaluated_per_second"] for s in sides],
         "peak memory, GiB": [summary[s]["peak_gib"] for s in sides],
     }
-    size = (10, 1 + 0.45 * len(sides))
-    figure, axes = plt.subplots(1, 3, figsize=size, layout="constrained", sharey=True)
-    for axis, (label, values) in zip(axes, panels.items()):
-        colors = ["#1f77b4" if side == "ours" else "#9a9a9a" for side in sides]
-        axis.bar_label(axis.barh(sides, values, color=colors), fmt="%.2f", padding=3)
-        axis.margins(x=0.2)
-        axis.set_xlabel(label)
-        axis.spines[["top", "right"]].set_visible(False)
     precision = "bfloat16 autocast" if summary["bf16"] else "float32"
     about = [summary[key] for key in ("model", "device", "dataset")]
     about += [precision, f"{summary['n_train']} texts in batches of {summary['batch_size']}"]
-    figure.suptitle("SFT: " + ", ".join(about), fontsize="medium")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    draw_sides(panels, sides, "SFT: " + ", ".join(about), path)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

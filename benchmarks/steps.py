@@ -2,7 +2,8 @@
 products they reach."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.machine import forget_peak, memory_gib
@@ -86,3 +87,20 @@ def forward_operations(model, batch: Sequence[Sequence[Any]]) -> tuple[int, floa
     embedding = model.get_input_embeddings().weight
     body = sum(p.numel() for p in model.parameters() if p is not head and p is not embedding)
     return n_unique, 2.0 * (n_unique * body + n_scored * head.numel())
+
+
+def draw_sides(panels: Mapping[str, Sequence[float]], sides: Sequence[str], title: str, path: Path):
+    """A panel of bars for each quantity, one bar a side; ours stand out."""
+    import matplotlib.pyplot as plt
+
+    size = (1 + 3 * len(panels), 1 + 0.45 * len(sides))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", sharey=True)
+    colors = ["#1f77b4" if side.startswith("ours") else "#9a9a9a" for side in sides]
+    for axis, (label, values) in zip(axes, panels.items()):
+        axis.bar_label(axis.barh(sides, values, color=colors), fmt="%.2f", padding=3)
+        axis.margins(x=0.2)
+        axis.set_xlabel(label)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize="medium")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

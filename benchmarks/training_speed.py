@@ -34,7 +34,7 @@ from benchmarks.command import benchmark_parser, measure_apart, print_figures, w
 from benchmarks.machine import device_name, matmul_rate
 from benchmarks.models import make_or_load, use_flash_attention
 from benchmarks.ours import dpo_trainer, first_pairs
-from benchmarks.steps import forward_operations, time_steps
+from benchmarks.steps import draw_sides, forward_operations, time_steps
 from ranking.plumbing.command_line import run_script
 from ranking.scoring.loading import load_tokenizer
 from ranking.scoring.models import resolve_model
@@ -159,24 +159,10 @@ def compare(results: dict[str, dict]) -> dict[str, float]:
 
 def plot_speed(results: dict[str, dict], title: str, path: Path) -> None:
     """Bars: pairs/s and peak memory of every side."""
-    import matplotlib.pyplot as plt
-
     measured = {k.replace("_", ", "): r for k, r in results.items() if "skipped" not in r}
-    size = (9, 1 + 0.4 * len(measured))
-    figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True)
-    for axis, key, label in (
-        (axes[0], "pairs_per_second", "pairs / s"),
-        (axes[1], "peak_gib", "peak memory, GiB"),
-    ):
-        colors = ["#1f77b4" if name.startswith("ours") else "#9a9a9a" for name in measured]
-        bars = axis.barh(list(measured), [r[key] for r in measured.values()], color=colors)
-        axis.bar_label(bars, fmt="%.2f", padding=3)
-        axis.margins(x=0.18)
-        axis.set_xlabel(label)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize="medium")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    keys = {"pairs / s": "pairs_per_second", "peak memory, GiB": "peak_gib"}
+    panels = {label: [r[key] for r in measured.values()] for label, key in keys.items()}
+    draw_sides(panels, list(measured), title, path)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
