@@ -153,7 +153,7 @@ def main(argv: list[str]) -> None:
     training_args.eval_on_start &= training_args.eval_strategy != "no"
     trainer = DPOGammaTrainer(
         model=model, args=training_args, train_dataset=pairs["train"],
-        eval_dataset=pairs["validation"], eval_sets=named_sets(pairs),
+        eval_dataset=pairs["validation"], eval_sets=named_sets(pairs, data_args.evaluate_test),
         dynamics_dataset=pairs.get("dynamics"),
         dynamics_file=folder / DYNAMICS_FILE, processing_class=tokenizer, peft_config=lora,
         callbacks=[*trackers, *pushing],

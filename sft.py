@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
         model=model, args=training_args, train_dataset=texts["train"],
         eval_dataset=texts["validation"], processing_class=tokenizer, peft_config=lora,
         callbacks=[*trackers, *pushing], datasets=of_datasets,
-        eval_sets=named_sets(texts),
+        eval_sets=named_sets(texts, data_args.evaluate_test),
     )  # fmt: skip
     keep_adapters_in_float32(trainer.model)
     saved, losses = train_and_evaluate(trainer, checkpoint, {"eval": None, "test": texts["test"]})

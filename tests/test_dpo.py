@@ -528,6 +528,23 @@ def test_a_metric_of_no_evaluation_ends_it_before_a_model_is_read(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_test_part_with_each_evaluation(tiny_model_directory, tmp_path):
+    """What it gives after the last step is what the end of the run gives for the same model."""
+    more = [*BEST, "--bf16=false", "--max_steps=2", "--evaluate_test", "--dynamics_sample_size=0",
+            "--load_best_model_at_end=false", "--save_strategy=no"]  # fmt: skip
+    main(command(tiny_model_directory, tmp_path / "dpo", *more))
+    evaluations = [e for e in history(tmp_path / "dpo") if "eval_test/loss" in e]
+    assert [e["step"] for e in evaluations] == [0, 1, 2]
+    at_end = json.loads((tmp_path / "dpo/test_results.json").read_text())
+    for name in ("loss", "ranking/accuracy", "rewards/margins"):
+        assert evaluations[-1][f"eval_test/{name}"] == pytest.approx(at_end[f"test_{name}"])
+    assert evaluations[-1]["eval_test/loss"] != evaluations[0]["eval_test/loss"]
+    rows = read_dynamics(tmp_path / "dpo/ranking_dynamics.jsonl")
+    last = [row["loss"] for row in rows if (row["part"], row["step"]) == ("test", 2)]
+    assert np.mean(last) == pytest.approx(at_end["test_loss"])
+    assert list(dict.fromkeys(row["part"] for row in rows)) == ["validation", "test"]
+
+
 def test_group_by_length(tiny_model_directory, tmp_path):
     more = ["--report_to=none", "--bf16=false", "--train_sampling_strategy=group_by_length",
             "--max_steps=2", "--eval_strategy=no", "--save_strategy=no",

@@ -90,16 +90,14 @@ def upload(
 
 
 def push_checkpoint(
-    folder: Path, repository: str, revision: str | None, state_as: str | None
+    api: Any, folder: Path, repository: str, revision: str | None, state_as: str | None
 ) -> list[Future]:
     """Upload the model of a checkpoint in the background, and with it what a resumed run needs as
-    the directory `state_as`, if that is given."""
-    from huggingface_hub import HfApi
-
+    the directory `state_as`, if that is given. api: one client for all checkpoints of a run, whose
+    uploads it makes one after the other; those of two would overtake each other."""
     how: dict[str, Any] = {"repo_id": repository, "revision": revision, "run_as_future": True}
     step = folder.name.removeprefix("checkpoint-")
     message = f"Training in progress, step {step}"
-    api = HfApi()
     jobs = upload(api, folder, ignored=STATE, commit_message=message, **how)
     if state_as is not None:
         message += ", checkpoint"

@@ -84,8 +84,9 @@ class DPOFlags(TrainingDefaults, GammaFlags):
         super().check_given(given)
         if self.loss_type == ["sft"] and "beta" in given:
             announce("--beta has no part in --loss_type sft: only the reported Eq. 4 uses it")
-        if self.eval_strategy == "no" and "eval_dataset_name" in given:
-            announce("--eval_dataset_name has no effect: --eval_strategy is no")
+        if self.eval_strategy == "no":
+            for name in sorted({"eval_dataset_name", "evaluate_test"} & set(given)):
+                announce(f"--{name} has no effect: --eval_strategy is no")
 
 
 DPO = FlagSet(DPODataArguments, ModelFlags, DPOFlags, "DPOConfig", DPO_RETIRED, "dpo.py")

@@ -24,8 +24,8 @@ from ranking.scoring.flags import chat_options
 from ranking.scoring.models import DTYPES, is_local
 
 LATER_FLAGS = (
-    "eval_dataset_name", "dataset_shares", "columns", "chat_template_file", "chat_template_kwargs",
-    "system",
+    "eval_dataset_name", "evaluate_test", "dataset_shares", "columns", "chat_template_file",
+    "chat_template_kwargs", "system",
 )  # fmt: skip
 LATER_TRAINING_FLAGS = (
     "target_margin", "dpop_lambda", "early_stopping_patience", "early_stopping_threshold",
@@ -63,6 +63,7 @@ class DataArguments:
     sanity_check: bool = False
     max_train_samples: int | None = None
     max_eval_samples: int = 1000
+    evaluate_test: bool = False
     separator: str | None = None
     chat_template: str = flag("auto", nargs="?", const="always")
     chat_template_file: str | None = None
@@ -124,7 +125,7 @@ class DataArguments:
             k: v for k, v in vars(self).items() if k not in ("config", "save_config", "given")
         }
         for name in LATER_FLAGS:
-            if values[name] is None:
+            if values[name] in (None, False):
                 del values[name]
         if len(values["dataset_name"]) == 1:
             (values["dataset_name"],) = values["dataset_name"]

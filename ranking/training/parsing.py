@@ -73,6 +73,7 @@ FLAG_GROUPS: dict[str, dict[str, str | dict[str, str]]] = {
         "max_train_samples": "Train on a random subset of so many examples.",
         "max_eval_samples": "Most examples of a dataset's validation and test, each, and of an "
         "evaluation set; -1: all.",
+        "evaluate_test": "Evaluate the test part with the validation part (Fig. 9b): eval_test/….",
         "sanity_check": "Train on 1000 examples only.",
         "max_length": {
             "dpo.py": "Most tokens of prompt and completion.",

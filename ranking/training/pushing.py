@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from huggingface_hub import HfApi
 from transformers import TrainerCallback
 
 from ranking.plumbing.model_hub import open_repository, push_checkpoint
@@ -26,6 +27,7 @@ class PushCheckpoints(TrainerCallback):
         self.repository, self.revision = repository, revision
         self.strategy, self.always = strategy, always
         self.jobs: list[Future] = []
+        self.api = HfApi()
 
     def on_save(self, args, state, control, **kwargs):
         waiting = not all(job.done() for job in self.jobs)
@@ -36,7 +38,7 @@ class PushCheckpoints(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         places = {"checkpoint": "last-checkpoint", "all_checkpoints": folder.name}
         self.jobs += push_checkpoint(
-            folder, self.repository, self.revision, places.get(self.strategy)
+            self.api, folder, self.repository, self.revision, places.get(self.strategy)
         )
 
 

@@ -248,9 +248,11 @@ def describe_mixture(examples: Sequence[PreferenceExample]) -> str:
     return ", ".join(f"{name} {n} ({100 * n / len(names):.1f} %)" for name, n in counts.items())
 
 
-def named_sets(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The evaluation sets among the parts of the data, by their labels."""
-    return {name: part for name, part in parts.items() if name not in TAKEN_NAMES}
+def named_sets(parts: Mapping[str, Any], with_test: bool = False) -> dict[str, Any]:
+    """The evaluation sets among the parts of the data, by their labels; `with_test`: the test part
+    too, for its loss beside the validation loss (Fig. 9b)."""
+    tested = {"test": parts["test"]} if with_test else {}
+    return tested | {name: part for name, part in parts.items() if name not in TAKEN_NAMES}
 
 
 def has_dialogues(parts: Parts) -> bool:

@@ -13,13 +13,14 @@ ROOT = Path(__file__).parents[2]
 PUSH = """
 import sys
 from pathlib import Path
+from huggingface_hub import HfApi
 from ranking.plumbing.model_hub import open_repository, push_checkpoint, push_results
 folder, name, revision = Path(sys.argv[1]), sys.argv[2], sys.argv[3] or None
 try:
     repository = open_repository(name, True, revision)
 except ValueError as error:
     sys.exit(str(error))
-jobs = push_checkpoint(folder / "checkpoint-4", repository, revision, "last-checkpoint")
+jobs = push_checkpoint(HfApi(), folder / "checkpoint-4", repository, revision, "last-checkpoint")
 push_results(folder, repository, revision, jobs)
 """
 
