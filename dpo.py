@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ranking.plumbing.command_line import run_script, with_underscores
-from ranking.training.checks import check_flags, model_source
 from ranking.training.dpo_flags import DPO, DPODataArguments, DPOFlags
+from ranking.training.early_checks import check_flags, model_source
 
 if __name__ == "__main__":
     check_flags(DPO, sys.argv[1:], __doc__)  # at once: what is imported below takes seconds

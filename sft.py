@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ranking.plumbing.command_line import run_script, with_underscores
-from ranking.training.checks import check_flags, model_source
+from ranking.training.early_checks import check_flags, model_source
 from ranking.training.sft_flags import SFT, SFTDataArguments, SFTFlags
 
 if __name__ == "__main__":
