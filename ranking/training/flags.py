@@ -103,6 +103,15 @@ class DataArguments:
             "chat_template": self.chat_template,
         }  # fmt: skip
 
+    def of_run(self) -> dict[str, Any]:
+        """What of them `start_run` takes."""
+        return {"given": self.given, "save_config_to": self.save_config,
+                "overwrite": self.overwrite_output_dir}  # fmt: skip
+
+    def of_trackers(self) -> dict[str, Any]:
+        """What of them `start_trackers` takes."""
+        return {"wandb_project": self.wandb_project, "wandb_entity": self.wandb_entity}
+
     def of_chat(self) -> ChatOptions:
         """How dialogues are rendered."""
         return chat_options(
@@ -261,6 +270,12 @@ class TrainingDefaults:
                 setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}"))
         super().__post_init__()
 
+    def of_run(self):
+        """What of them `start_run` takes."""
+        best = self.metric_for_best_model if self.eval_strategy != "no" else None
+        return {"folder": Path(self.output_dir), "asked_checkpoint": self.resume_from_checkpoint,
+                "best_metric": best, "seed": self.seed, "hub": self.of_hub()}  # fmt: skip
+
     def of_hub(self):
         """What `start_pushing` takes; None where nothing is pushed."""
         if not self.push_to_hub:
@@ -269,10 +284,16 @@ class TrainingDefaults:
                 "private": self.hub_private_repo, "revision": self.hub_revision,
                 "strategy": self.hub_strategy, "always": self.hub_always_push}  # fmt: skip
 
-    def of_trackio(self):
-        """Where trackio keeps a run, if not on this machine."""
-        return {"space_id": self.trackio_space_id, "bucket_id": self.trackio_bucket_id,
-                "private": self.hub_private_repo}  # fmt: skip
+    def of_loading(self):
+        """What of them `load_for_training` takes."""
+        return {"device": str(self.device), "trust_remote_code": self.trust_remote_code}
+
+    def of_trackers(self):
+        """What of them `start_trackers` takes."""
+        trackio = {"space_id": self.trackio_space_id, "bucket_id": self.trackio_bucket_id,
+                   "private": self.hub_private_repo}  # fmt: skip
+        return {"report_to": self.report_to, "name": self.run_name, "project": self.project,
+                "trackio": trackio}  # fmt: skip
 
     def of_description(self):
         """The flags for run_config.json."""
