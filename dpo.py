@@ -29,6 +29,7 @@ from ranking.data.examples import joining
 from ranking.plumbing.processes import announce
 from ranking.reports.dynamics import (
     DYNAMICS_FILE,
+    chosen_step,
     dynamics_panels,
     read_dynamics,
     show_dynamics,
@@ -85,13 +86,14 @@ def load_reference(reference: tuple[str, str | None], policy: tuple[str, str | N
     return model, own_tokenizer
 
 
-def report_dynamics(file: Path) -> tuple[list[dict], dict[str, Path]]:
-    """Table and pictures of a dynamics file, where there is one; its rows and the pictures."""
+def report_dynamics(file: Path, saved: int | None) -> tuple[list[dict], dict[str, Path]]:
+    """Table and pictures of a dynamics file, where there is one; its rows and the pictures. saved:
+    the step of the saved model, where a metric chose it."""
     if not file.exists():
         return [], {}
     rows = read_dynamics(file)
-    pictures = draw_dynamics(rows, file.parent, name_run(file))
-    show_dynamics(rows)
+    pictures = draw_dynamics(rows, file.parent, name_run(file), saved)
+    show_dynamics(rows, saved)
     for path in (file, *pictures.values()):
         print(path)
     return rows, pictures
@@ -164,7 +166,8 @@ def main(argv: list[str]) -> None:
     saved, metrics = train_and_evaluate(trainer, run.checkpoint, {"test": pairs["test"]})
     if not trainer.is_world_process_zero():
         return
-    rows, pictures = report_dynamics(run.folder / DYNAMICS_FILE)
+    chosen = chosen_step(saved)
+    rows, pictures = report_dynamics(run.folder / DYNAMICS_FILE, chosen)
     if model_args.merge_adapter:
         print(save_merged(run.folder, trainer.model, tokenizer, **how))
     finish_run(run.folder, run.settings, saved, metrics["test"], len(pairs["test"]))
@@ -174,7 +177,7 @@ def main(argv: list[str]) -> None:
     publish_run(
         run, trackers, saved, validation | metrics["test"], pairs,
         data_commit=parts["train"].commit, pictures=pictures,
-        tables=dynamics_panels(rows, texts) if rows else {},
+        tables=dynamics_panels(rows, texts, chosen) if rows else {},
     )  # fmt: skip
 
 
