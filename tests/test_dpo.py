@@ -35,8 +35,8 @@ from ranking.reports.dynamics import read_dynamics
 from ranking.scoring.loading import load_model
 from ranking.scoring.models import model_fingerprint
 from ranking.training.best_metric import check_best_metric
-from ranking.training.checks import check_values
 from ranking.training.dynamics_file import DynamicsRow
+from ranking.training.early_checks import check_values
 from ranking.training.known_flags import read_known_flags
 from ranking.training.run_directory import TrainingRun
 from ranking.training.splits import load_parts

@@ -27,7 +27,7 @@ from ranking.training.checkpoints import (
     checkpoints,
     last_checkpoint,
 )
-from ranking.training.parsing import successor
+from ranking.training.help_texts import successor
 
 RUN_FILE = "run_config.json"
 TEST_FILE = "test_results.json"
