@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ranking.metrics.dynamics import GROUPS, lowest_loss_step, parts_of
-from ranking.metrics.flips import Flips, CountedShare, flipped_by_c, flips_of_run, wrong_pairs
+from ranking.metrics.flips import CountedShare, Flips, flipped_by_c, flips_of_run, wrong_pairs
 from ranking.plumbing.result_files import Record
 from ranking.reports.dynamics import DYNAMICS_FILE, GROUP_STYLES
 from ranking.reports.dynamics_pictures import run_caption
