@@ -128,7 +128,7 @@ def wrong_pairs(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarr
 
 
 def flipped_by_c(cs: np.ndarray, policy_logratios: np.ndarray) -> list[dict[str, Any]]:
-    """The share flipped of quantile groups of c: `lowest`, `highest` c (nats), and a `CountedShare`.
+    """Quantile groups of c: their `lowest`, `highest` c (nats), and the `CountedShare` flipped.
 
     cs: (n_wrong,), ascending, as `wrong_pairs` has them. As many groups of like size as have
     PAIRS_PER_GROUP_BY_C pairs each, MOST_GROUPS_BY_C at most.
