@@ -7,7 +7,9 @@ ranking (Tables 2-5): R̃ length-normalized (Eq. 15), R summed (Eq. 13), percent
 interval; differences whose published value lies outside the interval carry a *.
 idealized (Tables 1, 6): R* by Corollary 3.3 over β = 0.01, 0.1, 1, 5, 10; gap to its median.
 conventions, length: files of conventions.py and length_difference.py. dynamics, sweep: files
-ranking_dynamics.jsonl of dpo.py. win-rate: a file of calculate_win_rate.py --checkpoints.
+ranking_dynamics.jsonl of dpo.py. flips: of such files, which wrongly ranked pairs flipped, with
+intervals, and whether those of small c flipped first (Theorem 4.1).
+win-rate: a file of calculate_win_rate.py --checkpoints.
 benchmarks: RewardBench, RM-Bench and others by their own protocols, of the ranking script.
 rewards, displacement, ranking-and-reward: implicit rewards, how likelihoods moved, and the 2 × 2
 table of Remark 2.5, of the ranking script with a reference.
@@ -27,6 +29,7 @@ from ranking.reports.accuracy import accuracy_table
 from ranking.reports.benchmarks import benchmark_table
 from ranking.reports.comparison import comparison_table, mcnemar_table
 from ranking.reports.dynamics import dynamics_table, read_dynamics, sweep_table
+from ranking.reports.flips import dynamics_names, flips_table
 from ranking.reports.idealized import idealized_table
 from ranking.reports.labels import (
     SYMBOLS,
@@ -137,7 +140,9 @@ FORMATS = {"markdown": as_markdown, "latex": as_latex}
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("table", choices=(*SUMMARIES, "dynamics", "sweep"), help="which table")
+    parser.add_argument(
+        "table", choices=(*SUMMARIES, "dynamics", "sweep", "flips"), help="which table"
+    )
     parser.add_argument(
         "files", nargs="+", type=Path, help="summaries, or ranking_dynamics.jsonl files"
     )
@@ -163,6 +168,11 @@ def main(args: argparse.Namespace) -> None:
         table = dynamics_table(read_dynamics(args.files[0]))
     elif args.table == "sweep":
         table = sweep_table([read_dynamics(file) for file in args.files], args.at)
+    elif args.table == "flips":
+        names = dynamics_names(args.files)
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two files are called {twice[0]}: rename one, or give it once")
+        table = flips_table({name: read_dynamics(f) for name, f in zip(names, args.files)})
     else:
         rows = [row for file in args.files for row in read_json_lines(file)]
         try:

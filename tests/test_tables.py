@@ -1,7 +1,7 @@
 """reproduce/tables.py: the paper's numbers beside ours, its formats and errors."""
 
 import pytest
-from result_rows import HH, idealized_rows, ranking_rows
+from result_rows import HH, idealized_rows, ranking_rows, tuned_rows
 
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import write_json_lines
@@ -58,6 +58,21 @@ def test_idealized_table_beside_the_paper():
                             "90 / 99 / 100", "57"]  # fmt: skip
     _, with_ties = tables.idealized_beside_paper([{**row, "include_ties": True} for row in rows])
     assert with_ties[0][0] == "d, ties included" and with_ties[1][3] == "42"
+
+
+def test_flips_of_several_runs(tmp_path, capsys):
+    files = [tmp_path / "gamma0.jsonl", tmp_path / "gamma1_seed0" / "ranking_dynamics.jsonl"]
+    files[1].parent.mkdir()
+    for file, gamma in zip(files, (0.0, 1.0)):
+        write_json_lines(file, tuned_rows(gamma=gamma))
+    tables.main(tables.parse_args(["flips", *map(str, files)]))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [
+        ["| gamma0", "0"],
+        ["| gamma1_seed0", "1"],
+    ]
+    with pytest.raises(ValueError, match="two files are called gamma0"):
+        tables.main(tables.parse_args(["flips", str(files[0]), str(files[0])]))
 
 
 def test_formats_and_errors(tmp_path, capsys):
