@@ -12,6 +12,7 @@ benchmarks: RewardBench, RM-Bench and others by their own protocols, of the rank
 rewards, displacement, ranking-and-reward: implicit rewards, how likelihoods moved, and the 2 × 2
 table of Remark 2.5, of the ranking script with a reference.
 comparison, mcnemar: NAME.compare.jsonl of its --compare.
+search: the points of reproduce.search. settings: paper_settings.jsonl, with each value's source.
 Models that the paper does not have are shown beside --beside MODEL, one that it has.
 """
 
@@ -43,6 +44,8 @@ from ranking.reports.rewards import (
 )
 from ranking.reports.tables import BETWEEN, Table, as_latex, as_markdown, percent
 from ranking.reports.win_rate import win_rate_table
+from reproduce.search import search_table
+from reproduce.settings import settings_table
 
 PUBLISHED = json.loads((Path(__file__).parent / "paper_tables.json").read_text())
 HUB_NAMES = {  # of models that the tables call otherwise
@@ -130,6 +133,8 @@ SUMMARIES = {  # table → its builder, from the rows of all files and --beside
     "displacement": lambda rows, beside: reward_displacement_table(rows),
     "ranking-and-reward": lambda rows, beside: ranking_and_reward_table(rows),
     "comparison": lambda rows, beside: comparison_table(rows),
+    "search": lambda rows, beside: search_table(rows),
+    "settings": lambda rows, beside: settings_table(rows),
     "mcnemar": lambda rows, beside: mcnemar_table(rows),
 }
 FORMATS = {"markdown": as_markdown, "latex": as_latex}
