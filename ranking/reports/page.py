@@ -44,7 +44,7 @@ from ranking.reports.rewards import (
     rewards_of,
 )
 from ranking.reports.tables import Table, as_html, as_text
-from ranking.reports.win_rate import win_rate_table
+from ranking.reports.win_rate import win_rate_table, win_rate_title
 
 MOST_BYTES = 5_000_000  # of a page; pairs beyond it are drawn
 ROOM_FOR_FILTERS = 50_000
@@ -134,9 +134,10 @@ def results_section(files: Sequence[ResultFile]) -> Section:
     if of_kind[IDEALIZED]:
         idealized: list[Any] = of_kind[IDEALIZED]
         tables.append(("Idealized ranking accuracy, %", idealized_table(idealized, sortable=True)))
-    if win_rates:
-        title = f"Win rate against {win_rates[0]['against']}, % [95 % interval]"
-        tables.append((title, win_rate_table(win_rates, alone=True)))
+    by_title: dict[str, list[Any]] = {}
+    for row in win_rates:
+        by_title.setdefault(win_rate_title(row), []).append(row)
+    tables += [(title, win_rate_table(rows, alone=True)) for title, rows in by_title.items()]
     for file in files:
         if file.kind == DYNAMICS:
             chosen = chosen_step_beside(file.path)
