@@ -30,7 +30,12 @@ from ranking.plumbing.result_files import Record, read_json_lines
 from ranking.reports.accuracy import accuracy_table
 from ranking.reports.benchmarks import benchmark_table
 from ranking.reports.comparison import comparison_table, mcnemar_table
-from ranking.reports.dynamics import dynamics_table, read_dynamics, sweep_table
+from ranking.reports.dynamics import (
+    chosen_step_beside,
+    dynamics_table,
+    read_dynamics,
+    sweep_table,
+)
 from ranking.reports.flips import dynamics_names, flips_table
 from ranking.reports.idealized import idealized_table
 from ranking.reports.labels import (
@@ -208,7 +213,8 @@ def main(args: argparse.Namespace) -> None:
     if args.table == "dynamics":
         if len(args.files) > 1:
             raise ValueError(f"dynamics takes one file, found {len(args.files)}")
-        table = dynamics_table(read_dynamics(args.files[0]))
+        saved = chosen_step_beside(args.files[0])
+        table = dynamics_table(read_dynamics(args.files[0]), saved=saved)
     elif args.table == "sweep":
         table = sweep_table([read_dynamics(file) for file in args.files], args.at)
     elif args.table == "flips":
