@@ -1,11 +1,12 @@
-"""SFT and DPO on one GPU against TRL's best, in six minutes.
+"""SFT, DPO and scoring on one GPU against what people use today, in six minutes.
 
     python -m benchmarks.gpu --data-dir DATA_DIR --dataset Anthropic/hh-rlhf --output FILE.json
 
-Float32 weights under bfloat16 autocast, steps of 64 examples, the reference cached unless said
-otherwise; of 1B a shape with random weights. The parts come in order of worth, each in a process
-of its own with a time limit, and are written as they come; the same command measures what the file
-does not have. A part holds several runs, of which a time limit leaves those that were done.
+Training: float32 weights (of 7B bfloat16) under bfloat16 autocast, steps of 64 examples, the
+reference cached unless said otherwise. Scoring: bfloat16 weights, 400 examples. 1B and 7B are
+shapes with random weights. The parts come in order of worth, each in a process of its own with a
+time limit, and are written as they come; the same command measures what the file does not have.
+A part holds several runs, of which a time limit leaves those that were done.
   dpo-1b      ours in one device batch and in eight, TRL's best by device batch (flash attention
               and Liger's kernels where they are installed, the largest batch that fits)
   sft-1b      the same of SFT; TRL padded, and padding-free
@@ -13,6 +14,9 @@ does not have. A part holds several runs, of which a time limit leaves those tha
   rows-1b     ours with rows of 4096, 16384 and 65536 tokens
   options-1b  ours with torch.compile, and with AdamW, fused and not
   dpo-135m, sft-135m  SmolLM2-135M, which launching kernels limits
+  dpo-7b      ours and TRL's best in eight device batches
+  score-7b, score-1b, score-135m  log-likelihoods: ours, padded batches of 8 with full logits, and
+              lm-evaluation-harness where it is installed
   flash-pref  that package's trainer on SmolLM2-135M (--flash-pref-python)
 --dry-run: a tiny model on the CPU, to try the script.
 """
@@ -31,7 +35,9 @@ from typing import Any, NamedTuple
 from benchmarks.command import benchmark_parser, print_figures, write_figures
 from benchmarks.machine import device_name
 from benchmarks.models import make_or_load
-from benchmarks.ours import first_pairs, first_texts
+from benchmarks.ours import differences, first_pairs, first_texts
+from benchmarks.scoring_speed import measure as measure_scoring
+from benchmarks.scoring_speed import select_examples
 from benchmarks.sft_speed import measure_speed as measure_sft
 from benchmarks.training_speed import measure as measure_dpo
 from benchmarks.training_speed import measure_flash_pref
@@ -39,15 +45,17 @@ from ranking.plumbing.command_line import run_script
 from ranking.scoring.loading import load_tokenizer
 
 STEPS = 3
+# of training: in float32, 7B's weights, gradients, optimizer state and reference take 100 GiB
+WEIGHTS = {"7b": "bfloat16"}
 
 
 class Run(NamedTuple):
     """One side of a part. split: device batch, as a share of the step's examples."""
 
     name: str
-    task: str  # dpo or sft
+    task: str  # dpo, sft or score
     side: str
-    device_batches: int  # into which a step is cut
+    device_batches: int = 1  # into which a step is cut
     reference: str = "cached"
     settings: dict[str, Any] = {}
 
@@ -66,6 +74,7 @@ SFT = [
     Run("trl-padding-free", "sft", "trl-padding-free", 1),
     Run("trl in 4", "sft", "trl", 4),
 ]
+SCORE = [Run(side, "score", side) for side in ("ours", "padded", "lm-eval")]
 # name -> (size of the model, None: the named one; seconds; runs)
 PARTS: dict[str, tuple[str | None, int, list[Run]]] = {
     "dpo-1b": ("1b", 90, dpo_and_trl((4, 2, 1, 8))),
@@ -84,6 +93,12 @@ PARTS: dict[str, tuple[str | None, int, list[Run]]] = {
         Run("torch.compile", "dpo", "ours", 1, settings={"torch_compile": True}),
     ]),
     "sft-135m": (None, 40, SFT),
+    "dpo-7b": ("7b", 90, [
+        Run("ours in 8", "dpo", "ours", 8), Run("trl-best in 8", "dpo", "trl-best", 8),
+    ]),
+    "score-7b": ("7b", 75, SCORE),
+    "score-1b": ("1b", 40, SCORE),
+    "score-135m": (None, 40, SCORE),
     "flash-pref": (None, 60, [Run("flash-pref in 4", "dpo", "flash-pref", 4)]),
 }  # fmt: skip
 
@@ -95,6 +110,7 @@ class Size(NamedTuple):
     batch_size: int
     device: str
     bf16: bool
+    n_scored: int  # examples
 
 
 def measure(run: Run, size: str | None, how: Size, data: tuple, flash_pref: str | None) -> dict:
@@ -105,11 +121,14 @@ def measure(run: Run, size: str | None, how: Size, data: tuple, flash_pref: str 
         "bf16": how.bf16, "per_device_train_batch_size": device_batch,
         "gradient_accumulation_steps": how.batch_size // device_batch, **run.settings,
     }  # fmt: skip
-    tokenizer = load_tokenizer(name)
+    tokenizer, weights = load_tokenizer(name), WEIGHTS.get(how.model or size, "float32")
 
-    def model():
-        return make_or_load(how.model or size, name, tokenizer, "float32", how.device)
+    def model(dtype: str = "float32"):
+        return make_or_load(how.model or size, name, tokenizer, dtype, how.device)
 
+    if run.task == "score":
+        examples = select_examples(dataset, data_dir, how.n_scored, None)
+        return measure_scoring(run.side, model("bfloat16"), tokenizer, examples)
     if run.side == "flash-pref":
         cached = {"precompute_ref_log_probs": run.reference == "cached"}
         return measure_flash_pref(
@@ -118,11 +137,11 @@ def measure(run: Run, size: str | None, how: Size, data: tuple, flash_pref: str 
     if run.task == "dpo":
         pairs = first_pairs(dataset, data_dir, n)
         return measure_dpo(
-            run.side, [model(), model()], tokenizer, pairs, run.reference, **settings
+            run.side, [model(weights), model(weights)], tokenizer, pairs, run.reference, **settings
         )
     texts = first_texts(dataset, data_dir, tokenizer, 512, [n, how.batch_size])
     settings["per_device_eval_batch_size"] = device_batch
-    return measure_sft(run.side, model(), tokenizer, texts, 512, settings)
+    return measure_sft(run.side, model(weights), tokenizer, texts, 512, settings)
 
 
 def measure_part(name: str, how: Size, data: tuple, flash_pref: str | None) -> None:
@@ -130,11 +149,16 @@ def measure_part(name: str, how: Size, data: tuple, flash_pref: str | None) -> N
     import torch
 
     size, _, runs = PARTS[name]
+    ours = None  # log-likelihoods of scoring
     for run in runs:
         try:
             figures = measure(run, size, how, data, flash_pref)
         except (RuntimeError, ValueError, ImportError) as error:  # out of memory, not installed
             figures = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+        if "logps" in figures:
+            logps = figures.pop("logps")
+            ours = ours or logps
+            figures["mean_difference_nats"] = float(differences(logps, ours).mean())
         print_figures({run.name: figures})
         sys.stdout.flush()
         gc.collect()
@@ -164,8 +188,9 @@ def run_part(name: str, seconds: float, environment: dict[str, str]) -> dict:
 
 
 def speed(figures: dict) -> float | None:
-    """Pairs or texts a second."""
-    return figures.get("pairs_per_second", figures.get("samples_per_second"))
+    """Pairs, texts or completions a second."""
+    kinds = ("pairs", "samples", "completions")
+    return next((figures[key] for kind in kinds if (key := f"{kind}_per_second") in figures), None)
 
 
 def show(name: str, found: dict) -> None:
@@ -178,11 +203,16 @@ def show(name: str, found: dict) -> None:
         else:
             share = figures.get("share_of_matmul_rate")
             of_rate = f", {share:.0%} of the rate of matrix products" if share else ""
-            print(f"{name}, {run}: {rate:.2f} /s, peak {figures['peak_gib']:.1f} GiB{of_rate}")
+            memory = (
+                f"peak {figures['peak_gib']:.1f} GiB" if "peak_gib" in figures
+                else f"{figures['peak_gib_above_model']:.1f} GiB above the model"
+            )  # fmt: skip
+            print(f"{name}, {run}: {rate:.2f} /s, {memory}{of_rate}")
     ours = [speed(f) for r, f in found.items() if r.startswith("ours") and speed(f)]
-    theirs = [speed(f) for r, f in found.items() if "trl" in r and speed(f)]
+    peers = ("trl", "padded", "lm-eval")
+    theirs = [speed(f) for r, f in found.items() if r.startswith(peers) and speed(f)]
     if ours and theirs:
-        print(f"{name}: ours is {max(ours) / max(theirs):.2f} times as fast as the best of TRL")
+        print(f"{name}: ours is {max(ours) / max(theirs):.2f} times as fast as the best of others")
     sys.stdout.flush()
 
 
@@ -198,7 +228,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    how = Size("tiny", 2, "cpu", False) if args.dry_run else Size(None, 64, "cuda", True)
+    tiny, full = Size("tiny", 2, "cpu", False, 6), Size(None, 64, "cuda", True, 400)
+    how = tiny if args.dry_run else full
     if args.part:
         data = (args.dataset, args.data_dir, args.lm_name_or_path)
         measure_part(args.part, how, data, args.flash_pref_python)
