@@ -8,7 +8,8 @@ r"""All tables and figures: the commands in order, each resumable, with a list o
 
 Steps: search (the grids of SFT and DPO on the first seed, of which training takes the points of the
 lowest validation loss), training (SFT, then DPO^γ for every γ and seed), ranking (every model ×
-dataset), idealized, win-rate, report (tables and pictures of the result files that are there).
+dataset), idealized, pairs (hard and easy ones with the losses of γ = 1), win-rate (on training and
+on test prompts), report (tables and pictures of the result files that are there).
 Without steps: all but search.
 A part whose result exists is not run again; one that was killed resumes. Each part writes its own
 log under OUTPUT_DIR/logs; a part that fails is listed at the end, and the others go on. --print
