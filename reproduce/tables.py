@@ -6,6 +6,7 @@
 ranking (Tables 2-5): R̃ length-normalized (Eq. 15), R summed (Eq. 13), percent, 95 % Wilson
 interval; differences whose published value lies outside the interval carry a *.
 idealized (Tables 1, 6): R* by Corollary 3.3 over β = 0.01, 0.1, 1, 5, 10; gap to its median.
+idealized-by-dataset: the same of ours alone, a dataset's models side by side.
 conventions, length: files of conventions.py and length_difference.py. dynamics, sweep: files
 ranking_dynamics.jsonl of dpo.py. win-rate: a file of calculate_win_rate.py --checkpoints.
 benchmarks: RewardBench, RM-Bench and others by their own protocols, of the ranking script.
@@ -17,6 +18,7 @@ Models that the paper does not have are shown beside --beside MODEL, one that it
 
 import argparse
 import json
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,11 @@ def idealized_beside_paper(rows: list[Any]) -> Table:
     return columns, lines
 
 
+def idealized_by_dataset(rows: list[Any]) -> Table:
+    """Ours alone: each dataset's models side by side, in the order of the files."""
+    return idealized_table(sorted(rows, key=itemgetter("dataset_name")))
+
+
 def conventions_table(rows: list[Record], beside: str | None = None) -> Table:
     """The same log-likelihoods under the definition and under a published convention."""
     if not all("convention" in row for row in rows):
@@ -122,6 +129,7 @@ def conventions_table(rows: list[Record], beside: str | None = None) -> Table:
 SUMMARIES = {  # table → its builder, from the rows of all files and --beside
     "ranking": accuracy_beside_paper,
     "idealized": lambda rows, beside: idealized_beside_paper(rows),
+    "idealized-by-dataset": lambda rows, beside: idealized_by_dataset(rows),
     "conventions": conventions_table,
     "length": lambda rows, beside: length_table(rows),
     "win-rate": lambda rows, beside: win_rate_table(rows),
