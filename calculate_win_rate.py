@@ -19,6 +19,7 @@ from typing import Any
 
 from ranking.data.examples import PreferenceData, fingerprint, joining
 from ranking.data.preferences import load_preferences
+from ranking.data.prompt_sets import load_prompts
 from ranking.judging.responses import (
     Generation,
     generation_settings,
@@ -56,6 +57,7 @@ JUDGE_FLAGS = (
 )  # fmt: skip
 LOADING_FLAGS = ("chat", "batch_size", "device", "allow_pickle")
 SCORING_FLAGS = ("chat", "dtype", "device", "trust_remote_code", "allow_pickle")
+NOT_GIVEN = 0  # of --sample-size
 VERSIONS_OF = ("torch", "transformers", "tokenizers", "numpy", "statsmodels", "openai")
 
 
@@ -85,6 +87,7 @@ def summaries(
     if all(row["win"] is None for row in judged):
         raise ValueError(f"no pair of responses got a clear verdict from {judge}")
     rows: list[Any] = []
+    libraries = [*VERSIONS_OF, *["alpaca_eval"] * judge.startswith("alpaca_eval:")]
     for settings in policies:
         mine = [row for row in judged if row["model"] == settings["model"]]
         common = {
@@ -99,7 +102,7 @@ def summaries(
             "joined_by": None if settings["chat_template"] else joining(data.examples),
             "seed": seed,
             "generation": settings,
-            "versions": {name: version(name) for name in VERSIONS_OF},
+            "versions": {name: version(name) for name in libraries},
         }
         rows.append(summarize_win_rate(mine, common, seed))
     return rows
@@ -117,7 +120,9 @@ def judge_name(text: str) -> str:
     """An argparse type: KIND:NAME."""
     kind, _, name = text.partition(":")
     if kind not in KINDS or not name:
-        raise argparse.ArgumentTypeError(f"{text}: give reward-model:NAME_OR_PATH or openai:MODEL")
+        raise argparse.ArgumentTypeError(
+            f"{text}: give reward-model:NAME_OR_PATH, openai:MODEL or alpaca_eval:CONFIG[:MODEL]"
+        )
     return text
 
 
@@ -132,7 +137,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sides.add_argument("--reference-name-or-path", help="the model whose responses it is against")
     sides.add_argument(
         "--against", choices=("reference", "chosen"), default="reference",
-        help="the reference's responses, or the dataset's preferred completions",
+        help="the reference's responses, or the dataset's preferred completions (of --prompts: the "
+        "column output, response or completion)",
     )  # fmt: skip
     sides.add_argument(
         "--responses", action="append", metavar="FILE", default=[],
@@ -141,7 +147,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     judge = parser.add_argument_group("judge")
     judge.add_argument(
         "--judge", required=True, type=judge_name, metavar="KIND:NAME",
-        help="reward-model:NAME_OR_PATH, or openai:MODEL (key from OPENAI_API_KEY)",
+        help="reward-model:NAME_OR_PATH, openai:MODEL (key from OPENAI_API_KEY), or "
+        "alpaca_eval:CONFIG[:MODEL], an annotator of the package alpaca_eval, by another MODEL",
     )  # fmt: skip
     judge.add_argument("--judge-base-url", help="of an OpenAI-compatible endpoint")
     judge.add_argument(
@@ -154,12 +161,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="dollars per million tokens asked and answered, for the estimate",
     )  # fmt: skip
     data = parser.add_argument_group("data")
-    data.add_argument(
+    prompts = data.add_mutually_exclusive_group()
+    prompts.add_argument(
         "--dataset", default="Anthropic/hh-rlhf:train", metavar="NAME[:[CONFIG:]SPLIT]",
-        help="whose prompts (default: Anthropic/hh-rlhf:train, as in the paper)",
+        help="preference data whose prompts are asked (default: Anthropic/hh-rlhf:train, as in the "
+        "paper)",
+    )  # fmt: skip
+    prompts.add_argument(
+        "--prompts", metavar="NAME[:[CONFIG:]SPLIT]",
+        help="prompts without a preference instead: any hub name, file or folder with a column for "
+        "them (AlpacaEval's, Arena-Hard's, MT-bench's: the first turn), or lines of a .txt file",
     )  # fmt: skip
     data.add_argument("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
-    data.add_argument("--sample-size", type=sample_size, default=500, help="examples; -1: all")
+    data.add_argument(
+        "--sample-size", type=sample_size, default=NOT_GIVEN,
+        help="examples; -1: all (default: 500, of --prompts all)",
+    )  # fmt: skip
     data.add_argument("--seed", type=count, default=0, help="of the sample, generation, bootstrap")
     add_columns_argument(data)
     text = parser.add_argument_group("responses")
@@ -183,6 +200,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     output.add_argument("--wandb-project", help="also log to this wandb project")
     args = parser.parse_args(argv)
     args.columns = checked_columns(parser, args.columns)
+    if args.sample_size == NOT_GIVEN:
+        args.sample_size = 500 if args.prompts is None else None
+    if args.checkpoints and args.prompts:
+        parser.error(
+            "--checkpoints ranks the pairs whose prompts it asks: --dataset, not --prompts"
+        )
     if args.judge.startswith("reward-model:") and args.judge_base_url:
         parser.error("--judge-base-url: a reward model runs here, without an endpoint")
     if args.reference_name_or_path is None and (args.against == "reference" or args.checkpoints):
@@ -212,11 +235,14 @@ def main(args: argparse.Namespace) -> None:
     known = [row for file in args.responses for row in read_responses(file)]
     output = plan_output(
         args.output_dir, args.output_filename, args.overwrite,
-        reads=[args.dataset, *args.responses],
+        reads=[args.prompts or args.dataset, *args.responses],
         writes=("examples.jsonl", "responses.jsonl", "config.json", "png"),
     )  # fmt: skip
-    data = load_preferences(args.dataset, **take(flags, PROMPT_FLAGS))
+    load = load_preferences if args.prompts is None else load_prompts
+    data = load(args.prompts or args.dataset, **take(flags, PROMPT_FLAGS))
     prompts = unique_prompts(data, args.chat)
+    if args.against == "chosen" and not any(prompt["chosen"] for prompt in prompts):
+        raise ValueError(f"--against chosen: {data.name} has no answers beside its prompts")
     how = take(flags, GENERATION_FLAGS) | {"dialogues": any("dialogue" in p for p in prompts)}
     own, other = [generation_settings(policy, **how) for policy in policies], None
     if args.against == "reference":  # a model against itself: two draws

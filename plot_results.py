@@ -3,6 +3,8 @@
 python plot_results.py ranking-accuracy results/gpt2.jsonl --output fig1.png
 python plot_results.py rewards results/dpo.rewards.jsonl --output rewards.png
 python plot_results.py dynamics DPO_DIR/ranking_dynamics.jsonl --output fig2.png
+python plot_results.py flips DPO_DIR/ranking_dynamics.jsonl --output flips.png
+python plot_results.py losses DPO_DIR*/ranking_dynamics.jsonl --output fig9b.png
 python plot_results.py win-rate results/win_rate.jsonl --output fig4.png
 python plot_results.py page results/gpt2.jsonl results/win_rate.jsonl --output report.html
 """
@@ -30,6 +32,7 @@ from ranking.reports.dynamics_pictures import (
     plot_loss_against_reference,
     plot_sweep,
 )
+from ranking.reports.flips import plot_flips
 from ranking.reports.idealized import (
     plot_critical_betas,
     plot_idealized_by_group,
@@ -37,6 +40,7 @@ from ranking.reports.idealized import (
     plot_required_loss,
 )
 from ranking.reports.length import plot_length_difference
+from ranking.reports.loss_pictures import plot_losses
 from ranking.reports.page import write_page
 from ranking.reports.page_files import read_result_file
 from ranking.reports.rewards import plot_rewards
@@ -84,18 +88,18 @@ DYNAMICS = {
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument(
-        "figure", choices=(*SUMMARIES, "sweep", *DYNAMICS, "page"),
+        "figure", choices=(*SUMMARIES, "sweep", *DYNAMICS, "flips", "losses", "page"),
         help="which of the paper's figures; page: tables, pictures and pairs in one HTML file",
     )  # fmt: skip
     parser.add_argument(
         "files", nargs="+", type=Path,
-        help="summaries of one or several runs; one ranking_dynamics.jsonl; for sweep, several; "
-        "for page, summaries and dynamics of any kind: what lies beside a summary "
+        help="summaries of one or several runs; one ranking_dynamics.jsonl; for sweep and losses, "
+        "several; for page, summaries and dynamics of any kind: what lies beside a summary "
         "(NAME.compare.jsonl, NAME.rewards.jsonl, NAME.examples.jsonl, …) it finds itself",
     )  # fmt: skip
     parser.add_argument(
         "--at", choices=("lowest-loss", "last"), default="lowest-loss",
-        help="step of a sweep's runs: of the lowest validation loss (the paper's), or the last",
+        help="step of sweep and flips: of the lowest validation loss (the paper's), or the last",
     )  # fmt: skip
     parser.add_argument(
         "--caption",
@@ -118,14 +122,22 @@ def main(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"no {error} in a line of one of these files: write them anew"
             ) from None
-    elif args.figure in DYNAMICS:
+    elif args.figure in (*DYNAMICS, "flips"):
         if len(args.files) > 1:
             raise ValueError(f"{args.figure} takes one dynamics file, found {len(args.files)}")
-        run = args.caption or name_run(args.files[0])
-        DYNAMICS[args.figure](read_dynamics(args.files[0]), args.output, run)
-    elif args.figure == "sweep":
-        run = args.caption or name_runs(args.files)
-        plot_sweep([read_dynamics(file) for file in args.files], args.output, args.at, run)
+        followed, run = read_dynamics(args.files[0]), args.caption or name_run(args.files[0])
+        if args.figure == "flips":
+            plot_flips(followed, args.output, args.at, run)
+        else:
+            DYNAMICS[args.figure](followed, args.output, run)
+    elif args.figure in ("sweep", "losses"):
+        runs = {str(file): read_dynamics(file) for file in args.files}
+        name = name_run(args.files[0]) if len(runs) == 1 else name_runs(args.files)
+        run = args.caption or name
+        if args.figure == "losses":
+            plot_losses(runs, args.output, run)
+        else:
+            plot_sweep([*runs.values()], args.output, args.at, run)
     else:
         plot, columns, script = SUMMARIES[args.figure]
         rows: list[Any] = [row for file in args.files for row in read_json_lines(file)]

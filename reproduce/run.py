@@ -4,12 +4,16 @@ r"""All tables and figures: the commands in order, each resumable, with a list o
     python -m reproduce.run ranking idealized --scale embedded --data-dir DATA_DIR \
         --output-dir results/embedded
     python -m reproduce.run training --scale paper --output-dir results/paper --print
+    python -m reproduce.run search training --scale paper --output-dir results/paper --train gpt2
 
-Steps: training (SFT, then DPO^γ for every γ and seed), ranking (every model × dataset), idealized,
-win-rate, report (tables and pictures of the result files that are there). Without steps: all.
+Steps: search (the grids of SFT and DPO on the first seed, of which training takes the points of the
+lowest validation loss), training (SFT, then DPO^γ for every γ and seed), ranking (every model ×
+dataset), idealized, win-rate, report (tables and pictures of the result files that are there).
+Without steps: all but search.
 A part whose result exists is not run again; one that was killed resumes. Each part writes its own
 log under OUTPUT_DIR/logs; a part that fails is listed at the end, and the others go on. --print
-shows the commands instead, for a cluster's scheduler.
+shows the commands instead, for a cluster's scheduler; those of training are with the values that a
+search chose once it has ended.
 """
 
 import argparse
@@ -23,10 +27,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.command_line import make_parser, positive_int, run_script
 from ranking.plumbing.result_files import read_json_lines, write_text_atomically
 from reproduce.scales import SCALES, TIES
-from reproduce.steps import STEPS, Part, is_finished
+from reproduce.steps import BY_DEFAULT, STEPS, Part, has_diverged, is_finished
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +43,8 @@ def check_names(parts: list[Part]) -> None:
 
 
 def is_done(part: Part) -> bool:
+    if part.may_diverge and has_diverged(part.done):
+        return True
     if not is_finished(part.done) or not part.models:
         return is_finished(part.done)
     return {*part.models} <= {row["model"] for row in read_json_lines(part.done)}
@@ -86,11 +92,17 @@ def run_parts(parts: list[Part], logs: Path, always: bool) -> list[tuple[str, st
         counter = f"{number:{len(str(len(parts)))}}/{len(parts)}"
         print(f"[{counter}] {part.name} … ", end="", flush=True)
         if is_done(part) and not always:
-            print("done before")
+            print(
+                "diverged before" if part.may_diverge and has_diverged(part.done) else "done before"
+            )
             continue
         log, begun = logs / f"{part.name.replace('/', '-').replace(' ', '_')}.log", time.monotonic()
         problem = run_part(part, log)
-        print(f"{time.monotonic() - begun:.0f} s" + (f", FAILED: {log}" if problem else ""))
+        seconds = f"{time.monotonic() - begun:.0f} s"
+        if problem and is_done(part):
+            print(f"{seconds}, {problem}")
+            continue
+        print(seconds + (f", FAILED: {log}" if problem else ""))
         failed += [(part.name, problem)] if problem else []
     return failed
 
@@ -123,6 +135,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--allow-pickle", action="store_true", help="rank models saved by pickle")
     add("--launcher", type=shlex.split, metavar="COMMAND",
         help="starts sft.py and dpo.py, e.g. 'accelerate launch --config_file FILE'")  # fmt: skip
+    add("--processes", type=positive_int, default=1,
+        help="of --launcher, which share a step's batch (default: 1)")  # fmt: skip
     add("--print", action="store_true", help="show the commands and stop")
     return parser.parse_args(argv)
 
@@ -135,12 +149,15 @@ def main(args: argparse.Namespace) -> None:
     choices = {name: getattr(args, name) for name in ("train", "models", "gammas", "seeds")}
     choices["datasets"] = args.datasets or scale.datasets + scale.on_disk * bool(args.data_dir)
     choices["launcher"] = args.launcher
+    if args.processes > 1 and not args.launcher:
+        raise ValueError(f"--processes {args.processes} without --launcher, which starts them")
     plan = replace(
         scale, out=Path(args.output_dir), data_dir=args.data_dir, allow_pickle=args.allow_pickle,
+        processes=args.processes,
         **{name: choice for name, choice in choices.items() if choice},
     )  # fmt: skip
     failed = []
-    for step in args.steps or STEPS:
+    for step in args.steps or BY_DEFAULT:
         parts = list(STEPS[step](plan))
         check_names(parts)
         if args.print:

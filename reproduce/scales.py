@@ -3,12 +3,16 @@
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ranking.data.hub import ALPACA_FARM
+from ranking.plumbing.result_files import read_json_lines
 from ranking.scoring.models import BUNDLED_MODEL
+from reproduce.settings import PAPER_MODELS, paper_flags, paper_grid, paper_settings
 
 HH, SHP = "Anthropic/hh-rlhf", "stanfordnlp/SHP"
 TIES = "ties"  # AlpacaFarm with its tied pairs: votes are then drawn from all of them
+ANY = "any model"  # settings of those that have none of their own
 
 
 def slug(text: str) -> str:
@@ -18,19 +22,27 @@ def slug(text: str) -> str:
     return "_".join(parts[-n_parts:]).replace(":", "-")
 
 
+class Training(NamedTuple):
+    """How one model is trained by sft.py or dpo.py. batch_size: of all processes together."""
+
+    flags: dict[str, Any]  # and batch_size
+    grid: dict[str, list]  # flag or batch_size → what `search` tries
+
+
 @dataclass(frozen=True)
 class Plan:
     """A scale, of which flags of run.py replace some, and where its files go."""
 
     train: list[str]  # models that are trained
-    sft: dict  # flags of sft.py
-    dpo: dict  # flags of dpo.py
+    sft: dict[str, Training]  # by the name of the model, or ANY
+    dpo: dict[str, Training]
     gammas: list[float]
     seeds: list[int]
     models: list[str]  # ranked, beside those that were trained
     datasets: list[str]  # to rank
     sample_size: int  # examples of each
     at: str  # the step that stands for a run in tables of a sweep
+    sft_per_seed: bool  # else the DPO runs of all seeds start from one SFT model
     keeps_checkpoints: bool  # whether the chosen run keeps them all, which are then judged
     win_rate: list[str]  # flags of calculate_win_rate.py
     judge: str | list[str]  # a served model, or the flags that train a reward model
@@ -41,15 +53,52 @@ class Plan:
     data_dir: str | None = None
     allow_pickle: bool = False
     launcher: tuple[str, ...] = ("python",)  # starts sft.py and dpo.py
+    processes: int = 1  # that it starts, one on each GPU
 
-    def sft_folder(self, model: str) -> Path:
-        return self.out / f"{slug(model)}_sft"
+    def training(self, model: str, script: str) -> Training:
+        """How sft.py or dpo.py trains a model, also where it lies in a folder of its name."""
+        known = getattr(self, script)
+        found = {slug(name): one for name, one in known.items()}.get(slug(model), known.get(ANY))
+        if found is None:
+            raise ValueError(f"--train {model}: the paper's settings are of {', '.join(known)}")
+        return found
+
+    def flags(self, model: str, script: str, **values: Any) -> dict[str, Any]:
+        """The flags of that, with other values where given."""
+        flags = self.training(model, script).flags | values
+        batch, rest = divmod(flags.pop("batch_size"), self.processes)
+        if rest or not batch:
+            raise ValueError(f"--processes {self.processes} do not divide batches of "
+                             f"{batch * self.processes + rest}")  # fmt: skip
+        return {**flags, "per_device_train_batch_size": batch}
+
+    def search_file(self, model: str, script: str) -> Path:
+        """The points of a search, of which one is chosen."""
+        return self.out / "search" / f"{slug(model)}_{script}.jsonl"
+
+    def chosen_values(self, model: str, script: str) -> dict[str, Any]:
+        """flag (or batch_size) → what the search chose; {} without a search."""
+        file = self.search_file(model, script)
+        if not file.exists():
+            return {}
+        (point,) = [row for row in read_json_lines(file) if row["chosen"]]
+        return {name: point[name] for name in self.training(model, script).grid}
+
+    def sft_folder(self, model: str, seed: int | None = None) -> Path:
+        """Where the SFT model is from which the runs of a seed start; None: of the first one."""
+        seed = self.seeds[0] if seed is None else seed
+        return self.out / (f"{slug(model)}_sft" + f"_seed{seed}" * self.sft_per_seed)
+
+    def dpo_folder(self, model: str, seed: int) -> Path:
+        """Where the runs are that start from one SFT model."""
+        return self.out / (f"{slug(model)}_dpo" + f"_seed{seed}" * self.sft_per_seed)
 
     def runs(self, model: str) -> dict[tuple[float, int], Path]:
         """(γ, seed) → folder."""
-        folder = self.out / f"{slug(model)}_dpo"
-        pairs = product(self.gammas, self.seeds)
-        return {(g, seed): folder / f"{folder.name}_gamma{g:g}_seed{seed}" for g, seed in pairs}
+        return {
+            (g, seed): self.dpo_folder(model, seed) / f"{slug(model)}_dpo_gamma{g:g}_seed{seed}"
+            for g, seed in product(self.gammas, self.seeds)
+        }
 
     def chosen_run(self, model: str) -> Path:
         """The run that is ranked beside its reference, and may keep all its checkpoints."""
@@ -71,26 +120,18 @@ class Plan:
         return ["--data-dir", self.data_dir] if self.data_dir else []
 
 
+def paper_training(script: str) -> dict[str, Training]:
+    return {m: Training(paper_flags(m, script), paper_grid(m, script)) for m in PAPER_MODELS}
+
+
+OF_DPO = paper_settings(PAPER_MODELS[0], "dpo")
 SCALES = {
     "paper": Plan(
-        train=["gpt2", "EleutherAI/pythia-2.8b", "meta-llama/Llama-2-7b-hf"],
-        sft={  # learning rate, epochs, batch and steps between evaluations are ours
-            "dataset_name": HH, "dataset_text_field": "chosen", "instruction_template": "Human:",
-            "response_template": "Assistant:", "per_device_train_batch_size": 8,
-            "learning_rate": 1e-5, "num_train_epochs": 1, "eval_strategy": "steps",
-            "eval_steps": 500, "save_strategy": "steps", "save_steps": 500,
-            "load_best_model_at_end": "true", "save_total_limit": 2, "max_length": 512,
-            "bf16": "true",
-        },
-        dpo={  # the same; 100,500 steps on HH-RLHF: 50 evaluations
-            "dataset_name": HH, "beta": 0.1, "loss_type": "alpha_scaling",
-            "per_device_train_batch_size": 8, "learning_rate": 1e-6, "num_train_epochs": 5,
-            "warmup_steps": 150, "bf16": "true", "max_length": 512, "eval_strategy": "steps",
-            "eval_steps": 2000, "save_strategy": "steps", "save_steps": 2000,
-            "load_best_model_at_end": "true", "optim": "rmsprop",
-        },
-        gammas=[0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2],
-        seeds=[0, 1, 2],
+        train=PAPER_MODELS,
+        sft=paper_training("sft"),
+        dpo=paper_training("dpo"),
+        gammas=OF_DPO["gammas"]["value"],
+        seeds=OF_DPO["seeds"]["value"],
         models=[
             "gpt2", "EleutherAI/pythia-1.4b", "EleutherAI/pythia-2.8b", "google/gemma-7b",
             "google/gemma-7b-it", "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-7b-chat-hf",
@@ -111,24 +152,31 @@ SCALES = {
         ],
         sample_size=1000,
         at="lowest-loss",
+        sft_per_seed=True,
         keeps_checkpoints=True,
         win_rate=["--dataset", f"{HH}:train", "--sample-size", "500"],
         judge="openai:gpt-4o",
     ),
     "embedded": Plan(
         train=[BUNDLED_MODEL],
-        sft={
-            "dataset_name": "sample", "max_train_samples": 40, "max_length": 512,
-            "num_train_epochs": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-5,
-            "logging_steps": 1, "report_to": "none", "save_strategy": "no",
-        },
-        dpo={
-            "dataset_name": "sample", "max_train_samples": 40, "beta": 0.1,
-            "loss_type": "alpha_scaling", "max_length": 512, "num_train_epochs": 2,
-            "per_device_train_batch_size": 8, "learning_rate": 2e-5, "warmup_steps": 3,
-            "optim": "rmsprop", "bf16": "true", "eval_strategy": "epoch",
-            "save_strategy": "epoch", "logging_steps": 3, "report_to": "none",
-        },
+        sft={ANY: Training(
+            {
+                "dataset_name": "sample", "max_train_samples": 40, "max_length": 512,
+                "num_train_epochs": 1, "batch_size": 8, "learning_rate": 1e-5,
+                "logging_steps": 1, "report_to": "none", "save_strategy": "no",
+            },
+            {"learning_rate": [1e-5, 3e-5]},
+        )},
+        dpo={ANY: Training(
+            {
+                "dataset_name": "sample", "max_train_samples": 40, "beta": 0.1,
+                "loss_type": "alpha_scaling", "max_length": 512, "num_train_epochs": 2,
+                "batch_size": 8, "learning_rate": 2e-5, "warmup_steps": 3,
+                "optim": "rmsprop", "bf16": "true", "eval_strategy": "epoch",
+                "save_strategy": "epoch", "logging_steps": 3, "report_to": "none",
+            },
+            {"learning_rate": [5e-6, 2e-5]},
+        )},
         gammas=[0, 0.5, 1, 1.5, 2],
         seeds=[0, 1],
         models=[BUNDLED_MODEL],
@@ -136,6 +184,7 @@ SCALES = {
         on_disk=[HH, SHP, ALPACA_FARM, TIES],
         sample_size=200,
         at="last",
+        sft_per_seed=False,
         keeps_checkpoints=False,
         win_rate=["--max-new-tokens", "64"],
         judge=["--dataset", "sample", "--unless-trained-on", "40", "--n-test-pairs", "40",

@@ -16,7 +16,8 @@ BESIDE_SUMMARIES = {".examples", ".pairs", ".curve", ".responses", ".reference",
 class Part(NamedTuple):
     """One command. It is done when `done` is there, finished and with rows of all `models`.
 
-    done: its result; a table (.md) is what it prints. needs: results of other parts.
+    done: its result; a table (.md) is what it prints. needs: results of other parts. may_diverge:
+    a training run of a search, which is done with, too, when its loss was not finite.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Part(NamedTuple):
     done: Path
     needs: tuple[Path, ...] = ()
     models: tuple[str, ...] = ()
+    may_diverge: bool = False
 
 
 def is_finished(file: Path) -> bool:
@@ -33,31 +35,90 @@ def is_finished(file: Path) -> bool:
     return file.exists()
 
 
+def has_diverged(file: Path) -> bool:
+    """Whether a training run ended with a loss that is not finite, as its RUN_FILE says."""
+    return file.exists() and "diverged" in json.loads(file.read_text())
+
+
 def evaluation(name: str, script: str, words: list, done: Path, needs=(), models=()) -> Part:
     words = ["python", script, *words, "--output-dir", done.parent, "--output-filename", done.name]
     return Part(name, [str(word) for word in words], done, (*needs,), (*models,))
 
 
+def training_part(plan: Plan, name: str, script: str, flags: dict, needs=()) -> Part:
+    """A run of sft.py or dpo.py into its output_dir."""
+    folder = Path(flags["output_dir"])
+    flags = flags | {"wandb_run_name": folder.name}
+    flags |= {"data_dir": plan.data_dir} if plan.data_dir else {}
+    words = [f"--{flag}={value}" for flag, value in flags.items()]
+    return Part(name, [*plan.launcher, f"{script}.py", *words], folder / RUN_FILE, needs)
+
+
 def training_parts(plan: Plan) -> Iterator[Part]:
-    """Fig. 2, 3, 5-8: SFT, then DPO^γ for every γ and seed. Where checkpoints are judged later, the
-    chosen run keeps them all, the others the best and the last."""
-
-    def part(name: str, script: str, folder: Path, flags: dict, needs=()) -> Part:
-        flags |= {"data_dir": plan.data_dir} if plan.data_dir else {}
-        words = [f"--{flag}={value}" for flag, value in flags.items()]
-        return Part(name, [*plan.launcher, script, *words], folder / RUN_FILE, needs)
-
+    """Fig. 2, 3, 5-8: SFT, then DPO^γ for every γ and seed, with what a search chose. Where
+    checkpoints are judged later, the chosen run keeps them all, the others the best and the last.
+    """
     for model in plan.train:
-        sft = plan.sft_folder(model)
-        flags = {"model_name": model, "output_dir": sft, "wandb_run_name": sft.name, **plan.sft}
-        yield part(f"SFT: {slug(model)}", "sft.py", sft, flags)
+        values = plan.chosen_values(model, "sft")
+        for seed in plan.seeds if plan.sft_per_seed else [None]:
+            sft = plan.sft_folder(model, seed)
+            flags = {"model_name": model, "output_dir": sft, **plan.flags(model, "sft", **values)}
+            flags |= {"seed": seed} if plan.sft_per_seed else {}
+            of_seed = f", seed {seed}" if plan.sft_per_seed else ""
+            yield training_part(plan, f"SFT: {slug(model)}{of_seed}", "sft", flags)
+        values = plan.chosen_values(model, "dpo")
         for (gamma, seed), run in plan.runs(model).items():
+            sft = plan.sft_folder(model, seed)
             flags = {"model_name_or_path": sft, "output_dir": run, "alpha": f"{gamma:g}",
-                     "seed": seed, "wandb_run_name": run.name, **plan.dpo}  # fmt: skip
+                     "seed": seed, **plan.flags(model, "dpo", **values)}  # fmt: skip
             if not plan.keeps_checkpoints or run != plan.chosen_run(model):
                 flags["save_total_limit"] = 1
             name = f"DPO: {slug(model)}, γ = {gamma:g}, seed {seed}"
-            yield part(name, "dpo.py", run, flags, (sft / RUN_FILE,))
+            yield training_part(plan, name, "dpo", flags, (sft / RUN_FILE,))
+
+
+def search_parts(plan: Plan) -> Iterator[Part]:
+    """App. D.1: SFT at every point of its grid, of which the lowest validation loss chooses, then
+    DPO (γ = 1) from the chosen model; on the first seed. The chosen SFT run becomes the one that
+    training would make."""
+    for model in plan.train:
+        sft, folder = plan.sft_folder(model), plan.out / "search" / slug(model)
+        check_not_trained(plan, model)
+        starts: dict[str, dict] = {
+            "sft": {"model_name": model},
+            "dpo": {"model_name_or_path": sft, "alpha": "1"},
+        }
+        for script, start in starts.items():
+            grid, points = plan.training(model, script).grid, []
+            for values in product(*grid.values()):
+                point = dict(zip(grid, values))
+                place = folder / "_".join([script, *(f"{k}{v:g}" for k, v in point.items())])
+                flags = {**start, "output_dir": place, **plan.flags(model, script, **point)}
+                flags |= {"seed": plan.seeds[0], "save_total_limit": 1}
+                if script == "sft" and not plan.sft_per_seed:
+                    del flags["seed"]
+                words = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in point.items())
+                name = f"search: {script.upper()}: {slug(model)}, {words}"
+                needs = (sft / RUN_FILE,) if script == "dpo" else ()
+                part = training_part(plan, name, script, flags, needs)
+                yield part._replace(may_diverge=True)
+                points.append(str(place))
+            done = plan.search_file(model, script)
+            command = ["python", "-m", "reproduce.search", *points, "--output", str(done)]
+            command += ["--link", str(sft)] if script == "sft" else []
+            yield Part(f"search: {script.upper()} of {slug(model)}, choice", command, done)
+
+
+def check_not_trained(plan: Plan, model: str) -> None:
+    """ValueError where runs of `training` are there that a search would contradict."""
+    if plan.search_file(model, "dpo").exists():
+        return
+    sft = [folder for folder in (plan.sft_folder(model, seed) for seed in plan.seeds)
+           if folder.exists() and not folder.is_symlink()]  # fmt: skip
+    runs = [folder for folder in plan.runs(model).values() if folder.exists()]
+    if found := [*sft, *runs]:
+        raise ValueError(f"{found[0]} was trained without a search: move it away, or search in "
+                         "another --output-dir")  # fmt: skip
 
 
 def ranking_parts(plan: Plan) -> Iterator[Part]:
@@ -89,22 +150,27 @@ def win_rate_parts(plan: Plan) -> Iterator[Part]:
     """Fig. 4, 9-12: the runs of the sweep, and the checkpoints of one, by a served judge or by a
     reward model that is trained first. The models were trained on text: no chat template."""
     for model in plan.train:
-        sft, chosen, judge = plan.sft_folder(model), plan.chosen_run(model), plan.judge
-        words: list = ["--chat-template", "never", "--reference-name-or-path", sft, "--judge"]
+        chosen, runs, judge = plan.chosen_run(model), plan.runs(model), plan.judge
+        words: list = ["--chat-template", "never", "--judge"]
         if isinstance(judge, str):
             words += [judge, *plan.win_rate]
         else:
-            folder = plan.out / f"{slug(model)}_reward_model"
+            sft, folder = plan.sft_folder(model), plan.out / f"{slug(model)}_reward_model"
             command = ["python", "-m", "reproduce.train_reward_model", "--lm-name-or-path"]
             command += [str(sft), "--output-dir", str(folder), *judge, *plan.data_flags()]
             done = folder / "accuracy.json"
             yield Part(f"reward model: {slug(model)}", command, done, (sft / RUN_FILE,))
             unseen = folder / "policy_examples.jsonl"
             words += [f"reward-model:{folder}", *plan.win_rate, "--dataset", unseen]
-        sweeps = [(chosen.parent, [*plan.runs(model).values()]), (chosen, [])]
-        for folder, models in sweeps[: 1 + plan.keeps_checkpoints]:
+        groups: dict[Path, tuple[Path, list[Path]]] = {}  # folder → reference, runs
+        for (_, seed), run in runs.items():
+            groups.setdefault(run.parent, (plan.sft_folder(model, seed), []))[1].append(run)
+        if plan.keeps_checkpoints:
+            groups[chosen] = plan.sft_folder(model), []
+        for folder, (sft, models) in groups.items():
             name, done = f"win rate: {folder.name}", plan.out / "win_rate" / f"{folder.name}.jsonl"
-            flags = ["--checkpoints", folder, *words, *plan.data_flags()]
+            flags = ["--checkpoints", folder, "--reference-name-or-path", sft, *words]
+            flags += plan.data_flags()
             needs = [run / RUN_FILE for run in models or [folder]]
             yield evaluation(name, "calculate_win_rate.py", flags, done, needs, map(str, models))
 
@@ -165,10 +231,15 @@ def report_parts(plan: Plan) -> Iterator[Part]:
             yield table(f"{file.parent.name}_dynamics", "tables", "dynamics", file)
             for figure in ("dynamics", "loss-against-reference", "accuracy-against-distance"):
                 yield picture(f"{file.parent.name}_{figure}", figure, file)
+    for file in sorted((plan.out / "search").glob("*.jsonl")):
+        yield table(f"{file.stem}_search", "tables", "search", file)
     for file in summaries(plan, "win_rate"):
         yield table(f"{file.stem}_win_rate", "tables", "win-rate", file)
         yield picture(f"{file.stem}_win_rate", "win-rate", file)
 
 
-STEPS = {"training": training_parts, "ranking": ranking_parts, "idealized": idealized_parts,
-         "win-rate": win_rate_parts, "report": report_parts}  # fmt: skip
+STEPS = {
+    "search": search_parts, "training": training_parts, "ranking": ranking_parts,
+    "idealized": idealized_parts, "win-rate": win_rate_parts, "report": report_parts,
+}  # fmt: skip
+BY_DEFAULT = [step for step in STEPS if step != "search"]

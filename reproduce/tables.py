@@ -8,27 +8,32 @@ interval; differences whose published value lies outside the interval carry a *.
 idealized (Tables 1, 6): R* by Corollary 3.3 over β = 0.01, 0.1, 1, 5, 10; gap to its median.
 idealized-by-dataset: the same of ours alone, a dataset's models side by side.
 conventions, length: files of conventions.py and length_difference.py. dynamics, sweep: files
-ranking_dynamics.jsonl of dpo.py. win-rate: a file of calculate_win_rate.py --checkpoints.
+ranking_dynamics.jsonl of dpo.py. flips: of such files, which wrongly ranked pairs flipped, with
+intervals, and whether those of small c flipped first (Theorem 4.1).
+win-rate: a file of calculate_win_rate.py --checkpoints.
 benchmarks: RewardBench, RM-Bench and others by their own protocols, of the ranking script.
 rewards, displacement, ranking-and-reward: implicit rewards, how likelihoods moved, and the 2 × 2
 table of Remark 2.5, of the ranking script with a reference.
 comparison, mcnemar: NAME.compare.jsonl of its --compare.
+search: the points of reproduce.search. settings: paper_settings.jsonl, with each value's source.
 Models that the paper does not have are shown beside --beside MODEL, one that it has.
 """
 
 import argparse
 import json
+from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from ranking.data.hub import DATASETS
+from ranking.data.hub import ALPACA_FARM, DATASETS
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import Record, read_json_lines
 from ranking.reports.accuracy import accuracy_table
 from ranking.reports.benchmarks import benchmark_table
 from ranking.reports.comparison import comparison_table, mcnemar_table
 from ranking.reports.dynamics import dynamics_table, read_dynamics, sweep_table
+from ranking.reports.flips import dynamics_names, flips_table
 from ranking.reports.idealized import idealized_table
 from ranking.reports.labels import (
     SYMBOLS,
@@ -45,6 +50,9 @@ from ranking.reports.rewards import (
 )
 from ranking.reports.tables import BETWEEN, Table, as_latex, as_markdown, percent
 from ranking.reports.win_rate import win_rate_table
+from reproduce.scales import SCALES
+from reproduce.search import search_table
+from reproduce.settings import settings_table
 
 PUBLISHED = json.loads((Path(__file__).parent / "paper_tables.json").read_text())
 HUB_NAMES = {  # of models that the tables call otherwise
@@ -84,22 +92,58 @@ def accuracy_beside_paper(rows: list[Any], beside: str | None = None) -> Table:
 def idealized_beside_paper(rows: list[Any]) -> Table:
     """Tables 1 and 6: ours, then the paper's."""
     columns, lines = idealized_table(rows)
-    for ties, table in ((False, "idealized_table1"), (True, "idealized_table6_ties_included")):
-        published = PUBLISHED[table] if any(row["include_ties"] == ties for row in rows) else {}
-        for model, row in published.items():
-            where = "AlpacaFarm, paper's convention" + (", ties included" if ties else "")
-            cells = [where, f"paper: {short(model)}", "–"]
-            for key in ("R_norm", "R"):
-                median = row[f"{key}_star"][1]
-                cells += [str(row[key]), BETWEEN.join(map(str, row[f"{key}_star"]))]
-                cells.append(f"{median - row[key]:.0f}")
-            lines.append(cells)
+    for ties, model, row in published_idealized(rows):
+        where = "AlpacaFarm, paper's convention" + (", ties included" if ties else "")
+        mark = "†" if of_reference(model, ties) else ""
+        cells = [where, f"paper: {short(model)}{mark}", "–"]
+        for key in ("R_norm", "R"):
+            median = row[f"{key}_star"][1]
+            cells += [str(row[key]), BETWEEN.join(map(str, row[f"{key}_star"]))]
+            cells.append(f"{median - row[key]:.0f}")
+        lines.append(cells)
     return columns, lines
 
 
 def idealized_by_dataset(rows: list[Any]) -> Table:
     """Ours alone: each dataset's models side by side, in the order of the files."""
     return idealized_table(sorted(rows, key=itemgetter("dataset_name")))
+
+
+def published_idealized(rows: list[Any]) -> Iterator[tuple[bool, str, dict]]:
+    """(with ties, model, values) of Tables 1 and 6, of those to which ours belong."""
+    for ties, table in ((False, "idealized_table1"), (True, "idealized_table6_ties_included")):
+        if any(row["include_ties"] == ties for row in rows):
+            yield from ((ties, model, row) for model, row in PUBLISHED[table].items())
+
+
+def of_reference(model: str, ties: bool) -> tuple[str, list[float], list[float]] | None:
+    """(reference, its R̃ and R in Tables 2-5, the model's there) where Table 1 or 6 has those of
+    the reference for the model that was tuned from it; None where it has the model's own."""
+    reference = SCALES["paper"].tuned_from.get(model)
+    if reference is None:
+        return None
+    data = f"{ALPACA_FARM}:{DATASETS[ALPACA_FARM].config}" + " (ties included)" * ties
+    row = PUBLISHED["idealized_table6_ties_included" if ties else "idealized_table1"][model]
+    theirs, own = (PUBLISHED["ranking_accuracy"][name][data] for name in (reference, model))
+
+    def rounds_to_it(values: list[float]) -> bool:
+        return all(abs(x - row[key]) <= 0.5 for x, key in zip(values, ("R_norm", "R")))
+
+    return (reference, theirs, own) if rounds_to_it(theirs) and not rounds_to_it(own) else None
+
+
+def idealized_notes(rows: list[Any]) -> list[str]:
+    """What the marks of `idealized_beside_paper` mean."""
+    notes = []
+    for ties, model, row in published_idealized(rows):
+        if other := of_reference(model, ties):
+            reference, theirs, own = (short(other[0]), *other[1:])
+            notes.append(
+                f"† {'Table 6' if ties else 'Table 1'} prints for {short(model)} the accuracies "
+                f"({row['R_norm']}, {row['R']}) that Tables 2-5 have for {reference} "
+                f"({theirs[0]}, {theirs[1]}); its own are {own[0]}, {own[1]}."
+            )
+    return notes
 
 
 def conventions_table(rows: list[Record], beside: str | None = None) -> Table:
@@ -138,6 +182,8 @@ SUMMARIES = {  # table → its builder, from the rows of all files and --beside
     "displacement": lambda rows, beside: reward_displacement_table(rows),
     "ranking-and-reward": lambda rows, beside: ranking_and_reward_table(rows),
     "comparison": lambda rows, beside: comparison_table(rows),
+    "search": lambda rows, beside: search_table(rows),
+    "settings": lambda rows, beside: settings_table(rows),
     "mcnemar": lambda rows, beside: mcnemar_table(rows),
 }
 FORMATS = {"markdown": as_markdown, "latex": as_latex}
@@ -145,7 +191,9 @@ FORMATS = {"markdown": as_markdown, "latex": as_latex}
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("table", choices=(*SUMMARIES, "dynamics", "sweep"), help="which table")
+    parser.add_argument(
+        "table", choices=(*SUMMARIES, "dynamics", "sweep", "flips"), help="which table"
+    )
     parser.add_argument(
         "files", nargs="+", type=Path, help="summaries, or ranking_dynamics.jsonl files"
     )
@@ -171,6 +219,11 @@ def main(args: argparse.Namespace) -> None:
         table = dynamics_table(read_dynamics(args.files[0]))
     elif args.table == "sweep":
         table = sweep_table([read_dynamics(file) for file in args.files], args.at)
+    elif args.table == "flips":
+        names = dynamics_names(args.files)
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two files are called {twice[0]}: rename one, or give it once")
+        table = flips_table({name: read_dynamics(f) for name, f in zip(names, args.files)})
     else:
         rows = [row for file in args.files for row in read_json_lines(file)]
         try:
@@ -178,6 +231,8 @@ def main(args: argparse.Namespace) -> None:
         except ValueError as error:
             raise ValueError(f"{', '.join(map(str, args.files))}: {error}") from None
     print(FORMATS[args.format](table))
+    for note in idealized_notes(rows) if args.table == "idealized" else []:
+        print(f"\n{note}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """Rows of result files, as small as tables and pictures of them need."""
 
+import numpy as np
+
+from ranking.metrics.dynamics import GROUPS
+
 HH = "Anthropic/hh-rlhf"
 
 
@@ -33,6 +37,23 @@ def evaluated_pairs():
                      "reward_margin": step * 0.1, "ref_chosen": -10.0, "ref_rejected": -12.0 + 3 * k,
                      "squared_distance": step**2 if part == "validation" else None}
                 )  # fmt: skip
+    return rows
+
+
+def tuned_rows(n=80, beta=0.1, gamma=0.5, step=7, part="validation", loss=0.5, seed=0):
+    """Rows of a dynamics file, one evaluation of random pairs around −60 nats; half of the pairs
+    are of examples with two each."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for k, (chosen, rejected, move) in enumerate(rng.normal([-60, -60, 5], [9, 9, 6], (n, 3))):
+        logps = {"chosen": chosen + move, "rejected": rejected, "ref_chosen": chosen,
+                 "ref_rejected": rejected}  # fmt: skip
+        group = GROUPS[bool(chosen >= rejected), bool(chosen + move >= rejected)]
+        id_ = f"e{k}" if k % 4 < 2 else f"e{k - k % 2}:{k % 2}>2"
+        rows.append(
+            {"step": step, "part": part, "id": id_, "beta": beta, "gamma": gamma, "group": group,
+             "loss": loss, "reward_margin": beta * move, "squared_distance": None, **logps}
+        )  # fmt: skip
     return rows
 
 

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
 
+from benchmarks.cost_estimate import SHAPES, paper_runs
 from benchmarks.models import make_random_llama
 from benchmarks.steps import forward_operations
 from benchmarks.training_speed import compare, parse_args
@@ -70,6 +73,39 @@ def test_a_split_that_is_not_one_is_an_error(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--splits", "8"])
     assert "give device batch x accumulation" in capsys.readouterr().err
+
+
+def test_gpu_hours_of_the_papers_runs():
+    """By hand for Llama-2-7B's SFT on texts of one token; the committed figures are of its counts."""
+    runs = paper_runs(pair=2.0, preferred=1.0, share=0.5).set_index(["model", "run"])
+    llama = runs.loc["meta-llama/Llama-2-7b-hf"]
+    needed = 2 * 6_738_415_616 * (3 * 160_800 + 50 * 1000 + 1000)
+    assert llama.loc["SFT", "GPU-hours"] == pytest.approx(needed / 156e12 / 3600)
+    assert llama.loc["SFT", "its share of the peak"] == pytest.approx(needed / 312e12 / 3600 / 30)
+    scored = 160_800 + 1000 + 1000 + 50 * 2000 + 1000  # the reference, evaluations, the test split
+    needed = 2 * 6_738_415_616 * 2 * (3 * 160_800 + scored)
+    assert llama.loc["DPO", "GPU-hours"] == pytest.approx(needed / 156e12 / 3600)
+    assert list(runs["grid"]) == [16, 48, 9, 32, 6, 4]
+
+    kept = json.loads((ROOT / "benchmarks/cost_estimate.json").read_text())
+    pair = kept["tokens_per_example"]["Anthropic/hh-rlhf"]
+    again = paper_runs(pair, kept["preferred_tokens_per_example"], kept["settings"]["share"])
+    for row, found in zip(kept["runs"], again.to_dict("records"), strict=True):
+        assert row == pytest.approx(found)
+
+
+@pytest.mark.parametrize("name, config", [
+    ("gpt2", GPT2Config()),
+    ("EleutherAI/pythia-2.8b", GPTNeoXConfig(
+        hidden_size=2560, num_hidden_layers=32, num_attention_heads=32, intermediate_size=10240,
+        vocab_size=50304)),
+    ("meta-llama/Llama-2-7b-hf", LlamaConfig()),
+])  # fmt: skip
+def test_shapes_are_those_of_the_models(name, config):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    n_weights = sum(weight.numel() for weight in model.parameters())
+    assert SHAPES[name] == (n_weights, config.num_hidden_layers, config.hidden_size)
 
 
 @pytest.mark.slow

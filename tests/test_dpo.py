@@ -35,8 +35,8 @@ from ranking.reports.dynamics import read_dynamics
 from ranking.scoring.loading import load_model
 from ranking.scoring.models import model_fingerprint
 from ranking.training.best_metric import check_best_metric
-from ranking.training.checks import check_values
 from ranking.training.dynamics_file import DynamicsRow
+from ranking.training.early_checks import check_values
 from ranking.training.known_flags import read_known_flags
 from ranking.training.run_directory import TrainingRun
 from ranking.training.splits import load_parts
@@ -511,12 +511,13 @@ def test_bad_flags(flags, message):
 
 
 def test_a_run_that_diverges_ends_with_one_line(tiny_model_directory, tmp_path):
-    """And is not marked as finished."""
+    """And is marked as diverged, not as finished."""
     more = ["--report_to=none", "--bf16=false", "--warmup_steps=0", "--logging_steps=1",
             "--learning_rate=1e30", "--max_grad_norm=0"]  # fmt: skip
     with pytest.raises(ValueError, match="the training loss is nan at step 2"):
         main(command(tiny_model_directory, tmp_path / "out", *more))
-    assert not json.loads((tmp_path / "out" / "run_config.json").read_text())["finished"]
+    run = json.loads((tmp_path / "out" / "run_config.json").read_text())
+    assert not run["finished"] and run["diverged"] == 2
 
 
 def test_a_metric_of_no_evaluation_ends_it_before_a_model_is_read(tmp_path):

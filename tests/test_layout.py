@@ -86,7 +86,7 @@ def test_reports_need_no_torch(file):
     assert not {module.split(".")[0] for module in imports_of(file)} & HEAVY
 
 
-@pytest.mark.parametrize("script", sorted(SCRIPTS - {"dpo", "sft"}))  # these: test_checks.py
+@pytest.mark.parametrize("script", sorted(SCRIPTS - {"dpo", "sft"}))  # these: test_early_checks.py
 def test_what_loads_with_a_script_needs_no_torch(script):
     """All that is imported at the start, from one to the next."""
     waiting, seen = [script], set()

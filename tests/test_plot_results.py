@@ -1,7 +1,7 @@
 """The command line of the figures; what they show: tests/reports."""
 
 import pytest
-from result_rows import evaluated_pairs, idealized_rows, ranking_rows
+from result_rows import evaluated_pairs, idealized_rows, ranking_rows, tuned_rows
 
 import plot_results
 from ranking.plumbing.result_files import write_json_lines
@@ -25,6 +25,24 @@ def test_dynamics_command_line(tmp_path):
         assert output.read_bytes().startswith(b"%PDF")
     with pytest.raises(ValueError, match="takes one dynamics file"):
         plot_results.main(plot_results.parse_args(["dynamics", "a", "b", "--output", "c.png"]))
+
+
+def test_flips_and_losses_command_lines(tmp_path):
+    """flips of one run at one of two steps; losses of two runs, or a line on what they lack."""
+    rows = [r for part in ("train", "validation", "test") for r in tuned_rows(10, part=part)]
+    for name in ("a", "b"):
+        write_json_lines(tmp_path / f"{name}.jsonl", rows)
+    write_json_lines(tmp_path / "c.jsonl", tuned_rows())
+    a, b, c = (str(tmp_path / f"{name}.jsonl") for name in "abc")
+    for words in (["flips", a, "--at", "last"], ["losses", a], ["losses", a, b]):
+        output = tmp_path / "f.pdf"
+        plot_results.main(plot_results.parse_args([*words, "--output", str(output)]))
+        assert output.read_bytes().startswith(b"%PDF")
+        output.unlink()
+    for words, message in ((["flips", a, b], "flips takes one dynamics file"),
+                           (["losses", a, c], "c.jsonl: no losses of test pairs")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            plot_results.main(plot_results.parse_args([*words, "--output", str(output)]))
 
 
 @pytest.mark.parametrize(

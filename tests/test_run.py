@@ -16,7 +16,7 @@ import pytest
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import read_json_lines, write_json_lines
 from reproduce import run, steps
-from reproduce.scales import slug
+from reproduce.scales import ANY, Training, slug
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,6 +83,98 @@ def test_report_and_win_rate_commands_parse_and_say_when_they_are_done(capsys, t
     assert [run.is_done(p) for p in steps.training_parts(plan)] == [False, True, True]
 
 
+def flags_of(command: list[str]) -> dict[str, str]:
+    return dict(word.removeprefix("--").split("=", 1) for word in command if "=" in word)
+
+
+def test_a_search_is_the_papers_grid_and_training_takes_its_choice(capsys, tmp_path):
+    """One SFT and one DPO grid for each model, on the first seed; the chosen SFT run is the one
+    that DPO starts from."""
+    arguments = ["--scale", "paper", "--output-dir", str(tmp_path)]
+    commands = printed_commands(capsys, "search", *arguments)
+    assert len(commands) == (16 + 48 + 2) + (9 + 32 + 2) + (6 + 4 + 2)
+    points = [c for c in commands if c[1] == "dpo.py" and "gpt2_sft_seed0" in c[2]]
+    batches = {flags_of(c)["per_device_train_batch_size"] for c in points}
+    assert len(points) == 48 and batches == {"32", "64", "128"}
+    assert commands[16][-2:] == ["--link", str(tmp_path / "gpt2_sft_seed0")]
+    assert flags_of(points[0])["model_name_or_path"] == str(tmp_path / "gpt2_sft_seed0")
+
+    before = printed_commands(capsys, "training", *arguments, "--train", "/models/gpt2")
+    for script, values in (("sft", {"learning_rate": 1e-6, "batch_size": 256}),
+                           ("dpo", {"learning_rate": 5e-7, "batch_size": 128, "beta": 10})):  # fmt: skip
+        file = tmp_path / "search" / f"gpt2_{script}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        write_json_lines(file, [{"chosen": False}, {"chosen": True, **values}])
+    launched = ["--launcher", "torchrun --nproc_per_node 2", "--processes", "2"]
+    after = printed_commands(capsys, "training", *arguments, "--train", "/models/gpt2", *launched)
+    assert len(before) == len(after) == 3 + 27
+    changed = []
+    for old, new in zip(before, after):
+        old, new = flags_of(old), flags_of(new)
+        changed.append({name: new[name] for name in new if new[name] != old[name]})
+        assert new["num_train_epochs"] == "5"
+    assert (
+        changed
+        == [{"learning_rate": "1e-06", "per_device_train_batch_size": "128"}] * 3
+        + [
+            {"learning_rate": "5e-07", "beta": "10"}  # 64 as before, by each of two processes
+        ]
+        * 27
+    )
+    starts = [flags_of(c).get("model_name_or_path", "") for c in after]
+    assert [name.rsplit("_", 1)[-1] for name in starts[3:6]] == ["seed0", "seed1", "seed2"]
+    for command in [commands[0], points[0], commands[16]]:
+        check_it_parses(command)
+
+
+def test_what_a_search_cannot_be_is_one_line(capsys, tmp_path):
+    arguments = ["search", "--scale", "paper", "--output-dir", str(tmp_path), "--print"]
+    (tmp_path / "gpt2_dpo_seed0" / "gpt2_dpo_gamma1_seed0").mkdir(parents=True)
+    launched = ["--launcher", "torchrun", "--processes"]
+    for more, error in (
+        ([], "gpt2_dpo_gamma1_seed0 was trained without a search: move it away"),
+        (["--train", "gpt2-xl"], "--train gpt2-xl: the paper's settings are of gpt2, "),
+        (["--seeds", "1", *launched, "3"], "--processes 3 do not divide batches of 64"),
+        (["--processes", "2"], "--processes 2 without --launcher"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            run_script(run.main, run.parse_args([*arguments, *more]))
+        printed = capsys.readouterr().err
+        assert stop.value.code == 2 and error in printed and printed.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_search_on_a_tiny_model(tiny_model_directory, tmp_path):
+    """A point that diverges is counted, not chosen and not run again; a run that was stopped goes
+    on; the chosen SFT run is the one that training would make."""
+    embedded = run.SCALES["embedded"]
+    sft, dpo = embedded.sft[ANY], embedded.dpo[ANY]
+    wild = {"max_grad_norm": 0, "logging_steps": 1, "warmup_steps": 0, "max_train_samples": 16}
+    grid = {"learning_rate": [1e-4, 1e30]}
+    plan = replace(
+        embedded, out=tmp_path, train=[str(tiny_model_directory)], gammas=[1], seeds=[3],
+        sft={ANY: Training(sft.flags | wild, grid)},
+        dpo={ANY: Training(dpo.flags | wild | {"bf16": "false"}, {"beta": [0.1, 1]})},
+    )  # fmt: skip
+    parts = list(steps.search_parts(plan))
+    assert len(parts) == 2 + 1 + 2 + 1
+    assert run.run_parts(parts[:1], tmp_path / "logs", always=False) == []
+    mark = json.loads(parts[0].done.read_text())
+    parts[0].done.write_text(json.dumps(mark | {"finished": False}))  # as if killed
+    assert run.run_parts(parts, tmp_path / "logs", always=False) == []
+    for script, diverged in (("sft", [False, True]), ("dpo", [False, False])):
+        points = read_json_lines(plan.search_file(plan.train[0], script))
+        assert [p["diverged"] for p in points] == diverged
+        losses = [p["lowest_loss"] for p in points if not p["diverged"]]
+        (chosen,) = [p for p in points if p["chosen"]]
+        assert chosen["lowest_loss"] == min(losses) and chosen["step"] >= 1
+    times = {part.done: part.done.stat().st_mtime_ns for part in parts}
+    assert run.run_parts(parts, tmp_path / "logs", always=False) == []
+    trained, *_ = steps.training_parts(plan)
+    assert run.is_done(trained) and trained.done.parent.is_symlink()
+    assert times == {part.done: part.done.stat().st_mtime_ns for part in parts}
+
+
 def test_models_whose_names_end_alike_are_refused(tmp_path, capsys):
     arguments = ["ranking", "--scale", "embedded", "--output-dir", str(tmp_path)]
     with pytest.raises(SystemExit):
@@ -124,7 +216,7 @@ def test_driver_on_a_tiny_model(tiny_model_directory, tmp_path):
 def test_unknown_step_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_script(run.main, run.parse_args(["tabels", "--scale", "paper", "--output-dir", "x"]))
-    assert "unknown step tabels: choose from training, ranking" in capsys.readouterr().err
+    assert "unknown step tabels: choose from search, training" in capsys.readouterr().err
 
 
 def test_a_second_stop_of_the_driver_ends_its_part_too(tmp_path):

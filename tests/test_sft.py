@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from ranking.data.conversions import sft_texts
 from ranking.scoring.chat import ChatOptions
-from ranking.training.checks import check_values
+from ranking.training.early_checks import check_values
 from ranking.training.known_flags import read_known_flags
 from ranking.training.splits import load_parts
 from ranking.training.texts import IGNORED, tokenize_texts

@@ -1,7 +1,7 @@
 """reproduce/tables.py: the paper's numbers beside ours, its formats and errors."""
 
 import pytest
-from result_rows import HH, idealized_rows, ranking_rows
+from result_rows import HH, idealized_rows, ranking_rows, tuned_rows
 
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import write_json_lines
@@ -67,6 +67,46 @@ def test_idealized_table_beside_the_paper():
                             "90 / 99 / 100", "57"]  # fmt: skip
     _, with_ties = tables.idealized_beside_paper([{**row, "include_ties": True} for row in rows])
     assert with_ties[0][0] == "d, ties included" and with_ties[1][3] == "42"
+
+
+def test_flips_of_several_runs(tmp_path, capsys):
+    files = [tmp_path / "gamma0.jsonl", tmp_path / "gamma1_seed0" / "ranking_dynamics.jsonl"]
+    files[1].parent.mkdir()
+    for file, gamma in zip(files, (0.0, 1.0)):
+        write_json_lines(file, tuned_rows(gamma=gamma))
+    tables.main(tables.parse_args(["flips", *map(str, files)]))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [
+        ["| gamma0", "0"],
+        ["| gamma1_seed0", "1"],
+    ]
+    with pytest.raises(ValueError, match="two files are called gamma0"):
+        tables.main(tables.parse_args(["flips", str(files[0]), str(files[0])]))
+
+
+def test_published_accuracies_of_another_model_have_a_footnote(tmp_path, capsys):
+    """Gemma-7B-it's in Tables 1 and 6; it is by comparison: with its own values, there is none."""
+    rows = idealized_rows()
+    write_json_lines(tmp_path / "idealized.jsonl", rows)
+    for style in tables.FORMATS:
+        words = ["idealized", str(tmp_path / "idealized.jsonl"), "--format", style]
+        tables.main(tables.parse_args(words))
+        printed = capsys.readouterr().out
+        marked = [line for line in printed.splitlines() if "†" in line]
+        assert "paper: gemma-7b-it†" in marked[0] and len(marked) == 2
+        assert marked[1] == (
+            "† Table 1 prints for gemma-7b-it the accuracies (54, 40) that Tables 2-5 have for "
+            "gemma-7b (53.6, 40.4); its own are 55.6, 39.1."
+        )
+    (note,) = tables.idealized_notes([{**row, "include_ties": True} for row in rows])
+    assert "(41, 35) that Tables 2-5 have for gemma-7b (40.6, 35.2); its own are 15.8" in note
+
+
+def test_a_published_accuracy_that_is_the_models_own_has_none(monkeypatch):
+    corrected = {"R_norm": 56, "R": 39}
+    monkeypatch.setitem(tables.PUBLISHED["idealized_table1"], "google/gemma-7b-it", corrected)
+    assert tables.of_reference("google/gemma-7b-it", ties=False) is None
+    assert tables.of_reference("meta-llama/Llama-2-7b-chat-hf", ties=False) is None
 
 
 def test_formats_and_errors(tmp_path, capsys):

@@ -48,7 +48,8 @@ class GivenScores:
 
 @dataclass(frozen=True)
 class PreferenceExample:
-    """A prompt with K ≥ 2 completions and the human order of them.
+    """A prompt with K ≥ 2 completions and the human order of them; with one or none where it is
+    only asked, or trained on without a preference.
 
     id: content hash plus occurrence number, or what the data give beside a reference's scores.
     prompt_id: examples with one id form a cluster.

@@ -47,7 +47,7 @@ class Prompt(TypedDict):
     id: str  # of the first example that has it
     prompt_id: str
     prompt: str
-    chosen: str  # that example's preferred completion
+    chosen: str | None  # that example's preferred completion, if it has any
     dialogue: NotRequired[Dialogue]  # the same prompt as messages
     groups: NotRequired[dict[str, str]]  # of that example: column → value
 
@@ -95,10 +95,12 @@ def unique_prompts(data: PreferenceData, chat: ChatOptions = AUTO) -> list[Promp
     for example in data.examples:
         if example.prompt_id in prompts:
             continue
-        best = example.completions[example.ranks.index(min(example.ranks))]
+        best = None
+        if example.completions:
+            best = example.completions[example.ranks.index(min(example.ranks))].strip()
         prompt: Prompt = {
             "id": example.id, "prompt_id": example.prompt_id,
-            "prompt": plain_prompt(example, chat), "chosen": best.strip(),
+            "prompt": plain_prompt(example, chat), "chosen": best,
         }  # fmt: skip
         if example.dialogue is not None or (chat.system is not None and chat.mode == "always"):
             dialogue = example.dialogue or Dialogue(())

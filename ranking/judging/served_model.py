@@ -5,10 +5,11 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import append_json_lines, drop_torn_line
@@ -31,6 +32,7 @@ Which reply serves the user better? Prefer what is correct, to the point and har
 order are no merit. Answer with one letter and nothing else: A, B, or C if neither is better."""
 TRIAL = [{"role": "user", "content": "Answer with the letter A and nothing else."}]
 ANSWER_TOKENS = 16
+PARAMETERS = {"temperature": 0.0, "max_tokens": ANSWER_TOKENS}
 REASONING_TOKENS = 4096  # of an answer, where the reasoning before it counts
 CHARACTERS_PER_TOKEN = 4  # only for the estimate of the costs
 REFUSED = (400, 413, 422)  # of a question after the trial: it counts as unclear
@@ -39,11 +41,34 @@ VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}  # share of the win that goes to the f
 Messages = list[dict[str, str]]
 
 
+class ServedJudge(NamedTuple):
+    """A model behind an endpoint: how it is asked, and what its answers say.
+
+    parameters: of a request, as first tried. asked_of: what a pair's replies answer. question: that
+    and two replies → messages. verdict: an answer → the first reply's share of the win, in [0, 1],
+    None if unclear. combine: the verdicts of both orders → the policy's share.
+    """
+
+    model: str
+    parameters: Mapping[str, Any]
+    asked_of: Callable[[Mapping[str, Any]], str]
+    question: Callable[[str, str, str], Messages]
+    verdict: Callable[[str], float | None]
+    combine: Callable[[float | None, float | None], float | None]
+
+
 class CachedAnswer(NamedTuple):
     """A line of ~/.cache/ranking_acc/judge/MODEL.jsonl: a list of two. The last of a key counts."""
 
     key: str  # `cache_key` of the question
     answer: str  # as it came, never empty
+
+
+def plain_judge(model: str) -> ServedJudge:
+    """The judge of `QUESTION`, greedy."""
+    return ServedJudge(
+        model, PARAMETERS, itemgetter("prompt"), question, parse_verdict, combine_orders
+    )
 
 
 def make_client(base_url: str | None, timeout: float, max_retries: int):
@@ -62,7 +87,7 @@ def make_client(base_url: str | None, timeout: float, max_retries: int):
     if any(sign in (base_url or "") for sign in "@?"):
         raise ValueError("the judge's address: no credentials in it; use OPENAI_API_KEY")
     if not key and base_url is None:
-        raise ValueError("--judge openai: set OPENAI_API_KEY, or give --judge-base-url")
+        raise ValueError("a served judge: set OPENAI_API_KEY, or give --judge-base-url")
     return openai.OpenAI(
         api_key=key or "none", base_url=base_url, timeout=timeout, max_retries=max_retries
     )
@@ -92,10 +117,11 @@ def combine_orders(first: float | None, second: float | None) -> float | None:
     return first if first == 1.0 - second else 0.5
 
 
-def cache_key(address: str, model: str, messages: Messages) -> str:
+def cache_key(address: str, judge: ServedJudge, messages: Messages) -> str:
     """What identifies a paid answer: the endpoint, the model and everything it is asked (how it
-    wants to be asked follows from the first two)."""
-    content = json.dumps([address, model, ANSWER_TOKENS, messages], sort_keys=True)
+    wants to be asked follows from the first two and the parameters first tried)."""
+    how = ANSWER_TOKENS if judge.parameters == PARAMETERS else dict(judge.parameters)
+    content = json.dumps([address, judge.model, how, messages], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
@@ -135,8 +161,8 @@ def complaint(client, error) -> str:
     return text.replace(client.api_key, "…") if os.environ.get("OPENAI_API_KEY") else text
 
 
-def ask(client, model: str, messages: Messages, parameters: dict) -> str:
-    """The answer's text.
+def ask(client, model: str, messages: Messages, parameters: Mapping[str, Any]):
+    """The first choice of a chat completion; None where there is none.
 
     Raises openai.APIStatusError where the judge does not take this request, ValueError with one
     line, which never holds the key, if it cannot be asked at all.
@@ -161,22 +187,48 @@ def ask(client, model: str, messages: Messages, parameters: dict) -> str:
         raise ValueError(f"{where}: {type(error).__name__}") from None
     if not hasattr(response, "choices"):
         raise ValueError(f"{where}: no chat completion came back: check --judge-base-url")
-    return (response.choices[0].message.content or "") if response.choices else ""
+    return response.choices[0] if response.choices else None
 
 
-def find_parameters(client, model: str) -> dict[str, float | int]:
+def answer_text(choice, parameters: Mapping[str, Any]) -> str:
+    """What a choice says: its text, or the arguments of the function that it calls; where
+    log-probabilities were asked for, all of the choice as JSON, the text under `text`."""
+    if choice is None:
+        return ""
+    calls = choice.message.tool_calls
+    text = (calls[0].function.arguments if calls else choice.message.content) or ""
+    if not text or not parameters.get("logprobs"):
+        return text
+    bytes_of = {"bytes": True, "top_logprobs": {"__all__": {"bytes"}}}  # the tokens once more
+    left_out = {"logprobs": {"content": {"__all__": bytes_of}}}
+    said = choice.model_dump(exclude_none=True, exclude=left_out, warnings=False)
+    return json.dumps(said | {"text": text})
+
+
+def text_of_answer(answer: str, parameters: Mapping[str, Any]) -> str:
+    """The text of what `answer_text` returned."""
+    return json.loads(answer)["text"] if answer and parameters.get("logprobs") else answer
+
+
+def find_parameters(client, judge: ServedJudge) -> dict[str, Any]:
     """How the judge wants to be asked, found by a question that no filter and no limit refuses.
 
-    Greedily with `max_tokens`; newer models of OpenAI's take `max_completion_tokens` instead, which
-    also limits their reasoning, and no temperature. Raises ValueError as `ask` does, and with what
-    the judge says against the request otherwise.
+    With `judge.parameters`; newer models of OpenAI's take `max_completion_tokens` instead of
+    `max_tokens`, which also limits their reasoning, and no temperature. Raises ValueError as `ask`
+    does, and with what the judge says against the request otherwise, or where it gives no
+    log-probabilities although they are asked for.
     """
     import openai
 
-    parameters: dict[str, float | int] = {"temperature": 0.0, "max_tokens": ANSWER_TOKENS}
+    model, parameters = judge.model, dict(judge.parameters)
     while True:
         try:
-            ask(client, model, TRIAL, parameters)
+            choice = ask(client, model, TRIAL, parameters)
+            if parameters.get("logprobs") and getattr(choice, "logprobs", None) is None:
+                raise ValueError(
+                    f"judge {model} at {client.base_url} gives no log-probabilities, from which "
+                    "this judge's verdicts are read: choose one that is read by its words"
+                )
             return parameters
         except openai.APIStatusError as error:
             said = complaint(client, error)
@@ -194,7 +246,7 @@ def find_parameters(client, model: str) -> dict[str, float | int]:
 
 def ask_all(
     client,
-    model: str,
+    judge: ServedJudge,
     questions: dict[tuple, Messages],
     cache: Path,
     *,
@@ -210,7 +262,7 @@ def ask_all(
     answers = read_answers(cache)
     waiting: dict[str, list[tuple]] = {}  # like questions are asked once
     for name, messages in questions.items():
-        key = cache_key(str(client.base_url), model, messages)
+        key = cache_key(str(client.base_url), judge, messages)
         if key in answers:
             yield name, answers[key]
         else:
@@ -218,12 +270,12 @@ def ask_all(
     if not waiting:
         return
     missing = {key: questions[names[0]] for key, names in waiting.items()}
-    parameters = find_parameters(client, model)
-    if len(parameters.keys() & {"max_tokens", "temperature"}) < 2:
-        announce(f"judge {model} takes no max_tokens or temperature: asked with {parameters}")
+    parameters = find_parameters(client, judge)
+    if parameters != judge.parameters:
+        announce(f"judge {judge.model} takes no max_tokens or temperature: asked with {parameters}")
     limit = int(parameters.get("max_tokens", REASONING_TOKENS))
     announce(estimate(list(missing.values()), len(questions) - len(missing), limit, price))
-    for key, answer in ask_missing(client, model, missing, parameters, cache, concurrency):
+    for key, answer in ask_missing(client, judge.model, missing, parameters, cache, concurrency):
         for name in waiting[key]:
             yield name, answer
 
@@ -232,7 +284,7 @@ def ask_missing(
     client,
     model: str,
     missing: dict[str, Messages],
-    parameters: dict,
+    parameters: Mapping[str, Any],
     cache: Path,
     concurrency: int,
 ) -> Iterator[tuple[str, str]]:
@@ -247,7 +299,7 @@ def ask_missing(
 
     def answered(key: str) -> str:
         try:
-            answer = ask(client, model, missing[key], parameters)
+            answer = answer_text(ask(client, model, missing[key], parameters), parameters)
         except openai.APIStatusError as error:
             refusals.append(complaint(client, error))
             return ""

@@ -8,14 +8,15 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from ranking.data.examples import Dialogue, Message, PreferenceData
+from ranking.judging.alpaca_eval_annotator import alpaca_eval_judge
 from ranking.judging.responses import Generation, Prompt, Response, respond
 from ranking.judging.reward_model import load_reward_model, reward_ids, reward_scores
 from ranking.judging.served_model import (
+    ServedJudge,
     ask_all,
-    combine_orders,
     make_client,
-    parse_verdict,
-    question,
+    plain_judge,
+    text_of_answer,
 )
 from ranking.plumbing.command_line import progress_bar, until_stopped
 from ranking.plumbing.processes import announce
@@ -27,7 +28,7 @@ from ranking.scoring.models import (
     model_fingerprint,
 )
 
-KINDS = ("reward-model", "openai")
+KINDS = ("reward-model", "openai", "alpaca_eval")
 
 
 class Pair(TypedDict):
@@ -49,13 +50,14 @@ class Pair(TypedDict):
 class Judged(Pair):
     """A line of NAME.examples.jsonl of calculate_win_rate.py."""
 
-    win: float | None  # the policy's share: 1, 0.5 (a tie) or 0; None: no clear verdict
+    win: float | None  # the policy's share: 1, 0.5 (a tie) or 0, by an annotator of alpaca_eval
+    #   any in [0, 1]; None: no clear verdict
     identical: NotRequired[bool]  # True: a tie without asking
     # by a reward model
     rewards: NotRequired[list[float] | None]  # of policy and other; None: refused, not finite
     # by a served judge, in both orders: the policy's response first, then second
     verdicts: NotRequired[list[float | None]]  # share that goes to the first response
-    answers: NotRequired[list[str]]  # as they came; empty: the question was refused
+    answers: NotRequired[list[str]]  # its words; empty: the question was refused
 
 
 Judge = Callable[[Sequence[Pair]], Iterator[Judged]]
@@ -75,16 +77,20 @@ def make_judge(
 ) -> tuple[Judge, dict[str, str | None]]:
     """What judges pairs, and what identifies it in a run's configuration.
 
-    name: "reward-model:NAME_OR_PATH" or "openai:MODEL".
+    name: "reward-model:NAME_OR_PATH", "openai:MODEL" or "alpaca_eval:CONFIG[:MODEL]".
     """
     kind, _, model = name.partition(":")
     facts: dict[str, str | None] = {
         "judge": name, "judge_fingerprint": None, "judge_base_url": None
     }  # fmt: skip
-    if kind == "openai":
+    if kind != "reward-model":
+        served = plain_judge(model)
+        if kind == "alpaca_eval":
+            served, facts["judge_fingerprint"], own_address = alpaca_eval_judge(model)
+            judge_base_url = judge_base_url or own_address
         client = make_client(judge_base_url, judge_timeout, judge_retries)
         facts["judge_base_url"] = str(client.base_url)
-        return partial(ask_judge, client, model, judge_concurrency, judge_price), facts
+        return partial(ask_judge, client, served, judge_concurrency, judge_price), facts
     check_model_path(model)
     facts["judge_fingerprint"] = model_fingerprint(model)
     loaded = load_reward_model(
@@ -128,25 +134,30 @@ def win_by_rewards(policy: float, other: float) -> float | None:
 
 
 def ask_judge(
-    client, model: str, concurrency: int, price: Sequence[float] | None, pairs: Sequence[Pair]
+    client,
+    judge: ServedJudge,
+    concurrency: int,
+    price: Sequence[float] | None,
+    pairs: Sequence[Pair],
 ) -> Iterator[Judged]:
-    """The judge sees each pair in both orders; answers are cached under the judge's name."""
+    """The judge sees each pair in both orders; answers are cached under its model's name."""
     questions = {}
     for k, pair in enumerate(pairs):
-        both = pair["policy_response"], pair["other_response"]
-        questions[k, 0] = question(pair["prompt"], *both)
-        questions[k, 1] = question(pair["prompt"], *both[::-1])
-    cache = cache_directory() / "judge" / f"{model.replace('/', '--')}.jsonl"
+        asked, both = judge.asked_of(pair), (pair["policy_response"], pair["other_response"])
+        questions[k, 0] = judge.question(asked, *both)
+        questions[k, 1] = judge.question(asked, *both[::-1])
+    cache = cache_directory() / "judge" / f"{judge.model.replace('/', '--')}.jsonl"
     found: list[dict[int, str]] = [{} for _ in pairs]
     for (k, order), answer in ask_all(
-        client, model, questions, cache, concurrency=concurrency, price=price
+        client, judge, questions, cache, concurrency=concurrency, price=price
     ):
         found[k][order] = answer
         if len(found[k]) == 2:
             answers = [found[k][0], found[k][1]]
-            verdicts = [parse_verdict(answer) for answer in answers]
-            pair, win = pairs[int(k)], combine_orders(*verdicts)
-            yield {**pair, "win": win, "verdicts": verdicts, "answers": answers}
+            verdicts = [judge.verdict(answer) for answer in answers]
+            said = [text_of_answer(answer, judge.parameters) for answer in answers]
+            pair, win = pairs[int(k)], judge.combine(*verdicts)
+            yield {**pair, "win": win, "verdicts": verdicts, "answers": said}
 
 
 def collect_responses(

@@ -29,7 +29,7 @@ class WinRateRow(TypedDict):
 
     model: str
     against: str  # the reference model, or "chosen": the dataset's preferred completions
-    judge: str  # reward-model:NAME or openai:NAME
+    judge: str  # reward-model:NAME, openai:MODEL or alpaca_eval:CONFIG[:MODEL]
     dataset_name: str
     dataset_split: str | None
     dataset_commit: str | None  # of a hub dataset
@@ -49,8 +49,8 @@ class WinRateRow(TypedDict):
     bootstrap_95: list[float | None]  # over prompts
     length_controlled_win_rate: float | None  # at equal lengths; null: no finite optimum
     n: int  # pairs with a clear verdict
-    n_wins: int
-    n_ties: int
+    n_wins: int  # of more than one half
+    n_ties: int  # of exactly one half
     n_losses: int
     n_unclear: int
     n_empty_responses: int  # of both sides
@@ -78,9 +78,9 @@ def summarize_win_rate(rows: list[dict[str, Any]], common: dict[str, Any], seed:
         "bootstrap_95": bootstrap_95(wins, prompts, seed),
         "length_controlled_win_rate": length_controlled_win_rate(wins, differences),
         "n": len(judged),
-        "n_wins": wins.count(1.0),
-        "n_ties": wins.count(0.5),
-        "n_losses": wins.count(0.0),
+        "n_wins": sum(win > 0.5 for win in wins),
+        "n_ties": sum(win == 0.5 for win in wins),
+        "n_losses": sum(win < 0.5 for win in wins),
         "n_unclear": len(rows) - len(judged),
         "n_empty_responses": [*lengths["policy"], *lengths["other"]].count(0),
         "mean_characters_policy": float(np.mean(lengths["policy"])),
@@ -92,8 +92,21 @@ def summarize_win_rate(rows: list[dict[str, Any]], common: dict[str, Any], seed:
     return row
 
 
+def check_one_judge(rows: Iterable[WinRateRow]) -> None:
+    """Raise ValueError where several judges gave the win rates: they are not to be compared."""
+    judges = list(dict.fromkeys(row["judge"] for row in rows))
+    if len(judges) > 1:
+        raise ValueError(
+            f"win rates by different judges ({', '.join(judges)}) are not comparable: give the "
+            "files of one"
+        )
+
+
 def means_by_gamma(rows: Iterable[WinRateRow]) -> dict[float, tuple[float, float]]:
-    """γ → mean win rate and mean ranking accuracy of its runs (seeds), ordered by γ."""
+    """γ → mean win rate and mean ranking accuracy of its runs (seeds), ordered by γ. ValueError
+    where several judges gave them."""
+    rows = list(rows)
+    check_one_judge(rows)
     ordered = sorted(rows, key=lambda row: row["gamma"])
     return {
         gamma: tuple(np.mean([[r["win_rate"], r["ranking_accuracy"]] for r in runs], axis=0))
@@ -106,8 +119,9 @@ def correlations(rows: Sequence[WinRateRow]) -> list[dict[str, Any]]:
 
     Halves are by the distance from the reference (the paper's "on-policy" and "off-policy" parts);
     None with fewer than three points or where one of the two never changes. Rows without a win rate
-    are left out.
+    are left out. ValueError where several judges gave the rest.
     """
+    check_one_judge(rows)
     rated = [row for row in rows if row["win_rate"] is not None]
     ordered = sorted(rated, key=lambda row: row["squared_distance"])
     half = (len(ordered) + 1) // 2
@@ -123,12 +137,15 @@ def correlations(rows: Sequence[WinRateRow]) -> list[dict[str, Any]]:
 
 
 def position_bias(verdicts: Sequence[tuple[float | None, float | None]]) -> dict[str, float | None]:
-    """Of pairs with two clear verdicts: share in which the orders contradict each other, and mean
-    share of the win that went to the reply shown first (0.5 without bias)."""
+    """Of pairs with two clear verdicts: share in which the orders contradict each other (one names
+    a winner that the other does not), and mean share of the win that went to the reply shown first
+    (0.5 without bias)."""
     clear = np.array([v for v in verdicts if None not in v], dtype=float).reshape(-1, 2)
     if not len(clear):
         return {"order_disagreement": None, "first_reply_share": None}
     return {
-        "order_disagreement": float(np.mean(clear[:, 0] != 1.0 - clear[:, 1])),
+        "order_disagreement": float(
+            np.mean(np.sign(clear[:, 0] - 0.5) != np.sign(0.5 - clear[:, 1]))
+        ),
         "first_reply_share": float(clear.mean()),
     }

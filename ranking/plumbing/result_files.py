@@ -1,8 +1,10 @@
 """JSON lines: rows are appended as they come, summaries written whole or not at all."""
 
+import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,11 +81,14 @@ def write_parquet(
 
 
 def read_json_lines(path: Path) -> list[Record]:
-    """Rows of a JSON-lines file; ValueError names file and row."""
+    """Rows of a JSON-lines file, or of one that gzip made smaller (NAME.jsonl.gz); ValueError names
+    file and row."""
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        lines = content.decode().split("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     for number, line in enumerate(lines, start=1):
         if line:

@@ -1,7 +1,8 @@
 """Ranking dynamics as tables and trackers' panels (Fig. 2-8)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ranking.metrics.displacement import displacement_by_step
 from ranking.metrics.dynamics import (
@@ -13,7 +14,7 @@ from ranking.metrics.dynamics import (
     sweep_points,
 )
 from ranking.metrics.losses import EQUATION_4
-from ranking.plumbing.result_files import Record, read_json_lines
+from ranking.plumbing.result_files import Record, read_config, read_json_lines
 from ranking.reports.pairs import Columns, followed_pair_table
 from ranking.reports.style import (
     BLUE,
@@ -47,10 +48,28 @@ def read_dynamics(path: Path) -> list[Record]:
     return rows
 
 
+def chosen_step(model: Mapping[str, Any]) -> int | None:
+    """The step of a saved model (`model` of run_config.json) that a metric chose; None: the last
+    one is saved, or it is not known."""
+    return model["step"] if model.get("chosen_by", "last") != "last" else None
+
+
+def chosen_step_beside(file: Path) -> int | None:
+    """The same of the run that a dynamics file is of, from the run_config.json beside it."""
+    return chosen_step(read_config(file.with_name("run_config.json")).get("model", {}))
+
+
 # ---------------------------------------------------------------------------- tables
-def dynamics_table(rows: Sequence[Record], alone: bool = False) -> Table:
+def step_text(step: int, lowest: int, saved: int | None) -> str:
+    """A step in a table: `(lowest)` where the validation loss is, `(saved)` where else the saved
+    model is of."""
+    return f"{step}{' (lowest)' if step == lowest else ' (saved)' if step == saved else ''}"
+
+
+def dynamics_table(rows: Sequence[Record], alone: bool = False, saved: int | None = None) -> Table:
     """Section 4: what became of the pairs that the reference ranks wrongly, and rightly, at the
-    start, at the lowest validation loss, and at the end; `alone`: the share of each group."""
+    start, at the lowest validation loss, at the step of the `saved` model where a metric chose it
+    (`chosen_step`), and at the end; `alone`: the share of each group."""
     best = lowest_loss_step(rows)
     columns = ["pairs", "step", loss_heading(rows), "accuracy", "flipped to correct"]
     groups = [name.replace("_", " ") for name in GROUPS.values()]
@@ -58,11 +77,12 @@ def dynamics_table(rows: Sequence[Record], alone: bool = False) -> Table:
     lines = []
     for part in parts_of(rows):
         summary = means_by_step(rows, part)
-        for step in sorted({min(summary), best, max(summary)} & summary.keys() if summary else ()):
+        shown = summary.keys() & {min(summary), best, saved, max(summary)} if summary else ()
+        for step in sorted(shown):
             found = summary[step]
             n, n_wrong, counts = found["n"], found["n_wrong"], found["counts"]
             flipped = f"{counts['incorrect_to_correct']} of {n_wrong}"
-            cells = [f"{part} ({n})", f"{step}{' (lowest)' if step == best else ''}",
+            cells = [f"{part} ({n})", step_text(step, best, saved),
                      f"{found['loss']:.{4 if alone else 3}f}", f"{percent(found['accuracy'])} %",
                      f"{flipped} ({percent(found['flipped'])} %)"]  # fmt: skip
             if alone:
@@ -94,9 +114,12 @@ def sweep_table(files: Sequence[Sequence[Record]], at: str) -> Table:
     return columns, lines
 
 
-def displacement_table(rows: Sequence[Record], sortable: bool = False) -> Table:
+def displacement_table(
+    rows: Sequence[Record], sortable: bool = False, saved: int | None = None
+) -> Table:
     """Whose log-likelihoods fell below the reference's, with lines for the four groups: at the
-    lowest validation loss and at the end; `sortable`: each line says of which part and step."""
+    lowest validation loss, at the step of the `saved` model where a metric chose it, and at the
+    end; `sortable`: each line says of which part and step."""
     best = lowest_loss_step(rows)
     columns = ["part of the data", "ranking group"] if sortable else []
     columns += ["pairs", "step", "chosen fell", "rejected fell", "both fell", "chosen, nats"]
@@ -106,12 +129,12 @@ def displacement_table(rows: Sequence[Record], sortable: bool = False) -> Table:
     lines = []
     for part in parts_of(rows):
         found = displacement_by_step(rows, part)
-        for step in sorted({best, max(found, default=best)} & found.keys()):
+        for step in sorted(found.keys() & {best, saved, max(found, default=best)}):
             for group in ("all", *GROUPS.values()):
                 if (means := found[step].get(group)) is None:
                     continue
                 label = "" if group == "all" else group.replace("_to_", " → ")
-                when = f"{step}{' (lowest)' if step == best else ''}"
+                when = step_text(step, best, saved)
                 cells = [f"  {label} ({means['n']:g})" if label else f"{part} ({means['n']:g})"]
                 cells.append("" if label else when)
                 if sortable:
@@ -124,9 +147,11 @@ def displacement_table(rows: Sequence[Record], sortable: bool = False) -> Table:
     return columns, lines
 
 
-def show_dynamics(rows: Sequence[Record]) -> None:
-    show_table(dynamics_table(rows, alone=True), "Ranking dynamics (reference → policy)")
-    show_table(displacement_table(rows), "Likelihood displacement: log π_θ(y|x) − log π_ref(y|x)")
+def show_dynamics(rows: Sequence[Record], saved: int | None) -> None:
+    """Both tables on the screen."""
+    groups, moved = dynamics_table(rows, True, saved), displacement_table(rows, saved=saved)
+    show_table(groups, "Ranking dynamics (reference → policy)")
+    show_table(moved, "Likelihood displacement: log π_θ(y|x) − log π_ref(y|x)")
 
 
 def other_losses(rows: Sequence[Record]) -> str:
@@ -141,7 +166,9 @@ def loss_heading(rows: Sequence[Record]) -> str:
 
 
 # ---------------------------------------------------------------------------- trackers
-def dynamics_panels(rows: Sequence[Record], texts: dict[str, dict]) -> dict[str, Columns]:
+def dynamics_panels(
+    rows: Sequence[Record], texts: dict[str, dict], saved: int | None
+) -> dict[str, Columns]:
     """Tables for trackers, in sections `dynamics` and `examples`: the four groups, displacement,
     and the hardest, easiest and flipped pairs at the best step."""
     best = lowest_loss_step(rows)
@@ -160,7 +187,7 @@ def dynamics_panels(rows: Sequence[Record], texts: dict[str, dict]) -> dict[str,
         "flipped to incorrect": [r for r in ranked if r["group"] == "correct_to_incorrect"][:50],
     }
     return {
-        "dynamics/groups": dynamics_table(rows, alone=True),
-        "dynamics/displacement": displacement_table(rows),
+        "dynamics/groups": dynamics_table(rows, True, saved),
+        "dynamics/displacement": displacement_table(rows, saved=saved),
         "examples/pairs": followed_pair_table(kinds, texts),
     }

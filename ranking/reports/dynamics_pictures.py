@@ -104,8 +104,19 @@ def part_styles(parts: Sequence[str]) -> dict[str, dict[str, str]]:
     return {part: model_style(k) for k, part in known if part in parts}
 
 
-def draw_dynamics(rows: Sequence[Record], folder: Path, run: str) -> dict[str, Path]:
-    """Fig. 2, Fig. 3, accuracy against distance and displacement, from the dynamics file."""
+def mark_steps(axes, lowest: int, label: str, saved: int | None) -> None:
+    """Lines at the step of the lowest validation loss and, where it is another, of the saved
+    model."""
+    axes.axvline(lowest, color=GREY, linestyle="dashed", label=label, zorder=1)
+    if saved not in (None, lowest):
+        axes.axvline(saved, color="black", linestyle="dotted", label="saved model", zorder=1)
+
+
+def draw_dynamics(
+    rows: Sequence[Record], folder: Path, run: str, saved: int | None = None
+) -> dict[str, Path]:
+    """Fig. 2, Fig. 3, accuracy against distance and displacement, from the dynamics file; saved:
+    the step of the saved model, where a metric chose it."""
     plots = {
         "dynamics": (plot_dynamics, "ranking_dynamics.png"),
         "loss_against_reference": (plot_loss_against_reference, "loss_against_reference.png"),
@@ -115,7 +126,7 @@ def draw_dynamics(rows: Sequence[Record], folder: Path, run: str) -> dict[str, P
         "displacement": (plot_displacement, "likelihood_displacement.png"),
     }  # fmt: skip
     for plot, file in plots.values():
-        plot(rows, folder / file, run)
+        plot(rows, folder / file, run, saved)
     return {name: folder / file for name, (_, file) in plots.items()}
 
 
@@ -134,11 +145,14 @@ def band_note(ns: Iterable[int]) -> str:
     return "; bands: 95 % Wilson intervals" * (min(ns) < FEW_PAIRS)
 
 
-def plot_dynamics(rows: Sequence[Record], path: Path, run: str = "") -> None:
+def plot_dynamics(
+    rows: Sequence[Record], path: Path, run: str = "", saved: int | None = None
+) -> None:
     """Fig. 2, 5-7: share, mean loss and mean reward margin of the four groups against the step.
 
     A column of panels for the followed training pairs, one for validation and one for each named
-    evaluation set, on the same axes; dashed: the step with the lowest validation loss.
+    evaluation set, on the same axes; dashed: the step with the lowest validation loss; dotted: that
+    of the saved model, where a metric chose another.
     """
     parts, best = parts_of(rows), lowest_loss_step(rows)
     with_loss, loss_name = trained_loss(rows)
@@ -161,7 +175,7 @@ def plot_dynamics(rows: Sequence[Record], path: Path, run: str = "") -> None:
             for axes, quantity in zip(column[1:], ("group_loss", "group_margin")):
                 axes.plot(steps, [found[quantity][name] for found in summary.values()], **style)
         for axes in column:
-            axes.axvline(best, color=GREY, linestyle="dashed", label=lowest_label(rows), zorder=1)
+            mark_steps(axes, best, lowest_label(rows), saved)
             axes.grid(alpha=0.3)
         column[0].set_title(f"{part} pairs (n = {n})")
         column[-1].set_xlabel("training step")
@@ -177,10 +191,13 @@ def plot_dynamics(rows: Sequence[Record], path: Path, run: str = "") -> None:
     save_figure(figure, path)
 
 
-def plot_loss_against_reference(rows: Sequence[Record], path: Path, run: str = "") -> None:
+def plot_loss_against_reference(
+    rows: Sequence[Record], path: Path, run: str = "", saved: int | None = None
+) -> None:
     """Fig. 3, 8: each pair's loss against the reference's log-ratio, at the lowest validation loss.
 
     The dashed line is the loss below which a pair is ranked correctly, −log σ(γβc) (Theorem 4.1).
+    The legend's title names the step of the saved model, where a metric chose another.
     """
     best = lowest_loss_step(rows)
     parts = parts_of([row for row in rows if row["step"] == best])
@@ -217,13 +234,17 @@ def plot_loss_against_reference(rows: Sequence[Record], path: Path, run: str = "
     highest = max(r["loss"] for r in rows if r["step"] == best and r["loss"] is not None)
     grid[0][0].set_ylim(0, 1.1 * highest)  # the loss needed goes on rising to the right
     grid[0][0].set_ylabel(loss_label(rows))
-    legend_outside(figure, grid[0][0], ncols=3)
+    other = None if saved in (None, best) else f"the saved model is of step {saved}"
+    legend_outside(figure, grid[0][0], ncols=3, title=other)
     captioned(figure, run_caption(rows, run))
     save_figure(figure, path)
 
 
-def plot_accuracy_against_distance(rows: Sequence[Record], path: Path, run: str = "") -> None:
-    """Ranking accuracy against the squared distance from the initial weights (cf. Fig. 4)."""
+def plot_accuracy_against_distance(
+    rows: Sequence[Record], path: Path, run: str = "", saved: int | None = None
+) -> None:
+    """Ranking accuracy against the squared distance from the initial weights (cf. Fig. 4); named
+    are the first and the last step, and that of the saved model, where a metric chose it."""
     distances = distances_by_step(rows)
     figure, axes = subplots(figsize=(0.65 * WIDTH, 3.2), layout="constrained")
     sizes = [FEW_PAIRS]
@@ -236,9 +257,10 @@ def plot_accuracy_against_distance(rows: Sequence[Record], path: Path, run: str 
         right = [round(found["accuracy"] * found["n"]) for found in summary.values()]
         label = f"{part} pairs (n = {ns[0]})"
         draw_share(axes, [distances[step] for step in steps], right, ns, label=label, **style)
-        for step in (steps[0], steps[-1]):
+        for step in sorted(summary.keys() & {steps[0], saved, steps[-1]}):
+            name = f"step {step}{' (saved)' * (step == saved)}"
             axes.annotate(
-                f"step {step}", (distances[step], 100 * summary[step]["accuracy"]), fontsize=6,
+                name, (distances[step], 100 * summary[step]["accuracy"]), fontsize=6,
                 xytext=(0, 5), textcoords="offset points", ha="center",
             )  # fmt: skip
     axes.margins(x=0.1, y=0.15)
@@ -250,9 +272,11 @@ def plot_accuracy_against_distance(rows: Sequence[Record], path: Path, run: str 
     save_figure(figure, path)
 
 
-def plot_displacement(rows: Sequence[Record], path: Path, run: str = "") -> None:
+def plot_displacement(
+    rows: Sequence[Record], path: Path, run: str = "", saved: int | None = None
+) -> None:
     """Mean change of the log-likelihoods since the reference, and the share of pairs whose
-    log-likelihoods fell, against the step; dashed: the step with the lowest validation loss."""
+    log-likelihoods fell, against the step; lines at steps as in `plot_dynamics`."""
     found = {part: displacement_by_step(rows, part) for part in parts_of(rows)}
     parts = [part for part in found if any(found[part].values())]
     if not parts:
@@ -277,7 +301,7 @@ def plot_displacement(rows: Sequence[Record], path: Path, run: str = "") -> None
         upper.axhline(0, color=GREY, linewidth=0.8)
         upper.set_title(f"{part} pairs (n = {max(ns)})")
         for axes in (upper, lower):
-            axes.axvline(best, color=GREY, linestyle="dashed", label=lowest_label(rows), zorder=1)
+            mark_steps(axes, best, lowest_label(rows), saved)
             axes.grid(alpha=0.3)
         lower.set_xlabel("training step")
         whole_numbers(lower.xaxis)

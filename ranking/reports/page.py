@@ -21,7 +21,11 @@ from ranking.plumbing.result_files import write_text_atomically
 from ranking.reports.accuracy import accuracies_of, plot_ranking_accuracy
 from ranking.reports.benchmarks import benchmark_table, benchmarks_of
 from ranking.reports.comparison import comparison_table, mcnemar_table
-from ranking.reports.dynamics import displacement_table, dynamics_table
+from ranking.reports.dynamics import (
+    chosen_step_beside,
+    displacement_table,
+    dynamics_table,
+)
 from ranking.reports.idealized import idealized_table
 from ranking.reports.page_columns import (
     COMPLETION_COLUMNS,
@@ -40,7 +44,7 @@ from ranking.reports.rewards import (
     rewards_of,
 )
 from ranking.reports.tables import Table, as_html, as_text
-from ranking.reports.win_rate import win_rate_table
+from ranking.reports.win_rate import win_rate_table, win_rate_title
 
 MOST_BYTES = 5_000_000  # of a page; pairs beyond it are drawn
 ROOM_FOR_FILTERS = 50_000
@@ -130,16 +134,18 @@ def results_section(files: Sequence[ResultFile]) -> Section:
     if of_kind[IDEALIZED]:
         idealized: list[Any] = of_kind[IDEALIZED]
         tables.append(("Idealized ranking accuracy, %", idealized_table(idealized, sortable=True)))
-    if win_rates:
-        title = f"Win rate against {win_rates[0]['against']}, % [95 % interval]"
-        tables.append((title, win_rate_table(win_rates, alone=True)))
+    by_title: dict[str, list[Any]] = {}
+    for row in win_rates:
+        by_title.setdefault(win_rate_title(row), []).append(row)
+    tables += [(title, win_rate_table(rows, alone=True)) for title, rows in by_title.items()]
     for file in files:
         if file.kind == DYNAMICS:
+            chosen = chosen_step_beside(file.path)
             title = f"Ranking dynamics, {file.path.parent.name}/{file.path.name}"
-            tables.append((title, dynamics_table(file.rows, alone=True)))
+            tables.append((title, dynamics_table(file.rows, True, chosen)))
             if all("chosen" in row for row in file.rows):
                 title = f"Likelihood displacement, {file.path.parent.name}/{file.path.name}"
-                tables.append((title, displacement_table(file.rows, sortable=True)))
+                tables.append((title, displacement_table(file.rows, True, chosen)))
     parts = [
         f"<h3>{as_text(title)}</h3>{wide(as_html(table, RESULT_DEFINITIONS))}"
         for title, table in tables

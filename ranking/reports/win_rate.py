@@ -7,7 +7,7 @@ from typing import Any
 
 from ranking.data.examples import dataset_label
 from ranking.metrics.intervals import wilson_interval
-from ranking.metrics.win_rate import WinRateRow, means_by_gamma
+from ranking.metrics.win_rate import WinRateRow, check_one_judge, means_by_gamma
 from ranking.plumbing.result_files import Record
 from ranking.reports.groups import groups_to_show
 from ranking.reports.labels import plain, short
@@ -38,11 +38,12 @@ def win_rate_table(rows: Sequence[WinRateRow], alone: bool = False) -> Table:
     nearest to the reference first, then the correlations.
 
     alone: the rows of one run, in its order, with all counts and a line for each group of prompts
-    and for the mean over groups; intervals to a tenth.
+    and for the mean over groups; intervals to a tenth. ValueError where several judges gave them.
     """
     checkpoints = all({"win_rate", "squared_distance"} <= row.keys() for row in rows)
     if not checkpoints and not alone:
         raise ValueError("not a summary of calculate_win_rate.py --checkpoints")
+    check_one_judge(rows)
     twice = alone and any("order_disagreement" in row for row in rows)
     columns = ["model", *["‖θ − θ_ref‖²", "ranking accuracy"] * checkpoints, "win rate [95 %]"]
     columns += ["at equal lengths", "characters"]
@@ -99,10 +100,14 @@ def correlation_cells(rows: Sequence[WinRateRow]) -> list[tuple[str, str]]:
     ]
 
 
+def win_rate_title(row: WinRateRow) -> str:
+    """What a table of one run's rows is called: against whom, by which judge."""
+    return f"Win rate against {row['against']}, by {row['judge']}, % [95 % interval]"
+
+
 def show_win_rates(rows: Sequence[WinRateRow]) -> None:
     """The table of one run, and over checkpoints the correlations."""
-    title = f"Win rate against {rows[0]['against']}, % [95 % interval]"
-    show_table(win_rate_table(rows, alone=True), title)
+    show_table(win_rate_table(rows, alone=True), win_rate_title(rows[0]))
     for text, value in correlation_cells(rows):
         print(f"{text}: {value}")
 
@@ -130,7 +135,8 @@ def log_win_rates(
 def plot_win_rate(rows: Sequence[WinRateRow], path: Path) -> None:
     """Win rate and ranking accuracy of checkpoints against the squared distance from the reference,
     or of runs against γ, with a line through the means over seeds (cf. Fig. 4, 9-12), with 95 %
-    intervals. Rows without a win rate are left out."""
+    intervals. Rows without a win rate are left out. ValueError where several judges gave them."""
+    check_one_judge(rows)
     rows = [row for row in rows if row["win_rate"] is not None]
     by_step = all(row["step"] is not None for row in rows)
     by_gamma = not by_step and all(row["gamma"] is not None for row in rows)

@@ -8,8 +8,7 @@ from trl import ModelConfig
 
 from ranking.plumbing.processes import announce
 from ranking.training.flags import ModelFlags
-from ranking.training.given import read_given
-from ranking.training.parsing import FlagFormatter, FlagParser, FlagSet
+from ranking.training.parsing import FlagFormatter, FlagParser, FlagSet, read_given
 
 
 @dataclass

@@ -11,7 +11,7 @@ from ranking.plumbing.command_line import suggestion
 from ranking.plumbing.processes import process_rank
 from ranking.plumbing.result_files import write_text_atomically
 from ranking.training.flags import JSON_FLAGS, JSON_OR_FILE_FLAGS
-from ranking.training.parsing import FlagSet, is_neutral, of_other_script, successor
+from ranking.training.help_texts import is_neutral, of_other_script, successor
 
 # keys of TRL's scripts and of the alignment-handbook that are called otherwise here
 RECIPE_NAMES = {
@@ -33,7 +33,8 @@ def config_words(
     parser: argparse.ArgumentParser,
     argv: Sequence[str],
     given: set[str],
-    flags: FlagSet,
+    retired: Mapping[str, str],
+    script: str,
 ) -> tuple[list[str], list[str]]:
     """The flags of the file that --config names, but for those `given` on the command line, as
     words of it; and notes on keys without effect. ValueError or OSError where it cannot be read,
@@ -47,13 +48,13 @@ def config_words(
     seen: dict[str, str] = {}  # by flag, the key that sets it
     for name, setting in settings.items():
         key, action = called.get(name, name), actions.get(f"--{name}")
-        if text := successor(name.replace("-", "_"), flags.retired):
+        if text := successor(name.replace("-", "_"), retired):
             if setting is not None and not (isinstance(setting, str) and is_neutral(name, setting)):
                 raise ValueError(f"{file}: {key} cannot be honoured; use {text}")
             continue
         if action is None or action.dest in NOT_SAVED:
             known = [option[2:] for option in actions if re.fullmatch(r"--\w+", option)]
-            hint = of_other_script(name, flags.script) if action is None else ""
+            hint = of_other_script(name, script) if action is None else ""
             raise ValueError(f"{file}: unknown key {key}{hint or suggestion(name, known)}")
         if action.dest in seen:
             raise ValueError(f"{file}: {key} and {seen[action.dest]} are one flag, give one")

@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields
 from ranking.metrics.loss_names import OWN_LOSSES
 from ranking.plumbing.processes import announce
 from ranking.training.flags import DataArguments, ModelFlags, TrainingDefaults, check_number
+from ranking.training.help_texts import RETIRED
 from ranking.training.loss_flags import GammaFlags
-from ranking.training.parsing import RETIRED, FlagSet
+from ranking.training.parsing import FlagSet
 
 DPO_RETIRED = {
     **RETIRED,

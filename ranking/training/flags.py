@@ -1,8 +1,8 @@
 """Flags of sft.py and dpo.py beyond TRL's: old spellings, defaults, and checks of their values.
 
-What each of them means stands in `parsing.FLAG_GROUPS`, which --help shows. Checked twice, by the
-same code: with TRL's flags as `known_flags` knows them, at once, and as fields of TRL's classes,
-of which these are mixins (`arguments`).
+What each of them means stands in `help_texts.FLAG_GROUPS`, which --help shows. Checked twice, by
+the same code: with TRL's flags as `known_flags` knows them, at once, and as fields of TRL's
+classes, of which these are mixins (`arguments`).
 """
 
 import importlib.util
@@ -22,21 +22,13 @@ from ranking.plumbing.wandb_runs import check_wandb
 from ranking.scoring.chat import TEMPLATE_MODES, ChatOptions
 from ranking.scoring.flags import chat_options
 from ranking.scoring.models import DTYPES, is_local
+from ranking.training.earlier_runs import (
+    SWITCH,
+    describe_data,
+    describe_model,
+    describe_training,
+)
 
-LATER_FLAGS = (
-    "eval_dataset_name", "evaluate_test", "dataset_shares", "columns", "chat_template_file",
-    "chat_template_kwargs", "system",
-)  # fmt: skip
-LATER_TRAINING_FLAGS = (
-    "target_margin", "dpop_lambda", "early_stopping_patience", "early_stopping_threshold",
-    "trust_remote_code",
-)  # fmt: skip
-SWITCH = {"true": "always", "false": "never"}  # when the flag was a switch
-# what run_config.json leaves out where it is not given, for the runs before there was such a flag
-LATER_MODEL_FLAGS = (
-    "trust_remote_code", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type",
-    "use_bnb_nested_quant", "bnb_4bit_quant_storage",
-)  # fmt: skip
 JSON_FLAGS = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs",
               "lr_scheduler_kwargs")  # fmt: skip
 JSON_OR_FILE_FLAGS = ("accelerator_config", "fsdp_config", "deepspeed")
@@ -111,6 +103,15 @@ class DataArguments:
             "chat_template": self.chat_template,
         }  # fmt: skip
 
+    def of_run(self) -> dict[str, Any]:
+        """What of them `start_run` takes."""
+        return {"given": self.given, "save_config_to": self.save_config,
+                "overwrite": self.overwrite_output_dir}  # fmt: skip
+
+    def of_trackers(self) -> dict[str, Any]:
+        """What of them `start_trackers` takes."""
+        return {"wandb_project": self.wandb_project, "wandb_entity": self.wandb_entity}
+
     def of_chat(self) -> ChatOptions:
         """How dialogues are rendered."""
         return chat_options(
@@ -119,22 +120,8 @@ class DataArguments:
         )  # fmt: skip
 
     def of_description(self, with_dialogues: bool) -> dict[str, Any]:
-        """The flags for run_config.json. Where one of those that earlier runs did not have changes
-        nothing, they stand as in these, so that these go on by the same command."""
-        values = {
-            k: v for k, v in vars(self).items() if k not in ("config", "save_config", "given")
-        }
-        for name in LATER_FLAGS:
-            if values[name] in (None, False):
-                del values[name]
-        if len(values["dataset_name"]) == 1:
-            (values["dataset_name"],) = values["dataset_name"]
-        if self.chat_template_file is not None:
-            values["chat_template_file"] = self.of_chat().template
-        if not with_dialogues:
-            values |= {"chat_template": self.chat_template == "always",
-                       "add_eos": bool(self.add_eos)}  # fmt: skip
-        return values
+        """The flags for run_config.json."""
+        return describe_data(vars(self), self.of_chat().template, with_dialogues)
 
 
 @dataclass
@@ -197,11 +184,7 @@ class ModelFlags:
 
     def of_description(self: Any) -> dict[str, Any]:
         """The flags for run_config.json."""
-        values = dict(vars(self))
-        if self.quantization is None:
-            for name in LATER_MODEL_FLAGS:
-                values.pop(name, None)
-        return values
+        return describe_model(vars(self), self.quantization is not None)
 
     def check_given(self: Any, given: set[str]) -> None:
         """ValueError for flags of LoRA, or of 4-bit weights, among those given, where neither is
@@ -287,6 +270,12 @@ class TrainingDefaults:
                 setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}"))
         super().__post_init__()
 
+    def of_run(self):
+        """What of them `start_run` takes."""
+        best = self.metric_for_best_model if self.eval_strategy != "no" else None
+        return {"folder": Path(self.output_dir), "asked_checkpoint": self.resume_from_checkpoint,
+                "best_metric": best, "seed": self.seed, "hub": self.of_hub()}  # fmt: skip
+
     def of_hub(self):
         """What `start_pushing` takes; None where nothing is pushed."""
         if not self.push_to_hub:
@@ -295,19 +284,20 @@ class TrainingDefaults:
                 "private": self.hub_private_repo, "revision": self.hub_revision,
                 "strategy": self.hub_strategy, "always": self.hub_always_push}  # fmt: skip
 
-    def of_trackio(self):
-        """Where trackio keeps a run, if not on this machine."""
-        return {"space_id": self.trackio_space_id, "bucket_id": self.trackio_bucket_id,
-                "private": self.hub_private_repo}  # fmt: skip
+    def of_loading(self):
+        """What of them `load_for_training` takes."""
+        return {"device": str(self.device), "trust_remote_code": self.trust_remote_code}
+
+    def of_trackers(self):
+        """What of them `start_trackers` takes."""
+        trackio = {"space_id": self.trackio_space_id, "bucket_id": self.trackio_bucket_id,
+                   "private": self.hub_private_repo}  # fmt: skip
+        return {"report_to": self.report_to, "name": self.run_name, "project": self.project,
+                "trackio": trackio}  # fmt: skip
 
     def of_description(self):
-        """The flags for run_config.json, without those that earlier runs did not have and that
-        change nothing here, so that these go on by the same command."""
-        values = self.to_dict()
-        for one in fields(self):
-            if one.name in LATER_TRAINING_FLAGS and values[one.name] == one.default:
-                del values[one.name]
-        return values
+        """The flags for run_config.json."""
+        return describe_training(self.to_dict(), {f.name: f.default for f in fields(self)})
 
     def check_best(self):
         """ValueError where the best model is asked for and cannot be known or is not saved."""

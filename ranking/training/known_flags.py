@@ -1,4 +1,4 @@
-"""The flags of TRL's and transformers' dataclasses, known without importing these.
+"""A parser with the flags of TRL's and transformers' dataclasses, without importing these.
 
     python -m ranking.training.known_flags
 
@@ -9,9 +9,13 @@ than the file was written with, nothing is known, and the dataclasses decide.
 import argparse
 import importlib.metadata
 import json
+from dataclasses import MISSING, Field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypedDict
+from types import UnionType
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints
+
+from ranking.training.parsing import FlagFormatter, FlagParser, FlagSet
 
 KNOWN_FILE = Path(__file__).with_name("known_flags.json")
 FLAG_LIBRARIES = ("transformers", "trl")
@@ -74,6 +78,52 @@ def add_known(parser: argparse.ArgumentParser, name: str, flag: KnownFlag) -> No
     parser.add_argument(*flag["options"], dest=name, **how)
 
 
+def make_parser_of(flags: FlagSet, known: KnownFlags, description: str) -> FlagParser:
+    """A parser that takes what HfArgumentParser takes of the dataclasses."""
+    parser = FlagParser(description=description, allow_abbrev=False, formatter_class=FlagFormatter)
+    for kind, library in ((flags.data, None), (flags.model, "ModelConfig"),
+                          (flags.training, flags.library)):  # fmt: skip
+        own = {f.name: f for f in fields(kind) if f.init}
+        hints = get_type_hints(kind)
+        for name, known_flags in (flags_of_class(known, library) if library else {}).items():
+            for one in known_flags if name not in own else []:
+                add_known(parser, name, one)
+        for name, its_field in own.items():
+            add_field(parser, its_field, hints[name])
+    return parser
+
+
+def add_field(parser: argparse.ArgumentParser, its_field: Field, kind: Any) -> None:
+    """Give the parser a field of ours as a flag, by the rules of HfArgumentParser."""
+    name = its_field.name
+    how = dict(its_field.metadata)
+    options = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}", *how.pop("aliases", [])])
+    default = its_field.default
+    if its_field.default_factory is not MISSING:
+        default = its_field.default_factory()
+    how["default"] = default
+    kinds = [k for k in get_args(kind) if k is not type(None)] if is_union(kind) else [kind]
+    (kind,) = kinds
+    if kind is bool:
+        how["type"] = truth
+        if default is not None:
+            how |= {"nargs": "?", "const": True}
+    elif get_origin(kind) is list:
+        how |= {"type": get_args(kind)[0], "nargs": "+"}
+    else:
+        how["type"] = kind
+    parser.add_argument(*options, **how)
+    if default is True:
+        off = (f"--no_{name}", f"--no-{name.replace('_', '-')}")
+        parser.add_argument(*off, dest=name, action="store_false", default=False)
+
+
+def is_union(kind: Any) -> bool:
+    """Whether a type is `X | None`."""
+    return isinstance(kind, UnionType)
+
+
+# ---------------------------------------------------------------------------- the file anew
 def describe_flag(action: argparse.Action) -> KnownFlag:
     """A flag of HfArgumentParser's."""
     kind = getattr(action.type, "__name__", "str")

@@ -27,7 +27,7 @@ from ranking.training.checkpoints import (
     checkpoints,
     last_checkpoint,
 )
-from ranking.training.parsing import successor
+from ranking.training.help_texts import successor
 
 RUN_FILE = "run_config.json"
 TEST_FILE = "test_results.json"
@@ -153,6 +153,7 @@ class TrainingRun(TypedDict):
     finished: bool  # trained, evaluated and saved to the end
     wandb_id: str  # of the run in trackers, with which a resumed run goes on
     model: NotRequired[SavedStep]  # of a finished run
+    diverged: NotRequired[int]  # of an unfinished run: the step whose loss was not finite
     settings: dict[str, Any]  # `run_description`: what a resumed run must share
 
 
@@ -191,6 +192,15 @@ def mark_run(
         "settings": settings,
     }
     write_text_atomically(folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def mark_diverged(folder: Path, step: int) -> None:
+    """Record that an unfinished run met a loss that is not finite; the same command meets it
+    again."""
+    run = read_run(folder)
+    if run is not None:
+        run["diverged"] = step
+        write_text_atomically(folder / RUN_FILE, json.dumps(run, indent=1) + "\n")
 
 
 def finish_run(

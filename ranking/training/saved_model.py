@@ -15,13 +15,19 @@ from ranking.training.run_directory import MERGED
 
 
 class TiedOnce:
-    """Mixin of Trainer: of tied weights, which FSDP gathers twice, one is saved."""
+    """Mixin of Trainer: of tied weights, which FSDP gathers twice, one is saved; the other is not
+    missing where a checkpoint is read."""
 
     def _save(self, output_dir=None, state_dict=None):
         if state_dict is not None:
             tied = getattr(self.model, "all_tied_weights_keys", {})
             state_dict = {k: v for k, v in state_dict.items() if tied.get(k) not in state_dict}
         super()._save(output_dir, state_dict)
+
+    def _issue_warnings_after_load(self, load_result):
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
 
 def prepare_generation(

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ranking.training.flags import DataArguments, ModelFlags, TrainingDefaults
-from ranking.training.parsing import RETIRED, FlagSet
+from ranking.training.help_texts import RETIRED
+from ranking.training.parsing import FlagSet
 
 SFT_RETIRED = {
     **RETIRED,

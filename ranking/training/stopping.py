@@ -20,6 +20,7 @@ from ranking.plumbing.processes import announce
 from ranking.training.best_metric import unknown_metric
 from ranking.training.checkpoints import SavedStep, best_metric_name, checkpoints, saved_step
 from ranking.training.console import show_progress
+from ranking.training.run_directory import mark_diverged
 
 
 class StopAfterStep(TrainerCallback):
@@ -133,6 +134,8 @@ class CheckMetrics(TrainerCallback):
     def on_log(self, args, state, control, logs, **kwargs):
         loss = logs.get("loss", logs.get("train_loss", 0.0))
         if not math.isfinite(float(loss)):
+            if state.is_world_process_zero:
+                mark_diverged(Path(args.output_dir), state.global_step)
             raise ValueError(
                 f"the training loss is {loss} at step {state.global_step}: try a lower "
                 "--learning_rate, --max_grad_norm, or --dtype=float32"

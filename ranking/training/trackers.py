@@ -221,10 +221,10 @@ def mlflow_name(name: str) -> str:
 
 
 def start_trackers(
-    report_to: Sequence[str],
     folder: Path,
     facts: Mapping[str, Any],
     *,
+    report_to: Sequence[str],
     checkpoint: str | None,
     project: str | None,
     default_project: str,

@@ -1,9 +1,12 @@
 """What is shown of ranking dynamics equals the rows of the dynamics file."""
 
+import json
+
 import pytest
 from result_rows import evaluated_pairs
 
 from ranking.reports.dynamics import (
+    chosen_step_beside,
     displacement_table,
     dynamics_table,
     read_dynamics,
@@ -27,6 +30,25 @@ def test_dynamics_and_sweep_tables():
         ["0", "2", "train (4)"], ["0", "2", "validation (4)"],
         ["1", "1", "train (4)"], ["1", "1", "validation (4)"]]  # fmt: skip
     assert sweep[0][3:] == ["100.0", "100.0", "0.725", "100.00"]
+
+
+def test_the_saved_step_is_marked_where_the_loss_is_not_lowest(tmp_path):
+    """Of a run whose model another metric chose; `evaluated_pairs` are of steps 0, 5 and 10."""
+    rows = evaluated_pairs()
+    between = [{**row, "step": 7} for row in rows if row["step"] == 10]
+    for saved, steps in ((7, ["0", "5 (lowest)", "7 (saved)", "10"]), (5, ["0", "5 (lowest)", "10"]),
+                         (10, ["0", "5 (lowest)", "10 (saved)"]), (6, ["0", "5 (lowest)", "10"]),
+                         (None, ["0", "5 (lowest)", "10"])):  # fmt: skip
+        _, lines = dynamics_table([*rows, *between], saved=saved)
+        assert [line[1] for line in lines] == 2 * steps
+        _, lines = displacement_table([*rows, *between], saved=saved)
+        assert [line[1] for line in lines if line[1]] == 2 * steps[1:]
+    file = tmp_path / "ranking_dynamics.jsonl"
+    assert chosen_step_beside(file) is None
+    for chosen_by, step in (("eval_rewards/accuracies", 7), ("last", None)):
+        run = {"model": {"step": 7, "max_steps": 10, "chosen_by": chosen_by}}
+        (tmp_path / "run_config.json").write_text(json.dumps(run))
+        assert chosen_step_beside(file) == step
 
 
 def test_the_loss_of_a_table_is_equation_4s_where_another_trained():

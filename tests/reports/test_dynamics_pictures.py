@@ -151,6 +151,23 @@ def test_sweep_figure(drawn):
     assert plt.gcf().get_suptitle() == r"$\beta$ = 0.1"  # γ is on the axis
 
 
+def test_the_saved_step_is_marked_where_the_loss_is_not_lowest(drawn):
+    for plot, n in ((plot_dynamics, 6), (plot_displacement, 4)):
+        axes = drawn(plot, None, "", 10)
+        assert [list(lines_of(panel)["saved model"].get_xdata()) for panel in axes] == n * [
+            [10, 10]
+        ]
+        for saved in (None, 5):  # 5: the lowest validation loss
+            assert not any(
+                "saved model" in lines_of(panel) for panel in drawn(plot, None, "", saved)
+            )
+    texts = drawn(plot_accuracy_against_distance, None, "", 10)[0].texts
+    assert {text.get_text() for text in texts} == {"step 0", "step 10 (saved)"}
+    for saved, title in ((10, "the saved model is of step 10"), (5, "")):
+        drawn(plot_loss_against_reference, None, "", saved)
+        assert plt.gcf().legends[0].get_title().get_text() == title
+
+
 def test_each_picture_says_of_which_run_it_is(tmp_path, monkeypatch):
     """The run_config.json of dpo.py, and that of sft.py where the model is one of its runs."""
     settings = {"sft": {"model_name_or_path": "some/gpt2"},

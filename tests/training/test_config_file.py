@@ -11,8 +11,8 @@ from test_readme import page_commands, without_launcher
 import dpo
 import sft
 from ranking.reports.model_card import shown_command
-from ranking.training.checks import check_values
 from ranking.training.config_file import as_written, save_config
+from ranking.training.early_checks import check_values
 from ranking.training.known_flags import read_known_flags
 
 ROOT = Path(__file__).parents[2]

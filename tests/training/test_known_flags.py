@@ -8,7 +8,7 @@ import dpo
 import sft
 from ranking.training import known_flags
 from ranking.training.arguments import ModelArguments, TrainingParser
-from ranking.training.checks import check_flags, make_parser_of
+from ranking.training.early_checks import check_flags
 
 KINDS = {"sft": (sft.SFT, sft.SFTArguments), "dpo": (dpo.DPO, dpo.DPOArguments)}
 TEXTS = ("1", "-2", "1e-5", "true", "No", "steps", "adamw_torch", "x", "{}")
@@ -34,7 +34,7 @@ def converted(action, text: str):
 def test_the_light_parser_is_transformers_own(script):
     """Each flag: spellings, default, number of values, and what it makes of texts."""
     flags, kind = KINDS[script]
-    light = make_parser_of(flags, known_flags.read_known_flags(), "")
+    light = known_flags.make_parser_of(flags, known_flags.read_known_flags(), "")
     heavy = TrainingParser([flags.data, ModelArguments, kind])
     options = [set(parser._option_string_actions) for parser in (light, heavy)]
     assert options[0] == options[1] and len(options[0]) > 300

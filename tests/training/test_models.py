@@ -16,7 +16,7 @@ import dpo
 import sft
 from ranking.reports.dynamics import read_dynamics
 from ranking.scoring.loading import load_model, load_tokenizer
-from ranking.training.checks import check_values
+from ranking.training.early_checks import check_values
 from ranking.training.known_flags import read_known_flags
 from ranking.training.models import check_adapter, load_for_training
 

@@ -6,7 +6,7 @@ import pytest
 
 import dpo
 import sft
-from ranking.training.checks import check_values
+from ranking.training.early_checks import check_values
 from ranking.training.known_flags import read_known_flags
 
 

@@ -1,11 +1,13 @@
 """What those that generate with a saved model are told: where answers end, how to sample."""
 
+import logging
+
 import pytest
 import torch
 from conftest import SMALL, make_model
 from dialogue_rows import CHATML, VOCABULARY, chat_tokenizer, dialogues, explicit, split_folder
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_dpo_gamma_trainer import texts as texts  # a fixture
 from test_dpo_gamma_trainer import trainer
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -43,8 +45,10 @@ def test_generation_stops_where_the_template_ends_a_turn(
     assert (saved.eos_token_id, saved.temperature, saved.do_sample) == (wanted, 0.6, True)
 
 
-def test_tied_weights_that_were_gathered_twice_are_saved_once(tmp_path, tokenizer, texts):
-    """As FSDP's state dict has them: two tensors."""
+def test_tied_weights_that_were_gathered_twice_are_saved_once(
+    tmp_path, tokenizer, texts, caplog, monkeypatch
+):
+    """As FSDP's state dict has them: two tensors. The other is not missing where it is read."""
     model = make_model("llama", {**SMALL, "tie_word_embeddings": True})
     run = trainer(tmp_path, tokenizer, texts, model=model)
     gathered = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -54,6 +58,13 @@ def test_tied_weights_that_were_gathered_twice_are_saved_once(tmp_path, tokenize
     assert saved.keys() == gathered.keys() - {"lm_head.weight"}
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    run._load_from_checkpoint(str(tmp_path / "saved"))
+    assert "missing keys" not in caplog.text
+    del saved["model.norm.weight"]
+    save_file(saved, tmp_path / "saved/model.safetensors", {"format": "pt"})
+    run._load_from_checkpoint(str(tmp_path / "saved"))
+    assert "missing keys in the checkpoint model loaded: ['model.norm.weight']" in caplog.text
 
 
 def test_a_quantized_base_is_merged_as_it_was_trained_on(tmp_path, tiny_model_directory, tokenizer):

@@ -1,27 +1,23 @@
 """What of a command line can be wrong by itself, found before PyTorch and TRL are imported."""
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, field, fields, make_dataclass
+from dataclasses import field, fields, make_dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from ranking.data.hub import split_name
 from ranking.data.sources import local_path
 from ranking.plumbing.command_line import explaining_errors, print_any_text, with_underscores
 from ranking.scoring.models import check_model_path, check_own_code, check_revision
 from ranking.training.config_file import check_saved
-from ranking.training.given import read_given
 from ranking.training.known_flags import (
     Known,
     KnownFlags,
-    add_known,
     flags_of_class,
+    make_parser_of,
     read_known_flags,
-    truth,
 )
-from ranking.training.parsing import FlagFormatter, FlagParser, FlagSet
+from ranking.training.parsing import FlagSet, read_given
 
 
 def check_flags(flags: FlagSet, argv: Sequence[str], description: str) -> None:
@@ -48,51 +44,6 @@ def check_values(flags: FlagSet, known: KnownFlags, argv: Sequence[str], descrip
     check_saved(data.save_config, given.values)
     model.check_given(given.names)
     check_paths(data, model, training)
-
-
-def make_parser_of(flags: FlagSet, known: KnownFlags, description: str) -> FlagParser:
-    """A parser that takes what HfArgumentParser takes of the dataclasses."""
-    parser = FlagParser(description=description, allow_abbrev=False, formatter_class=FlagFormatter)
-    for kind, library in ((flags.data, None), (flags.model, "ModelConfig"),
-                          (flags.training, flags.library)):  # fmt: skip
-        own = {f.name: f for f in fields(kind) if f.init}
-        hints = get_type_hints(kind)
-        for name, known_flags in (flags_of_class(known, library) if library else {}).items():
-            for one in known_flags if name not in own else []:
-                add_known(parser, name, one)
-        for name, its_field in own.items():
-            add_field(parser, its_field, hints[name])
-    return parser
-
-
-def add_field(parser: ArgumentParser, its_field: Field, kind: Any) -> None:
-    """Give the parser a field of ours as a flag, by the rules of HfArgumentParser."""
-    name = its_field.name
-    how = dict(its_field.metadata)
-    options = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}", *how.pop("aliases", [])])
-    default = its_field.default
-    if its_field.default_factory is not MISSING:
-        default = its_field.default_factory()
-    how["default"] = default
-    kinds = [k for k in get_args(kind) if k is not type(None)] if is_union(kind) else [kind]
-    (kind,) = kinds
-    if kind is bool:
-        how["type"] = truth
-        if default is not None:
-            how |= {"nargs": "?", "const": True}
-    elif get_origin(kind) is list:
-        how |= {"type": get_args(kind)[0], "nargs": "+"}
-    else:
-        how["type"] = kind
-    parser.add_argument(*options, **how)
-    if default is True:
-        off = (f"--no_{name}", f"--no-{name.replace('_', '-')}")
-        parser.add_argument(*off, dest=name, action="store_false", default=False)
-
-
-def is_union(kind: Any) -> bool:
-    """Whether a type is `X | None`."""
-    return isinstance(kind, UnionType)
 
 
 def instance_of(mixin: type, known: Known, values: dict[str, Any]) -> Any:

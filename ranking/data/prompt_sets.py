@@ -1,0 +1,175 @@
+"""Prompts without a preference, to be answered: AlpacaEval's, Arena-Hard's and MT-bench's files,
+lines of text, and any data with a column for the prompt."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ranking.data.cells import Dropped, Reading, Row, holds_nothing, is_empty
+from ranking.data.columns import (
+    PREFERENCE_TARGETS,
+    RenamedRows,
+    check_known,
+    group_columns,
+    groups_of,
+    names_of,
+)
+from ranking.data.conversations import ANSWERS
+from ranking.data.dialogues import as_turns, is_dialogue_text, parse_dialogue
+from ranking.data.drawing import sampled_rows
+from ranking.data.examples import Dialogue, PreferenceData, PreferenceExample, content_hash
+from ranking.data.files import place
+from ranking.data.folders import Part
+from ranking.data.hub import Found, split_name
+from ranking.data.messages import check_turns, has_messages, read_turns
+from ranking.data.preferences import given_besides, joints_of, reason_not_text
+from ranking.data.prompts import PromptColumns, find_prompt_columns, make_reading, text_columns
+from ranking.data.sources import read_dataset
+
+
+def load_prompts(
+    spec: str,
+    *,
+    sample_size: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> PreferenceData:
+    """Load the prompts of a hub name, a local file or directory, or a .txt file with one a line.
+
+    Each example is a dialogue: messages up to the last that is not the assistant's, text of turns,
+    or one message of the user's; of several turns without roles (MT-bench), the first. It has one
+    completion, the answer that stands beside the prompt (`output`, …), or none. What is dropped and
+    what is left out is counted. Arguments as `load_preferences` takes them.
+    Raises FileNotFoundError, OSError or ValueError with one line: file, row, what was found.
+    """
+    found = read_prompt_rows(spec, data_dir, sample_size, seed)
+    name, file = split_name(spec)[0], found.origins[0][0]
+    given = dict(columns or {})
+    if wrong := PREFERENCE_TARGETS & given.keys():
+        raise ValueError(f"--columns {min(wrong)}: prompts have no preference: give --dataset")
+    check_known("--columns", given.values(), found.rows, file)
+    rows = RenamedRows(found.rows, given) if given else found.rows
+    if not len(rows):
+        raise ValueError(f"{file}: no rows")
+    answer = next((column for column in ANSWERS if column in names_of(rows)), None)
+    asked = prompt_columns(rows, answer, file)
+    grouped_by, notes = group_columns(found.rows, [given["group"]] if "group" in given else None)
+    numbers = sampled_rows(len(rows), sample_size, seed, found.streamed)
+    examples: list[PreferenceExample] = []
+    dropped, remarks, occurrences = Counter[str](), Counter[str](), Counter[str]()
+    for number in numbers:
+        try:
+            reading = read_prompt(rows[number], asked, answer)
+            groups = groups_of(found.rows[number], grouped_by)
+        except Dropped as drop:
+            dropped[str(drop)] += 1
+            continue
+        except ValueError as error:
+            raise ValueError(f"{place(found.origins, number)}: {error}") from None
+        remarks.update(reading.remarks)
+        example = make_example(reading, name, int(number), groups)
+        occurrences[example.id] += 1
+        examples.append(replace(example, id=f"{example.id}-{occurrences[example.id]}"))
+    if not examples:
+        why = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
+        raise ValueError(f"{file}: no usable prompt left of {len(numbers)} ({why})")
+    read = f"prompts are read from {', '.join(sorted(asked.read()))}"
+    notes[:0] = [read + (f", answers from {answer}" if answer else "")]
+    notes += [f"{remark}: {n} prompts" for remark, n in remarks.items()]
+    if sample_size is not None and sample_size > len(rows):
+        notes.append(f"{len(rows)} prompts, fewer than the {sample_size} asked for: all taken")
+    part, notes = found.part, [*notes, *found.notes]
+    return PreferenceData(
+        name, part.config, part.split, None, examples, dict(dropped), notes, found.commit
+    )
+
+
+def read_prompt_rows(
+    spec: str, data_dir: str | Path | None, sample_size: int | None, seed: int
+) -> Found:
+    """The rows of a dataset, or one for each line of a .txt file that is not blank."""
+    path = Path(spec)
+    if path.suffix.lower() != ".txt":
+        return read_dataset(spec, data_dir=data_dir, n_rows=sample_size, seed=seed)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    rows: list[Row] = [{"prompt": line} for line in lines if line.strip()]
+    return Found(Part(None, None, [path.name], []), rows, [(path, len(rows))], None, False, [])
+
+
+def prompt_columns(rows: Sequence[Row], answer: str | None, file: Path | str) -> PromptColumns:
+    """The columns that the prompts are read from; ValueError where there are none. Other columns
+    that may repeat the prompt are left aside."""
+    names = names_of(rows)
+    asked = find_prompt_columns(names, [answer] if answer else [])
+    if asked.main is None:
+        raise ValueError(
+            f"{file}: no column for the prompt (found {', '.join(names)}): --columns "
+            "prompt=COLUMN says which it is; preference data are for --dataset"
+        )
+    return asked._replace(repeats=(), texts=text_columns(rows, [asked.main]))
+
+
+def read_prompt(row: Row, asked: PromptColumns, answer: str | None) -> Reading:
+    """What a row asks, as messages, and the answer that it gives, if any. Dropped says why it
+    cannot be asked."""
+    if holds_nothing(row.get(asked.main)):
+        raise Dropped("empty prompt")
+    first, n_later = opening_turns(row[asked.main])
+    given = answer is not None and not is_empty(row.get(answer))
+    answers = [read_turns(row[answer], f"column {answer!r}")] if given else []
+    reading = make_reading(row | {asked.main: first}, asked, answers, (1,) * len(answers))
+    if reason := reason_not_text(reading):
+        raise Dropped(reason)
+    messages, remarks = reading.prompt, list(reading.remarks)
+    if isinstance(messages, str):
+        turns = is_dialogue_text(messages)
+        messages = parse_dialogue(messages) if turns else [{"role": "user", "content": messages}]
+    n_asked = max((k for k, m in enumerate(messages, 1) if m["role"] != "assistant"), default=0)
+    if not n_asked:
+        raise Dropped("no turn of the user's")
+    if n_later:
+        remarks.append("turns after the first are left out")
+    if n_asked < len(messages):
+        remarks.append("answers after the last question are left out")
+    check_turns(messages[:n_asked])
+    return reading._replace(prompt=messages[:n_asked], remarks=tuple(remarks))
+
+
+def opening_turns(value: Any) -> tuple[Any, int]:
+    """The first of the turns of one speaker that a cell lists, texts or {content} without a role,
+    and how many come after it; a cell of anything else as it is."""
+    if not isinstance(value, list) or has_messages(value):
+        return value, 0
+    texts = [turn.get("content") if isinstance(turn, dict) else turn for turn in value]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        return value, 0
+    return texts[0], len(texts) - 1
+
+
+def make_example(
+    reading: Reading, dataset: str, row: int, groups: dict[str, str]
+) -> PreferenceExample:
+    """The example of a reading whose prompt is messages; its id is the hash of what it says."""
+    messages = [message for message in reading.prompt if isinstance(message, dict)]
+    text, completions = as_turns(messages), tuple(reading.completions)
+    return PreferenceExample(
+        id=content_hash([text, *completions, *given_besides(reading)]),
+        prompt_id=content_hash([text]),
+        prompt=text,
+        completions=completions,
+        separators=tuple(joints_of(messages, completions, None)),
+        ranks=tuple(reading.ranks),
+        votes=None,
+        dataset=dataset,
+        row=row,
+        dialogue=Dialogue(
+            tuple(messages), tuple(reading.tools or ()) or None, reading.template_kwargs or {}
+        ),
+        groups=groups,
+    )

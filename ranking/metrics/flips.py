@@ -1,0 +1,143 @@
+"""Which wrongly ranked pairs tuning flips (§4): how many, and whether those of small c come first.
+
+c = log π_ref(y_l|x) − log π_ref(y_w|x), summed, nats; a pair with c > 0 is ranked wrongly by the
+reference. By Theorem 4.1 the loss at which a pair is ranked correctly, −log σ(γβc), falls with c:
+of pairs that reach like losses, those of small c flip.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+
+from ranking.metrics.dynamics import lowest_loss_step, parts_of, rewards_moved
+from ranking.metrics.idealized import required_margin
+from ranking.metrics.intervals import auc, auc_95, wilson_interval
+
+PAIRS_PER_GROUP_BY_C = 10  # at least, of groups by c
+MOST_GROUPS_BY_C = 10
+
+
+class CountedShare(TypedDict):
+    """k of n pairs, with Wilson's interval; of no pairs, null."""
+
+    k: int
+    n: int
+    value: float | None
+    wilson_95: tuple[float | None, float | None]
+
+
+class Flips(TypedDict):
+    """What became of the pairs of one part of the data at one step."""
+
+    part: str  # train, validation, test, or the name of an evaluation set
+    step: int
+    gamma: float
+    n: int
+    flipped_to_correct: CountedShare  # of the pairs that the reference ranks wrongly
+    flipped_to_incorrect: CountedShare  # of the pairs that it ranks correctly
+    accuracy: CountedShare  # ranking accuracy, Def. 2.3
+    reward_accuracy: CountedShare  # the chosen completion's reward is the larger, beyond rounding
+    auc: float | None  # P(c of a flipped pair < c of one that stays wrong), ties half
+    auc_95: list[float | None]  # bootstrap over examples
+    n_against_theorem: int  # pairs for which Theorem 4.1 and their ranking differ
+
+
+def share_of(members: np.ndarray) -> CountedShare:
+    """How many of (n_pairs,) of bool are true."""
+    k, n = int(members.sum()), len(members)
+    if n == 0:
+        return {"k": 0, "n": 0, "value": None, "wilson_95": (None, None)}
+    return {"k": k, "n": n, "value": k / n, "wilson_95": wilson_interval(k, n)}
+
+
+def logratios(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """The policy's and the reference's log π(y_w|x) − log π(y_l|x) of rows of
+    ranking_dynamics.jsonl, (n_pairs,) each, nats, float64; NaN where one is not finite."""
+    columns = [
+        np.array([row[name] for row in rows], dtype=float)
+        for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")
+    ]
+    return columns[0] - columns[1], columns[2] - columns[3]
+
+
+def meets_theorem(
+    policy_logratios: np.ndarray, ref_logratios: np.ndarray, beta: float, gamma: float
+) -> np.ndarray:
+    """Theorem 4.1's condition L ≤ −log σ(γβc) on Eq. 4's loss, of (n_pairs,) log-ratios in nats.
+
+    Compared as margins, β(log-ratio + γc) ≥ γβc, because losses underflow. NaN: no.
+    """
+    needed = required_margin(ref_logratios, beta, gamma)
+    return beta * policy_logratios + needed >= needed
+
+
+def summarize_flips(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> Flips:
+    """`Flips` of rows of one part at one step; seed: of the bootstrap. Without rows: ValueError.
+
+    A log-likelihood that is not finite: wrong, as `group` has it, and no part of the AUC where it
+    is the reference's.
+    """
+    if not rows:
+        raise ValueError("no rows of this part at this step")
+    first = rows[0]
+    policy, ref = logratios(rows)
+    groups = [row["group"].split("_to_") for row in rows]
+    before, after = np.array([[side == "correct" for side in group] for group in groups]).T
+    names = ("chosen", "rejected", "ref_chosen", "ref_rejected")
+    logps = [np.array([row[name] for row in rows], dtype=float) for name in names]
+    better, _ = rewards_moved(*logps, rounding=first.get("rounding", 2.0**-23))
+    wrong = ~before & np.isfinite(ref)
+    examples = [row["id"].split(":")[0] for row, is_wrong in zip(rows, wrong) if is_wrong]
+    return {
+        "part": first["part"],
+        "step": first["step"],
+        "gamma": first["gamma"],
+        "n": len(rows),
+        "flipped_to_correct": share_of(after[~before]),
+        "flipped_to_incorrect": share_of(~after[before]),
+        "accuracy": share_of(after),
+        "reward_accuracy": share_of(better),
+        "auc": auc(ref[wrong], after[wrong]),  # of the log-ratio −c: larger for those of small c
+        "auc_95": auc_95(ref[wrong], after[wrong], examples, seed),
+        "n_against_theorem": int(
+            (meets_theorem(policy, ref, first["beta"], first["gamma"]) != after).sum()
+        ),
+    }
+
+
+def flips_of_run(rows: Sequence[dict[str, Any]], seed: int = 0) -> list[Flips]:
+    """`Flips` of each part of a run at its lowest validation loss, and at its last step where that
+    is another. rows: of ranking_dynamics.jsonl."""
+    best, last = lowest_loss_step(rows), max(row["step"] for row in rows)
+    return [
+        summarize_flips(chosen, seed)
+        for part in parts_of(rows)
+        for step in sorted({best, last})
+        if (chosen := [row for row in rows if (row["part"], row["step"]) == (part, step)])
+    ]
+
+
+def wrong_pairs(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """c > 0 and the policy's log-ratio of the pairs that the reference ranks wrongly, both nats,
+    ordered by c; pairs with a log-likelihood that is not finite are left out."""
+    policy, ref = logratios(rows)
+    own = np.flatnonzero((ref < 0) & np.isfinite(policy))
+    own = own[np.argsort(-ref[own], kind="stable")]
+    return -ref[own], policy[own]
+
+
+def flipped_by_c(cs: np.ndarray, policy_logratios: np.ndarray) -> list[dict[str, Any]]:
+    """Quantile groups of c: their `lowest`, `highest` c (nats), and the `CountedShare` flipped.
+
+    cs: (n_wrong,), ascending, as `wrong_pairs` has them. As many groups of like size as have
+    PAIRS_PER_GROUP_BY_C pairs each, MOST_GROUPS_BY_C at most.
+    """
+    n_groups = min(MOST_GROUPS_BY_C, max(1, len(cs) // PAIRS_PER_GROUP_BY_C))
+    return [
+        {"lowest": float(c[0]), "highest": float(c[-1]), **share_of(ratios >= 0)}
+        for c, ratios in zip(
+            np.array_split(cs, n_groups), np.array_split(policy_logratios, n_groups)
+        )
+        if len(c)
+    ]
