@@ -34,6 +34,7 @@ from ranking.reports.dynamics_pictures import (
 )
 from ranking.reports.flips import plot_flips
 from ranking.reports.idealized import (
+    plot_critical_betas,
     plot_idealized_by_group,
     plot_idealized_curves,
     plot_required_loss,
@@ -58,6 +59,9 @@ SUMMARIES: dict[str, tuple[Callable, set[str], str]] = {
     ),
     "idealized-accuracy": (
         plot_idealized_curves, {"critical_betas"}, "calculate_upper_bound_rlhf.py, .curve.jsonl"
+    ),
+    "critical-betas": (
+        plot_critical_betas, {"critical_betas"}, "calculate_upper_bound_rlhf.py, .curve.jsonl"
     ),
     "idealized-by-group": (
         plot_idealized_by_group, {"by_group", "beta"}, "calculate_upper_bound_rlhf.py"
