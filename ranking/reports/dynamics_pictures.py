@@ -258,10 +258,12 @@ def plot_accuracy_against_distance(
         label = f"{part} pairs (n = {ns[0]})"
         draw_share(axes, [distances[step] for step in steps], right, ns, label=label, **style)
         for step in sorted(summary.keys() & {steps[0], saved, steps[-1]}):
-            name = f"step {step}{' (saved)' * (step == saved)}"
+            above = step in (steps[0], steps[-1])  # another can lie close by
             axes.annotate(
-                name, (distances[step], 100 * summary[step]["accuracy"]), fontsize=6,
-                xytext=(0, 5), textcoords="offset points", ha="center",
+                f"step {step}{' (saved)' * (step == saved)}",
+                (distances[step], 100 * summary[step]["accuracy"]), fontsize=6,
+                xytext=(0, 5 if above else -5), textcoords="offset points", ha="center",
+                va="bottom" if above else "top",
             )  # fmt: skip
     axes.margins(x=0.1, y=0.15)
     axes.set_xlabel(r"squared distance from the initial weights, $\|\theta_t - \theta_0\|^2$")
