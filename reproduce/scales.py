@@ -102,7 +102,20 @@ class Plan:
 
     def chosen_run(self, model: str) -> Path:
         """The run that is ranked beside its reference, and may keep all its checkpoints."""
-        return self.runs(model)[1 if 1 in self.gammas else self.gammas[0], self.seeds[0]]
+        return self.runs_of_gamma(model)[self.seeds[0]]
+
+    def runs_of_gamma(self, model: str) -> dict[int, Path]:
+        """seed → folder, of the γ of the chosen run."""
+        gamma = 1 if 1 in self.gammas else self.gammas[0]
+        return {seed: run for (g, seed), run in self.runs(model).items() if g == gamma}
+
+    def trained_on(self, model: str) -> str:
+        """The data of its DPO runs."""
+        return self.training(model, "dpo").flags["dataset_name"]
+
+    def test_part(self, dataset: str) -> Path:
+        """The part of the data of DPO runs that they are tested on, as a file."""
+        return self.out / f"{slug(dataset)}_test_part.jsonl"
 
     def tuned(self) -> dict[str, str]:
         """tuned → reference: the published pairs, of the models asked for, and DPO from its SFT."""

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ranking.data.hub import ALPACA_FARM
-from reproduce.scales import TIES, Plan, slug
+from ranking.reports.dynamics import DYNAMICS_FILE
+from reproduce.scales import HH, TIES, Plan, slug
 
 RUN_FILE = "run_config.json"  # of sft.py and dpo.py; says whether the run has ended
+WITH_VOTES = ("sample", ALPACA_FARM, TIES)
 BESIDE_SUMMARIES = {".examples", ".pairs", ".curve", ".responses", ".reference", ".policy"}
 
 
@@ -40,6 +42,12 @@ def has_diverged(file: Path) -> bool:
     return file.exists() and "diverged" in json.loads(file.read_text())
 
 
+def is_tested(dynamics_file: Path) -> bool:
+    """Whether the run evaluated its test pairs with the validation pairs."""
+    settings = json.loads(dynamics_file.with_name(RUN_FILE).read_text()).get("settings", {})
+    return bool(settings.get("evaluate_test"))
+
+
 def evaluation(name: str, script: str, words: list, done: Path, needs=(), models=()) -> Part:
     words = ["python", script, *words, "--output-dir", done.parent, "--output-filename", done.name]
     return Part(name, [str(word) for word in words], done, (*needs,), (*models,))
@@ -55,7 +63,7 @@ def training_part(plan: Plan, name: str, script: str, flags: dict, needs=()) -> 
 
 
 def training_parts(plan: Plan) -> Iterator[Part]:
-    """Fig. 2, 3, 5-8: SFT, then DPO^γ for every γ and seed, with what a search chose. Where
+    """Fig. 2, 3, 5-8, 9b: SFT, then DPO^γ for every γ and seed, with what a search chose. Where
     checkpoints are judged later, the chosen run keeps them all, the others the best and the last.
     """
     for model in plan.train:
@@ -70,7 +78,8 @@ def training_parts(plan: Plan) -> Iterator[Part]:
         for (gamma, seed), run in plan.runs(model).items():
             sft = plan.sft_folder(model, seed)
             flags = {"model_name_or_path": sft, "output_dir": run, "alpha": f"{gamma:g}",
-                     "seed": seed, **plan.flags(model, "dpo", **values)}  # fmt: skip
+                     "seed": seed, **plan.flags(model, "dpo", **values),
+                     "evaluate_test": "true"}  # fmt: skip
             if not plan.keeps_checkpoints or run != plan.chosen_run(model):
                 flags["save_total_limit"] = 1
             name = f"DPO: {slug(model)}, γ = {gamma:g}, seed {seed}"
@@ -135,7 +144,7 @@ def ranking_parts(plan: Plan) -> Iterator[Part]:
 
 def idealized_parts(plan: Plan) -> Iterator[Part]:
     """Tables 1 and 6, Fig. 1: of every tuned model and its reference, on the data with votes."""
-    with_votes = [name for name in plan.datasets if name in ("sample", ALPACA_FARM, TIES)]
+    with_votes = [name for name in plan.datasets if name in WITH_VOTES]
     for (tuned, reference), dataset in product(plan.tuned().items(), with_votes):
         ranked = [plan.ranking_file(model, dataset) for model in (reference, tuned)]
         examples = [file.with_name(f"{file.stem}.examples.jsonl") for file in ranked]
@@ -146,9 +155,34 @@ def idealized_parts(plan: Plan) -> Iterator[Part]:
         yield evaluation(name, "calculate_upper_bound_rlhf.py", words, done, ranked)
 
 
+def pairs_parts(plan: Plan) -> Iterator[Part]:
+    """Tables 7-9: all pairs of the evaluation split with c under each SFT model, and the losses of
+    the seeds' runs of one γ. An α has to be assumed without votes; neither depends on it."""
+    for model in plan.train:
+        dataset = plan.trained_on(model)
+        words = ["--dataset", f"{HH}:test" if dataset == HH else dataset, "--sample-size", "-1"]
+        words += [*["--assumed-proportion", "0.75"] * (dataset not in WITH_VOTES)]
+        of_gamma = plan.runs_of_gamma(model)
+        for folder in dict.fromkeys(run.parent for run in of_gamma.values()):
+            seeds = [seed for seed, run in of_gamma.items() if run.parent == folder]
+            runs, sft = [of_gamma[seed] for seed in seeds], plan.sft_folder(model, seeds[0])
+            flags = ["--lm-name-or-path", sft, *words, *plan.data_flags(), "--dynamics"]
+            flags += [run / DYNAMICS_FILE for run in runs]
+            needs = [run / RUN_FILE for run in runs]
+            done = plan.out / "pairs" / f"{folder.name}.jsonl"
+            script = "calculate_upper_bound_rlhf.py"
+            yield evaluation(f"pairs: {folder.name}", script, flags, done, needs)
+
+
 def win_rate_parts(plan: Plan) -> Iterator[Part]:
     """Fig. 4, 9-12: the runs of the sweep, and the checkpoints of one, by a served judge or by a
-    reward model that is trained first. The models were trained on text: no chat template."""
+    reward model that is trained first; on training and on test prompts. The models were trained on
+    text: no chat template."""
+    for dataset in dict.fromkeys(map(plan.trained_on, plan.train)):
+        file = plan.test_part(dataset)
+        command = ["python", "-m", "reproduce.write_part", "--dataset", dataset]
+        command += [*plan.data_flags(), "--output", str(file)]
+        yield Part(f"test prompts: {slug(dataset)}", command, file)
     for model in plan.train:
         chosen, runs, judge = plan.chosen_run(model), plan.runs(model), plan.judge
         words: list = ["--chat-template", "never", "--judge"]
@@ -167,11 +201,13 @@ def win_rate_parts(plan: Plan) -> Iterator[Part]:
             groups.setdefault(run.parent, (plan.sft_folder(model, seed), []))[1].append(run)
         if plan.keeps_checkpoints:
             groups[chosen] = plan.sft_folder(model), []
-        for folder, (sft, models) in groups.items():
-            name, done = f"win rate: {folder.name}", plan.out / "win_rate" / f"{folder.name}.jsonl"
+        tested = plan.test_part(plan.trained_on(model))
+        for (folder, (sft, models)), on_test in product(groups.items(), (False, True)):
+            stem = folder.name + "_test" * on_test
             flags = ["--checkpoints", folder, "--reference-name-or-path", sft, *words]
-            flags += plan.data_flags()
-            needs = [run / RUN_FILE for run in models or [folder]]
+            flags += [*plan.data_flags(), *["--dataset", tested] * on_test]
+            needs = [run / RUN_FILE for run in models or [folder]] + [tested] * on_test
+            name, done = f"win rate: {stem}", plan.out / "win_rate" / f"{stem}.jsonl"
             yield evaluation(name, "calculate_win_rate.py", flags, done, needs, map(str, models))
 
 
@@ -223,14 +259,25 @@ def report_parts(plan: Plan) -> Iterator[Part]:
                 yield picture(f"{name}_{file.name.removesuffix(f'.{kind}.jsonl')}", figure, file)
     for model in plan.train:
         finished = [run for run in plan.runs(model).values() if is_finished(run / RUN_FILE)]
-        files = [run / "ranking_dynamics.jsonl" for run in finished]
+        files = [run / DYNAMICS_FILE for run in finished]
         if files:
             yield table(f"{slug(model)}_sweep", "tables", "sweep", *files, "--at", plan.at)
             yield picture(f"{slug(model)}_sweep", "sweep", *files, "--at", plan.at)
+            yield table(f"{slug(model)}_flips", "tables", "flips", *files)
+        if len(tested := [file for file in files if is_tested(file)]) > 1:
+            yield picture(f"{slug(model)}_losses", "losses", *tested)
         for file in files:
             yield table(f"{file.parent.name}_dynamics", "tables", "dynamics", file)
-            for figure in ("dynamics", "loss-against-reference", "accuracy-against-distance"):
+            figures = ["dynamics", "loss-against-reference", "accuracy-against-distance"]
+            for figure in figures + ["losses"] * (file in tested):
                 yield picture(f"{file.parent.name}_{figure}", figure, file)
+            yield picture(f"{file.parent.name}_flips", "flips", file, "--at", plan.at)
+        names = {run.parent.name for run in plan.runs_of_gamma(model).values()}
+        found = [plan.out / "pairs" / f"{name}.jsonl" for name in sorted(names)]
+        if pairs := beside([file for file in found if file.exists()], "pairs"):
+            yield table(
+                f"{slug(model)}_pairs", "tables", "pairs", *pairs, *beside(found, "examples")
+            )
     for file in sorted((plan.out / "search").glob("*.jsonl")):
         yield table(f"{file.stem}_search", "tables", "search", file)
     for file in summaries(plan, "win_rate"):
@@ -240,6 +287,7 @@ def report_parts(plan: Plan) -> Iterator[Part]:
 
 STEPS = {
     "search": search_parts, "training": training_parts, "ranking": ranking_parts,
-    "idealized": idealized_parts, "win-rate": win_rate_parts, "report": report_parts,
+    "idealized": idealized_parts, "pairs": pairs_parts, "win-rate": win_rate_parts,
+    "report": report_parts,
 }  # fmt: skip
 BY_DEFAULT = [step for step in STEPS if step != "search"]

@@ -6,9 +6,12 @@
 ranking (Tables 2-5): R̃ length-normalized (Eq. 15), R summed (Eq. 13), percent, 95 % Wilson
 interval; differences whose published value lies outside the interval carry a *.
 idealized (Tables 1, 6): R* by Corollary 3.3 over β = 0.01, 0.1, 1, 5, 10; gap to its median.
+idealized-by-dataset: the same of ours alone, a dataset's models side by side.
 conventions, length: files of conventions.py and length_difference.py. dynamics, sweep: files
 ranking_dynamics.jsonl of dpo.py. flips: of such files, which wrongly ranked pairs flipped, with
 intervals, and whether those of small c flipped first (Theorem 4.1).
+pairs (Tables 7-9): easy and hard pairs with their loss after tuning, from NAME.pairs.jsonl of
+calculate_upper_bound_rlhf.py --dynamics (of several SFT seeds, several) and NAME.examples.jsonl.
 win-rate: a file of calculate_win_rate.py --checkpoints.
 benchmarks: RewardBench, RM-Bench and others by their own protocols, of the ranking script.
 rewards, displacement, ranking-and-reward: implicit rewards, how likelihoods moved, and the 2 × 2
@@ -21,6 +24,7 @@ Models that the paper does not have are shown beside --beside MODEL, one that it
 import argparse
 import json
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +34,14 @@ from ranking.plumbing.result_files import Record, read_json_lines
 from ranking.reports.accuracy import accuracy_table
 from ranking.reports.benchmarks import benchmark_table
 from ranking.reports.comparison import comparison_table, mcnemar_table
-from ranking.reports.dynamics import dynamics_table, read_dynamics, sweep_table
+from ranking.reports.dynamics import (
+    chosen_step_beside,
+    dynamics_table,
+    read_dynamics,
+    sweep_table,
+)
 from ranking.reports.flips import dynamics_names, flips_table
+from ranking.reports.hard_pairs import hard_pairs_table
 from ranking.reports.idealized import idealized_table
 from ranking.reports.labels import (
     SYMBOLS,
@@ -46,7 +56,7 @@ from ranking.reports.rewards import (
     reward_displacement_table,
     reward_table,
 )
-from ranking.reports.tables import BETWEEN, Table, as_latex, as_markdown, percent
+from ranking.reports.tables import BETWEEN, Table, as_latex, as_markdown, as_texts, percent
 from ranking.reports.win_rate import win_rate_table
 from reproduce.scales import SCALES
 from reproduce.search import search_table
@@ -100,6 +110,11 @@ def idealized_beside_paper(rows: list[Any]) -> Table:
             cells.append(f"{median - row[key]:.0f}")
         lines.append(cells)
     return columns, lines
+
+
+def idealized_by_dataset(rows: list[Any]) -> Table:
+    """Ours alone: each dataset's models side by side, in the order of the files."""
+    return idealized_table(sorted(rows, key=itemgetter("dataset_name")))
 
 
 def published_idealized(rows: list[Any]) -> Iterator[tuple[bool, str, dict]]:
@@ -166,8 +181,10 @@ def conventions_table(rows: list[Record], beside: str | None = None) -> Table:
 SUMMARIES = {  # table → its builder, from the rows of all files and --beside
     "ranking": accuracy_beside_paper,
     "idealized": lambda rows, beside: idealized_beside_paper(rows),
+    "idealized-by-dataset": lambda rows, beside: idealized_by_dataset(rows),
     "conventions": conventions_table,
     "length": lambda rows, beside: length_table(rows),
+    "pairs": lambda rows, beside: hard_pairs_table(rows),
     "win-rate": lambda rows, beside: win_rate_table(rows),
     "benchmarks": lambda rows, beside: benchmark_table(rows),
     "rewards": lambda rows, beside: reward_table(rows),
@@ -178,7 +195,7 @@ SUMMARIES = {  # table → its builder, from the rows of all files and --beside
     "settings": lambda rows, beside: settings_table(rows),
     "mcnemar": lambda rows, beside: mcnemar_table(rows),
 }
-FORMATS = {"markdown": as_markdown, "latex": as_latex}
+FORMATS = {"markdown": lambda table: as_markdown(as_texts(table)), "latex": as_latex}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -187,7 +204,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "table", choices=(*SUMMARIES, "dynamics", "sweep", "flips"), help="which table"
     )
     parser.add_argument(
-        "files", nargs="+", type=Path, help="summaries, or ranking_dynamics.jsonl files"
+        "files", nargs="+", type=Path, help="summaries, ranking_dynamics.jsonl or pairs files"
     )
     parser.add_argument("--beside", metavar="MODEL", help="a model of the paper (gpt2, …)")
     parser.add_argument(
@@ -208,7 +225,8 @@ def main(args: argparse.Namespace) -> None:
     if args.table == "dynamics":
         if len(args.files) > 1:
             raise ValueError(f"dynamics takes one file, found {len(args.files)}")
-        table = dynamics_table(read_dynamics(args.files[0]))
+        saved = chosen_step_beside(args.files[0])
+        table = dynamics_table(read_dynamics(args.files[0]), saved=saved)
     elif args.table == "sweep":
         table = sweep_table([read_dynamics(file) for file in args.files], args.at)
     elif args.table == "flips":

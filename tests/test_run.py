@@ -67,6 +67,13 @@ def test_report_and_win_rate_commands_parse_and_say_when_they_are_done(capsys, t
         for kind in ("", ".examples", ".pairs", ".curve"):
             (tmp_path / folder / f"{model}_{ending}{kind}.jsonl").write_text("")
     (tmp_path / "ranking" / "half_sample.examples.jsonl").write_text("")  # without a summary
+    for run_folder in runs:
+        (run_folder / "run_config.json").write_text(
+            '{"finished": true, "settings": {"evaluate_test": true}}'
+        )
+    (tmp_path / "pairs").mkdir()
+    for kind in ("", ".examples", ".pairs"):
+        (tmp_path / "pairs" / f"{model}_dpo{kind}.jsonl").write_text("")
     commands = printed_commands(capsys, "report", "win-rate", *arguments)
     assert len(commands) > 15 and not any("half_sample" in word for c in commands for word in c)
     for command in commands:
@@ -74,7 +81,16 @@ def test_report_and_win_rate_commands_parse_and_say_when_they_are_done(capsys, t
     judge = next(c for c in commands if "calculate_win_rate.py" in c)
     assert judge[judge.index("--dataset") + 1].endswith("_reward_model/policy_examples.jsonl")
 
-    (part,) = [p for p in steps.win_rate_parts(plan) if p.models]
+    figures = [c[2] for c in commands if c[1] == "plot_results.py"]
+    assert figures.count("flips") == 2 and figures.count("losses") == 1 + 2
+    (table,) = [c for c in commands if "pairs" in c]
+    assert [word.partition("_dpo.")[2] for word in table[4:6]] == ["pairs.jsonl", "examples.jsonl"]
+
+    part, on_test = [p for p in steps.win_rate_parts(plan) if p.models]
+    written = next(p for p in steps.win_rate_parts(plan) if "write_part" in p.command[2])
+    last = len(on_test.command) - on_test.command[::-1].index("--dataset")
+    assert on_test.command[last] == str(written.done) and written.done in on_test.needs
+    assert on_test.done != part.done and on_test.models == part.models
     assert not run.is_done(part)
     write_json_lines(part.done, [{"model": str(runs[0])}])
     assert not run.is_done(part)  # the other run was missing when it was judged
@@ -168,6 +184,8 @@ def test_a_search_on_a_tiny_model(tiny_model_directory, tmp_path):
         losses = [p["lowest_loss"] for p in points if not p["diverged"]]
         (chosen,) = [p for p in points if p["chosen"]]
         assert chosen["lowest_loss"] == min(losses) and chosen["step"] >= 1
+    assert list(tmp_path.glob("search/*/*/model.safetensors"))
+    assert not list(tmp_path.glob("search/*/*/checkpoint-*"))
     times = {part.done: part.done.stat().st_mtime_ns for part in parts}
     assert run.run_parts(parts, tmp_path / "logs", always=False) == []
     trained, *_ = steps.training_parts(plan)
@@ -184,6 +202,23 @@ def test_models_whose_names_end_alike_are_refused(tmp_path, capsys):
     assert names == ["a_checkpoint-10", "b_checkpoint-10", "m-v1.5"]
 
 
+def test_pairs_have_a_part_of_each_reference(tmp_path):
+    """An SFT model of each seed at the paper's scale, one of all seeds at ours; HH-RLHF has no
+    votes, the bundled data have."""
+    paper, embedded = (replace(run.SCALES[name], out=tmp_path) for name in ("paper", "embedded"))
+    parts = [part for part in steps.pairs_parts(paper) if "gpt2" in part.name]
+    assert [p.done.name for p in parts] == [f"gpt2_dpo_seed{k}.jsonl" for k in range(3)]
+    for k, part in enumerate(parts):
+        assert part.command[3] == str(tmp_path / f"gpt2_sft_seed{k}")
+        assert {"Anthropic/hh-rlhf:test", "--assumed-proportion"} <= {*part.command}
+        assert part.needs == (
+            tmp_path / f"gpt2_dpo_seed{k}/gpt2_dpo_gamma1_seed{k}/run_config.json",
+        )
+    (part,) = steps.pairs_parts(embedded)
+    assert "--assumed-proportion" not in part.command
+    assert [file.parent.name[-12:] for file in part.needs] == ["gamma1_seed0", "gamma1_seed1"]
+
+
 @pytest.mark.slow
 def test_driver_on_a_tiny_model(tiny_model_directory, tmp_path):
     """Training, ranking, idealized accuracy and report; a failing model does not stop the others;
@@ -191,8 +226,8 @@ def test_driver_on_a_tiny_model(tiny_model_directory, tmp_path):
     out, broken = tmp_path / "out", tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{}")
-    command = [sys.executable, "-m", "reproduce.run", "training", "ranking", "idealized", "report",
-               "--scale", "embedded", "--output-dir", out, "--train", tiny_model_directory,
+    command = [sys.executable, "-m", "reproduce.run", "training", "ranking", "idealized",
+               "pairs", "report", "--scale", "embedded", "--output-dir", out, "--train", tiny_model_directory,
                "--models", broken, "--gammas", "0", "1", "--seeds", "0"]  # fmt: skip
     first = subprocess.run([str(x) for x in command], cwd=ROOT, capture_output=True, text=True)
     assert first.returncode == 2, first.stdout + first.stderr
@@ -201,14 +236,15 @@ def test_driver_on_a_tiny_model(tiny_model_directory, tmp_path):
     report = {file.name for file in (out / "report").iterdir()}
     name = slug(str(tiny_model_directory))
     assert {"ranking.md", "ranking.png", "idealized.md", "conventions.md", "length.png",
-            f"{name}_sweep.md", f"{name}_sweep.png", f"{name}_dpo_gamma1_seed0_dynamics.png"} <= report  # fmt: skip
+            f"{name}_sweep.md", f"{name}_sweep.png", f"{name}_dpo_gamma1_seed0_dynamics.png",
+            f"{name}_flips.md", f"{name}_losses.png", f"{name}_pairs.md"} <= report  # fmt: skip
     ranked = read_json_lines(out / "ranking" / f"{name}_sft_sample.jsonl")
     value = next(r for r in ranked if r["distance_metric"] == "acc")["distance_metric_value_mean"]
     assert f" {100 * value:.1f} [" in (out / "report" / "ranking.md").read_text()
-    assert len((out / "report" / f"{name}_sweep.md").read_text().splitlines()) == 2 + 4
+    assert len((out / "report" / f"{name}_sweep.md").read_text().splitlines()) == 2 + 6
     state = json.loads((out / f"{name}_sft" / "trainer_state.json").read_text())
     assert state["global_step"] > 0
-    again = subprocess.run([str(x) for x in command[:4]] + ["ranking"] + [str(x) for x in command[7:]],
+    again = subprocess.run([str(x) for x in command[:4]] + ["ranking"] + [str(x) for x in command[8:]],
                            cwd=ROOT, capture_output=True, text=True)  # fmt: skip
     assert again.stdout.count("done before") == 5 and again.returncode == 2
 

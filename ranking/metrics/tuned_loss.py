@@ -1,12 +1,14 @@
 """The loss that several runs of one setting leave each pair with (Tables 7 to 9, App. F)."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from ranking.metrics.dynamics import lowest_loss_step
-from ranking.metrics.idealized import TunedColumns
+from ranking.metrics.idealized import PairRow, TunedColumns
 
 SETTING = {"beta": "β", "gamma": "γ", "loss_type": "loss", "target_margin": "target margin",
            "dpop_lambda": "λ"}  # fmt: skip
@@ -85,4 +87,52 @@ def tuned_columns(rows_of_runs: Sequence[Mapping[str, Any] | None]) -> TunedColu
         "tuned_loss": float(np.mean([row["loss"] for row in rows])) if rows else None,
         "n_runs": len(rows),
         "flipped_in": sum(row["group"].endswith("_to_correct") for row in rows),
+    }
+
+
+class FollowedPair(TypedDict):
+    """A pair that runs followed, over the references from which they started (SFT seeds)."""
+
+    id: str  # of the example
+    winner: int
+    loser: int
+    c: float  # mean over references, nats
+    tuned_loss: float  # mean over runs
+    n_runs: int
+    flipped_in: int  # of these, those that rank it correctly
+
+
+def followed_pairs(rows: Sequence[PairRow]) -> list[FollowedPair]:
+    """The untied pairs that a run follows, of NAME.pairs.jsonl files, one of each reference.
+
+    ValueError for rows written without --dynamics, of several γ, or of which none is followed.
+    """
+    if not all("n_runs" in row for row in rows):
+        raise ValueError("pairs without losses: run calculate_upper_bound_rlhf.py with --dynamics")
+    if len({row["gamma"] for row in rows}) > 1:
+        raise ValueError("pairs of several γ: give files of one")
+    by_pair = defaultdict(list)
+    for row in rows:
+        if row["n_runs"] and not row["tied"]:
+            by_pair[row["id"], row["winner"], row["loser"]].append(row)
+    if not by_pair:
+        raise ValueError("no pair is followed by a run")
+    return [
+        {"id": id_, "winner": winner, "loser": loser,
+         "c": float(np.mean([row["c"] for row in own])),
+         "tuned_loss": sum((row["tuned_loss"] or 0.0) * row["n_runs"] for row in own)
+         / sum(row["n_runs"] for row in own),
+         "n_runs": sum(row["n_runs"] for row in own),
+         "flipped_in": sum(row["flipped_in"] for row in own)}
+        for (id_, winner, loser), own in by_pair.items()
+    ]  # fmt: skip
+
+
+def pairs_by_kind(pairs: Sequence[FollowedPair], n: int) -> dict[str, list[FollowedPair]]:
+    """Tables 7 to 9: the n pairs of smallest c, of largest c, and of smallest c > 0."""
+    ordered = sorted(pairs, key=itemgetter("c"))
+    return {
+        "easy": ordered[:n],
+        "hard": ordered[::-1][:n],
+        "easy to flip": [pair for pair in ordered if pair["c"] > 0][:n],
     }

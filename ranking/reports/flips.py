@@ -27,8 +27,11 @@ FLIPPED, STAYED = GROUPS[False, True], GROUPS[False, False]
 
 def dynamics_names(files: Sequence[Path]) -> list[str]:
     """What tables call the runs of dynamics files: the folder of dpo.py, else the file's name."""
-    return [file.resolve().parent.name if file.name == DYNAMICS_FILE else file.stem
-            for file in files]  # fmt: skip
+    names = [file.name.removesuffix(".gz") for file in files]
+    return [
+        file.resolve().parent.name if name == DYNAMICS_FILE else name.removesuffix(".jsonl")
+        for file, name in zip(files, names)
+    ]
 
 
 def counted(share: CountedShare) -> str:

@@ -34,8 +34,9 @@ def test_flips_table():
 
 
 def test_runs_are_called_by_their_folders():
-    files = [Path("a/dpo_seed0/ranking_dynamics.jsonl"), Path("sweep/gamma1_seed0.jsonl")]
-    assert dynamics_names(files) == ["dpo_seed0", "gamma1_seed0"]
+    files = [Path("a/dpo_seed0/ranking_dynamics.jsonl"), Path("sweep/gamma0.5_seed0.jsonl")]
+    zipped = [file.with_name(f"{file.name}.gz") for file in files]
+    assert dynamics_names([*files, *zipped]) == ["dpo_seed0", "gamma0.5_seed0"] * 2
 
 
 def test_flips_figure(tmp_path, monkeypatch):
