@@ -299,6 +299,7 @@ def test_served_judge(faulty_line, asked, two_models, tmp_path, capsys):
     assert "HTTP 401" in message and "sk-secret" not in message
 
 
+@pytest.mark.slow
 @NEEDS_SMOLLM2
 @pytest.mark.skipif(
     None in map(importlib.util.find_spec, ("uvicorn", "alpaca_eval")),
