@@ -5,8 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ranking.metrics.comparison import ComparedPair, ComparisonRow
-from ranking.reports.labels import SYMBOLS, dataset_of, model_labels, plain
-from ranking.reports.style import GREY, WIDTH, legend_outside, model_style, save_figure, subplots
+from ranking.reports.labels import SYMBOLS, dataset_of, model_labels, setting_labels, setting_of
+from ranking.reports.style import (
+    GREY,
+    WIDTH,
+    captioned,
+    legend_outside,
+    model_style,
+    save_figure,
+    subplots,
+)
 from ranking.reports.tables import Table, percent, show_table, with_interval
 
 SIGNIFICANT = 0.05  # of p-values corrected by Holm's method
@@ -120,21 +128,24 @@ def show_comparison(rows: Sequence[ComparisonRow]) -> None:
 def plot_comparison(rows: Sequence[ComparisonRow], path: Path) -> None:
     """How much more accurate each model is than the first one, in percentage points, with paired
     95 % bootstrap intervals over prompts; filled where p < 0.05 after Holm's correction."""
-    datasets = list(dict.fromkeys(map(dataset_of, rows)))
-    first = rows[0]["models"][0]["name"]
-    of_first = [t for row in rows for t in row["tests"] if t["first"] == first]
-    others = model_labels(dict.fromkeys(test["second"] for test in of_first))
-    n = {dataset_of(row): row["n"] for row in rows}
+    settings = setting_labels(rows)
+    names = {dataset_of(row): f"{settings[setting_of(row)]}\n(n = {row['n']})" for row in rows}
+    datasets = list(names)
+    first, *others = model_labels(numbered(rows)).items()
     height = 1.4 + len(datasets) * max(0.5, 0.16 * len(others))
-    figure, grid = subplots(1, 2, figsize=(WIDTH, height), sharey=True, layout="constrained")
-    for axes, symbol in zip(grid, SYMBOLS.values()):
-        for k, (name, label) in enumerate(others.items()):
+    figure, grid = subplots(
+        1, 2, figsize=(WIDTH, height), sharex=True, sharey=True, layout="constrained"
+    )
+    for k, (_, label) in enumerate(others):
+        grid[0].plot([], [], linestyle="none", markersize=5, **model_style(k), label=label)
+    for axes, (symbol, how) in zip(grid, (("R̃", "per token"), ("R", "summed"))):
+        for k, (name, _) in enumerate(others):
             found = [
                 (datasets.index(dataset_of(row)), test)
                 for row in rows
                 if symbol_of(row) == symbol
                 for test in row["tests"]
-                if (test["first"], test["second"]) == (first, name)
+                if (test["first"], test["second"]) == (first[0], name)
             ]
             shift = 0.6 * ((k + 0.5) / len(others) - 0.5)
             for place, test in found:
@@ -145,15 +156,17 @@ def plot_comparison(rows: Sequence[ComparisonRow], path: Path) -> None:
                 axes.errorbar(
                     value, place + shift, xerr=[[max(0, value - low)], [max(0, high - value)]],
                     capsize=2, linestyle="none", markersize=5, markerfacecolor=filled,
-                    **model_style(k), label=label if place == found[0][0] else None,
+                    **model_style(k),
                 )  # fmt: skip
         axes.axvline(0, color=GREY, linewidth=0.8, linestyle="dashed")
-        axes.set_xlabel(f"{symbol}: difference (percentage points)")
+        axes.set_title(f"{symbol} ({how})")
+        axes.set_xlabel("difference (percentage points)")
         axes.grid(alpha=0.3, axis="x")
-    grid[0].set_yticks(range(len(datasets)), [f"{plain(d)}\n(n = {n[d]})" for d in datasets])
+    grid[0].set_yticks(range(len(datasets)), names.values())
     grid[0].set_ylim(len(datasets) - 0.5, -0.5)
-    figure.suptitle(
-        f"more or less accurate than {plain(Path(first).name)}; filled: p < 0.05 (McNemar, Holm)"
-    )
+    captioned(
+        figure, f"ranking accuracy less that of {first[1]} on the same examples; bars: paired 95 % "
+        "bootstrap intervals; filled: p < 0.05 (McNemar's tests, Holm's correction)",
+    )  # fmt: skip
     legend_outside(figure, grid[0], ncols=3)
     save_figure(figure, path)
