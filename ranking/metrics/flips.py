@@ -107,15 +107,15 @@ def summarize_flips(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> Flips:
 
 
 def flips_of_run(rows: Sequence[dict[str, Any]], seed: int = 0) -> list[Flips]:
-    """`Flips` of each part of a run at its lowest validation loss, and at its last step where that
-    is another. rows: of ranking_dynamics.jsonl."""
-    best, last = lowest_loss_step(rows), max(row["step"] for row in rows)
-    return [
-        summarize_flips(chosen, seed)
-        for part in parts_of(rows)
-        for step in sorted({best, last})
-        if (chosen := [row for row in rows if (row["part"], row["step"]) == (part, step)])
-    ]
+    """`Flips` of each part of a run at the lowest validation loss, and at the last step of the part
+    where that is another. rows: of ranking_dynamics.jsonl."""
+    best, found = lowest_loss_step(rows), []
+    for part in parts_of(rows):
+        own = [row for row in rows if row["part"] == part]
+        steps = {row["step"] for row in own}
+        for step in sorted({best, max(steps)} & steps):
+            found.append(summarize_flips([row for row in own if row["step"] == step], seed))
+    return found
 
 
 def wrong_pairs(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
