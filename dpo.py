@@ -163,7 +163,9 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     keep_adapters_in_float32(trainer.model)
     announce(f"policy log-likelihoods: {trainer.path}")
-    saved, metrics = train_and_evaluate(trainer, run.checkpoint, {"test": pairs["test"]})
+    saved, metrics = train_and_evaluate(
+        trainer, run.checkpoint, {"test": pairs["test"]}, model_args.merge_adapter
+    )
     if not trainer.is_world_process_zero():
         return
     chosen = chosen_step(saved)

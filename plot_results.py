@@ -22,7 +22,7 @@ from ranking.reports.accuracy import (
     plot_ranking_accuracy,
 )
 from ranking.reports.comparison import plot_comparison
-from ranking.reports.dynamics import read_dynamics
+from ranking.reports.dynamics import chosen_step_beside, read_dynamics
 from ranking.reports.dynamics_pictures import (
     name_run,
     name_runs,
@@ -34,6 +34,7 @@ from ranking.reports.dynamics_pictures import (
 )
 from ranking.reports.flips import plot_flips
 from ranking.reports.idealized import (
+    plot_critical_betas,
     plot_idealized_by_group,
     plot_idealized_curves,
     plot_required_loss,
@@ -58,6 +59,9 @@ SUMMARIES: dict[str, tuple[Callable, set[str], str]] = {
     ),
     "idealized-accuracy": (
         plot_idealized_curves, {"critical_betas"}, "calculate_upper_bound_rlhf.py, .curve.jsonl"
+    ),
+    "critical-betas": (
+        plot_critical_betas, {"critical_betas"}, "calculate_upper_bound_rlhf.py, .curve.jsonl"
     ),
     "idealized-by-group": (
         plot_idealized_by_group, {"by_group", "beta"}, "calculate_upper_bound_rlhf.py"
@@ -125,7 +129,8 @@ def main(args: argparse.Namespace) -> None:
         if args.figure == "flips":
             plot_flips(followed, args.output, args.at, run)
         else:
-            DYNAMICS[args.figure](followed, args.output, run)
+            saved = chosen_step_beside(args.files[0])
+            DYNAMICS[args.figure](followed, args.output, run, saved)
     elif args.figure in ("sweep", "losses"):
         runs = {str(file): read_dynamics(file) for file in args.files}
         name = name_run(args.files[0]) if len(runs) == 1 else name_runs(args.files)

@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     keep_adapters_in_float32(trainer.model)
     final = {"eval": None, "test": texts["test"]}
-    saved, losses = train_and_evaluate(trainer, run.checkpoint, final)
+    saved, losses = train_and_evaluate(trainer, run.checkpoint, final, model_args.merge_adapter)
     if not trainer.is_world_process_zero():
         return
     if model_args.merge_adapter:

@@ -80,7 +80,7 @@ last_line() { grep -v '^\s*$' "$work/logs/$1.log" | tail -n 1 || true; }
 
 # failed NAME STATUS: say why
 failed() {
-    if [[ $2 == 124 ]]; then
+    if [[ $2 == 124 || $2 == 137 ]]; then
         say "$1: its time is over; the same command goes on"
     else
         say "$1: exit code $2: $(last_line "$1")"

@@ -20,6 +20,7 @@ search chose once it has ended.
 import argparse
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,12 @@ def run_part(part: Part, log: Path) -> str | None:
     return None
 
 
+def drop_checkpoints(part: Part) -> None:
+    """Of a run of a search that is done with: nothing resumes from them, and a grid fills disks."""
+    for folder in part.done.parent.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+
+
 def run_parts(parts: list[Part], logs: Path, always: bool) -> list[tuple[str, str]]:
     """Run what is not done yet, with a line each; the names of the parts that failed, and why."""
     failed = []
@@ -99,6 +106,8 @@ def run_parts(parts: list[Part], logs: Path, always: bool) -> list[tuple[str, st
             continue
         log, begun = logs / f"{part.name.replace('/', '-').replace(' ', '_')}.log", time.monotonic()
         problem = run_part(part, log)
+        if part.may_diverge and is_done(part):
+            drop_checkpoints(part)
         seconds = f"{time.monotonic() - begun:.0f} s"
         if problem and is_done(part):
             print(f"{seconds}, {problem}")

@@ -6,6 +6,7 @@
 ranking (Tables 2-5): R̃ length-normalized (Eq. 15), R summed (Eq. 13), percent, 95 % Wilson
 interval; differences whose published value lies outside the interval carry a *.
 idealized (Tables 1, 6): R* by Corollary 3.3 over β = 0.01, 0.1, 1, 5, 10; gap to its median.
+idealized-by-dataset: the same of ours alone, a dataset's models side by side.
 conventions, length: files of conventions.py and length_difference.py. dynamics, sweep: files
 ranking_dynamics.jsonl of dpo.py. flips: of such files, which wrongly ranked pairs flipped, with
 intervals, and whether those of small c flipped first (Theorem 4.1).
@@ -23,6 +24,7 @@ Models that the paper does not have are shown beside --beside MODEL, one that it
 import argparse
 import json
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,12 @@ from ranking.plumbing.result_files import Record, read_json_lines
 from ranking.reports.accuracy import accuracy_table
 from ranking.reports.benchmarks import benchmark_table
 from ranking.reports.comparison import comparison_table, mcnemar_table
-from ranking.reports.dynamics import dynamics_table, read_dynamics, sweep_table
+from ranking.reports.dynamics import (
+    chosen_step_beside,
+    dynamics_table,
+    read_dynamics,
+    sweep_table,
+)
 from ranking.reports.flips import dynamics_names, flips_table
 from ranking.reports.hard_pairs import hard_pairs_table
 from ranking.reports.idealized import idealized_table
@@ -105,6 +112,11 @@ def idealized_beside_paper(rows: list[Any]) -> Table:
     return columns, lines
 
 
+def idealized_by_dataset(rows: list[Any]) -> Table:
+    """Ours alone: each dataset's models side by side, in the order of the files."""
+    return idealized_table(sorted(rows, key=itemgetter("dataset_name")))
+
+
 def published_idealized(rows: list[Any]) -> Iterator[tuple[bool, str, dict]]:
     """(with ties, model, values) of Tables 1 and 6, of those to which ours belong."""
     for ties, table in ((False, "idealized_table1"), (True, "idealized_table6_ties_included")):
@@ -169,6 +181,7 @@ def conventions_table(rows: list[Record], beside: str | None = None) -> Table:
 SUMMARIES = {  # table → its builder, from the rows of all files and --beside
     "ranking": accuracy_beside_paper,
     "idealized": lambda rows, beside: idealized_beside_paper(rows),
+    "idealized-by-dataset": lambda rows, beside: idealized_by_dataset(rows),
     "conventions": conventions_table,
     "length": lambda rows, beside: length_table(rows),
     "pairs": lambda rows, beside: hard_pairs_table(rows),
@@ -212,7 +225,8 @@ def main(args: argparse.Namespace) -> None:
     if args.table == "dynamics":
         if len(args.files) > 1:
             raise ValueError(f"dynamics takes one file, found {len(args.files)}")
-        table = dynamics_table(read_dynamics(args.files[0]))
+        saved = chosen_step_beside(args.files[0])
+        table = dynamics_table(read_dynamics(args.files[0]), saved=saved)
     elif args.table == "sweep":
         table = sweep_table([read_dynamics(file) for file in args.files], args.at)
     elif args.table == "flips":

@@ -335,7 +335,7 @@ def adapter(tiny_model_directory, tmp_path):
 
 
 @pytest.mark.parametrize("lora", [True, False])
-def test_adapter_as_the_policy(adapter, tmp_path, lora):
+def test_adapter_as_the_policy(adapter, tmp_path, capsys, lora):
     """Merged before training; a new adapter's base lies beside it; a full tuning moves all weights."""
     folder, merged = adapter
     output = tmp_path / "dpo"
@@ -357,6 +357,14 @@ def test_adapter_as_the_policy(adapter, tmp_path, lora):
     }
     assert moved["model.layers.0.self_attn.q_proj.weight"] > 0
     if lora:
+        said = capsys.readouterr().err  # on tiny models, whose weights are most of a directory
+        base, merged_size = (
+            (output / name / "model.safetensors").stat().st_size / 1e3
+            for name in ("base", "merged")
+        )
+        told = re.search(r"([\d,]+) kB of its base, ([\d,]+) kB of it merged into its base", said)
+        assert float(told[1]) == pytest.approx(base, rel=0.5) and float(told[1]) > base
+        assert float(told[2]) == pytest.approx(merged_size, rel=0.02)
         whole = AutoModelForCausalLM.from_pretrained(output / "merged").state_dict()
         assert all(torch.equal(whole[name], p) for name, p in last.named_parameters())
         assert {f.name for f in (output / "merged").iterdir()} == {

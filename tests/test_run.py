@@ -184,6 +184,8 @@ def test_a_search_on_a_tiny_model(tiny_model_directory, tmp_path):
         losses = [p["lowest_loss"] for p in points if not p["diverged"]]
         (chosen,) = [p for p in points if p["chosen"]]
         assert chosen["lowest_loss"] == min(losses) and chosen["step"] >= 1
+    assert list(tmp_path.glob("search/*/*/model.safetensors"))
+    assert not list(tmp_path.glob("search/*/*/checkpoint-*"))
     times = {part.done: part.done.stat().st_mtime_ns for part in parts}
     assert run.run_parts(parts, tmp_path / "logs", always=False) == []
     trained, *_ = steps.training_parts(plan)

@@ -45,6 +45,15 @@ def test_ranking_table_beside_another_model():
     assert line[4] == f"{published[0]:.1f}"
 
 
+def test_idealized_by_dataset_is_ours_alone():
+    files = [[{**row, "dataset_name": name, "model": model, "reference_model": model}
+              for name in ("e", "d") for row in idealized_rows()]
+             for model in ("two", "one")]  # fmt: skip
+    _, lines = tables.idealized_by_dataset(sum(files, []))
+    assert [line[:2] for line in lines] == [
+        ["d", "two"], ["d", "one"], ["e", "two"], ["e", "one"]]  # fmt: skip
+
+
 def test_idealized_table_beside_the_paper():
     rows = idealized_rows()
     _, lines = tables.idealized_beside_paper(rows)

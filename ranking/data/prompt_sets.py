@@ -120,7 +120,7 @@ def read_prompt(row: Row, asked: PromptColumns, answer: str | None) -> Reading:
     cannot be asked."""
     if holds_nothing(row.get(asked.main)):
         raise Dropped("empty prompt")
-    first, n_later = opening(row[asked.main])
+    first, n_later = first_of_turns(row[asked.main])
     given = answer is not None and not is_empty(row.get(answer))
     answers = [read_turns(row[answer], f"column {answer!r}")] if given else []
     reading = make_reading(row | {asked.main: first}, asked, answers, (1,) * len(answers))
@@ -141,7 +141,7 @@ def read_prompt(row: Row, asked: PromptColumns, answer: str | None) -> Reading:
     return reading._replace(prompt=messages[:n_asked], remarks=tuple(remarks))
 
 
-def opening(value: Any) -> tuple[Any, int]:
+def first_of_turns(value: Any) -> tuple[Any, int]:
     """The first of the turns of one speaker that a cell lists, texts or {content} without a role,
     and how many come after it; a cell of anything else as it is."""
     if not isinstance(value, list) or has_messages(value):

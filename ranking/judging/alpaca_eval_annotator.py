@@ -35,7 +35,7 @@ def alpaca_eval_judge(name: str) -> tuple[ServedJudge, str, str | None]:
     """
     config_name, _, model = name.partition(":")
     folder = configurations()
-    config = read_config(folder, config_name)
+    config = annotator_config(folder, config_name)
     template = (folder / config["prompt_template"]).read_text(encoding="utf-8")
     if reason := why_not(config, template):
         raise ValueError(f"--judge alpaca_eval:{config_name}: {reason}")
@@ -65,7 +65,7 @@ def configurations() -> Path:
     return Path(spec.submodule_search_locations[0]) / "evaluators_configs"
 
 
-def read_config(folder: Path, name: str) -> dict[str, Any]:
+def annotator_config(folder: Path, name: str) -> dict[str, Any]:
     """The annotator of a configuration; ValueError for an unknown name, or for several."""
     import yaml
 

@@ -205,7 +205,7 @@ def answer_text(choice, parameters: Mapping[str, Any]) -> str:
     return json.dumps(said | {"text": text})
 
 
-def words_of(answer: str, parameters: Mapping[str, Any]) -> str:
+def text_said(answer: str, parameters: Mapping[str, Any]) -> str:
     """The text of what `answer_text` returned."""
     return json.loads(answer)["text"] if answer and parameters.get("logprobs") else answer
 

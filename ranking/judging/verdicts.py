@@ -11,7 +11,7 @@ from ranking.data.examples import Dialogue, Message, PreferenceData
 from ranking.judging.alpaca_eval_annotator import alpaca_eval_judge
 from ranking.judging.responses import Generation, Prompt, Response, respond
 from ranking.judging.reward_model import load_reward_model, reward_ids, reward_scores
-from ranking.judging.served_model import ServedJudge, ask_all, make_client, plain_judge, words_of
+from ranking.judging.served_model import ServedJudge, ask_all, make_client, plain_judge, text_said
 from ranking.plumbing.command_line import progress_bar, until_stopped
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, append_json_lines
@@ -149,7 +149,7 @@ def ask_judge(
         if len(found[k]) == 2:
             answers = [found[k][0], found[k][1]]
             verdicts = [judge.verdict(answer) for answer in answers]
-            said = [words_of(answer, judge.parameters) for answer in answers]
+            said = [text_said(answer, judge.parameters) for answer in answers]
             pair, win = pairs[int(k)], judge.combine(*verdicts)
             yield {**pair, "win": win, "verdicts": verdicts, "answers": said}
 

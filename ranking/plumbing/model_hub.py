@@ -119,6 +119,8 @@ def push_results(
     to = ["--revision", revision] if revision else []
     words = ["hf", "upload", repository, str(folder), ".", *to, "--exclude", *STAYS]
     later = f"everything is in {folder}, push it with `{shlex.join(words)}`"
+    if public_adapter_config(folder) is not None:
+        later += f", which shows the local path in {ADAPTER_CONFIG} to all who may read it"
     try:
         for job in before:
             if (error := job.exception()) is not None:

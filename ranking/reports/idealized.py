@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ranking.data.examples import dataset_label
-from ranking.metrics.idealized import CurveRow, IdealizedRow, PairRow, curve_steps
+from ranking.metrics.idealized import BETAS, CurveRow, IdealizedRow, PairRow, curve_steps
 from ranking.plumbing.result_files import Record
 from ranking.reports.groups import (
     BELOW,
@@ -35,6 +35,7 @@ from ranking.reports.style import (
     GREY,
     LOG_REF,
     LOSS_NEEDED,
+    MODEL_COLOURS,
     ORANGE,
     WIDTH,
     captioned,
@@ -52,6 +53,8 @@ from ranking.reports.tables import (
     wandb_table,
     with_interval,
 )
+
+LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")
 
 
 def idealized_table(
@@ -238,6 +241,62 @@ def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:
         ((model, reference),) = names
         whose = "" if reference in (model, None) else f", reference {plain(short(str(reference)))}"
         captioned(figure, plain(short(model)) + whose)
+    save_figure(figure, path)
+
+
+def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
+    """R*(β) of all datasets, a colour each, in a panel per normalization; references by line style.
+
+    R*(β) is the share of pairs whose critical β is larger; β of Tables 1 and 6 are shaded.
+    ValueError for more datasets than colours, or more references than line styles.
+    """
+    refuse_two_runs(curves, "calib_property")
+    of_curve = by_normalization(curves)
+    settings = setting_labels(curves)
+    references = model_labels(dict.fromkeys(str(c["reference_model"]) for c in curves))
+    for what, found, most in (
+        ("datasets", settings, MODEL_COLOURS), ("references", references, LINE_STYLES)
+    ):  # fmt: skip
+        if len(found) > len(most):
+            raise ValueError(f"{len(found)} {what}, of which {len(most)} can be told apart")
+    colours = dict(zip(settings, MODEL_COLOURS))
+    styles = dict(zip(references, LINE_STYLES))
+    names = {
+        "length-normalized": r"$\tilde{R}^*(\beta)$: log-likelihoods per token",
+        "non-length-normalized": r"$R^*(\beta)$: summed log-likelihoods",
+    }
+    breakpoints = [beta for curve in curves for beta in curve["critical_betas"]]
+    left = min([BETAS[0] / 4, *(beta / 1.5 for beta in breakpoints)])
+    right = max([BETAS[-1] * 4, *(beta * 1.5 for beta in breakpoints)])
+    figure, (row,) = subplots(
+        1, 2, figsize=(WIDTH, 3.6), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, normalization in zip(row, SYMBOLS):
+        for curve in (pair[normalization] for pair in of_curve if normalization in pair):
+            steps = curve_steps(curve)
+            axes.step(
+                [left, *curve["critical_betas"], right], 100 * np.append(steps, steps[-1]),
+                where="post", color=colours[setting_of(curve)],
+                linestyle=styles[str(curve["reference_model"])],
+            )  # fmt: skip
+        axes.axvspan(BETAS[0], BETAS[-1], color=GREY, alpha=0.12, linewidth=0)
+        axes.set_xlabel(r"$\beta$")
+        axes.set_title(names[normalization])
+        axes.grid(alpha=0.3)
+    row[0].set_xscale("log")
+    row[0].set_xlim(left, min(right, 1000))
+    row[0].set_ylim(0, 102)
+    row[0].set_ylabel(r"pairs whose critical $\beta$ is larger (%)")
+    sizes: dict[tuple, list[int]] = {}
+    for curve in curves:
+        sizes.setdefault(setting_of(curve), []).append(curve["n"])
+    for setting, colour in colours.items():
+        n = ", ".join(map(str, dict.fromkeys(sizes[setting])))
+        row[0].plot([], [], color=colour, label=f"{settings[setting]} (n = {n} pairs)")
+    for reference, style in styles.items():
+        row[0].plot([], [], color="black", linestyle=style, label=references[reference])
+    row[0].fill_between([], [], color=GREY, alpha=0.12, label=r"$\beta$ of Tables 1 and 6")
+    legend_outside(figure, row[0], ncols=2)
     save_figure(figure, path)
 
 

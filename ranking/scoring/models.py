@@ -75,27 +75,6 @@ def check_model_path(name: str) -> None:
         raise FileNotFoundError(f"no such model directory: {name}")
 
 
-def check_own_code(name: str) -> None:
-    """Raise OSError where a model directory, or the base of an adapter there, is of a type that
-    only Python code which comes with it knows. For when that is not to be run: before
-    transformers, which would say first that such a model may not work, reads it."""
-    adapter = (Path(name) / "adapter_config.json").is_file()
-    file = Path(adapter_base(name) if adapter else name) / "config.json"
-    if not file.is_file():
-        return
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        brings_code = "AutoConfig" in (config.get("auto_map") or {})
-    except (ValueError, AttributeError, TypeError):
-        return  # transformers says what is wrong with it
-    if not brings_code:
-        return
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
-        raise OSError(f"cannot load {name}: {OWN_CODE}")
-
-
 def is_local(name: str) -> bool:
     """Whether a model's name is a path that exists, or the bundled model; else it is the hub's."""
     return name == BUNDLED_MODEL or Path(name).exists()

@@ -261,14 +261,19 @@ def row_counts(parts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def show_progress(
-    trainer, lengths: Sequence[int], first_step: int, final: Mapping[str, Dataset | None]
+    trainer,
+    lengths: Sequence[int],
+    first_step: int,
+    final: Mapping[str, Dataset | None],
+    merges: bool,
 ) -> None:
     """Announce the plan of a run, and have it write its lines in place of Trainer's.
 
     lengths: of Trainer's `set_initial_training_values`. first_step: what is trained already.
     final: what is evaluated after it, by prefix; None: the trainer's evaluation set.
+    merges: whether an adapter is saved merged, too.
     """
-    outlook = announce_plan(trainer, lengths, first_step)
+    outlook = announce_plan(trainer, lengths, first_step, merges)
     args = trainer.args
     parts = {"eval": trainer.eval_dataset, "eval_train": getattr(trainer, "dynamics_dataset", None)}
     sizes = row_counts(parts | {f"eval_{name}": part for name, part in trainer.eval_sets.items()})

@@ -42,6 +42,7 @@ class KnownFlags(TypedDict):
     """known_flags.json."""
 
     versions: dict[str, str]  # of FLAG_LIBRARIES
+    model_types: list[str]  # of the models whose code transformers has
     flags: dict[str, Known]  # by dataclass; TrainingArguments: what SFTConfig and DPOConfig share
 
 
@@ -153,7 +154,7 @@ def plain_value(default: Any) -> Any:
 def find_flags() -> KnownFlags:
     """What the installed dataclasses have."""
     import trl
-    from transformers import HfArgumentParser
+    from transformers import CONFIG_MAPPING, HfArgumentParser
 
     every: dict[str, Known] = {}
     for name in ("ModelConfig", "SFTConfig", "DPOConfig"):
@@ -166,7 +167,8 @@ def find_flags() -> KnownFlags:
     classes = {"ModelConfig": every["ModelConfig"], "TrainingArguments": shared}
     for name in ("SFTConfig", "DPOConfig"):
         classes[name] = {k: v for k, v in every[name].items() if k not in shared}
-    return {"versions": installed_versions(), "flags": classes}
+    types = sorted(CONFIG_MAPPING.keys())
+    return {"versions": installed_versions(), "model_types": types, "flags": classes}
 
 
 def write_known_flags() -> None:
@@ -176,7 +178,8 @@ def write_known_flags() -> None:
     for name, flags in found["flags"].items():
         lines = [f"{json.dumps(field)}: {json.dumps(how)}" for field, how in flags.items()]
         parts.append(f"{json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n}")
-    text = f'{{"versions": {json.dumps(found["versions"])},\n"flags": {{\n' + ",\n".join(parts)
+    versions, types = json.dumps(found["versions"]), json.dumps(found["model_types"])
+    text = f'{{"versions": {versions},\n"model_types": {types},\n"flags": {{\n' + ",\n".join(parts)
     KNOWN_FILE.write_text(text + "\n}}\n", encoding="utf-8")
 
 

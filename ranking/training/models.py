@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ranking.plumbing.processes import announce
 from ranking.scoring.loading import load_model, load_tokenizer, quantize
+from ranking.training.run_directory import BASE
 
 
 @contextmanager
@@ -141,7 +142,7 @@ def with_base(peft_config, model, tokenizer, source: tuple[str, str | None], fol
             )
         return None
     if is_adapter(name):
-        base = str((folder / "base").resolve())
+        base = str((folder / BASE).resolve())
         if PartialState().is_main_process:
             model.save_pretrained(base)
             tokenizer.save_pretrained(base)

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from ranking.plumbing.processes import announce
 from ranking.training.dynamics_file import DynamicsRow
+from ranking.training.run_directory import BASE
 
 WANTED_SHARE, LARGE_SHARE = 0.10, 0.25  # of the time, for evaluations
 OPTIMIZER_STATES = {"sgd": 0, "adafactor": 0, "rmsprop": 1, "lion": 1, "adagrad": 1}  # others: 2
@@ -156,14 +157,14 @@ def describe_sparser(eval_steps: int | None, dynamics: tuple[float, float], save
 
 
 def describe_disk(
-    one: int, n_kept: int, model: int, dynamics: float, free: int, folder: Path
+    one: int, n_kept: int, others: Mapping[str, float], free: int, folder: Path
 ) -> list[str]:
     """What a run writes, and a warning where it does not fit. Bytes: of `one` checkpoint of
-    `n_kept`, of the saved model, of the dynamics file; what is free there."""
-    total = one * n_kept + model + dynamics
+    `n_kept`, of what else there is, by its name; what is free there."""
+    total = one * n_kept + sum(others.values())
     parts = [f"{size_text(one * n_kept)} of checkpoints ({n_kept:,} of {size_text(one)})"]
-    parts = parts * (n_kept > 0) + [f"{size_text(model)} of the model"]
-    parts += [f"{size_text(dynamics)} of ranking dynamics"] * (dynamics > 0)
+    parts = parts * (n_kept > 0)
+    parts += [f"{size_text(size)} of {name}" for name, size in others.items() if size > 0]
     lines = [f"disk: {', '.join(parts)}; {size_text(free)} are free"]
     if total > free:
         lines.append(
@@ -184,10 +185,11 @@ class Outlook(NamedTuple):
     row_in_steps: float  # about what share of an optimizer step's time an evaluated row takes
 
 
-def announce_plan(trainer, lengths: Sequence[int], first_step: int) -> Outlook:
+def announce_plan(trainer, lengths: Sequence[int], first_step: int, merges: bool) -> Outlook:
     """Lines about a run before it starts.
 
     lengths: of Trainer's `set_initial_training_values`. first_step: what is trained already.
+    merges: whether an adapter is saved merged, too.
     """
     n_per_epoch, max_steps = lengths[1], lengths[-1]
     evaluations = schedule_of(trainer, "eval", max_steps, n_per_epoch)
@@ -223,24 +225,41 @@ def announce_plan(trainer, lengths: Sequence[int], first_step: int) -> Outlook:
             )
         )
     n_saves = n_times(saves, max_steps)
-    announce_disk(trainer, n_saves, dynamics * n_evaluations, resumed=first_step > 0)
+    announce_disk(trainer, n_saves, dynamics * n_evaluations, merges, resumed=first_step > 0)
     return outlook
 
 
-def announce_disk(trainer, n_saves: int, dynamics: int, resumed: bool) -> None:
-    """What the run writes; what an earlier part of it has written is there already."""
+def announce_disk(trainer, n_saves: int, dynamics: int, merges: bool, resumed: bool) -> None:
+    """What the run writes; the base of an adapter, and what an earlier part of the run has written,
+    are there already."""
     args, folder, adapter = trainer.args, Path(trainer.args.output_dir), has_adapter(trainer.model)
     saved = [p for p in trainer.model.parameters() if p.requires_grad or not adapter]
     n_trained = sum(p.numel() for p in saved if p.requires_grad)
     weights = sum(p.numel() for p in saved), n_trained, saved[0].element_size(), args.optim
     if args.save_total_limit is not None:  # and the newest, until an older one is deleted
         n_saves = min(n_saves, args.save_total_limit + 1)
-    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    for line in describe_disk(
-        checkpoint_bytes(*weights, args.save_only_model), n_saves, checkpoint_bytes(*weights, True),
-        dynamics, shutil.disk_usage(folder).free + there * resumed, folder,
-    ):  # fmt: skip
+    base = directory_bytes(folder / BASE) if adapter else 0
+    others = {
+        "the model": checkpoint_bytes(*weights, True), "its base": base,
+        "it merged into its base": merged_bytes(trainer.model) if merges else 0,
+        "ranking dynamics": dynamics,
+    }  # fmt: skip
+    there = directory_bytes(folder) if resumed else base
+    one, free = checkpoint_bytes(*weights, args.save_only_model), shutil.disk_usage(folder).free
+    for line in describe_disk(one, n_saves, others, free + there, folder):
         announce(line)
+
+
+def directory_bytes(folder: Path) -> int:
+    """Size of the files in a directory; 0 where there is none."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def merged_bytes(model) -> int:
+    """Size of the weights of an adapter's base, none of them quantized."""
+    base = model.get_base_model()
+    n_added = sum(p.numel() for p in base.parameters() if p.requires_grad)
+    return (base.num_parameters() - n_added) * base.dtype.itemsize
 
 
 def must_save_then(trainer, eval_steps: int | None) -> bool:

@@ -31,8 +31,9 @@ from ranking.training.help_texts import successor
 
 RUN_FILE = "run_config.json"
 TEST_FILE = "test_results.json"
-MERGED = "merged"
-BESIDE_ADAPTERS = ("base", MERGED)  # what an adapter was trained on, and it merged into that
+# beside an adapter: what it was trained on, and it merged into that
+BASE, MERGED = "base", "merged"
+BESIDE_ADAPTERS = (BASE, MERGED)
 # what a resumed run may change
 HARMLESS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to",

@@ -172,10 +172,11 @@ def may_leave_unused(model) -> bool:
 
 
 def train_until_stopped(
-    trainer, checkpoint: str | None, final: dict[str, Dataset | None]
+    trainer, checkpoint: str | None, final: dict[str, Dataset | None], merges: bool
 ) -> SavedStep:
     """Train to the end, save the model and return which step it is (`saved_step`); after a
     signal, raise `Stopped` when the step's checkpoint is saved. final: what is evaluated then.
+    merges: whether an adapter is saved merged, too.
 
     A signal during the last step lets the run end: what is left takes less time than doing it
     again.
@@ -214,7 +215,8 @@ def train_until_stopped(
             what = "where the run stopped early" if stopped_early else "after the last step"
             announce(f"{checkpoint} is {what}, {state.global_step}: nothing is left to train")
             trainer.set_initial_training_values = lambda *_: (0, *lengths[1:])  # epochs
-    show_progress(trainer, lengths, state.global_step if checkpoint is not None else 0, final)
+    first_step = state.global_step if checkpoint is not None else 0
+    show_progress(trainer, lengths, first_step, final, merges)
     with explaining_files(args.output_dir):
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.state.num_train_epochs = n_epochs
@@ -240,7 +242,7 @@ def train_until_stopped(
 
 
 def train_and_evaluate(
-    trainer, checkpoint: str | None, parts: dict[str, Dataset | None]
+    trainer, checkpoint: str | None, parts: dict[str, Dataset | None], merges: bool
 ) -> tuple[SavedStep, dict[str, dict[str, float]]]:
     """Train as `train_until_stopped`; which step is saved, and the metrics of each part, by the
     prefix of their names (None: the trainer's evaluation set).
@@ -248,7 +250,7 @@ def train_and_evaluate(
     A signal during the evaluations lets them end: they take less time than doing them again.
     """
     with finishing_first():
-        saved = train_until_stopped(trainer, checkpoint, parts)
+        saved = train_until_stopped(trainer, checkpoint, parts, merges)
         metrics = {
             name: trainer.evaluate(part, metric_key_prefix=name) for name, part in parts.items()
         }

@@ -6,6 +6,7 @@ import pytest
 from ranking.metrics.win_rate import (
     correlations,
     length_controlled_win_rate,
+    means_by_gamma,
     position_bias,
     summarize_win_rate,
 )
@@ -30,7 +31,7 @@ def test_length_controlled_win_rate_is_the_intercept():
 
 def test_correlations_of_near_and_far_half():
     rows = [
-        {"squared_distance": d, "ranking_accuracy": a, "win_rate": w}
+        {"squared_distance": d, "ranking_accuracy": a, "win_rate": w, "judge": "openai:m"}
         for d, a, w in [
             (0, 0.1, 0.5),
             (1, 0.2, 0.6),
@@ -47,11 +48,37 @@ def test_correlations_of_near_and_far_half():
     assert near["p_value"] == far["p_value"] == pytest.approx(2 / 6)  # two of the 3! orders
     wins = (0.1, 0.2, 0.3, 0.5, 0.4)  # of the 5! orders, 1 + 4 are as high and as many as low
     rows = [
-        {"squared_distance": k, "ranking_accuracy": k / 9, "win_rate": w}
+        {"squared_distance": k, "ranking_accuracy": k / 9, "win_rate": w, "judge": "openai:m"}
         for k, w in enumerate(wins)
     ]
     assert correlations(rows)[0]["spearmanr"] == pytest.approx(0.9)
     assert correlations(rows)[0]["p_value"] == pytest.approx(10 / 120)
+
+
+def test_win_rates_of_several_judges_are_not_put_together():
+    rows = [
+        {"squared_distance": k, "ranking_accuracy": 0.1 * k, "win_rate": 0.2 * k, "gamma": 1.0 * k,
+         "judge": "openai:m" if k else "reward-model:m"}
+        for k in range(4)
+    ]  # fmt: skip
+    assert len(correlations(rows[1:])) == 3 and len(means_by_gamma(rows[1:])) == 3
+    for computed in (correlations, means_by_gamma):
+        with pytest.raises(ValueError, match=r"different judges \(reward-model:m, openai:m\)"):
+            computed(rows)
+
+
+def test_shares_of_a_win_count_as_what_they_are_nearer_to():
+    """0.9, 0.5 and 0.2: one win, one tie, one loss, and a win rate of 1.6 / 3."""
+    rows = [
+        {"prompt_id": str(k), "win": win, "policy_response": "a", "other_response": "b",
+         "verdicts": verdicts}
+        for k, (win, *verdicts) in enumerate([(0.9, 0.85, 0.05), (0.5, 0.5, 0.5), (0.2, 0.6, 1.0)])
+    ]  # fmt: skip
+    row = summarize_win_rate(rows, {}, 0)
+    assert row["win_rate"] == pytest.approx(1.6 / 3)
+    assert (row["n_wins"], row["n_ties"], row["n_losses"]) == (1, 1, 1)
+    assert row["order_disagreement"] == pytest.approx(1 / 3)  # the last: 0.6, then 1 − 1
+    assert row["first_reply_share"] == pytest.approx((0.85 + 0.05 + 1.0 + 1.6) / 6)
 
 
 def test_position_bias_is_of_clear_verdicts():

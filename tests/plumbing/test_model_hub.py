@@ -90,12 +90,15 @@ def test_an_adapters_base_is_named_without_its_path(folder):
 
 
 def test_a_hub_that_goes_away_costs_a_line(folder):
+    config = {"base_model_name_or_path": str(folder)}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     server = PushServer(last="Training in progress, step 4, checkpoint")
     run = push(server, folder)
     assert run.returncode == 0 and "Traceback" not in run.stderr
     (line,) = [line for line in run.stderr.splitlines() if "was not pushed" in line]
     assert line.startswith("hub: me/my-model was not pushed (")
     assert f"push it with `hf upload me/my-model {folder} . --exclude 'checkpoint-*'" in line
+    assert line.endswith("`, which shows the local path in adapter_config.json to all who may read it")
 
 
 @pytest.mark.parametrize(

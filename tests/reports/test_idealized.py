@@ -6,6 +6,7 @@ from result_rows import idealized_rows
 
 from ranking.reports.idealized import (
     idealized_table,
+    plot_critical_betas,
     plot_idealized_by_group,
     plot_idealized_curves,
     plot_required_loss,
@@ -47,6 +48,38 @@ def test_idealized_curves_of_two_runs_have_a_panel_each(tmp_path, monkeypatch):
     ]
     with pytest.raises(ValueError, match="several γ or β"):
         plot_required_loss(pairs, tmp_path / "l.png")
+
+
+def test_critical_betas_of_datasets_share_a_panel(tmp_path, monkeypatch):
+    """The share of pairs that R* still ranks rightly, by β: a colour each dataset, a line style
+    each reference."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    curves = [
+        {"dataset_name": dataset, "dataset_split": None, "model": model, "reference_model": model,
+         "n": 4, "calib_property": f"ranks_{normalization}", "critical_betas": [beta, 0.5],
+         "limit_beta_to_0": 0.75, "observed_accuracy": 0.25}
+        for model, beta in (("m/one", 0.1), ("m/two", 0.2))
+        for dataset in ("d", "e")
+        for normalization in ("length-normalized", "non-length-normalized")
+    ]  # fmt: skip
+    plot_critical_betas(curves, tmp_path / "c.png")
+    for axes in plt.gcf().axes:
+        lines = [line for line in axes.lines if len(line.get_xdata())]
+        assert [(line.get_color(), line.get_linestyle()) for line in lines] == [
+            ("#0072B2", "-"), ("#D55E00", "-"), ("#0072B2", "--"), ("#D55E00", "--")]  # fmt: skip
+        # three of four pairs at small β; one is lost at each critical β
+        assert list(lines[0].get_xdata())[1:3] == [0.1, 0.5]
+        assert list(lines[2].get_xdata())[1:3] == [0.2, 0.5]
+        assert all(list(line.get_ydata()) == [75, 50, 25, 25] for line in lines)
+        assert lines[0].get_drawstyle() == "steps-post"
+    (legend,) = plt.gcf().legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "d (n = 4 pairs)", "e (n = 4 pairs)", "one", "two", r"$\beta$ of Tables 1 and 6"]  # fmt: skip
+    with pytest.raises(ValueError, match="two runs of m/one on d"):
+        plot_critical_betas([*curves, curves[0]], tmp_path / "c.png")
+    many = [{**curves[0], "model": name, "reference_model": name} for name in "abcde"]
+    with pytest.raises(ValueError, match="5 references, of which 4 can be told apart"):
+        plot_critical_betas(many, tmp_path / "c.png")
 
 
 def grouped_rows():

@@ -6,9 +6,9 @@ import pytest
 from statsmodels.stats.proportion import proportion_confint
 
 from ranking.reports.style import BLUE, ORANGE
-from ranking.reports.win_rate import plot_win_rate, win_rate_table
+from ranking.reports.win_rate import plot_win_rate, win_rate_table, win_rate_title
 
-ROW = {"model": "run/checkpoint-2", "win_rate": 0.55, "bootstrap_95": [0.45, 0.651], "n": 19,
+ROW = {"model": "run/checkpoint-2", "judge": "openai:m", "win_rate": 0.55, "bootstrap_95": [0.45, 0.651], "n": 19,
        "length_controlled_win_rate": None, "n_ties": 3, "n_unclear": 1,
        "mean_characters_policy": 120.6, "mean_characters_other": 99.4}  # fmt: skip
 OF_CHECKPOINT = {"squared_distance": 1.25, "ranking_accuracy": 0.625}
@@ -37,6 +37,17 @@ def test_tables_of_one_run_and_of_checkpoints():
     ]
     columns, lines = win_rate_table(rows, alone=True)
     assert [line[:3] for line in lines] == [["far", "9", "62.5"], ["checkpoint-2", "1.25", "62.5"]]
+
+
+def test_judges_are_not_mixed(tmp_path):
+    """In no table and in no picture; a table's title says whose verdicts it has."""
+    rows = [{**ROW, **OF_CHECKPOINT, "judge": f"openai:{name}", "step": 2} for name in "ab"]
+    for shown in (win_rate_table, lambda r: win_rate_table(r, alone=True),
+                  lambda r: plot_win_rate(r, tmp_path / "w.png")):  # fmt: skip
+        with pytest.raises(ValueError, match=r"different judges \(openai:a, openai:b\)"):
+            shown(rows)
+    title = win_rate_title({**ROW, "against": "sft"})
+    assert title == "Win rate against sft, by openai:m, % [95 % interval]"
 
 
 def test_lines_of_groups_stand_under_their_policy():

@@ -1,16 +1,19 @@
 """What is said of a run before it starts, against Trainer's own schedule, torch's own optimizers
 and files as they are written."""
 
+import importlib.util
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import DefaultFlowCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ranking.metrics.dynamics import pair_values
+from ranking.scoring.loading import load_model
 from ranking.training.dynamics_file import append_dynamics, dynamics_rows
 from ranking.training.plan import (
     Schedule,
@@ -18,11 +21,17 @@ from ranking.training.plan import (
     describe_disk,
     describe_schedule,
     describe_sparser,
+    directory_bytes,
     dynamics_row_bytes,
     evaluation_share,
     mean_tokens,
+    merged_bytes,
     n_times,
     sparser_eval_steps,
+)
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes"
 )
 
 
@@ -98,6 +107,17 @@ def test_checkpoint_bytes_are_those_of_weights_and_optimizer(name, make):
     assert checkpoint_bytes(*counts, name, only_model=True) == weights
 
 
+@pytest.mark.parametrize("quantization", [None, pytest.param("4bit", marks=needs_bitsandbytes)])
+def test_a_merged_model_has_the_bytes_of_its_base(quantization, tiny_model_directory, tmp_path):
+    base = load_model(str(tiny_model_directory), quantization=quantization)
+    adapter = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
+    size = (tiny_model_directory / "model.safetensors").stat().st_size
+    assert merged_bytes(adapter) == pytest.approx(size, rel=0.02)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/model.safetensors").write_bytes(b"12345")
+    assert directory_bytes(tmp_path) == 5 and directory_bytes(tmp_path / "absent") == 0
+
+
 def test_a_row_of_the_dynamics_file_has_about_this_size(tmp_path):
     rng = np.random.default_rng(0)
     names = ("chosen", "rejected", "ref_chosen", "ref_rejected")
@@ -143,7 +163,13 @@ def test_what_the_lines_say(tmp_path):
     assert "--max_eval_samples would" in describe_sparser(None, (0, 0), False)
     assert "or --dynamics_sample_size would" in describe_sparser(None, (9, 0), False)
     room, short = (
-        describe_disk(1_500_000_000, 2, 500_000_000, 800_000_000, free, tmp_path)
+        describe_disk(
+            1_500_000_000,
+            2,
+            {"the model": 500_000_000, "its base": 0, "ranking dynamics": 800_000_000},
+            free,
+            tmp_path,
+        )
         for free in (5_000_000_000, 4_000_000_000)
     )
     assert room == ["disk: 3.0 GB of checkpoints (2 of 1.5 GB), 500 MB of the model, 800 MB of "
