@@ -98,7 +98,9 @@ def test_a_hub_that_goes_away_costs_a_line(folder):
     (line,) = [line for line in run.stderr.splitlines() if "was not pushed" in line]
     assert line.startswith("hub: me/my-model was not pushed (")
     assert f"push it with `hf upload me/my-model {folder} . --exclude 'checkpoint-*'" in line
-    assert line.endswith("`, which shows the local path in adapter_config.json to all who may read it")
+    assert line.endswith(
+        "`, which shows the local path in adapter_config.json to all who may read it"
+    )
 
 
 @pytest.mark.parametrize(
