@@ -1,6 +1,6 @@
 """Which wrongly ranked pairs tuning flips, as a table and a picture (§4, Theorem 4.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,15 +39,15 @@ def counted(share: CountedShare) -> str:
     return f"{share['k']} of {share['n']}: {with_interval(share['value'], share['wilson_95'], 1)}"
 
 
-def flips_table(runs: Mapping[str, Sequence[Record]]) -> Table:
-    """Of each run, by its name, and part: how many wrongly ranked pairs flipped, at the lowest
+def flips_table(runs: Iterable[tuple[str, Sequence[Record]]]) -> Table:
+    """Of each run, (name, rows), and part: how many wrongly ranked pairs flipped, at the lowest
     validation loss and at the end, whether small c flips first, and whether Theorem 4.1 holds;
     95 % intervals, Wilson's of shares, a bootstrap's of the AUC."""
     columns = ["run", "γ", "pairs", "step", "flipped to correct, %"]
     columns += ["flipped to incorrect, %", "ranking accuracy, %"]
     columns += ["reward accuracy, %", "small c first, AUC", "against Theorem 4.1"]
     lines = []
-    for name, rows in runs.items():
+    for name, rows in runs:
         best = lowest_loss_step(rows)
         for found in flips_of_run(rows):
             lines.append(

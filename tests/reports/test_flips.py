@@ -18,7 +18,7 @@ def test_flips_table():
         for step, loss in ((3, 0.4), (6, 0.6))
         for row in tuned_rows(step=step, loss=loss, seed=step)
     ]
-    columns, (best, last, other) = flips_table({"a": rows, "b": tuned_rows(gamma=1.0)})
+    columns, (best, last, other) = flips_table([("a", rows), ("b", tuned_rows(gamma=1.0))])
     assert [line[:4] for line in (best, last, other)] == [
         ["a", "0.5", "validation (80)", "3 (lowest)"], ["a", "0.5", "validation (80)", "6"],
         ["b", "1", "validation (80)", "7 (lowest)"]]  # fmt: skip
