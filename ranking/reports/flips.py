@@ -20,7 +20,7 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import Table, signed_with_interval, with_interval
+from ranking.reports.tables import Table, percent, signed_with_interval, with_interval
 
 FLIPPED, STAYED = GROUPS[False, True], GROUPS[False, False]
 
@@ -59,11 +59,14 @@ def flips_table(runs: Iterable[tuple[str, Sequence[Record]]]) -> Table:
 
 
 def flip_cells(found: Flips) -> list[str]:
+    """The cells of `flips_table` that follow the step."""
+    accuracy, rewarded = found["accuracy"], found["reward_accuracy"]
+    ties = f", {percent(found['n_reward_ties'] / found['n'])} tied"
     return [
         counted(found["flipped_to_correct"]),
         counted(found["flipped_to_incorrect"]),
-        with_interval(found["accuracy"]["value"], found["accuracy"]["wilson_95"], 1),
-        with_interval(found["reward_accuracy"]["value"], found["reward_accuracy"]["wilson_95"], 1),
+        with_interval(accuracy["value"], accuracy["wilson_95"], 1),
+        with_interval(rewarded["value"], rewarded["wilson_95"], 1) + ties,
         signed_with_interval(found["auc"], found["auc_95"]).replace("+", ""),
         str(found["n_against_theorem"]),
     ]

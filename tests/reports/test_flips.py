@@ -29,6 +29,7 @@ def test_flips_table():
     said = f"{share['k']} of {share['n']}: {100 * share['value']:.1f} [{low}, {high}]"
     assert cells["flipped to correct, %"] == said
     assert cells["ranking accuracy, %"].startswith(f"{100 * found['accuracy']['value']:.1f} [")
+    assert found["n_reward_ties"] == 0 and cells["reward accuracy, %"].endswith("], 0.0 tied")
     assert cells["small c first, AUC"].startswith(f"{found['auc']:.2f} [")
     assert cells["against Theorem 4.1"] == "0"
 
