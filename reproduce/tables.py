@@ -233,7 +233,7 @@ def main(args: argparse.Namespace) -> None:
         names = dynamics_names(args.files)
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two files are called {twice[0]}: rename one, or give it once")
-        table = flips_table({name: read_dynamics(f) for name, f in zip(names, args.files)})
+        table = flips_table((name, read_dynamics(f)) for name, f in zip(names, args.files))
     else:
         rows = [row for file in args.files for row in read_json_lines(file)]
         try:

@@ -38,6 +38,7 @@ class Flips(TypedDict):
     flipped_to_incorrect: CountedShare  # of the pairs that it ranks correctly
     accuracy: CountedShare  # ranking accuracy, Def. 2.3
     reward_accuracy: CountedShare  # the chosen completion's reward is the larger, beyond rounding
+    n_reward_ties: int  # rewards that differ by less than rounding makes of two equal models
     auc: float | None  # P(c of a flipped pair < c of one that stays wrong), ties half
     auc_95: list[float | None]  # bootstrap over examples
     n_against_theorem: int  # pairs for which Theorem 4.1 and their ranking differ
@@ -86,7 +87,7 @@ def summarize_flips(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> Flips:
     before, after = np.array([[side == "correct" for side in group] for group in groups]).T
     names = ("chosen", "rejected", "ref_chosen", "ref_rejected")
     logps = [np.array([row[name] for row in rows], dtype=float) for name in names]
-    better, _ = rewards_moved(*logps, rounding=first.get("rounding", 2.0**-23))
+    better, same = rewards_moved(*logps, rounding=first.get("rounding", 2.0**-23))
     wrong = ~before & np.isfinite(ref)
     examples = [row["id"].split(":")[0] for row, is_wrong in zip(rows, wrong) if is_wrong]
     return {
@@ -98,6 +99,7 @@ def summarize_flips(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> Flips:
         "flipped_to_incorrect": share_of(~after[before]),
         "accuracy": share_of(after),
         "reward_accuracy": share_of(better),
+        "n_reward_ties": int(same.sum()),
         "auc": auc(ref[wrong], after[wrong]),  # of the log-ratio −c: larger for those of small c
         "auc_95": auc_95(ref[wrong], after[wrong], examples, seed),
         "n_against_theorem": int(
@@ -107,15 +109,15 @@ def summarize_flips(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> Flips:
 
 
 def flips_of_run(rows: Sequence[dict[str, Any]], seed: int = 0) -> list[Flips]:
-    """`Flips` of each part of a run at its lowest validation loss, and at its last step where that
-    is another. rows: of ranking_dynamics.jsonl."""
-    best, last = lowest_loss_step(rows), max(row["step"] for row in rows)
-    return [
-        summarize_flips(chosen, seed)
-        for part in parts_of(rows)
-        for step in sorted({best, last})
-        if (chosen := [row for row in rows if (row["part"], row["step"]) == (part, step)])
-    ]
+    """`Flips` of each part of a run at the lowest validation loss, and at the last step of the part
+    where that is another. rows: of ranking_dynamics.jsonl."""
+    best, found = lowest_loss_step(rows), []
+    for part in parts_of(rows):
+        own = [row for row in rows if row["part"] == part]
+        steps = {row["step"] for row in own}
+        for step in sorted({best, max(steps)} & steps):
+            found.append(summarize_flips([row for row in own if row["step"] == step], seed))
+    return found
 
 
 def wrong_pairs(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:

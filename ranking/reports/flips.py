@@ -1,6 +1,6 @@
 """Which wrongly ranked pairs tuning flips, as a table and a picture (§4, Theorem 4.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import Table, signed_with_interval, with_interval
+from ranking.reports.tables import Table, percent, signed_with_interval, with_interval
 
 FLIPPED, STAYED = GROUPS[False, True], GROUPS[False, False]
 
@@ -39,15 +39,15 @@ def counted(share: CountedShare) -> str:
     return f"{share['k']} of {share['n']}: {with_interval(share['value'], share['wilson_95'], 1)}"
 
 
-def flips_table(runs: Mapping[str, Sequence[Record]]) -> Table:
-    """Of each run, by its name, and part: how many wrongly ranked pairs flipped, at the lowest
+def flips_table(runs: Iterable[tuple[str, Sequence[Record]]]) -> Table:
+    """Of each run, (name, rows), and part: how many wrongly ranked pairs flipped, at the lowest
     validation loss and at the end, whether small c flips first, and whether Theorem 4.1 holds;
     95 % intervals, Wilson's of shares, a bootstrap's of the AUC."""
     columns = ["run", "γ", "pairs", "step", "flipped to correct, %"]
     columns += ["flipped to incorrect, %", "ranking accuracy, %"]
     columns += ["reward accuracy, %", "small c first, AUC", "against Theorem 4.1"]
     lines = []
-    for name, rows in runs.items():
+    for name, rows in runs:
         best = lowest_loss_step(rows)
         for found in flips_of_run(rows):
             lines.append(
@@ -59,11 +59,14 @@ def flips_table(runs: Mapping[str, Sequence[Record]]) -> Table:
 
 
 def flip_cells(found: Flips) -> list[str]:
+    """The cells of `flips_table` that follow the step."""
+    accuracy, rewarded = found["accuracy"], found["reward_accuracy"]
+    ties = f", {percent(found['n_reward_ties'] / found['n'])} tied"
     return [
         counted(found["flipped_to_correct"]),
         counted(found["flipped_to_incorrect"]),
-        with_interval(found["accuracy"]["value"], found["accuracy"]["wilson_95"], 1),
-        with_interval(found["reward_accuracy"]["value"], found["reward_accuracy"]["wilson_95"], 1),
+        with_interval(accuracy["value"], accuracy["wilson_95"], 1),
+        with_interval(rewarded["value"], rewarded["wilson_95"], 1) + ties,
         signed_with_interval(found["auc"], found["auc_95"]).replace("+", ""),
         str(found["n_against_theorem"]),
     ]

@@ -57,7 +57,6 @@ def plot_losses_of_run(rows: Sequence[Record], path: Path, run: str = "") -> Non
     axes.axvline(
         best, color=GREY, linestyle="dashed", zorder=1, label=f"{lowest_label(rows)}, step {best}"
     )
-    axes.set_ylim(bottom=0)
     axes.set_xlabel("training step")
     axes.set_ylabel(f"mean {loss_name}")
     whole_numbers(axes.xaxis)

@@ -16,6 +16,7 @@ from judges import completion, error_of, flags, free_port, judge_line, run, writ
 
 from ranking.data.preferences import load_preferences
 from ranking.judging.served_model import TRIAL, combine_orders, parse_verdict
+from ranking.judging.verdicts import make_judge
 from ranking.plumbing.result_files import read_json_lines
 from ranking.scoring.models import BUNDLED_MODEL, resolve_model
 
@@ -152,6 +153,55 @@ def test_a_request_the_judge_never_takes_and_questions_that_it_refuses(
         assert len(line.seen) == 14  # the refused ones are asked again
 
 
+def test_prompts_without_a_preference(two_models, tmp_path, monkeypatch, capsys):
+    """AlpacaEval's file: its outputs are the other side, where it has any; the rest is counted."""
+    good, bad = two_models
+    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path / "cache"))
+    rows = [{"instruction": f"Count to {k}.", "output": f"{k}, thank you" * (k < 3), "generator": "g",
+             "dataset": "d"} for k in range(4)]  # fmt: skip
+    file = tmp_path / "alpaca_eval.json"
+    file.write_text(json.dumps(rows))
+    sides = [
+        "--lm-name-or-path",
+        good,
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "4",
+        "--device",
+        "cpu",
+    ]
+    with judge_line(prefer_thanks) as line:
+        more = [*sides, "--prompts", file, "--judge-base-url", line.address]
+        run(*flags(tmp_path, "openai:m", *more, "--against", "chosen"))
+    (row,) = read_json_lines(tmp_path / "wins.jsonl")
+    assert (row["win_rate"], row["n"], row["n_unanswered"]) == (0.0, 3, 1)
+    assert (row["dataset_name"], row["against"], row["joined_by"]) == (
+        str(file),
+        "chosen",
+        {" ": 3},
+    )
+    judged = read_json_lines(tmp_path / "wins.examples.jsonl")
+    for pair in judged:
+        (turn,) = pair["messages"]
+        number = turn["content"].removeprefix("Count to ").rstrip(".")
+        assert turn["role"] == "user" and pair["other_response"] == f"{number}, thank you"
+    assert "prompts are read from instruction, answers from output" in capsys.readouterr().err
+    file.write_text(json.dumps([{"instruction": "Count."}]))
+    message = error_of(
+        capsys, *flags(tmp_path, "openai:m", *more, "--against", "chosen", name="none.jsonl")
+    )
+    assert f"--against chosen: {file} has no answers beside its prompts" in message
+    for wrong, expected in (
+        ([*more, "--dataset", "sample", "--against", "chosen"], "not allowed with argument"),
+        (["--checkpoints", tmp_path, "--reference-name-or-path", bad, "--prompts", file],
+         "--dataset, not --prompts"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            run(*flags(tmp_path, "openai:m", *wrong))
+        assert expected in capsys.readouterr().err
+
+
 def test_a_judge_that_hangs_is_asked_again(asked, two_models, tmp_path):
     """The timeout is short, but however slow the machine, an answer comes in one of the retries."""
     good, bad = two_models
@@ -247,3 +297,29 @@ def test_served_judge(faulty_line, asked, two_models, tmp_path, capsys):
         capsys, *flags(tmp_path, "openai:other", *one, "--judge-retries", "0", name="e.jsonl")
     )
     assert "HTTP 401" in message and "sk-secret" not in message
+
+
+@pytest.mark.slow
+@NEEDS_SMOLLM2
+@pytest.mark.skipif(
+    None in map(importlib.util.find_spec, ("uvicorn", "alpaca_eval")),
+    reason="transformers[serving] or alpaca_eval is not installed",
+)
+def test_served_annotator_of_alpaca_eval(served, tmp_path, monkeypatch):
+    """A real model asked an annotator's question; what its words mean is read by hand."""
+    address, model = served
+    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path / "cache"))
+    judge, facts = make_judge(
+        f"alpaca_eval:gpt4_turbo:{model}", judge_base_url=address, judge_timeout=36000,
+        judge_retries=0, judge_concurrency=1, judge_price=None, device="cpu",
+        trust_remote_code=False, allow_pickle=False,
+    )  # fmt: skip
+    assert facts["judge_base_url"].startswith(address)
+    pair = {"prompt": "\n\nHuman: What is 2 + 2?\n\nAssistant:", "policy_response": "4.",
+            "other_response": "A banana."}  # fmt: skip
+    (row,) = judge([pair])
+    for answer, verdict in zip(row["answers"], row["verdicts"]):
+        found = re.findall(r"(?m)^ ?Output \((a|b)\)", answer)
+        assert answer and verdict == ({"a": 1.0, "b": 0.0}[found[0]] if len(found) == 1 else None)
+    first, second = row["verdicts"]
+    assert row["win"] == (None if None in (first, second) else (first + 1 - second) / 2)

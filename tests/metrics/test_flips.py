@@ -48,6 +48,7 @@ def test_nothing_flipped_and_nothing_wrong():
     still = [{**r, "group": GROUPS[(r["ref_chosen"] >= r["ref_rejected"],) * 2]} for r in rows]
     found = summarize_flips(still)
     assert found["flipped_to_correct"]["k"] == found["reward_accuracy"]["k"] == 0
+    assert found["n_reward_ties"] == len(still)
     assert found["auc"] is None and found["auc_95"] == [None, None]
     correct = [row for row in still if row["group"] == "correct_to_correct"]
     empty = summarize_flips(correct)["flipped_to_correct"]

@@ -51,6 +51,17 @@ def test_a_tolerance_of_bfloat16():
     assert contradicts(a, a + [0.5, 1.5, 1.6, 0]).tolist() == [False, False, True, True]
 
 
+def test_a_pair_that_bfloat16_moved_far_stays():
+    """S = 201.6: 8 · 2⁻⁷ √S = 0.89 nats, which one of four pairs passes; three times that is 2.7."""
+    one = run({"a": 0.1, "b": 0.5, "c": 0.4, "e": 0.3})
+    moved = REF.copy()
+    moved[1, 0] -= 1.6
+    assert contradicts(moved, REF).sum() == 1
+    assert matching_rows(["a", "b", "c", "e"], moved, one)[1] == 0
+    moved[1, 0] -= 1.4
+    assert matching_rows(["a", "b", "c", "e"], moved, one)[1] == 1
+
+
 def test_another_reference_is_refused_and_a_text_cut_otherwise_left_out():
     one = run({"a": 0.1, "b": 0.5, "c": 0.4, "e": 0.3})
     odd = REF.copy()

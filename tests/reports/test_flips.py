@@ -18,7 +18,7 @@ def test_flips_table():
         for step, loss in ((3, 0.4), (6, 0.6))
         for row in tuned_rows(step=step, loss=loss, seed=step)
     ]
-    columns, (best, last, other) = flips_table({"a": rows, "b": tuned_rows(gamma=1.0)})
+    columns, (best, last, other) = flips_table([("a", rows), ("b", tuned_rows(gamma=1.0))])
     assert [line[:4] for line in (best, last, other)] == [
         ["a", "0.5", "validation (80)", "3 (lowest)"], ["a", "0.5", "validation (80)", "6"],
         ["b", "1", "validation (80)", "7 (lowest)"]]  # fmt: skip
@@ -29,6 +29,7 @@ def test_flips_table():
     said = f"{share['k']} of {share['n']}: {100 * share['value']:.1f} [{low}, {high}]"
     assert cells["flipped to correct, %"] == said
     assert cells["ranking accuracy, %"].startswith(f"{100 * found['accuracy']['value']:.1f} [")
+    assert found["n_reward_ties"] == 0 and cells["reward accuracy, %"].endswith("], 0.0 tied")
     assert cells["small c first, AUC"].startswith(f"{found['auc']:.2f} [")
     assert cells["against Theorem 4.1"] == "0"
 

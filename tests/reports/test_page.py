@@ -16,6 +16,7 @@ from result_rows import evaluated_pairs, idealized_rows
 from ranking.metrics.accuracy import summarize_dataset
 from ranking.metrics.comparison import compare_models
 from ranking.metrics.rewards import reward_pairs, summarize_rewards
+from ranking.metrics.win_rate import summarize_win_rate
 from ranking.plumbing.result_files import read_json_lines, write_json_lines
 from ranking.reports.page import page_html, write_page
 from ranking.reports.page_files import read_result_file
@@ -457,6 +458,29 @@ def test_dynamics_are_a_table(tmp_path):
     html = page_of(tmp_path / "ranking_dynamics.jsonl")
     table = Tables(html).with_columns("flipped to correct")
     assert [line[1] for line in table[1:4]] == ["0", "5 (lowest)", "10"]
+
+
+def test_win_rates_of_each_judge_are_a_table_of_their_own(tmp_path):
+    files = []
+    for number, judge in enumerate(
+        ("openai:gpt-4o", "alpaca_eval:alpaca_eval_gpt4", "openai:gpt-4o")
+    ):
+        judged = [
+            {"prompt_id": str(k), "win": 1.0 * (k < number + 1), "policy_response": "a",
+             "other_response": "b"} for k in range(4)
+        ]  # fmt: skip
+        common = {
+            "model": f"m{number}", "against": "sft", "judge": judge, "dataset_name": "d",
+            "dataset_split": "test", "dataset_commit": None, "n_unanswered": 0, "dropped": {},
+            "joined_by": None, "seed": 0, "generation": {}, "versions": {},
+        }  # fmt: skip
+        files.append(tmp_path / f"{number}.jsonl")
+        write_json_lines(files[-1], [summarize_win_rate(judged, common, 0)])
+    html = page_of(*files)
+    for judge in ("openai:gpt-4o", "alpaca_eval:alpaca_eval_gpt4"):
+        assert html.count(f"Win rate against sft, by {judge}, %") == 1
+    shown = [t for t in Tables(html).tables if "win rate [95 %]" in t[0]]
+    assert [[line[0] for line in table[1:]] for table in shown] == [["m0", "m2"], ["m1"]]
 
 
 def test_displacement_of_training_says_part_and_step_in_each_line(tmp_path):
