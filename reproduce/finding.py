@@ -7,7 +7,7 @@ r"""The paper's finding in one picture: what rankings are, could be, and stay un
 
 Left: observed ranking accuracy of one dataset and, between the smallest and the largest β, the
 idealized one (Corollary 3.3). Right: DPO's training loss and the share of followed pairs that are
-ranked wrongly, as percentages of where they began (§4).
+ranked wrongly, as percentages of where they began (§4); dashed: the lowest validation loss.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ranking.metrics.dynamics import means_by_step
+from ranking.metrics.dynamics import lowest_loss_step, means_by_step
 from ranking.plumbing.command_line import make_parser, run_script
 from ranking.plumbing.result_files import read_json_lines
 from ranking.reports.dynamics import read_dynamics
@@ -76,9 +76,14 @@ def draw_training(axes, rows: list[dict]) -> None:
     for (label, values), colour, marker in zip(curves.items(), (GREY, ORANGE), ("s", "o")):
         relative = [100 * value / values[0] for value in values]
         axes.plot(steps, relative, color=colour, marker=marker)
-        axes.annotate(label, (steps[-2], relative[-2]), xytext=(0, 7), textcoords="offset points",
-                      color=colour, ha="center")  # fmt: skip
-    axes.set_ylim(50, 110)
+        middle = len(steps) // 2
+        axes.annotate(label, (steps[middle], relative[middle]), xytext=(0, 7),
+                      textcoords="offset points", color=colour, ha="center")  # fmt: skip
+    axes.set_ylim(0, 115)
+    best = lowest_loss_step(rows)
+    axes.axvline(best, color=GREY, linestyle="dashed", linewidth=1)
+    axes.annotate("lowest validation loss", (best, 3), xytext=(-3, 0), textcoords="offset points",
+                  fontsize=6, color=GREY, ha="right")  # fmt: skip
     axes.set_xlabel(f"step of DPO (n = {means[steps[0]]['n']} training pairs)")
     axes.set_ylabel("% of where it began")
     axes.set_title("what DPO lowers, and what it leaves")

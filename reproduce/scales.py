@@ -168,7 +168,7 @@ SCALES = {
         sft_per_seed=True,
         keeps_checkpoints=True,
         win_rate=["--dataset", f"{HH}:train", "--sample-size", "500"],
-        judge="openai:gpt-4o",
+        judge="alpaca_eval:alpaca_eval_gpt4",
     ),
     "embedded": Plan(
         train=[BUNDLED_MODEL],

@@ -1,8 +1,8 @@
 """How a script starts and stops: flags, one-line errors, progress, Ctrl-C and SIGTERM.
 
 Exit codes: 0 done, 2 an error that one line explains, 130 interrupted (Ctrl-C), 143 told to end
-(SIGTERM), 129 its terminal closed (SIGHUP). A stop lets the batch at hand finish and be written; a
-second one stops at once.
+(SIGTERM), 129 its terminal closed (SIGHUP), 141 nobody reads on what it prints (`| head`). A stop
+lets the batch at hand finish and be written; a second one stops at once.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import difflib
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -161,6 +162,13 @@ def with_underscores(message: str) -> str:
     return re.sub(r"(?<![\w-])--\w+(-\w+)+", lambda m: "--" + m[0][2:].replace("-", "_"), message)
 
 
+def nobody_reads() -> bool:
+    """Whether what reads this process's output has gone."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 @contextmanager
 def explaining_errors(
     spelled: Callable[[str], str] = str, same_everywhere: bool = False
@@ -174,6 +182,9 @@ def explaining_errors(
         yield
     except (OSError, ValueError, ImportError) as error:
         logging.debug("details", exc_info=True)
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
+            sys.exit(128 + signal.SIGPIPE)
         if same_everywhere and local_rank() > 0:
             time.sleep(WAIT)
         is_one = process_count() == 1 or (same_everywhere and local_rank() == 0)

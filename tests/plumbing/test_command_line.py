@@ -34,6 +34,17 @@ def start_scoring(model, folder) -> subprocess.Popen:
                         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)  # fmt: skip
 
 
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    """As `| head -1`: no line of ours, and the exit code of a closed pipe."""
+    program = "from ranking.plumbing.command_line import run_script\n"
+    program += "run_script(lambda _: [print('x' * 999, flush=True) for _ in range(9999)], None)"
+    run = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    assert run.stdout.readline() == "x" * 999 + "\n"
+    run.stdout.close()
+    assert run.wait() == 128 + signal.SIGPIPE and run.stderr.read() == ""
+
+
 # ---------------------------------------------------------------------------- signals
 def test_the_batch_at_hand_is_used_before_the_stop():
     used = []
