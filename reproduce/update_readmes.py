@@ -18,7 +18,7 @@ from ranking.plumbing.result_files import write_text_atomically
 from reproduce import tables
 
 ROOT = Path(__file__).parents[1]
-READMES = ("reproduce/results/README.md",)
+READMES = ("reproduce/README.md", "reproduce/results/README.md")
 BLOCK = re.compile(r"(<!-- tables\.py (.*?) -->\n).*?(<!-- end -->)", re.S)
 
 
