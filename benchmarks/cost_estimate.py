@@ -47,7 +47,7 @@ SHAPES = {  # parameters, layers, hidden size
 }
 HH_TRAIN_PAIRS = 160_800  # rows of its train split
 VALIDATED, FOLLOWED = 1000, 1000  # pairs of validation, and of training (flags' defaults)
-TESTED = 1000  # once, at the end
+TESTED = 1000  # once, at the end; by training runs of DPO (--evaluate_test) at each evaluation, too
 GPUS = np.array([1, 8, 32])
 STATES = {"DPO (RMSprop)": 1, "SFT (AdamW)": 2}  # of the optimizer, per parameter
 
@@ -71,11 +71,13 @@ def sft_tokens(preferred: float, epochs: int, n_evaluations: int) -> tuple[float
 
 
 def dpo_tokens(
-    pair: float, epochs: int, n_evaluations: int, n_runs: int = 1
+    pair: float, epochs: int, n_evaluations: int, n_runs: int = 1, evaluate_test: bool = True
 ) -> tuple[float, float]:
-    """The same of DPO runs that share the log-likelihoods of their reference."""
+    """The same of DPO runs that share the log-likelihoods of their reference. evaluate_test: as
+    the runs of a search do not."""
     reference = pair * (HH_TRAIN_PAIRS + VALIDATED + TESTED)  # followed pairs are training pairs
-    evaluations = pair * ((VALIDATED + FOLLOWED) * n_evaluations + TESTED)
+    n_evaluated = VALIDATED + FOLLOWED + TESTED * evaluate_test
+    evaluations = pair * (n_evaluated * n_evaluations + TESTED)
     return reference + n_runs * evaluations, n_runs * pair * HH_TRAIN_PAIRS * epochs
 
 
@@ -111,18 +113,20 @@ def paper_runs(pair: float, preferred: float, share: float) -> pd.DataFrame:
     for model, script in product(PAPER_MODELS, ("sft", "dpo")):
         settings = paper_settings(model, script)
         epochs, n_evaluations = settings["num_train_epochs"]["value"], evaluations_of(settings)
-        counts = (
-            sft_tokens(preferred, epochs, n_evaluations)
-            if script == "sft"
-            else dpo_tokens(pair, epochs, n_evaluations)
+        counts = search_counts = sft_tokens(preferred, epochs, n_evaluations)
+        if script == "dpo":
+            counts = dpo_tokens(pair, epochs, n_evaluations)
+            search_counts = dpo_tokens(pair, epochs, n_evaluations, evaluate_test=False)
+        hours, of_search = (
+            needed_operations(SHAPES[model][0], *tokens) / (share * A100 * 3600)
+            for tokens in (counts, search_counts)
         )
-        operations = needed_operations(SHAPES[model][0], *counts)
-        hours, published = operations / (share * A100 * 3600), settings["gpu_hours"]["value"]
+        published = settings["gpu_hours"]["value"]
         n_points = math.prod(map(len, paper_grid(model, script).values()))
         rows.append({
             "model": model, "run": script.upper(), "epochs": epochs, "GPU-hours": hours,
             "the paper's": published, "its share of the peak": share * hours / published,
-            "grid": n_points, "its GPU-hours": n_points * hours,
+            "grid": n_points, "its GPU-hours": n_points * of_search,
             "at the paper's rate": n_points * published,
         })  # fmt: skip
     return pd.DataFrame(rows)

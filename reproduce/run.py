@@ -10,7 +10,12 @@ Steps: search (the grids of SFT and DPO on the first seed, of which training tak
 lowest validation loss), training (SFT, then DPO^γ for every γ and seed), ranking (every model ×
 dataset), idealized, pairs (hard and easy ones with the losses of γ = 1), win-rate (on training and
 on test prompts), report (tables and pictures of the result files that are there).
-Without steps: all but search.
+Without steps: all but search and, where the judge is paid by the call, win-rate; with the defaults
+of --scale paper that is some 460,000 calls, of about 30 dollars per 1000:
+
+    python -m reproduce.run win-rate report --scale paper --output-dir results/paper
+
+Training waits for a search of its model that was begun; OUTPUT_DIR/search moved away, it does not.
 A part whose result exists is not run again; one that was killed resumes. Each part writes its own
 log under OUTPUT_DIR/logs; a part that fails is listed at the end, and the others go on. --print
 shows the commands instead, for a cluster's scheduler; those of training are with the values that a
@@ -32,7 +37,14 @@ from typing import Any
 from ranking.plumbing.command_line import make_parser, positive_int, run_script
 from ranking.plumbing.result_files import read_json_lines, write_text_atomically
 from reproduce.scales import SCALES, TIES
-from reproduce.steps import BY_DEFAULT, STEPS, Part, has_diverged, is_finished
+from reproduce.steps import (
+    STEPS,
+    Part,
+    has_diverged,
+    is_finished,
+    is_paid,
+    steps_by_default,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -166,8 +178,11 @@ def main(args: argparse.Namespace) -> None:
         processes=args.processes,
         **{name: choice for name, choice in choices.items() if choice},
     )  # fmt: skip
+    if not args.steps and is_paid(plan):
+        print(f"win-rate left out: its judge, {plan.judge}, is paid by the call; name the step to "
+              "run it", file=sys.stderr)  # fmt: skip
     failed = []
-    for step in args.steps or BY_DEFAULT:
+    for step in args.steps or steps_by_default(plan):
         parts = list(STEPS[step](plan))
         check_names(parts)
         if args.print:

@@ -76,6 +76,10 @@ class Plan:
         """The points of a search, of which one is chosen."""
         return self.out / "search" / f"{slug(model)}_{script}.jsonl"
 
+    def search_folder(self, model: str) -> Path:
+        """Where the runs of its searches are."""
+        return self.out / "search" / slug(model)
+
     def chosen_values(self, model: str, script: str) -> dict[str, Any]:
         """flag (or batch_size) → what the search chose; {} without a search."""
         file = self.search_file(model, script)
@@ -167,7 +171,10 @@ SCALES = {
         at="lowest-loss",
         sft_per_seed=True,
         keeps_checkpoints=True,
-        win_rate=["--dataset", f"{HH}:train", "--sample-size", "500"],
+        win_rate=[
+            "--dataset", f"{HH}:train", "--sample-size", "500",
+            "--judge-price", "30", "60",  # dollars per million tokens of GPT-4
+        ],
         judge="alpaca_eval:alpaca_eval_gpt4",
     ),
     "embedded": Plan(

@@ -53,11 +53,14 @@ def search_point(folder: Path) -> SearchPoint:
     if not diverged:
         state = json.loads((folder / "trainer_state.json").read_text())
         max_steps = state["max_steps"]
-        losses = [(entry["eval_loss"], entry["step"]) for entry in state["log_history"]
-                  if "eval_loss" in entry and entry["step"] > 0]  # fmt: skip
+        losses: dict[int, float] = {}
+        for entry in state["log_history"]:
+            if "eval_loss" in entry and entry["step"] > 0:
+                # a second one of the last step is of the best model, loaded at the end
+                losses.setdefault(entry["step"], entry["eval_loss"])
         if not losses:
             raise ValueError(f"{folder}: no validation loss in trainer_state.json")
-        finite = [pair for pair in losses if math.isfinite(pair[0])]
+        finite = [(loss, step) for step, loss in losses.items() if math.isfinite(loss)]
         diverged = not finite
         lowest, step = min(finite, default=(None, None))
     return {

@@ -45,6 +45,7 @@ def main(args: argparse.Namespace) -> None:
     folder = args.output_dir / args.dataset
     if folder.exists():
         raise ValueError(f"--output-dir {args.output_dir}: {args.dataset} is there already")
+    kept, counts = {}, {}
     for split in ("train", "test"):
         rows = read_dataset(args.dataset, split, args.data_dir).rows
         if not len(rows) or not {"chosen", "rejected"} <= rows[0].keys():
@@ -52,9 +53,11 @@ def main(args: argparse.Namespace) -> None:
         short = short_rows(rows, tokenizer, args.max_tokens)
         if not short:
             raise ValueError(f"--max-tokens {args.max_tokens}: no pair of {split} is so short")
-        folder.mkdir(parents=True, exist_ok=True)
+        kept[split], counts[split] = short, f"{len(short)} of {len(rows)} pairs"
+    folder.mkdir(parents=True)
+    for split, short in kept.items():
         write_json_lines(folder / f"{split}.jsonl", short)
-        print(f"{folder / split}.jsonl: {len(short)} of {len(rows)} pairs")
+        print(f"{folder / split}.jsonl: {counts[split]}")
 
 
 if __name__ == "__main__":

@@ -63,17 +63,20 @@ def training_part(plan: Plan, name: str, script: str, flags: dict, needs=()) -> 
 
 
 def training_parts(plan: Plan) -> Iterator[Part]:
-    """Fig. 2, 3, 5-8, 9b: SFT, then DPO^γ for every γ and seed, with what a search chose. Where
-    checkpoints are judged later, the chosen run keeps them all, the others the best and the last.
+    """Fig. 2, 3, 5-8, 9b: SFT, then DPO^γ for every γ and seed, with what a search chose; where one
+    was begun, not before it has chosen for both. Where checkpoints are judged later, the chosen run
+    keeps them all, the others the best and the last.
     """
     for model in plan.train:
+        begun = plan.search_folder(model).exists()
+        searched = (plan.search_file(model, "dpo"),) if begun else ()
         values = plan.chosen_values(model, "sft")
         for seed in plan.seeds if plan.sft_per_seed else [None]:
             sft = plan.sft_folder(model, seed)
             flags = {"model_name": model, "output_dir": sft, **plan.flags(model, "sft", **values)}
             flags |= {"seed": seed} if plan.sft_per_seed else {}
             of_seed = f", seed {seed}" if plan.sft_per_seed else ""
-            yield training_part(plan, f"SFT: {slug(model)}{of_seed}", "sft", flags)
+            yield training_part(plan, f"SFT: {slug(model)}{of_seed}", "sft", flags, searched)
         values = plan.chosen_values(model, "dpo")
         for (gamma, seed), run in plan.runs(model).items():
             sft = plan.sft_folder(model, seed)
@@ -83,7 +86,7 @@ def training_parts(plan: Plan) -> Iterator[Part]:
             if not plan.keeps_checkpoints or run != plan.chosen_run(model):
                 flags["save_total_limit"] = 1
             name = f"DPO: {slug(model)}, γ = {gamma:g}, seed {seed}"
-            yield training_part(plan, name, "dpo", flags, (sft / RUN_FILE,))
+            yield training_part(plan, name, "dpo", flags, (*searched, sft / RUN_FILE))
 
 
 def search_parts(plan: Plan) -> Iterator[Part]:
@@ -91,7 +94,7 @@ def search_parts(plan: Plan) -> Iterator[Part]:
     DPO (γ = 1) from the chosen model; on the first seed. The chosen SFT run becomes the one that
     training would make."""
     for model in plan.train:
-        sft, folder = plan.sft_folder(model), plan.out / "search" / slug(model)
+        sft, folder = plan.sft_folder(model), plan.search_folder(model)
         check_not_trained(plan, model)
         starts: dict[str, dict] = {
             "sft": {"model_name": model},
@@ -290,4 +293,14 @@ STEPS = {
     "idealized": idealized_parts, "pairs": pairs_parts, "win-rate": win_rate_parts,
     "report": report_parts,
 }  # fmt: skip
-BY_DEFAULT = [step for step in STEPS if step != "search"]
+
+
+def is_paid(plan: Plan) -> bool:
+    """Whether the judge is a served model, which is paid for by the call, and no reward model."""
+    return isinstance(plan.judge, str)
+
+
+def steps_by_default(plan: Plan) -> list[str]:
+    """All but the search and what a paid judge is asked for."""
+    left_out = {"search", "win-rate"} if is_paid(plan) else {"search"}
+    return [step for step in STEPS if step not in left_out]

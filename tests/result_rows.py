@@ -42,17 +42,19 @@ def evaluated_pairs():
 
 def tuned_rows(n=80, beta=0.1, gamma=0.5, step=7, part="validation", loss=0.5, seed=0):
     """Rows of a dynamics file, one evaluation of random pairs around −60 nats; half of the pairs
-    are of examples with two each."""
+    are of examples with two each. loss: of all pairs; None: Eq. 4's of each."""
     rng = np.random.default_rng(seed)
     rows = []
     for k, (chosen, rejected, move) in enumerate(rng.normal([-60, -60, 5], [9, 9, 6], (n, 3))):
         logps = {"chosen": chosen + move, "rejected": rejected, "ref_chosen": chosen,
                  "ref_rejected": rejected}  # fmt: skip
         group = GROUPS[bool(chosen >= rejected), bool(chosen + move >= rejected)]
+        margin = beta * (chosen + move - rejected - gamma * (chosen - rejected))
         id_ = f"e{k}" if k % 4 < 2 else f"e{k - k % 2}:{k % 2}>2"
         rows.append(
             {"step": step, "part": part, "id": id_, "beta": beta, "gamma": gamma, "group": group,
-             "loss": loss, "reward_margin": beta * move, "squared_distance": None, **logps}
+             "loss": float(np.logaddexp(0, -margin)) if loss is None else loss,
+             "reward_margin": beta * move, "squared_distance": None, **logps}
         )  # fmt: skip
     return rows
 

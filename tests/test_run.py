@@ -159,6 +159,41 @@ def test_what_a_search_cannot_be_is_one_line(capsys, tmp_path):
         assert stop.value.code == 2 and error in printed and printed.count("\n") == 1
 
 
+def test_training_waits_for_a_search_that_was_begun(tmp_path):
+    """A search that failed has made the folders of its runs and has chosen nothing; training with
+    other values would stand in its way when it is tried again."""
+    plan = replace(run.SCALES["embedded"], out=tmp_path)
+    (model,) = plan.train
+    parts = list(steps.training_parts(plan))
+    assert not any("search" in str(needed) for part in parts for needed in part.needs)
+    next(iter(steps.search_parts(plan))).done.parent.mkdir(parents=True)
+    failed = run.run_parts(list(steps.training_parts(plan)), tmp_path / "logs", always=False)
+    waits = f"needs {tmp_path}/search/{model}_dpo.jsonl, which is not there yet"
+    assert failed == [(part.name, waits) for part in parts]
+    assert [file.name for file in tmp_path.iterdir()] == ["search"]
+    assert list(steps.search_parts(plan))  # is not refused
+    write_json_lines(plan.search_file(model, "dpo"), [{"chosen": True, "learning_rate": 2e-5}])
+    sft, dpo, *_ = steps.training_parts(plan)
+    assert all(map(run.is_finished, sft.needs)) and "--learning_rate=2e-05" in dpo.command
+
+
+def test_a_paid_judge_is_asked_by_name_only(capsys, tmp_path):
+    arguments = ["--scale", "paper", "--output-dir", str(tmp_path), "--train", "gpt2", "--print"]
+    run.main(run.parse_args(arguments))
+    printed = capsys.readouterr()
+    assert "dpo.py" in printed.out and "calculate_win_rate.py" not in printed.out
+    assert printed.err.startswith("win-rate left out: its judge, alpaca_eval:alpaca_eval_gpt4, ")
+    assert printed.err.count("\n") == 1
+    judged = [c for c in printed_commands(capsys, "win-rate", *arguments[:-1])
+              if c[1] == "calculate_win_rate.py"]  # fmt: skip
+    assert len(judged) == 2 * (3 + 1)  # the runs of each seed and the checkpoints of one, twice
+    for command in judged:
+        check_it_parses(command)
+        price = command.index("--judge-price")
+        assert command[price + 1 : price + 3] == ["30", "60"]
+    assert "win-rate" in steps.steps_by_default(run.SCALES["embedded"])
+
+
 @pytest.mark.slow
 def test_a_search_on_a_tiny_model(tiny_model_directory, tmp_path):
     """A point that diverges is counted, not chosen and not run again; a run that was stopped goes

@@ -64,6 +64,16 @@ def test_the_lowest_validation_loss_chooses(tmp_path, capsys):
     assert (again / "chosen").resolve() == (again / "a").resolve()
 
 
+def test_the_loaded_best_model_is_no_evaluation_of_the_last_step(tmp_path):
+    """Its loss, evaluated again after training, may round below what chose it."""
+    folder = write_run(tmp_path / "a", [0.1, 0.5, 0.6, 0.7])
+    state = json.loads((folder / "trainer_state.json").read_text())
+    state["log_history"].append({"step": 30, "eval_loss": 0.5 - 1e-7})
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    point = search.search_point(folder)
+    assert (point["lowest_loss"], point["step"]) == (0.5, 10)
+
+
 def refused(*words) -> None:
     run_script(search.main, search.parse_args([str(word) for word in words]))
 

@@ -39,6 +39,15 @@ def test_both_dialogues_are_short(tiny_model_directory, data_dir, tmp_path, caps
         main(parse_args(flags))
 
 
+def test_nothing_is_written_before_both_splits_are_read(tiny_model_directory, data_dir, tmp_path):
+    (data_dir / "Anthropic/hh-rlhf/test.jsonl").write_text(json.dumps({"text": "a"}) + "\n")
+    flags = [f"--lm-name-or-path={tiny_model_directory}", "--max-tokens=99",
+             f"--data-dir={data_dir}", f"--output-dir={tmp_path / 'short'}"]  # fmt: skip
+    with pytest.raises(ValueError, match="test has no rows of chosen, rejected"):
+        main(parse_args(flags))
+    assert not (tmp_path / "short").exists()
+
+
 def test_none_is_short_enough(tiny_model_directory, data_dir, tmp_path):
     flags = [f"--lm-name-or-path={tiny_model_directory}", "--max-tokens=3",
              f"--data-dir={data_dir}", f"--output-dir={tmp_path / 'short'}"]  # fmt: skip

@@ -41,7 +41,8 @@ class Flips(TypedDict):
     n_reward_ties: int  # rewards that differ by less than rounding makes of two equal models
     auc: float | None  # P(c of a flipped pair < c of one that stays wrong), ties half
     auc_95: list[float | None]  # bootstrap over examples
-    n_against_theorem: int  # pairs for which Theorem 4.1 and their ranking differ
+    n_against_theorem: int  # whose recorded loss says by Theorem 4.1 another ranking than they have
+    n_loss_cannot_tell: int  # whose loss is within rounding of the threshold, or null
 
 
 def share_of(members: np.ndarray) -> CountedShare:
@@ -62,15 +63,30 @@ def logratios(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray
     return columns[0] - columns[1], columns[2] - columns[3]
 
 
-def meets_theorem(
-    policy_logratios: np.ndarray, ref_logratios: np.ndarray, beta: float, gamma: float
-) -> np.ndarray:
-    """Theorem 4.1's condition L ≤ −log σ(γβc) on Eq. 4's loss, of (n_pairs,) log-ratios in nats.
+def margins_of_losses(losses: np.ndarray) -> np.ndarray:
+    """The margins m of Eq. 4's losses L = log(1 + e^(−m)), nats: m = −log(e^L − 1).
 
-    Compared as margins, β(log-ratio + γc) ≥ γβc, because losses underflow. NaN: no.
+    As −L − log(1 − e^(−L)), which neither overflows nor cancels; L = 0: ∞. losses: (n_pairs,) ≥ 0.
     """
-    needed = required_margin(ref_logratios, beta, gamma)
-    return beta * policy_logratios + needed >= needed
+    with np.errstate(divide="ignore"):
+        return -losses - np.log(-np.expm1(-losses))
+
+
+def meets_theorem(
+    losses: np.ndarray, ref_logratios: np.ndarray, beta: float, gamma: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Theorem 4.1's condition L ≤ −log σ(γβc), and where float64 cannot tell, (n_pairs,) of bool.
+
+    losses: Eq. 4's, nats, as recorded; ref_logratios: −c, nats. Compared as margins, m ≥ γβc, with
+    what rounding leaves open: m is between the margins of L ± 4 units in its last place (of L = 0,
+    which underflowed, between 743 and ∞), γβc within 4 of its own. NaN: no, and cannot tell.
+    """
+    needed, rounding = required_margin(ref_logratios, beta, gamma), 4 * np.spacing(losses)
+    lowest = margins_of_losses(losses + rounding)
+    highest = margins_of_losses(np.maximum(losses - rounding, 0.0))
+    open_by = 4 * np.spacing(abs(needed))
+    meets, fails = lowest >= needed + open_by, highest < needed - open_by
+    return meets, ~(meets | fails)
 
 
 def summarize_flips(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> Flips:
@@ -83,6 +99,8 @@ def summarize_flips(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> Flips:
         raise ValueError("no rows of this part at this step")
     first = rows[0]
     policy, ref = logratios(rows)
+    losses = np.array([row["loss"] for row in rows], dtype=float)
+    meets, cannot_tell = meets_theorem(losses, ref, first["beta"], first["gamma"])
     groups = [row["group"].split("_to_") for row in rows]
     before, after = np.array([[side == "correct" for side in group] for group in groups]).T
     names = ("chosen", "rejected", "ref_chosen", "ref_rejected")
@@ -102,9 +120,8 @@ def summarize_flips(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> Flips:
         "n_reward_ties": int(same.sum()),
         "auc": auc(ref[wrong], after[wrong]),  # of the log-ratio −c: larger for those of small c
         "auc_95": auc_95(ref[wrong], after[wrong], examples, seed),
-        "n_against_theorem": int(
-            (meets_theorem(policy, ref, first["beta"], first["gamma"]) != after).sum()
-        ),
+        "n_against_theorem": int((~cannot_tell & (meets != (policy >= 0))).sum()),
+        "n_loss_cannot_tell": int(cannot_tell.sum()),
     }
 
 

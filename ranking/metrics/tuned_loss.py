@@ -123,8 +123,10 @@ def followed_pairs(rows: Sequence[PairRow]) -> list[FollowedPair]:
     return [
         {"id": id_, "winner": winner, "loser": loser,
          "c": float(np.mean([row["c"] for row in own])),
-         "tuned_loss": sum((row["tuned_loss"] or 0.0) * row["n_runs"] for row in own)
-         / sum(row["n_runs"] for row in own),
+         "tuned_loss": float(np.average(
+             np.array([row["tuned_loss"] for row in own], dtype=float),
+             weights=[row["n_runs"] for row in own],
+         )),
          "n_runs": sum(row["n_runs"] for row in own),
          "flipped_in": sum(row["flipped_in"] for row in own)}
         for (id_, winner, loser), own in by_pair.items()

@@ -26,9 +26,12 @@ OVER_RUNS = ("train", "test")  # whose losses stand against the lowest validatio
 
 
 def check_parts(runs: Mapping[str, Sequence[Record]]) -> None:
-    """ValueError, naming the file, for a run that was not tested or not validated."""
+    """ValueError, naming the file, for a run that was not tested or not validated, or, of several,
+    followed no training pairs."""
+    needed = {"validation": "--eval_strategy=steps", "test": "--evaluate_test"}
+    needed |= {"train": "--dynamics_sample_size above 0"} if len(runs) > 1 else {}
     for file, rows in runs.items():
-        for part, flag in (("validation", "--eval_strategy=steps"), ("test", "--evaluate_test")):
+        for part, flag in needed.items():
             if part not in parts_of(rows):
                 raise ValueError(f"{file}: no losses of {part} pairs, run dpo.py with {flag}")
 

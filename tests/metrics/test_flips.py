@@ -1,7 +1,9 @@
 """Flips of wrongly ranked pairs equal counts by hand, and Theorem 4.1 holds in 500 digits."""
 
+import math
 from decimal import Decimal, localcontext
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +20,11 @@ from ranking.metrics.flips import (
     summarize_flips,
     wrong_pairs,
 )
+from ranking.reports.dynamics import read_dynamics
 
 
 def test_shares_and_auc_equal_counts_by_hand():
-    rows = tuned_rows()
+    rows = tuned_rows(loss=None)
     found = summarize_flips(rows)
     c = {row["id"]: row["ref_rejected"] - row["ref_chosen"] for row in rows}
     right = {row["id"]: row["chosen"] >= row["rejected"] for row in rows}
@@ -59,7 +62,7 @@ def test_nothing_flipped_and_nothing_wrong():
 
 def test_ties_of_c_count_half():
     """c = 5, 5, 9 of which the first flips: 1/2 against its equal and 1 against the other."""
-    base = {"step": 1, "part": "train", "beta": 1.0, "gamma": 1.0, "ref_chosen": 0.0}
+    base = {"step": 1, "part": "train", "beta": 1.0, "gamma": 1.0, "ref_chosen": 0.0, "loss": None}
     rows = [
         {**base, "id": str(k), "ref_rejected": c, "rejected": c, "chosen": chosen,
          "group": GROUPS[False, chosen >= c]}
@@ -68,26 +71,61 @@ def test_ties_of_c_count_half():
     assert summarize_flips(rows)["auc"] == 0.75
 
 
-@pytest.mark.parametrize(("beta", "gamma"), [(10, 1), (10, 2), (0.1, 0.5), (1, 0)])
-def test_theorem_4_1_holds_where_losses_underflow(beta, gamma):
-    """L ≤ −log σ(γβc) in 500 digits, iff the pair is ranked correctly; a wrong label is counted."""
-    rows = tuned_rows(n=24, beta=beta, gamma=gamma)
-    policy = np.array([row["chosen"] - row["rejected"] for row in rows])
-    ref = np.array([row["ref_chosen"] - row["ref_rejected"] for row in rows])
+def exact_loss(margin: Decimal) -> Decimal:
+    return (1 + (-margin).exp()).ln()
+
+
+@pytest.mark.parametrize("gamma", [0, 0.5, 1, 2])
+def test_theorem_4_1_of_recorded_losses(gamma):
+    """L ≤ −log σ(γβc) in 500 digits, of margins from −700 to 700, of pairs on both sides of the
+    threshold by 10⁻¹⁸ to 100 nats: what is told is right, and what is not is within rounding."""
+    rng = np.random.default_rng(0)
+    ref = np.concatenate([rng.normal(0, 30, 100), rng.uniform(-300, 300, 100)])
+    policy = rng.choice([-1, 1], 200) * 10 ** rng.uniform(-18, 2, 200)
+    losses = np.logaddexp(0, -(policy - gamma * ref))
     with localcontext() as context:
         context.prec = 500
+        needed = [-Decimal(gamma) * Decimal(x) for x in ref.tolist()]
+        exact = [
+            exact_loss(Decimal(own) + z) <= exact_loss(z) for own, z in zip(policy.tolist(), needed)
+        ]
+    meets, open_ = meets_theorem(losses, ref, 1.0, gamma)
+    assert exact == (policy >= 0).tolist()  # Theorem 4.1
+    assert (meets == exact)[~open_].all() and not meets[open_].any()
+    assert open_.sum() > 0 and (abs(policy)[open_] < 1e-14 * (10 + gamma * abs(ref[open_]))).all()
 
-        def loss(margin: Decimal) -> Decimal:
-            return (1 + (-margin).exp()).ln()
 
-        met = []
-        for own, before in zip(policy.tolist(), ref.tolist()):
-            needed = -Decimal(gamma) * Decimal(beta) * Decimal(before)
-            met.append(loss(Decimal(beta) * Decimal(own) + needed) <= loss(needed))
-    assert meets_theorem(policy, ref, beta, gamma).tolist() == met == (policy >= 0).tolist()
-    assert summarize_flips(rows)["n_against_theorem"] == 0
-    rows[3]["group"] = GROUPS[ref[3] >= 0, policy[3] < 0]
-    assert summarize_flips(rows)["n_against_theorem"] == 1
+def test_losses_that_cannot_tell():
+    """Losses that underflow, at the threshold, null; at c = ±30, where L is near 30 or e⁻³⁰."""
+    at_30, at_minus_30 = math.log1p(math.exp(-30)), 30 + math.log1p(math.exp(-30))
+    expected = [
+        (0.0, 700, True), (0.0, 800, None), (1e-300, 700, False), (5e-324, 746, None),
+        (math.log(2), 0, None), (0.6931, 0, True), (0.6932, 0, False), (None, 3, None),
+        (at_30, 30, None), (at_30 * (1 - 1e-12), 30, True), (at_30 * (1 + 1e-12), 30, False),
+        (at_minus_30, -30, None), (at_minus_30 - 1e-12, -30, True),
+        (at_minus_30 + 1e-12, -30, False), (2000.0, -1999, False), (2000.0, -2001, True),
+    ]  # fmt: skip
+    losses, c, met = (np.array(column, dtype=float) for column in zip(*expected))
+    meets, open_ = meets_theorem(losses, -c, 1.0, 1.0)
+    assert np.where(open_, np.nan, meets) == pytest.approx(met, nan_ok=True)
+
+
+def test_the_recorded_losses_decide_what_is_against_the_theorem():
+    """Of a real run none, and many once all losses are 2 nats."""
+    rows = read_dynamics(Path("reproduce/results/smollm2_dpo_dynamics.jsonl"))
+    last = [row for row in rows if row["step"] == max(row["step"] for row in rows)]
+    found = summarize_flips(last)
+    assert len(last) > 100 and found["n_against_theorem"] == found["n_loss_cannot_tell"] == 0
+    nonsense = [{**row, "loss": 2.0} for row in last]
+    by_hand = [
+        (math.log1p(math.exp(row["beta"] * (row["ref_chosen"] - row["ref_rejected"]))) >= 2.0)
+        != (row["chosen"] >= row["rejected"])
+        for row in last  # γ = 1
+    ]
+    assert summarize_flips(nonsense)["n_against_theorem"] == sum(by_hand) > 10
+    null = [{**row, "loss": None} for row in last]
+    found = summarize_flips(null)
+    assert (found["n_against_theorem"], found["n_loss_cannot_tell"]) == (0, len(last))
 
 
 def test_steps_of_a_run():

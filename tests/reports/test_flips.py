@@ -18,6 +18,8 @@ def test_flips_table():
         for step, loss in ((3, 0.4), (6, 0.6))
         for row in tuned_rows(step=step, loss=loss, seed=step)
     ]
+    rows[80:] = tuned_rows(step=6, loss=None, seed=6)
+    rows[80]["loss"] = None
     columns, (best, last, other) = flips_table([("a", rows), ("b", tuned_rows(gamma=1.0))])
     assert [line[:4] for line in (best, last, other)] == [
         ["a", "0.5", "validation (80)", "3 (lowest)"], ["a", "0.5", "validation (80)", "6"],
@@ -31,7 +33,8 @@ def test_flips_table():
     assert cells["ranking accuracy, %"].startswith(f"{100 * found['accuracy']['value']:.1f} [")
     assert found["n_reward_ties"] == 0 and cells["reward accuracy, %"].endswith("], 0.0 tied")
     assert cells["small c first, AUC"].startswith(f"{found['auc']:.2f} [")
-    assert cells["against Theorem 4.1"] == "0"
+    assert cells["against Theorem 4.1"] == "0, 1 open"
+    assert other[-1] == str(summarize_flips(tuned_rows(gamma=1.0))["n_against_theorem"]) != "0"
 
 
 def test_runs_are_called_by_their_folders():

@@ -65,6 +65,10 @@ def test_what_is_missing_is_one_line(drawn):
     alone = {part: LOSSES[part] for part in ("train", "test")}
     with pytest.raises(ValueError, match="^a.jsonl: no losses of validation pairs"):
         drawn({"a.jsonl": run_rows(alone)})
+    unfollowed = {part: LOSSES[part] for part in ("validation", "test")}
+    assert "train pairs (n = 3)" not in drawn({"a": run_rows(unfollowed)})[1]
+    with pytest.raises(ValueError, match="^b.jsonl: no losses of train.*--dynamics_sample_size"):
+        drawn({"a.jsonl": run_rows(), "b.jsonl": run_rows(unfollowed)})
     trained = [{**r, "loss_type": "ipo", "trained_loss": r["loss"]} for r in run_rows()]
     with pytest.raises(ValueError, match="several losses, loss .nats. and loss of ipo"):
         drawn({"a": run_rows(), "b": trained})
