@@ -238,9 +238,9 @@ determinism_there() { grep -qs 'bfloat16 autocast": {' "$out/determinism.json"; 
 
 run_determinism() {
     local status=0
-    limited "$for_determinism" determinism "$python" -m benchmarks.determinism --lm-name-or-path "$tuned" \
-        --dataset "$dataset" "${from_data_dir[@]}" --devices "$device" --dtypes bfloat16 \
-        "${determinism_flags[@]}" --output "$out/determinism.json" || status=$?
+    limited "$for_determinism" determinism "$python" -m benchmarks.determinism \
+        --lm-name-or-path "$tuned" --dataset "$dataset" "${from_data_dir[@]}" --devices "$device" \
+        --dtypes bfloat16 "${determinism_flags[@]}" --output "$out/determinism.json" || status=$?
     if [[ $status == 0 ]]; then
         grep '^DPO twice' "$work/logs/determinism.log" | tee -a "$out/gpu_log.txt" || true
     else
