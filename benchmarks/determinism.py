@@ -7,7 +7,8 @@ Scoring: the same completions a second time, one example at a time, in small and
 another order, each against the same device and dtype; then every device and dtype against float32
 on the CPU. Prints the largest and mean difference in nats per completion, and how many examples
 are ranked differently, summed and length-normalized. Training: DPO twice with one seed, float32
-and bfloat16 autocast, and the largest difference of the losses of a step.
+and bfloat16 autocast, and the largest difference of the losses of a step. Figures are written as
+they come.
 """
 
 import argparse
@@ -113,6 +114,7 @@ def main(args: argparse.Namespace) -> None:
             for variant, result in variants.items():
                 print_row(kind, variant, result)
             summary["scoring"][kind] = variants
+            write_figures(args.output, summary)
         if args.training_pairs:
             pairs = first_pairs(args.dataset, args.data_dir, args.training_pairs)
             for bf16 in (False, True):
@@ -121,7 +123,7 @@ def main(args: argparse.Namespace) -> None:
                 difference = max(abs(a - b) for a, b in zip(first, second, strict=True))
                 print(f"DPO twice, {kind}: {len(first)} losses differ by at most {difference:.2g}")
                 summary["training"][kind] = {"largest_loss_difference": difference, "losses": first}
-    write_figures(args.output, summary)
+                write_figures(args.output, summary)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 Training: float32 weights (of 7B bfloat16) under bfloat16 autocast, steps of 64 examples, the
 reference cached unless said otherwise. Scoring: bfloat16 weights, 400 examples. 1B and 7B are
 shapes with random weights. The parts come in order of worth, each in a process of its own with a
-time limit, and are written as they come; the same command measures what the file does not have.
-A part holds several runs, of which a time limit leaves those that were done.
+time limit. A part holds several runs: each is written as it comes, and the same command measures
+those that the file does not have. A part that ends early twice is closed, with that as the reason.
   dpo-1b      ours in one device batch and in eight, TRL's best by device batch (flash attention
               and Liger's kernels where they are installed, the largest batch that fits)
   sft-1b      the same of SFT; TRL padded, and padding-free
@@ -32,7 +32,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.command import benchmark_parser, print_figures, write_figures
+from benchmarks.command import benchmark_parser, write_figures
 from benchmarks.machine import device_name
 from benchmarks.models import make_or_load
 from benchmarks.ours import differences, first_pairs, first_texts
@@ -144,47 +144,68 @@ def measure(run: Run, size: str | None, how: Size, data: tuple, flash_pref: str 
     return measure_sft(run.side, model(weights), tokenizer, texts, 512, settings)
 
 
-def measure_part(name: str, how: Size, data: tuple, flash_pref: str | None) -> None:
-    """Print the runs of a part as they come; of one that fails, why."""
+def read_figures(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def missing_runs(name: str, found: dict) -> list[Run]:
+    """Those of a part that have neither figures nor a reason why not."""
+    return [run for run in PARTS[name][2] if run.name not in found]
+
+
+def write_part(file: Path, name: str, found: dict) -> None:
+    """Into the file, `unfinished` for as long as runs are missing."""
+    if missing := [run.name for run in missing_runs(name, found)]:
+        found.setdefault("unfinished", {})["missing"] = missing
+    else:
+        found.pop("unfinished", None)
+    write_figures(file, read_figures(file) | {name: found})
+
+
+def measure_part(name: str, how: Size, data: tuple, flash_pref: str | None, file: Path) -> None:
+    """Measure and write, one by one, the missing runs of a part; of one that fails, why."""
     import torch
 
-    size, _, runs = PARTS[name]
-    ours = None  # log-likelihoods of scoring
-    for run in runs:
+    found = read_figures(file).get(name, {})
+    unfinished = found.setdefault("unfinished", {})
+    for run in missing_runs(name, found):
+        # others' code may raise anything; ours where memory is short or a kernel not installed
+        expected = (RuntimeError, ValueError, ImportError) if run.side == "ours" else Exception
         try:
-            figures = measure(run, size, how, data, flash_pref)
-        except (RuntimeError, ValueError, ImportError) as error:  # out of memory, not installed
+            figures = measure(run, PARTS[name][0], how, data, flash_pref)
+        except expected as error:
             figures = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
-        if "logps" in figures:
-            logps = figures.pop("logps")
-            ours = ours or logps
-            figures["mean_difference_nats"] = float(differences(logps, ours).mean())
-        print_figures({run.name: figures})
-        sys.stdout.flush()
+        if logps := figures.pop("logps", None):  # of scoring
+            if run.side == "ours":
+                unfinished["logps_of_ours"] = logps
+            if ours := unfinished.get("logps_of_ours"):
+                figures["mean_difference_nats"] = float(differences(logps, ours).mean())
+        found[run.name] = figures
+        write_part(file, name, found)
         gc.collect()
         if how.device != "cpu":
             torch.cuda.empty_cache()
 
 
-def run_part(name: str, seconds: float, environment: dict[str, str]) -> dict:
-    """The runs of a part that were done within `seconds`, by this command with --part."""
-    command = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], "--part", name]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            printed, ended = process.communicate(timeout=seconds)[0], ""
-        except subprocess.TimeoutExpired:
-            process.kill()
-            printed, ended = process.communicate()[0], f"stopped after {seconds:.0f} s"
-    found: dict[str, Any] = {}
-    for line in printed.splitlines():
-        if line.startswith("{"):
-            try:
-                found |= json.loads(line)
-            except ValueError:  # what Trainer prints of a step
-                continue
-    if process.returncode and not ended:
-        ended = f"exit code {process.returncode}"
-    return found | ({"ended": ended} if ended else {})
+def run_part(name: str, seconds: float, file: Path, environment: dict[str, str]) -> str:
+    """Have this command, with --part, do `measure_part`: why it ended early, or nothing."""
+    command = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], "--part", name,
+               "--output", str(file)]  # fmt: skip
+    try:
+        run = subprocess.run(command, stdout=subprocess.DEVNULL, timeout=seconds, env=environment)
+    except subprocess.TimeoutExpired:
+        return f"stopped after {seconds:.0f} s"
+    return f"exit code {run.returncode}" if run.returncode else ""
+
+
+def end_early(name: str, found: dict, reason: str) -> None:
+    """Keep why a part ended before its last run; the second time, as why its runs are missing."""
+    before = found.get("unfinished", {}).get("ended")
+    if before is None:
+        found.setdefault("unfinished", {})["ended"] = reason
+        return
+    for run in missing_runs(name, found):
+        found[run.name] = {"failed": f"the part ended twice before it: {before}; {reason}"}
 
 
 def speed(figures: dict) -> float | None:
@@ -195,10 +216,10 @@ def speed(figures: dict) -> float | None:
 
 def show(name: str, found: dict) -> None:
     """A line for each run: its speed, memory and share of the rate of matrix products."""
+    unfinished = found.get("unfinished")
+    found = {run: figures for run, figures in found.items() if run != "unfinished"}
     for run, figures in found.items():
-        if run == "ended":
-            print(f"{name}: {figures}")
-        elif (rate := speed(figures)) is None:
+        if (rate := speed(figures)) is None:
             print(f"{name}, {run}: {figures.get('failed', figures.get('skipped'))}")
         else:
             share = figures.get("share_of_matmul_rate")
@@ -213,6 +234,9 @@ def show(name: str, found: dict) -> None:
     theirs = [speed(f) for r, f in found.items() if r.startswith(peers) and speed(f)]
     if ours and theirs:
         print(f"{name}: ours is {max(ours) / max(theirs):.2f} times as fast as the best of others")
+    if unfinished:
+        ended = unfinished.get("ended", "the time was over")
+        print(f"{name}: {ended}; missing: {', '.join(unfinished['missing'])}")
     sys.stdout.flush()
 
 
@@ -233,18 +257,18 @@ def main(args: argparse.Namespace) -> None:
     how = tiny if args.dry_run else full
     if args.part:
         data = (args.dataset, args.data_dir, args.lm_name_or_path)
-        measure_part(args.part, how, data, args.flash_pref_python)
+        measure_part(args.part, how, data, args.flash_pref_python, args.output)
         return
     end = time.monotonic() + 60 * args.minutes
-    file: Path | None = args.output
-    summary: dict[str, Any] = json.loads(file.read_text()) if file and file.exists() else {}
-    summary |= {"device": device_name(how.device), "dataset": args.dataset,
+    settings = {"device": device_name(how.device), "dataset": args.dataset,
                 "batch_size": how.batch_size, "bf16": how.bf16}  # fmt: skip
-    # TRL keeps precomputed log-likelihoods in the datasets cache: an empty one for every run
-    with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "HF_DATASETS_CACHE": cache}
+    with tempfile.TemporaryDirectory() as folder:
+        file: Path = args.output or Path(folder) / "figures.json"
+        write_figures(file, read_figures(file) | settings)
+        # TRL keeps precomputed log-likelihoods in the datasets cache: an empty one for every run
+        environment = {**os.environ, "HF_DATASETS_CACHE": f"{folder}/datasets"}
         for name in args.parts:
-            if name in summary and "ended" not in summary[name]:
+            if not missing_runs(name, read_figures(file).get(name, {})):
                 print(f"{name}: in {file} already")
                 continue
             left = end - time.monotonic()
@@ -252,10 +276,12 @@ def main(args: argparse.Namespace) -> None:
                 print(f"{name}: left out, {args.minutes:g} minutes are over")
                 continue
             limit = left if args.dry_run else min(left, PARTS[name][1])  # of a GPU's seconds
-            found = run_part(name, limit, environment)
-            summary[name] = found
+            reason = run_part(name, limit, file, environment)
+            found = read_figures(file).get(name, {})
+            if reason and missing_runs(name, found) and time.monotonic() < end:
+                end_early(name, found, reason)
+            write_part(file, name, found)
             show(name, found)
-            write_figures(file, summary)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@
 #   determinism  scoring and DPO twice, float32 and bfloat16                  determinism.json
 #
 # Each part has a time limit; a part whose result is in OUT_DIR is left out, so the same command
-# goes on after a kill. gpu_log.txt says what happened, in its last line which parts are there.
+# goes on after a kill. gpu_log.txt says what happened, in its last line which parts are there; the
+# OUT_DIR of a dry run is refused by a real one, and the other way round.
 # Models and logs of single commands are kept in WORK_DIR (default: OUT_DIR.work).
 # From the environment: DATA_DIR (hub otherwise), MODEL (SmolLM2-135M-Instruct), PYTHON,
 # SECONDS_IN_ALL (540), JOBS (training runs side by side, 6).
@@ -51,13 +52,14 @@ else
     gammas=(1 0 0.5 2) seeds=(0 1 2)
     speed_parts=(dpo-7b score-7b dpo-1b score-135m dpo-135m sft-1b score-1b)
     speed_flags=(--minutes 3.4)
-    sft_flags=(--per_device_train_batch_size=64)
+    sft_flags=(--max_train_samples=4096 --max_eval_samples=200 --per_device_train_batch_size=64)
     dpo_flags=(--max_train_samples=2048 --max_eval_samples=200 --dynamics_sample_size=200
         --per_device_train_batch_size=32 --num_train_epochs=2 --eval_steps=16
         --tokens_per_batch=8192)
-    determinism_flags=(--sample-size 16 --training-pairs 256)
+    determinism_flags=(--sample-size 16 --training-pairs 64)
 fi
 
+for_determinism=70  # seconds, that the sweep leaves
 threads=$(($(nproc) / jobs))  # of each of the trainings side by side
 ((threads > 0)) || threads=1
 
@@ -76,12 +78,14 @@ limited() {
     wait $!
 }
 
-last_line() { grep -v '^\s*$' "$work/logs/$1.log" | tail -n 1 || true; }
+last_line() { grep -sv '^\s*$' "$work/logs/$1.log" | tail -n 1 || true; }
 
 # failed NAME STATUS: say why
 failed() {
-    if [[ $2 == 124 || $2 == 137 ]]; then
+    if [[ $2 == 124 ]]; then
         say "$1: its time is over; the same command goes on"
+    elif [[ $2 == 137 ]]; then
+        say "$1: killed, for its time or for memory; the same command goes on"
     else
         say "$1: exit code $2: $(last_line "$1")"
     fi
@@ -95,10 +99,14 @@ tests_there() { [[ -s $out/tests.xml ]]; }
 
 run_tests() {
     local status=0
+    rm -f "$work/tests.xml"
     limited 75 tests "$python" -m pytest tests/scoring/test_attention.py \
         tests/scoring/test_log_likelihood.py -k "gpu_equals or equals_dense" \
         -q -p no:cacheprovider --junitxml="$work/tests.xml" || status=$?
-    ((status <= 1)) || { failed tests "$status"; return; }
+    if ((status > 1)) || [[ ! -s $work/tests.xml ]]; then  # 1 without a file: no pytest here
+        failed tests "$status"
+        return
+    fi
     mv "$work/tests.xml" "$out/tests.xml"
     say "tests: $(tail -n 1 "$work/logs/tests.log")"
 }
@@ -109,7 +117,7 @@ speed_there() {
     for part in "${speed_parts[@]}"; do
         grep -qs "^ \"$part\": {" "$out/speed.json" || return 1
     done
-    ! grep -q '"ended":' "$out/speed.json"
+    ! grep -q '"unfinished":' "$out/speed.json"
 }
 
 run_speed() {
@@ -124,14 +132,14 @@ run_speed() {
 # ------------------------------------------------------------------------------------- sweep
 collected() { tar -tzf "$out/sweep.tar.gz" 2>/dev/null || true; }
 
-sweep_files() {
-    local gamma seed
+run_names() {
+    local gamma
     for gamma in "${gammas[@]}"; do
-        for seed in "${seeds[@]}"; do
-            echo "gamma${gamma}_seed$seed/ranking_dynamics.jsonl"
-        done
+        printf "gamma${gamma}_seed%s\n" "${seeds[@]}"
     done
 }
+
+sweep_files() { run_names | sed 's|$|/ranking_dynamics.jsonl|'; }
 
 n_collected() { comm -12 <(collected | sort) <(sweep_files | sort) | wc -l; }
 
@@ -154,15 +162,20 @@ collect() {
     mv "$out/.sweep.tar.gz" "$out/sweep.tar.gz"
 }
 
-# train NAME COMMAND…: in this process, which ends with the command; leaves time for determinism
+# train NAME COMMAND…: leaves time for determinism, and its exit code in NAME's status
 train() {
-    local log=$work/logs/$1.log limit
+    local log=$work/logs/$1.log file=$work/logs/$1.status limit status=124
     shift
     limit=$(left)
-    determinism_there || limit=$((limit - 45))
-    ((limit > 0)) || exit 124
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
-    exec timeout --kill-after=10 "$limit" "$@" >"$log" 2>&1
+    determinism_there || limit=$((limit - for_determinism))
+    if ((limit > 0)); then
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
+        trap 'kill $(jobs -rp) 2>/dev/null || true; exit 143' TERM
+        timeout --kill-after=10 "$limit" "$@" >"$log" 2>&1 &
+        status=0
+        wait $! || status=$?
+    fi
+    echo "$status" >"$file"
 }
 
 # start NAME COMMAND…: train beside at most JOBS - 1 others
@@ -174,8 +187,24 @@ start() {
     train "$@" &
 }
 
+# A line for each training that is not there, why.
+report_missing() {
+    local name status
+    for name in "${seeds[@]/#/sft_seed}" $(run_names); do
+        ! finished "$work/$name" || continue
+        ! collected | grep -q "^$name/" || continue
+        status=$work/logs/$name.status
+        if [[ -s $status ]]; then
+            failed "$name" "$(<"$status")"
+        else
+            say "$name: not started, sft_seed${name##*seed} is not finished"
+        fi
+    done
+}
+
 run_sweep() {
     local gamma seed name common
+    rm -f "$work"/logs/*.status
     common=(--dataset_name="$dataset" "${from_data_dir[@]}" --bf16=true --max_length=512
         --learning_rate=1e-5 --save_strategy=no --report_to=none --disable_tqdm=true)
     for seed in "${seeds[@]}"; do
@@ -199,21 +228,19 @@ run_sweep() {
     done
     wait
     collect
-    for name in "$work"/logs/{sft,gamma*}_seed*.log; do
-        name=$(basename "$name" .log)
-        finished "$work/$name" || say "sweep: $name: $(last_line "$name")"
-    done
+    report_missing
     say "sweep: $(n_collected) of $((${#gammas[@]} * ${#seeds[@]})) runs"
 }
 
 # ------------------------------------------------------------------------------- determinism
-determinism_there() { [[ -s $out/determinism.json ]]; }
+# What is measured last is there; the file is written as it comes.
+determinism_there() { grep -qs 'bfloat16 autocast": {' "$out/determinism.json"; }
 
 run_determinism() {
     local status=0
-    limited 60 determinism "$python" -m benchmarks.determinism --lm-name-or-path "$tuned" \
-        --dataset "$dataset" "${from_data_dir[@]}" --devices "$device" --dtypes bfloat16 \
-        "${determinism_flags[@]}" --output "$out/determinism.json" || status=$?
+    limited "$for_determinism" determinism "$python" -m benchmarks.determinism \
+        --lm-name-or-path "$tuned" --dataset "$dataset" "${from_data_dir[@]}" --devices "$device" \
+        --dtypes bfloat16 "${determinism_flags[@]}" --output "$out/determinism.json" || status=$?
     if [[ $status == 0 ]]; then
         grep '^DPO twice' "$work/logs/determinism.log" | tee -a "$out/gpu_log.txt" || true
     else
@@ -226,6 +253,13 @@ if [[ $dry_run == 0 ]] && ! "$python" -c "import torch; exit(not torch.cuda.is_a
     echo "$python: torch finds no GPU here; --dry-run tries every part on the CPU" >&2
     exit 2
 fi
+[[ $device == cpu ]] && other=cuda || other=cpu
+if grep -qs " on $other, " "$out/gpu_log.txt" || grep -qsx "$other" "$work/device.txt"; then
+    echo "$out and $work are of a run on $other, this one is on $device: give another OUT_DIR" \
+        "(and WORK_DIR, where it is set)" >&2
+    exit 2
+fi
+echo "$device" >"$work/device.txt"
 say "$(date -u +%FT%TZ) $model on $device, $seconds s"
 tuned=$model  # what is trained and compared
 if [[ $dry_run == 1 ]]; then

@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
 
+from benchmarks import determinism, gpu
 from benchmarks.cost_estimate import SHAPES, paper_runs
-from benchmarks.models import make_random_llama
+from benchmarks.models import make_or_load, make_random_llama
+from benchmarks.scoring_speed import measure, select_examples
 from benchmarks.steps import forward_operations
 from benchmarks.training_speed import compare, parse_args
 from ranking.scoring.loading import load_tokenizer
@@ -110,6 +112,56 @@ def test_shapes_are_those_of_the_models(name, config):
     assert SHAPES[name] == (n_weights, config.num_hidden_layers, config.hidden_size)
 
 
+def test_what_a_peer_raises_is_its_reason_and_runs_that_are_there_stay(tmp_path, monkeypatch):
+    """lm-eval raises at its import; what ours scored, an earlier process did, a nat apart."""
+    (tmp_path / "lm_eval").mkdir()
+    (tmp_path / "lm_eval" / "__init__.py").write_text("raise AttributeError('no kernel\\nof it')")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = "SmolLM2-135M-Instruct"
+    tokenizer = load_tokenizer(model)
+    tiny = make_or_load("tiny", model, tokenizer, "bfloat16", "cpu")
+    logps = measure("padded", tiny, tokenizer, select_examples("sample", None, 1, None))["logps"]
+    ours = {"completions_per_second": 8.0, "peak_gib_above_model": 1.0}
+    unfinished = {"logps_of_ours": [[x + 1 for x in example] for example in logps]}
+    file = tmp_path / "gpu.json"
+    file.write_text(
+        json.dumps({"dpo-1b": {}, "score-1b": {"ours": ours, "unfinished": unfinished}})
+    )
+    size = gpu.Size("tiny", 2, "cpu", False, 1)
+    gpu.measure_part("score-1b", size, ("sample", None, model), None, file)
+    found = json.loads(file.read_text())
+    assert found["dpo-1b"] == {} and found["score-1b"].keys() == {"ours", "padded", "lm-eval"}
+    assert found["score-1b"]["ours"] == ours
+    assert found["score-1b"]["padded"]["mean_difference_nats"] == pytest.approx(1.0)
+    assert found["score-1b"]["lm-eval"] == {"failed": "AttributeError: no kernel"}
+
+
+def test_a_part_that_ends_early_twice_is_closed(tmp_path):
+    file, figures = tmp_path / "gpu.json", {"pairs_per_second": 2.0}
+    found = {"ours in 8": figures}
+    gpu.end_early("dpo-7b", found, "stopped after 90 s")
+    gpu.write_part(file, "dpo-7b", found)
+    found = json.loads(file.read_text())["dpo-7b"]
+    assert found["unfinished"] == {"ended": "stopped after 90 s", "missing": ["trl-best in 8"]}
+    gpu.end_early("dpo-7b", found, "exit code 1")
+    gpu.write_part(file, "dpo-7b", found)
+    reason = "the part ended twice before it: stopped after 90 s; exit code 1"
+    assert json.loads(file.read_text())["dpo-7b"] == {
+        "ours in 8": figures, "trl-best in 8": {"failed": reason},
+    }  # fmt: skip
+
+
+def test_determinism_is_written_as_it_comes(tmp_path, tiny_model_directory):
+    """The second device is none: what the first gave is in the file."""
+    file = tmp_path / "determinism.json"
+    flags = ["--lm-name-or-path", str(tiny_model_directory), "--sample-size", "1",
+             "--training-pairs", "0", "--dtypes", "float32", "--output", str(file)]  # fmt: skip
+    with pytest.raises(ValueError, match="--device nowhere"):
+        determinism.main(determinism.parse_args([*flags, "--devices", "cpu", "nowhere"]))
+    (variants,) = json.loads(file.read_text())["scoring"].values()
+    assert variants["float32 on the CPU"]["largest_nats"] == 0
+
+
 @pytest.mark.slow
 def test_sft_and_its_peers_have_the_same_losses(tmp_path):
     file = tmp_path / "sft.json"
@@ -141,10 +193,13 @@ def test_dpo_and_its_peers_have_the_same_losses(tmp_path):
 def test_parts_for_one_gpu_are_written_as_they_come_and_measured_once(tmp_path):
     file = tmp_path / "gpu.json"
     flags = ("--dry-run", "--output", file, "--minutes", 30, "--parts")
+    kept = {"pairs_per_second": 123.0, "peak_gib": 1.0}
+    file.write_text(json.dumps({"rows-1b": {"rows of 65536": kept}}))
     first = run_benchmark("gpu", *flags, "rows-1b", "flash-pref")
     found = json.loads(file.read_text())
     speeds = [run["pairs_per_second"] for run in found["rows-1b"].values()]
     assert len(speeds) == 3 and min(speeds) > 0
+    assert found["rows-1b"]["rows of 65536"] == kept and found["device"]
     assert "skipped" in found["flash-pref"]["flash-pref in 4"]
     assert first.count("rows-1b, rows of") == 3
     assert run_benchmark("gpu", *flags, "rows-1b") == f"rows-1b: in {file} already\n"

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -19,21 +20,28 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "reproduce" / "gpu.sh"
 RECORDING_PYTHON = '''#!{python}
 """Writes its command down, and the files that the command would leave."""
-import json, sys
+import json, os, sys
 from pathlib import Path
 
 words = sys.argv[1:]
 with open({commands!r}, "a") as file:
     file.write(json.dumps(words) + "\\n")
+if {{"-m", "pytest"}} <= set(words) and os.environ.get("NO_PYTEST"):
+    sys.exit(f"{{sys.executable}}: No module named pytest")
 given = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
 if "--junitxml" in given:
     Path(given["--junitxml"]).write_text("<testsuites/>")
 if "--output" in words:
     file = Path(words[words.index("--output") + 1])
     parts = words[words.index("--parts") + 1 : words.index("--output")] if "--parts" in words else []
-    file.write_text(json.dumps({{part: {{}} for part in parts}}, indent=1))
+    found = {{part: {{}} for part in parts}} or {{"cuda, bfloat16 autocast": {{}}}}
+    file.write_text(json.dumps(found, indent=1))
 if "--output_dir" in given:
     folder = Path(given["--output_dir"])
+    for name, code in json.loads(os.environ.get("FAILING", "{{}}")).items():
+        if folder.name == name:
+            print("out of memory")
+            sys.exit(code)
     folder.mkdir()
     (folder / "ranking_dynamics.jsonl").write_text(given["--seed"])
     (folder / "run_config.json").write_text(json.dumps({{"finished": True}}, indent=1))
@@ -48,6 +56,15 @@ def run_script(folder: Path, *flags, **environment) -> list[str]:
     ).stdout.splitlines()  # fmt: skip
 
 
+@pytest.fixture
+def recording_python(tmp_path):
+    python = tmp_path / "python"
+    commands = str(tmp_path / "commands.jsonl")
+    python.write_text(RECORDING_PYTHON.format(python=sys.executable, commands=commands))
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    return python
+
+
 def session_of(process: psutil.Process) -> int | None:
     try:
         return os.getsid(process.pid)
@@ -55,12 +72,10 @@ def session_of(process: psutil.Process) -> int | None:
         return None
 
 
-def test_what_is_run_on_a_gpu_parses_and_is_run_once(tmp_path):
-    python, commands = tmp_path / "python", tmp_path / "commands.jsonl"
-    python.write_text(RECORDING_PYTHON.format(python=sys.executable, commands=str(commands)))
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+def test_what_is_run_on_a_gpu_parses_and_is_run_once(tmp_path, recording_python):
+    commands = tmp_path / "commands.jsonl"
     (tmp_path / "data of hub").mkdir()
-    how = {"PYTHON": python, "DATA_DIR": tmp_path / "data of hub", "JOBS": 2}
+    how = {"PYTHON": recording_python, "DATA_DIR": tmp_path / "data of hub", "JOBS": 2}
     out = tmp_path / "out"
     everything = "there: tests speed sweep determinism; missing: nothing"
     assert run_script(out, **how)[-1] == everything
@@ -87,6 +102,54 @@ def test_what_is_run_on_a_gpu_parses_and_is_run_once(tmp_path):
 
     assert run_script(out, **how)[-1] == everything  # asks for a GPU, and that is all
     assert len(commands.read_text().splitlines()) == len(run) + 1
+
+
+def test_a_part_that_fails_is_said_and_the_others_go_on(tmp_path, recording_python):
+    failing = {"sft_seed2": 1, "gamma0_seed0": 1, "gamma2_seed1": 124}  # of timeout: 124
+    how = {"PYTHON": recording_python, "JOBS": 1, "NO_PYTEST": 1, "FAILING": json.dumps(failing)}
+    printed = run_script(tmp_path / "out", **how)
+    assert printed[1].startswith("tests: exit code 1: ")
+    assert printed[1].endswith("No module named pytest")
+    assert [line for line in printed if "_seed" in line] == [
+        "sft_seed2: exit code 1: out of memory",
+        "gamma1_seed2: not started, sft_seed2 is not finished",
+        "gamma0_seed0: exit code 1: out of memory",
+        "gamma0_seed2: not started, sft_seed2 is not finished",
+        "gamma0.5_seed2: not started, sft_seed2 is not finished",
+        "gamma2_seed1: its time is over; the same command goes on",
+        "gamma2_seed2: not started, sft_seed2 is not finished",
+    ]
+    assert "sweep: 6 of 12 runs" in printed
+    assert printed[-1] == "there: speed determinism; missing: tests sweep"
+
+
+def test_what_is_half_there_goes_on(tmp_path, recording_python):
+    out = tmp_path / "out"
+    run_script(out, PYTHON=recording_python, JOBS=1)
+    speed = json.loads((out / "speed.json").read_text())
+    speed["dpo-7b"] = {"ours in 8": {}, "unfinished": {"missing": ["trl-best in 8"]}}
+    (out / "speed.json").write_text(json.dumps(speed, indent=1))
+    (out / "determinism.json").write_text('{"scoring": {"cuda, bfloat16": {}}, "training": {}}')
+    printed = run_script(out, PYTHON=recording_python, JOBS=1)
+    assert printed[1:] == [
+        "tests: there already",
+        "sweep: there already",
+        "there: tests speed sweep determinism; missing: nothing",
+    ]
+
+
+@pytest.mark.parametrize("flags, other", [(["--dry-run"], []), ([], ["--dry-run"])])
+def test_results_of_a_dry_run_are_not_taken_for_real_ones(tmp_path, recording_python, flags, other):
+    how = {"PYTHON": recording_python, "MODEL": tmp_path, "JOBS": 1}
+    (tmp_path / "out.work" / "tiny").mkdir(parents=True)
+    (tmp_path / "out.work" / "tiny" / "model.safetensors").write_text("made")
+    run_script(tmp_path / "out", *flags, **how)
+    environment = {**os.environ, **{key: str(value) for key, value in how.items()}}
+    for kept in ("out", "out.work"):  # each of them by itself
+        run = subprocess.run([SCRIPT, *other, tmp_path / "out"], env=environment,
+                             capture_output=True, text=True)  # fmt: skip
+        assert run.returncode == 2 and "give another OUT_DIR" in run.stderr and not run.stdout
+        shutil.rmtree(tmp_path / "out", ignore_errors=kept == "out.work")
 
 
 def test_without_a_gpu_it_says_so(tmp_path):
