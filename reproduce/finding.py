@@ -76,8 +76,8 @@ def draw_training(axes, rows: list[dict]) -> None:
     for (label, values), colour, marker in zip(curves.items(), (GREY, ORANGE), ("s", "o")):
         relative = [100 * value / values[0] for value in values]
         axes.plot(steps, relative, color=colour, marker=marker)
-        middle = len(steps) // 2
-        axes.annotate(label, (steps[middle], relative[middle]), xytext=(0, 7),
+        place = len(steps) * 3 // 4
+        axes.annotate(label, (steps[place], relative[place]), xytext=(0, 7),
                       textcoords="offset points", color=colour, ha="center")  # fmt: skip
     axes.set_ylim(0, 115)
     best = lowest_loss_step(rows)
