@@ -148,7 +148,9 @@ def shortened(command: list[str], model: Path) -> list[str]:
     """The command with the tiny model, the local judge and data, and few examples."""
     named = re.compile(r"(?<![\w/.-])(gpt2|SmolLM2-135M-Instruct)$")
     script, *arguments = [named.sub(str(model), word) for word in command]
-    arguments = [word.replace("alpaca_eval:alpaca_eval_gpt4", "reward-model:judge") for word in arguments]
+    arguments = [
+        word.replace("alpaca_eval:alpaca_eval_gpt4", "reward-model:judge") for word in arguments
+    ]
     if "--reference-examples" in arguments:  # nothing is scored
         return [script, *arguments]
     from_hub = not any(word.endswith(("sample", "my_pairs.jsonl")) for word in arguments)
