@@ -33,6 +33,7 @@ from ranking.reports.tables import (
     BETWEEN,
     Table,
     as_wandb,
+    interval_of,
     percent,
     show_table,
     signed_with_interval,
@@ -117,14 +118,12 @@ def reward_table(rows: Sequence[Any], alone: bool = False, sortable: bool = Fals
     for cells, found in reward_lines(rows, alone, sortable=sortable):
         is_group = "value" in found
         value = found["value"] if is_group else found["distance_metric_value_mean"]
-        low, _ = found["wilson_95"]
-        interval = found["wilson_95"] if low is not None else found["bootstrap_95"]
         baselines = [percent(found["baselines"][length]) for length in lengths]
         lines.append(
             [
                 *cells,
                 str(found["n"]),
-                with_interval(value, interval, digits=int(alone or sortable)),
+                with_interval(value, interval_of(found), digits=int(alone or sortable)),
                 *(baselines if sortable else [BETWEEN.join(baselines)]),
                 "" if is_group else percent(found["at_equal_length"]),
                 "" if is_group else signed_with_interval(found["length_correlation"], (None, None)),

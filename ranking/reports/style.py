@@ -49,6 +49,12 @@ def captioned(figure, text: str) -> None:
     figure.suptitle(fill(text, int(17 * figure.get_figwidth())), fontsize=7, color="#404040")
 
 
+def wrapped(title: str, inches: float) -> str:
+    """A panel's title in lines of its width, broken between words only."""
+    how: Any = {"break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(fill(line, int(15 * inches), **how) for line in title.split("\n"))
+
+
 def legend_outside(figure, ncols: int, **settings) -> None:
     """One legend for all panels of a constrained layout: each label of any of them once."""
     handles: dict[str, Any] = {}
