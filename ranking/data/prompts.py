@@ -17,7 +17,7 @@ from ranking.data.cells import (
     without_nulls,
 )
 from ranking.data.columns import names_of, values_of
-from ranking.data.dialogues import is_dialogue_text, parse_dialogue
+from ranking.data.dialogues import text_as_messages
 from ranking.data.examples import Message, Votes
 from ranking.data.messages import Turns, check_turns, has_messages, read_turns, split_answers
 
@@ -133,8 +133,7 @@ def make_reading(
         arguments = without_nulls(arguments) or None
     tools = tools or inner_tools
     if isinstance(prompt, str) and (asked.system or tools or arguments):
-        turns = [{"role": "user", "content": prompt}]
-        prompt = parse_dialogue(prompt) if is_dialogue_text(prompt) else turns
+        prompt = text_as_messages(prompt)
     if asked.system and not is_empty(system := row.get(asked.system)):
         system = checked_text(system, f"column {asked.system!r}")
         prompt = with_system(system, prompt if isinstance(prompt, list) else [])
@@ -189,7 +188,7 @@ def with_earlier(value: Any, prompt: Turns, column: str) -> Turns:
         if not isinstance(prompt, str):
             raise ValueError(f"column {column!r} is text, but the prompt is messages")
         return f"{earlier}\n\n{prompt}"
-    asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    asked = prompt if isinstance(prompt, list) else text_as_messages(prompt)
     repeated = asked[: len(earlier)] == earlier or earlier[-len(asked) :] == asked
     return max(earlier, asked, key=len) if repeated else [*earlier, *asked]
 
@@ -228,7 +227,7 @@ def check_repeated(
         said = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
         known = turns.strip() in [text.strip() for text in said]
     else:
-        whole = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+        whole = prompt if isinstance(prompt, list) else text_as_messages(prompt)
         rest = turns[len(whole) :]
         known = turns == whole[: len(turns)] or (
             turns[: len(whole)] == whole and len(rest) == 1 and rest[0]["content"] in completions

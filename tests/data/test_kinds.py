@@ -384,8 +384,9 @@ def test_one_pair_is_the_same_in_every_notation(tmp_path):
     written = [
         {"prompt": ASK, "chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD])}
     ]
+    turns = [{"prompt": TURNS, "chosen": [GOOD], "rejected": [BAD]}]
     found = set()
-    for rows in (written, *(EXPECTED[name][0] for name in names)):
+    for rows in (written, turns, *(EXPECTED[name][0] for name in names)):
         (e,) = load_preferences(write(tmp_path / "rows.jsonl", rows)).examples
         found.add((e.prompt, e.separators, e.completions, e.ranks, str(e.dialogue.messages)))
     assert len(found) == 1 and found.pop()[:2] == (TURNS, (" ", " "))
