@@ -8,6 +8,7 @@ from ranking.data.preferences import load_preferences
 
 SUMMARIES = {"info": {"post": "Long.", "title": "T"}, "summaries": [{"text": "a"}, {"text": "b"}],
              "choice": 1}  # fmt: skip
+WHOLE = {"chosen": "A tree that is tall: An oak.", "rejected": "A tree that is tall: A spoon."}
 MESSAGE = {"parent_id": None, "text": "Hi", "role": "prompter", "rank": None}
 
 
@@ -55,6 +56,9 @@ def test_a_history_stands_before_the_question(tmp_path, name):
         ({**MESSAGE, "message_id": "a", "system": "Be brief."}, "system"),
         ({"message_tree_id": "a", "prompt": {**MESSAGE, "replies": []}, "context": "x"}, "context"),
         ({**FARM, "functions": "f()"}, "functions"),
+        ({**WHOLE, "system": "Be brief."}, "system"),
+        ({**WHOLE, "tools": [{"name": "f"}]}, "tools"),
+        ({**WHOLE, "chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs"),
     ],
 )
 def test_a_part_of_the_prompt_that_a_kind_does_not_read_is_refused(tmp_path, row, column):
