@@ -3,7 +3,6 @@ lines of text, and any data with a column for the prompt."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ from ranking.data.columns import (
     names_of,
 )
 from ranking.data.conversations import ANSWERS
-from ranking.data.dialogues import as_turns, text_as_messages
+from ranking.data.dialogues import text_as_messages
 from ranking.data.drawing import sampled_rows
-from ranking.data.examples import Dialogue, PreferenceData, PreferenceExample, content_hash
+from ranking.data.examples import PreferenceData, PreferenceExample
 from ranking.data.files import place
 from ranking.data.folders import Part
 from ranking.data.hub import Found, split_name
 from ranking.data.messages import check_turns, has_messages
-from ranking.data.preferences import given_besides, joints_of, reason_not_text
+from ranking.data.preferences import dialogue_of, make_example, reason_not_text
 from ranking.data.prompts import (
     DIALOGUES,
     PROMPT_COLUMNS,
@@ -84,9 +83,8 @@ def load_prompts(
         except ValueError as error:
             raise ValueError(f"{place(found.origins, number)}: {error}") from None
         remarks.update(reading.remarks)
-        example = make_example(reading, name, int(number), groups)
-        occurrences[example.id] += 1
-        examples.append(replace(example, id=f"{example.id}-{occurrences[example.id]}"))
+        dialogue = dialogue_of(reading)
+        examples.append(make_example(reading, name, number, None, dialogue, groups, occurrences))
     if not examples:
         why = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
         raise ValueError(f"{file}: no usable prompt left of {len(numbers)} ({why})")
@@ -170,26 +168,3 @@ def first_of_turns(value: Any) -> tuple[Any, int]:
     if not texts or not all(isinstance(text, str) for text in texts):
         return value, 0
     return texts[0], len(texts) - 1
-
-
-def make_example(
-    reading: Reading, dataset: str, row: int, groups: dict[str, str]
-) -> PreferenceExample:
-    """The example of a reading whose prompt is messages; its id is the hash of what it says."""
-    messages = [message for message in reading.prompt if isinstance(message, dict)]
-    text, completions = as_turns(messages), tuple(reading.completions)
-    return PreferenceExample(
-        id=content_hash([text, *completions, *given_besides(reading)]),
-        prompt_id=content_hash([text]),
-        prompt=text,
-        completions=completions,
-        separators=tuple(joints_of(messages, completions, None)),
-        ranks=tuple(reading.ranks),
-        votes=None,
-        dataset=dataset,
-        row=row,
-        dialogue=Dialogue(
-            tuple(messages), tuple(reading.tools or ()) or None, reading.template_kwargs or {}
-        ),
-        groups=groups,
-    )
