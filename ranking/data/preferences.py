@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ranking.data.cells import Dropped, Reading, Row
+from ranking.data.cells import Dropped, Reading
 from ranking.data.dialogues import as_turns, is_dialogue_text, parse_dialogue
 from ranking.data.drawing import Drawn, draw_examples
 from ranking.data.examples import (
@@ -101,7 +101,7 @@ def load_preferences(
     if plan.rule and plan.gather == "rows":
         notes.append(describe_raters(sum(e.votes[0, 1]) for e in examples if e.votes))
     if not examples:
-        why = explain_drops(dropped, drawn.first if plan.kind == "dialogue text" else None)
+        why = explain_drops(dropped, drawn)
         raise ValueError(f"{file}: no usable example left of {len(drawn.numbers)} {why}")
     notes += found.notes
     return PreferenceData(
@@ -202,14 +202,15 @@ def dialogue_of(reading: Reading) -> Dialogue | None:
     return Dialogue(tuple(messages), tools, reading.template_kwargs or {}, of_text)
 
 
-def explain_drops(dropped: Counter[str], whole_dialogue: Row | None) -> str:
-    """The reasons with their counts, and, for whole dialogues, what they have to be."""
-    counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
-    if whole_dialogue is None or set(dropped) != {"no common prompt"}:
+def explain_drops(dropped: Counter[str], drawn: Drawn) -> str:
+    """The reasons with their counts, or what was said of the rows where none became an example;
+    and, for whole dialogues, what they have to be."""
+    counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "; ".join(drawn.notes)
+    if drawn.plan.kind != "dialogue text" or set(dropped) != {"no common prompt"}:
         return f"({counts})"
     return (
         f"({counts}); without a column `prompt`, chosen and rejected are whole dialogues that "
-        f"share all up to the last '\\n\\nAssistant:' (found {', '.join(whole_dialogue)})"
+        f"share all up to the last '\\n\\nAssistant:' (found {', '.join(drawn.first)})"
     )
 
 

@@ -1,5 +1,6 @@
 """Which columns make up the prompt, and a row's prompt read from all of them."""
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -87,9 +88,12 @@ def find_prompt_columns(columns: Iterable[str], others: Iterable[str]) -> Prompt
 
 
 def is_absent(row: Row, column: str) -> bool:
-    """Whether a row has nothing in a column that could be part of its prompt."""
-    pictured = plain_name(column) in (*IMAGES, *RECORDINGS)
-    return (holds_nothing if pictured else is_empty)(row.get(column))
+    """Whether a row has nothing in a column that could be part of its prompt: a number is nothing
+    (an id, how many turns), but not of a picture, nor as what an instruction is applied to."""
+    value, name = row.get(column), plain_name(column)
+    if name == "input" and isinstance(value, int | float):
+        return math.isnan(value)
+    return (holds_nothing if name in (*IMAGES, *RECORDINGS) else is_empty)(value)
 
 
 def text_columns(rows: Sequence[Row], columns: Iterable[str]) -> tuple[str, ...]:
@@ -156,7 +160,7 @@ def read_main(row: Row, asked: PromptColumns) -> tuple[Turns | None, list[dict[s
         value = value["full_text"]  # WebGPT's question
     as_text = isinstance(value, str) and asked.main in asked.texts
     prompt = value if as_text else read_turns(without_pairs(value), f"column {asked.main!r}")
-    if asked.input and not is_empty(row.get(asked.input)):
+    if asked.input and not is_absent(row, asked.input):
         text = checked_text(row[asked.input], f"column {asked.input!r}")
         if not isinstance(prompt, str):
             raise ValueError(f"column {asked.input!r} is text, but {asked.main!r} messages")
@@ -219,9 +223,9 @@ def check_repeated(
     row: Row, column: str, prompt: Turns, completions: Sequence[str], asked: PromptColumns
 ) -> None:
     """Raise ValueError if a column holds anything but the prompt, or the prompt and an answer."""
-    value = row.get(column)
-    if is_empty(value):
+    if is_absent(row, column):
         return
+    value = row[column]
     turns = read_turns(without_pairs(value), f"column {column!r}")
     if isinstance(turns, str):
         said = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]

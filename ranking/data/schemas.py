@@ -335,7 +335,7 @@ def explain_unknown(columns: Sequence[str]) -> str:
         likely = [name for name in others if plain_name(column) in plain_name(name)]
         return next(iter(likely or difflib.get_close_matches(column, others, 1, 0.75)), None)
 
-    best: tuple[float, tuple[str, ...], dict[str, str]] = (0.0, (), {})
+    best: tuple[float, Schema, dict[str, str]] = (0.0, SCHEMAS[0], {})
     for schema in SCHEMAS:
         missing = [column for column in schema.columns if column not in columns]
         others = [column for column in columns if column not in schema.columns]
@@ -343,9 +343,14 @@ def explain_unknown(columns: Sequence[str]) -> str:
         n = len(schema.columns)
         likeness = (n - len(missing) + 0.9 * len(hints)) / n
         if likeness > best[0]:
-            best = likeness, schema.columns, hints
-    likeness, needed, hints = best
+            best = likeness, schema, hints
+    likeness, (needed, kind, *_), hints = best
     found = ", ".join(columns)
+    if set(needed) <= set(columns):
+        return (
+            f"the first row's {' and '.join(needed)} hold something else than the kind {kind!r} "
+            f"does (found {found}); docs/data.md shows the kinds"
+        )
     if likeness < 0.5:
         return f"unknown columns: {found}; name them by the flag, as in {EXAMPLE}"
     asked = find_prompt_columns(columns, needed).main

@@ -38,6 +38,20 @@ def test_recordings_and_paths_of_pictures_drop_their_rows(tmp_path):
     assert data.dropped == {"video or audio": 3, "images": 1} and len(data.examples) == 1
 
 
+@pytest.mark.parametrize("first", ["instruction", "prompt"])
+def test_a_number_that_something_is_done_to_is_no_empty_cell(tmp_path, first):
+    """It is not written as text, of which there are several; NaN is what pandas writes for none."""
+    row = {first: "Square it.", "chosen": "a", "rejected": "b"}
+    path = write(
+        tmp_path / "rows.jsonl", [{**row, "input": value} for value in (float("nan"), None)]
+    )
+    assert [e.prompt for e in load_preferences(path).examples] == ["Square it."] * 2
+    for value in (3, 0.5, 0):
+        path = write(tmp_path / "rows.jsonl", [row, {**row, "input": value}])
+        with pytest.raises(ValueError, match="row 2: column 'input' should be text, found"):
+            load_preferences(path)
+
+
 @pytest.mark.parametrize("name", ["conversation_history", "dialogue_history"])
 def test_a_history_stands_before_the_question(tmp_path, name):
     earlier = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
