@@ -137,7 +137,8 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     from fsspec.utils import glob_translate
 
     ordered = sorted(names)
-    found = [n for p in patterns for n in ordered if re.match(glob_translate(p), n)]
+    compiled = [re.compile(glob_translate(pattern)) for pattern in patterns]
+    found = [name for pattern in compiled for name in ordered if pattern.match(name)]
     return list(dict.fromkeys(found))
 
 
@@ -227,7 +228,7 @@ def choose_part(
         split = same_split(splits, split, layout, label)
     files = one_kind(splits[split])
     check_shards(label, files)
-    left_out = [name for name in splits[split] if name not in files]
+    left_out = sorted({*splits[split]} - {*files})
     return Part(config, split, files, chosen_from, left_out)
 
 
