@@ -27,7 +27,7 @@ from ranking.metrics.idealized import (
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import hash_config, read_json_lines, write_json_lines
 from ranking.scoring.examples_file import load_examples
-from ranking.scoring.rated_pairs import PairRules, pairs_of_record
+from ranking.scoring.rated_pairs import PairRules, pairs_of_record, rated_pairs
 
 ROOT = Path(__file__).parents[1]
 
@@ -301,6 +301,32 @@ def test_assumed_proportion_only_on_demand(tmp_path, capsys):
     assert {r["simulate_proportion"] for r in rows} == {0.75}
 
 
+def test_pairs_of_lists_that_some_raters_saw(tmp_path, capsys):
+    """Of three answers one pair was voted on: the two others have no α, or the assumed one; what
+    does not count is counted in pairs, of a list without votes, too."""
+    voted = make_record([-9.0, -5.0, -7.0], {"0,1": [3, 1]}, [1, 2, 2], 0)
+    plain = make_record([-9.0, -5.0, -7.0], None, [1, 2, 3], 1)
+    lost = make_record(
+        [-9.0, -5.0, -7.0], {"0,1": [1, 3], "1,2": [4, 0], "0,2": [2, 2]}, [2, 1, 2], 2
+    )
+    write_json_lines(tmp_path / "e.jsonl", [voted, plain, lost])
+    common = ["--reference-examples", tmp_path / "e.jsonl"]
+    run_script(main, parse_args(flags(tmp_path, *common)))
+    assert "d: dropped no votes: 5, tied pair: 1" in capsys.readouterr().err
+    row, *_ = read_json_lines(tmp_path / "ideal.jsonl")
+    assert (row["n"], row["dropped_pairs"]) == (3, {"no votes": 5, "tied pair": 1})
+    more = ["--assumed-proportion", 0.75]
+    run_script(main, parse_args(flags(tmp_path, *common, *more, name="a.jsonl")))
+    row, *_ = read_json_lines(tmp_path / "a.jsonl")
+    assert (row["n"], row["dropped_pairs"]) == (7, {"tied pair": 2})
+    pairs = [(p["id"], p["winner"], p["loser"], p["alpha"], p["votes"])
+             for p in read_json_lines(tmp_path / "a.pairs.jsonl")]  # fmt: skip
+    assert pairs[:2] == [("id0", 0, 1, 0.75, [3, 1]), ("id0", 0, 2, 0.75, None)]
+    found, dropped = rated_pairs([voted, plain, lost], [voted, plain], PairRules())
+    assert len(found) == 1 and dropped["d", None, None] == {
+        "no votes": 5, "tied pair": 1, "example not scored by the policy": 2}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -310,7 +336,7 @@ def test_assumed_proportion_only_on_demand(tmp_path, capsys):
         (["--sample-size", "-1"], "--sample-size: the data are those of --reference-examples"),
         (["--revision", "v1"], "--revision: the data are those of --reference-examples"),
         (["--policy-revision", "v1"], "--policy-revision v1: no model that it could be of is given"),
-        (["--assumed-proportion", "0.8"], "--assumed-proportion 0.8 does nothing: every example has votes"),
+        (["--assumed-proportion", "0.8"], "--assumed-proportion 0.8 does nothing: every pair has votes"),
         (["--epsilon", "0.7"], "--epsilon 0.7"),
         (["--assumed-proportion", "0.5"], "--assumed-proportion 0.5"),
         (["--policy-examples", "missing.jsonl"], "cannot read missing.jsonl"),
@@ -632,8 +658,10 @@ def test_what_only_the_reference_can_score_is_dropped_and_counted(
     rows = read_json_lines(tmp_path / "ideal.jsonl")
     assert_documented(rows, IdealizedRow)
     scored = [read_json_lines(tmp_path / f"ideal{x}.examples.jsonl") for x in ("", ".policy")]
-    lost = len(scored[0]) - len(scored[1])
-    assert lost > 0 and f"example not scored by the policy: {lost}" in capsys.readouterr().err
+    kept = {record["id"] for record in scored[1]}
+    lost = sum(len(r["votes"]) for r in scored[0] if r["id"] not in kept)  # each pair has votes
+    assert lost > len(scored[0]) - len(scored[1]) > 0
+    assert f"example not scored by the policy: {lost}" in capsys.readouterr().err
     assert rows[0]["dropped_pairs"]["example not scored by the policy"] == lost
 
 
