@@ -285,6 +285,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if not (args.lm_name_or_path or args.policy_name_or_path):
         refuse_idle_flags(parser, vars(args), scoring_flags, "--reference-examples")
     args.dataset = args.dataset or [ALPACA_FARM]
+    args.betas = list(dict.fromkeys(args.betas))  # each once
     return args
 
 

@@ -1,7 +1,9 @@
 """Idealized accuracy: the pairs of the votes, and the script itself."""
 
+import gzip
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -382,6 +384,65 @@ def test_an_examples_file_is_whole_when_a_summary_says_so(tmp_path, name):
         load_examples(str(examples))
     (tmp_path / "run.jsonl").write_text("{}\n")
     assert len(load_examples(str(examples))) == 1
+
+
+def without(record, key):
+    return {k: v for k, v in record.items() if k != key}
+
+
+def with_completion(record, **changes):
+    first, *others = record["completions"]
+    return {**record, "completions": [{**first, **changes}, *others]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: {**r, "id": "id0", "row": 0}, "row 3: the example of row 1 again"),
+        (lambda r: {**r, "model": "sft"}, "row 3: of sft, and row 1 of ref: give each model's file"),
+        (lambda r: without(r, "votes"), "row 3: not an examples file of the ranking script"),
+        (lambda r: {**r, "completions": None}, "row 3: completions and ranks should be lists"),
+        (lambda r: {**r, "completions": ["a", "b"]}, "should have logp, n_tokens, text"),
+        (lambda r: {**r, "ranks": [1, 2, 3]}, "row 3: 2 completions, 3 ranks"),
+        (lambda r: with_completion(r, n_tokens=0), "row 3: n_tokens 0 should be 1 or more"),
+        (lambda r: with_completion(r, logp="-3"), "row 3: logp '-3' should be a finite number"),
+        (lambda r: with_completion(r, logp=math.nan), "row 3: logp nan should be a finite number"),
+        (lambda r: {**r, "votes": {"0,1": [0, 0]}}, "row 3: votes '0,1': counts [0, 0] should be"),
+    ],
+)  # fmt: skip
+def test_rows_that_no_run_writes_are_named(tmp_path, change, message):
+    """Two files put together, and what other programs write."""
+    rows = [make_record([-9.0, -5.0], {"0,1": [3, 1]}, [1, 2], k) for k in range(3)]
+    rows[2] = change(rows[2])
+    path = tmp_path / "e.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: row 3: ") as error:
+        load_examples(str(path))
+    assert message in str(error.value)
+
+
+def test_smaller_files_are_read_with_what_lies_beside_them(files, capsys):
+    """gzip's NAME.examples.jsonl.gz has its configuration, and its summary smaller or not."""
+    folder, reference, _ = files
+    path = scored(folder, "a", reference[:9], max_length=77)
+    smaller = folder / "a.examples.jsonl.gz"
+    smaller.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    run_script(main, parse_args(flags(folder, "--reference-examples", smaller)))
+    assert read_json_lines(folder / "ideal.jsonl")[0]["max_length"] == 77
+    assert "could not be checked" not in capsys.readouterr().err
+    (folder / "a.jsonl").rename(folder / "a.jsonl.gz")
+    assert len(load_examples(str(smaller))) == 9
+    (folder / "a.jsonl.gz").unlink()
+    with pytest.raises(ValueError, match="is of an unfinished run"):
+        load_examples(str(smaller))
+
+
+def test_a_β_given_twice_counts_once(files):
+    folder, *_ = files
+    common = ["--reference-examples", folder / "ref.jsonl", "--betas", 10, 0.1, 1, 10.0]
+    run_script(main, parse_args(flags(folder, *common)))
+    assert [row["beta"] for row in read_json_lines(folder / "ideal.jsonl")] == [0.1, 1, 10] * 2
 
 
 def test_models_are_scored_when_no_file_is_given(tiny_model_directory, tmp_path):

@@ -12,6 +12,7 @@ from ranking.plumbing.outputs import Output
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, read_json_lines
 from ranking.scoring.comparable import ScoringRun, planned_scoring_run
+from ranking.scoring.examples_file import SUMMARY_SUFFIXES, stem_of_examples
 from ranking.scoring.models import check_model_path, check_revision, commit_of, find_model
 from ranking.scoring.rated_pairs import dataset_key
 from ranking.scoring.run_config import (
@@ -213,9 +214,9 @@ def recorded_facts(run: ScoringRun, key: Key, records: Sequence[Record]) -> Reco
 def summary_beside(run: ScoringRun) -> dict[Key, Record]:
     """What the summary of the run that wrote an examples file says of how each dataset was scored,
     and of what was dropped while it was; {} where there is no such summary."""
-    stem = run.name.removesuffix(".examples.jsonl")
+    stem = stem_of_examples(run.name)
     found: dict[Key, Record] = {}
-    for file in (Path(stem + suffix) for suffix in (".jsonl", ".json", "")):
+    for file in (Path(stem + suffix) for suffix in SUMMARY_SUFFIXES):
         if not file.is_file() or file == Path(run.name):
             continue
         try:
