@@ -152,6 +152,8 @@ def implicit_rewards(
         if any(alone.values()):
             said = ", ".join(f"{n} by the {which} only" for which, n in alone.items())
             announce(f"{dataset_label(*key)}: examples scored {said}: they have no rewards")
+        elif not any(len(set(record["ranks"])) > 1 for record in records):
+            announce(f"{dataset_label(*key)}: all examples are tied: they have no rewards")
         announce_uneven_cuts(shared)
         announce_uneven_tokens(shared)
         columns = {**common, **about_reference, "not_shared": alone}

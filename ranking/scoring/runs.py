@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ranking.data.examples import PreferenceData
+from ranking.metrics.accuracy import is_cut
 from ranking.plumbing.outputs import Output
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, read_json_lines
 from ranking.scoring.comparable import ScoringRun, planned_scoring_run
 from ranking.scoring.examples_file import SUMMARY_SUFFIXES, stem_of_examples
 from ranking.scoring.models import check_model_path, check_revision, commit_of, find_model
-from ranking.scoring.rated_pairs import dataset_key
+from ranking.scoring.rated_pairs import PairRules, dataset_key
 from ranking.scoring.run_config import (
     LIBRARIES,
     dataset_entry,
@@ -163,6 +164,53 @@ def describe_run(
     if not any(records for records, _ in described):
         raise ValueError(f"{run.name}: every example is tied: give --include-ties")
     return described
+
+
+def describe_two_runs(
+    key: Key,
+    reference: ScoringRun,
+    policy: ScoringRun,
+    rules: PairRules,
+    datasets: Sequence[PreferenceData],
+    facts: Sequence[Mapping[Key, Record]],
+) -> Record:
+    """What every line about the pairs of one dataset says of it, of the two models and of how they
+    were scored (`IdealizedColumns`).
+
+    The runs hold the records of all datasets; `facts` those of datasets scored now: dtype, path and
+    commit are the policy's where both were, drops the reference's (what only the policy dropped is
+    counted in pairs).
+    """
+    records, tuned = (group_records(run.records)[key] for run in (reference, policy))
+    scored_now = [of_run[key] for of_run in facts if of_run]
+    columns: Record = {
+        "model": tuned[0]["model"],
+        "reference_model": records[0]["model"],
+        "dataset_name": key[0],
+        "dataset_config": key[2],
+        "dataset_split": key[1],
+        "dataset_commit": {data.name: data.commit for data in datasets}.get(key[0]),
+        "revision": (policy.config or {}).get("revision"),
+        "reference_revision": (reference.config or {}).get("revision"),
+        **(scoring_settings(reference.config, *key) if reference.config is not None else {}),
+        "simulate_proportion": rules.assumed_proportion,
+        "epsilon": rules.epsilon,
+        "include_ties": rules.include_ties,
+        "reference_config_hash": records[0].get("config_hash"),
+        "n_truncated_prompts": sum(map(is_cut, tuned)),
+        "reference_n_truncated_prompts": sum(map(is_cut, records)),
+        "versions": {library: version(library) for library in LIBRARIES},
+    }
+    if scored_now:
+        columns |= {name: x for name, x in scored_now[-1].items() if name != "dropped"}
+        columns["dropped_examples"] = scored_now[0]["dropped"]
+    if facts[0]:
+        columns["reference_model_commit"] = facts[0][key]["model_commit"]
+    if policy.found is None:
+        columns["examples_file"] = policy.name
+    if reference.found is None:
+        columns["reference_examples_file"] = reference.name
+    return columns
 
 
 def that_count(records: Sequence[Record], include_ties: bool) -> list[Record]:
