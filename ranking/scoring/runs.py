@@ -23,6 +23,7 @@ from ranking.scoring.run_config import (
     make_run_config,
     record_in_template,
     scoring_settings,
+    separators_of,
 )
 
 Key = tuple[str, str | None, str | None]  # as `dataset_key`
@@ -231,10 +232,10 @@ def recorded_facts(run: ScoringRun, key: Key, records: Sequence[Record]) -> Reco
     separators = None
     if run.config is not None:
         separators = Counter(
-            completion.get("separator")
+            separator
             for record in records
             if not record_in_template(record, config)
-            for completion in record["completions"]
+            for separator in separators_of(record, config)
         )
     columns: Record = {
         "model": records[0]["model"],
