@@ -336,7 +336,7 @@ def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
             draw_groups(axes, row, column, shown, models)
             if row["model"] == chosen[0]["model"]:
                 mark_chance(axes, row, column, shown)
-    legend_outside(figure, ncols=5)
+    legend_outside(figure, ncols=3)
     save_figure(figure, path)
 
 

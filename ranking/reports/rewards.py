@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from ranking.reports.style import (
     WIDTH,
     save_figure,
     subplots,
+    wrapped,
 )
 from ranking.reports.tables import (
     BETWEEN,
@@ -316,8 +316,7 @@ def plot_rewards(pairs: Sequence[RewardPair], path: Path) -> None:
         title = plain(dataset_label(*dataset))
         if several:
             title = f"{plain(short(model))} from {plain(short(reference))}, {title}"
-        size = f"(n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{len(own)}\N{NO-BREAK SPACE}pairs)"
-        axes[0].set_title(fill(f"{title} {size}", 34), loc="left")
+        axes[0].set_title(wrapped(f"{title} (n = {len(own)} pairs)", 2.0), loc="left")
         draw_outcomes(axes[0], own)
         draw_changes(axes[1], own)
         draw_changes_by_group(axes[2], own)
