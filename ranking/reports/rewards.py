@@ -37,6 +37,7 @@ from ranking.reports.tables import (
     percent,
     show_table,
     signed_with_interval,
+    significant,
     with_interval,
 )
 
@@ -179,7 +180,7 @@ def displacement_cells(moved: Mapping[str, Any], sortable: bool) -> list[str]:
     changes = [f"mean_{side}_change" for side in ("chosen", "rejected")]
     if not sortable:
         shares = BETWEEN.join(percent(moved[name]) for name in fell)
-        return [shares, BETWEEN.join(three_digits(moved[name]) for name in changes)]
+        return [shares, BETWEEN.join(significant(moved[name], 3) for name in changes)]
     intervals = {name: moved.get(f"{name}_95") or (None, None) for name in fell}
     cells = [with_interval(moved[name], intervals[name], digits=1) for name in fell]
     return cells + [two_digits_with_interval(moved[c], moved.get(f"{c}_95")) for c in changes]
@@ -203,22 +204,12 @@ def ranking_and_reward_table(
     return columns, lines
 
 
-def three_digits(value: float | None) -> str:
-    """Three digits, or – where there is none."""
-    return "–" if value is None else f"{value:.3g}"
-
-
 def two_digits_with_interval(value: float | None, interval: Sequence[float | None] | None) -> str:
     """Two digits each; without an interval where there is none."""
     low, high = interval or (None, None)
     if value is None or low is None or high is None:
-        return "–" if value is None else two_digits(value)
-    return f"{two_digits(value)} [{two_digits(low)}, {two_digits(high)}]"
-
-
-def two_digits(value: float) -> str:
-    """Two digits, or all before the point."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
+        return significant(value, 2)
+    return f"{significant(value, 2)} [{significant(low, 2)}, {significant(high, 2)}]"
 
 
 def show_rewards(rows: Sequence[Any]) -> None:

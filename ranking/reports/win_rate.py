@@ -29,6 +29,7 @@ from ranking.reports.tables import (
     as_wandb,
     percent,
     show_table,
+    significant,
     wandb_table,
     with_interval,
 )
@@ -56,7 +57,7 @@ def win_rate_table(rows: Sequence[WinRateRow], alone: bool = False) -> Table:
         end = Path(row["model"]).name
         line = [end if ends[end] == 1 else short(row["model"])]
         if checkpoints:
-            line += [f"{row['squared_distance']:.3g}", percent(row["ranking_accuracy"])]
+            line += [significant(row["squared_distance"], 3), percent(row["ranking_accuracy"])]
         characters = f"{row['mean_characters_policy']:.0f}"
         if alone:
             characters += f" / {row['mean_characters_other']:.0f}"
