@@ -15,10 +15,13 @@ from pathlib import Path
 
 from ranking.metrics.accuracy import NORMALIZATIONS, ranked_pairs
 from ranking.metrics.length import LengthBin, length_bins, length_correlation
+from ranking.metrics.orders import untied_pairs
 from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import write_json_lines
 from ranking.reports.length import length_table
 from ranking.reports.tables import as_markdown
+from ranking.scoring.comparable import label_of
 from reproduce.records import ScoredDataset, records_by_dataset, scored_dataset
 
 
@@ -61,8 +64,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     rows = []
     for records, settings in records_by_dataset(args.examples):
+        if not any(untied_pairs(record["ranks"]) for record in records):
+            announce(f"{label_of(records[0])}: no untied pair, left out")
+            continue
         rows += [{**summarize(records, kind), **settings} for kind in NORMALIZATIONS]
-    rows = [row for row in rows if row["n"]]
     if not rows:
         raise ValueError(f"{', '.join(args.examples)}: no untied pair")
     write_json_lines(args.output, rows)

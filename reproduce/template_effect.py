@@ -16,6 +16,7 @@ import numpy as np
 from ranking.metrics.accuracy import NORMALIZATIONS, ranking_accuracy, record_scores
 from ranking.metrics.comparison import compare_models
 from ranking.plumbing.command_line import make_parser, run_script
+from ranking.plumbing.processes import announce
 from ranking.reports.labels import SYMBOLS, short
 from ranking.reports.tables import Table, as_markdown, percent
 from ranking.scoring.comparable import label_of, shared_examples
@@ -72,6 +73,9 @@ def main(args: argparse.Namespace) -> None:
     ]
     shared = shared_examples(*sides)
     untied = [pair for pair in shared if len(set(pair[0]["ranks"])) > 1]
+    alone, tied = sum(map(len, sides)) - 2 * len(shared), len(shared) - len(untied)
+    if alone or tied:
+        announce(f"left out: {alone} examples of one side only, {tied} without a preference")
     if not untied:
         raise ValueError("no example with a preference is in both")
     print(as_markdown(effect_table(untied)))

@@ -43,3 +43,13 @@ def test_length_difference_against_scipy(tmp_path, capsys):
     shares = [b["n"] * b["accuracy"] for b in summed["bins"]]
     assert sum(shares) == pytest.approx(np.sum(correct))
     assert f"{summed['correlation']:+.2f}" in capsys.readouterr().out
+
+
+def test_a_dataset_without_an_untied_pair_is_said(tmp_path, capsys):
+    tied = scored_record(0, [-1.0, -2.0], [1, 1], dataset="ties")
+    untied = [scored_record(k, [-1.0, -k], [1, 2], str(k), n_tokens=[1, k]) for k in (2, 3)]
+    write_json_lines(tmp_path / "e.jsonl", [tied, *untied])
+    arguments = ["--examples", str(tmp_path / "e.jsonl"), "--output", str(tmp_path / "l.jsonl")]
+    length_difference.main(length_difference.parse_args(arguments))
+    assert "ties: no untied pair, left out\n" in capsys.readouterr().err
+    assert {row["dataset_name"] for row in read_json_lines(tmp_path / "l.jsonl")} == {"d"}

@@ -16,6 +16,8 @@ def test_rankings_that_the_template_changes(tmp_path, capsys):
         write_json_lines(tmp_path / f"{name}.jsonl", rows)
     words = ["--text", str(tmp_path / "text.jsonl"), "--template", str(tmp_path / "template.jsonl")]
     template_effect.main(template_effect.parse_args(words))
-    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].split("|")]
+    printed = capsys.readouterr()
+    assert printed.err == "left out: 1 examples of one side only, 0 without a preference\n"
+    cells = [cell.strip() for cell in printed.out.splitlines()[2].split("|")]
     half = ["66.7", "66.7", "1, 1 (1)"]
     assert cells[3:-1] == ["3", *half, *half, "+0.50"]  # (-4 + 6) / 4 tokens, in each pair
