@@ -135,8 +135,9 @@ def model_labels(models: Iterable[str]) -> dict[str, str]:
 
 
 def plain(name: str) -> str:
-    """A name that matplotlib prints as it stands: `$` opens no formula."""
-    return name.replace("$", r"\$")
+    """A name that matplotlib prints as it stands: `$` opens no formula, and one that begins with an
+    underscore stays in the legend."""
+    return " " * name.startswith("_") + name.replace("$", r"\$")
 
 
 def refuse_two_runs(rows: Iterable[ResultRow], *columns: str) -> None:
