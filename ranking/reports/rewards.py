@@ -292,12 +292,16 @@ def log_rewards(run, rows: Sequence[Any], picture: Path | None) -> None:
 def plot_rewards(pairs: Sequence[RewardPair], path: Path) -> None:
     """A line of panels per dataset and models: pairs by ranking and reward (summed), right or
     wrong; how the log-likelihoods of both completions changed; the mean changes by ranking group.
+    ValueError where a pair is there twice.
     """
     panels: dict[tuple, list[RewardPair]] = {}
     for pair in pairs:
         key = (pair["model"], pair["reference_model"], pair["dataset"], pair["split"],
                pair["dataset_config"])  # fmt: skip
         panels.setdefault(key, []).append(pair)
+    for (model, _, *dataset), own in panels.items():
+        if len({(pair["id"], pair["winner"], pair["loser"]) for pair in own}) < len(own):
+            raise ValueError(f"two runs of {model} on {dataset_label(*dataset)}: give one")
     figure, grid = subplots(
         len(panels), 3, figsize=(WIDTH, 0.5 + 2.6 * len(panels)), squeeze=False,
         layout="constrained", width_ratios=(1, 1.25, 1.25),

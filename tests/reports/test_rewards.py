@@ -119,7 +119,7 @@ def test_picture(tmp_path, monkeypatch):
     """The four counts, every pair at its changes, mean changes by group; a line per run."""
     monkeypatch.setattr(plt, "close", lambda figure: None)
     pairs, _ = made()
-    lost = {**pairs[0], "chosen_change": None, "reward_margin": None}
+    lost = {**pairs[0], "id": "lost", "chosen_change": None, "reward_margin": None}
     plot_rewards([*pairs, lost, *made("other")[0]], tmp_path / "r.png")
     axes = plt.gcf().axes
     assert len(axes) == 6
@@ -135,6 +135,8 @@ def test_picture(tmp_path, monkeypatch):
     widths = [[bar.get_width() for bar in bars] for bars in axes[2].containers]
     assert np.allclose(widths, [[1, -3, 0, 1.5], [-1, -1, 0, -1.5]])
     assert (tmp_path / "r.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="two runs of x/tuned on d: give one"):
+        plot_rewards([*pairs, {**pairs[0], "beta": 0.1}], tmp_path / "r.png")
 
 
 def test_title_breaks_before_the_number_of_pairs(tmp_path, monkeypatch):
