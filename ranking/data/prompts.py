@@ -1,6 +1,5 @@
 """Which columns make up the prompt, and a row's prompt read from all of them."""
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -91,9 +90,9 @@ def is_absent(row: Row, column: str) -> bool:
     """Whether a row has nothing in a column that could be part of its prompt: a number is nothing
     (an id, how many turns), but not of a picture, nor as what an instruction is applied to."""
     value, name = row.get(column), plain_name(column)
-    if name == "input" and isinstance(value, int | float):
-        return math.isnan(value)
-    return (holds_nothing if name in (*IMAGES, *RECORDINGS) else is_empty)(value)
+    if name in (*IMAGES, *RECORDINGS):
+        return holds_nothing(value)
+    return is_empty(value) or (isinstance(value, int | float) and name != "input")
 
 
 def text_columns(rows: Sequence[Row], columns: Iterable[str]) -> tuple[str, ...]:
