@@ -44,6 +44,8 @@ ROWS = {
     "chosen is a list": (PAIR, {**PAIR, "chosen": ["a"]}, "should be text, found list"),
     "prompt is an object": (PAIR, {**PAIR, "prompt": {"a": None}}, "should be text, found dict"),
     "prompt is true": (PAIR, {**PAIR, "prompt": True}, "should be text, found bool"),
+    "prompt is null": (PAIR, {**PAIR, "prompt": None}, {"empty prompt": 1}),
+    "prompt is an empty list": (PAIR, {**PAIR, "prompt": []}, {"empty prompt": 1}),
     "no rejected": (PAIR, {"prompt": "p", "chosen": "a"}, "missing column rejected"),
     "empty object": (PAIR, {}, "missing column"),
     "a list, not an object": (PAIR, [1, 2], "should be an object, found list"),
@@ -257,9 +259,11 @@ def test_damaged_rows_are_counted_or_named(rows, include_ties, tmp_path):
     farm = "preference" in rows[0]
     answers = [(r["output_1"], r["output_2"]) for r in rows] if farm else []
     pairs = [
-        (r["instruction"], *sorted(both)) if all(isinstance(a, str) for a in both) else (k,)
+        (r["instruction"], *sorted(both))
+        if all(isinstance(text, str) for text in (r["instruction"], *both))
+        else (k,)
         for k, (r, both) in enumerate(zip(rows, answers))
-    ]  # a row without an answer is dropped by itself
+    ]  # a row without a prompt or an answer is dropped by itself
     n_rows = len(set(pairs)) if farm else len(rows)
     assert len(data.examples) + sum(data.dropped.values()) == n_rows
 
