@@ -10,7 +10,7 @@ from ranking.plumbing.command_line import Stopped
 from ranking.plumbing.processes import announce
 
 FINISH_TIMEOUT = "300"  # seconds that a finished run waits for its upload; wandb's own: for ever
-MODES = ("online", "offline", "disabled", "dryrun", "shared")
+MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
 
 
 def has_wandb_key() -> bool:

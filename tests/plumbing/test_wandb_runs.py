@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import wandb
@@ -13,7 +14,7 @@ from wandb.sdk.lib.wbauth import write_netrc_auth
 from wandb_server import WandbServer
 
 from ranking.plumbing.result_files import read_json_lines
-from ranking.plumbing.wandb_runs import has_wandb_key
+from ranking.plumbing.wandb_runs import MODES, has_wandb_key
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +39,10 @@ def test_wandb_key_is_wandbs(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_BASE_URL")
     (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {key}\n")
     assert has_wandb_key()  # of an earlier version
+
+
+def test_modes_are_wandbs():
+    assert set(MODES) == set(get_args(wandb.Settings.model_fields["mode"].annotation))
 
 
 @pytest.mark.slow
