@@ -24,6 +24,11 @@ FARM = {"instruction": "i", "output_1": "a", "output_2": "b", "preference": 1}
 VOTES = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}
 
 
+DEEP: list = []
+for _ in range(900):
+    DEEP = [DEEP]
+
+
 def ultra(*scores):
     return {"instruction": "i", "completions": [
         {"response": f"r{k}", "overall_score": score} for k, score in enumerate(scores)]}  # fmt: skip
@@ -56,6 +61,8 @@ ROWS = {
     "identical completions": (PAIR, {**PAIR, "rejected": "a"}, {"identical completions": 1}),
     "lone surrogate": (PAIR, {**PAIR, "chosen": "\ud83d"}, {"lone surrogate": 1}),
     "lone surrogate in the prompt": (PAIR, {**PAIR, "prompt": "\udc00"}, {"lone surrogate": 1}),
+    "tools a thousand deep": (PAIR, {**PAIR, "tools": [{"a": DEEP}]}, "maximum recursion depth"),
+    "messages a thousand deep": (PAIR, {**PAIR, "chosen": {"role": "assistant", "x": DEEP, "content": "a"}}, "maximum recursion depth"),
     "10 MB of text": (PAIR, {**PAIR, "prompt": "x" * 10_000_000}, {}),
     "NUL in the text": (PAIR, {**PAIR, "prompt": "a\0b"}, {}),
     # plain lists
