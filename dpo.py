@@ -49,10 +49,9 @@ from ranking.training.models import (
 )
 from ranking.training.pairs import prepare_pairs
 from ranking.training.run_card import metrics_at
-from ranking.training.run_directory import finish_run
 from ranking.training.saved_model import prepare_generation, save_merged
 from ranking.training.splits import has_dialogues, load_parts, named_sets
-from ranking.training.start_and_end import publish_run, start_run
+from ranking.training.start_and_end import finish_and_publish, start_run
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
 from ranking.training.trackers import start_trackers
@@ -172,12 +171,11 @@ def main(argv: list[str]) -> None:
     rows, pictures = report_dynamics(run.folder / DYNAMICS_FILE, chosen)
     if model_args.merge_adapter:
         print(save_merged(run.folder, trainer.model, tokenizer, **how))
-    finish_run(run.folder, run.settings, saved, metrics["test"], len(pairs["test"]))
     print_test(metrics["test"], pairs["test"])
     print(f"model     {run.folder}: {describe_step(saved)}")
     validation = metrics_at(trainer.state.log_history, saved["step"])
-    publish_run(
-        run, trackers, saved, validation | metrics["test"], pairs,
+    finish_and_publish(
+        run, trackers, saved, validation, metrics["test"], pairs,
         data_commit=parts["train"].commit, pictures=pictures,
         tables=dynamics_panels(rows, texts, chosen) if rows else {},
     )  # fmt: skip

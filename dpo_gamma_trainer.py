@@ -20,10 +20,8 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
-from transformers import Trainer, TrainerState
+from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
 from ranking.data.given_scores import REFERENCE_COLUMNS
@@ -272,7 +270,8 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
 
     # ------------------------------------------------------------------------ data
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        """COLUMNS (and `id`, if there is one) of TRL's text columns, cut as TRL's collator does."""
+        """COLUMNS (and `id` and `dataset`, if they are there) of TRL's text columns, cut as its
+        collator does."""
         first = next(iter(dataset), None)
         if first is None:
             raise ValueError(f"the {dataset_name} dataset is empty")
@@ -294,7 +293,8 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
                 f"the {dataset_name} dataset: dropped {len(dataset) - len(tokenized)} of "
                 f"{len(dataset)} pairs, of which max_length={limit} leaves nothing to score"
             )
-        others = [name for name in first if name != "id"]
+        kept = ["id"] + ["dataset"] * isinstance(first.get("dataset"), str)
+        others = [name for name in first if name not in kept]
 
         def columns(row: dict, number: int) -> dict:
             sides = sides_of(row)
@@ -576,13 +576,8 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """Train; the dynamics file keeps the rows up to the checkpoint, none without one."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
-        step = -1
-        if resume_from_checkpoint:
-            path = Path(resume_from_checkpoint) / TRAINER_STATE_NAME
-            state = TrainerState.load_from_json(str(path))
-            step = state.global_step
+        state = self.resumed_state(resume_from_checkpoint)
+        step = -1 if state is None else state.global_step
         if self.dynamics_file is not None and self.is_world_process_zero():
             self.recorded = forget_later_steps(self.dynamics_file, step)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

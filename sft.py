@@ -33,10 +33,9 @@ from ranking.training.models import (
     load_for_training,
     with_base,
 )
-from ranking.training.run_directory import finish_run
 from ranking.training.saved_model import prepare_generation, save_merged
 from ranking.training.splits import has_dialogues, load_parts, named_sets
-from ranking.training.start_and_end import publish_run, start_run
+from ranking.training.start_and_end import finish_and_publish, start_run
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
 from ranking.training.texts import prepare_texts
@@ -107,11 +106,10 @@ def main(argv: list[str]) -> None:
         return
     if model_args.merge_adapter:
         print(save_merged(run.folder, trainer.model, tokenizer, **how))
-    finish_run(run.folder, run.settings, saved, losses["test"], len(texts["test"]))
     print_losses(losses, texts, training_args.loss_type)
     print(f"model      {run.folder}: {describe_step(saved)}")
-    publish_run(
-        run, trackers, saved, losses["eval"] | losses["test"], texts,
+    finish_and_publish(
+        run, trackers, saved, losses["eval"], losses["test"], texts,
         data_commit=parts["train"].commit, pictures={}, tables={},
     )  # fmt: skip
 

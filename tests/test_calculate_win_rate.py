@@ -381,3 +381,13 @@ def test_several_processes_are_refused(tmp_path, capsys, monkeypatch):
         run(*arguments)
     assert "start it without torchrun" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "give"),
+    [("--judge-retries", "-1", "0 or more"), ("--judge-timeout", "0", "a positive number"),
+     ("--judge-timeout", "nan", "a positive number")],
+)  # fmt: skip
+def test_how_a_judge_is_asked_is_checked_first(flag, value, give, tmp_path, capsys):
+    more = ["--lm-name-or-path", "x", "--against", "chosen", flag, value]
+    assert f"{flag} {value}: give {give}" in error_of(capsys, *flags(tmp_path, "openai:m", *more))

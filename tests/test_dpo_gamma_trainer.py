@@ -925,3 +925,15 @@ def test_two_processes_equal_one(tmp_path, tokenizer, texts):
     np.testing.assert_allclose(weights, want_weights, atol=3e-5)
     for name in ("eval_loss", "eval_ranking/accuracy", "eval_rewards/margins"):
         assert metrics[name] == pytest.approx(want_metrics[name], abs=1e-4)
+
+
+def test_resuming_without_a_checkpoint_is_an_error_as_of_trainer(tmp_path, tokenizer, texts):
+    """And leaves the dynamics as they are."""
+    file = tmp_path / "ranking_dynamics.jsonl"
+    more = {"eval_dataset": Dataset.from_list(texts[:4]), "dynamics_file": file}
+    run = trainer(tmp_path, tokenizer, texts, **more)
+    run.evaluate()
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match="holds no checkpoint to resume from"):
+        run.train(resume_from_checkpoint=True)
+    assert before and file.read_bytes() == before

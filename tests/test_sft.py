@@ -109,6 +109,8 @@ def test_lora_packing_and_sanity_check(tiny_model_directory, tmp_path, capsys):
         (["--response_template=x"], "go together"),
         (["--learning_rate=fast"], "learning_rate"),
         (["--max_train_samples=0"], "give a positive number"),
+        (["--split_seed=-1"], "--split_seed -1: give a finite number, 0 or more"),
+        (["--seed=-1"], "--seed -1: give a finite number, from 0 to"),
         (["--no_cuda"], "cannot be honoured; use --use_cpu"),
         (["--torch_compile"], "use nothing: rows differ in length"),
         (["--tokens_per_batch=0"], "--tokens_per_batch 0: give a finite number, at least 1"),

@@ -1,5 +1,6 @@
 """Ranking accuracy of every checkpoint of a run, and how far it went (Fig. 4, 9-12)."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,9 @@ def checkpoint_facts(
         if n_equal:
             announce(f"{checkpoint}: {n_equal} untied pairs have exactly equal scores, right by "
                      "Def. 2.3")  # fmt: skip
-        name = Path(checkpoint).name
+        found = re.fullmatch(r"checkpoint-(\d+)", Path(checkpoint).name)
         yield {
-            "step": int(name.split("-")[1]) if name.startswith("checkpoint-") else None,
+            "step": int(found[1]) if found else None,
             "gamma": gamma_of(Path(checkpoint)),
             "ranking_accuracy": float(np.mean([ranking_accuracy(*pair) for pair in scored])),
             "n_ranked": len(scored),

@@ -8,6 +8,7 @@ from typing import NotRequired, TypedDict
 
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ranking.plumbing.processes import announce
 
@@ -29,20 +30,22 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoint_fault(path: Path) -> str | None:
-    """Why nothing can be resumed from `path`, or None. Files are opened, their values not read."""
+    """Why nothing can be resumed from `path`, or None. Files are opened, weights not read."""
     try:
-        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # saved last
+        json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # saved last
     except (OSError, ValueError):
         return "was not saved to the end"
     files = [file for file in path.rglob("*") if file.is_file()]
     for file in files:
-        if file.suffix == ".safetensors":
-            try:
+        try:
+            if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt"):
                     pass
-            except (SafetensorError, OSError):
-                return f"has a damaged file ({file.name})"
-        elif file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
+            elif file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+            elif file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
+                raise ValueError("no archive of torch")
+        except (SafetensorError, OSError, ValueError):
             return f"has a damaged file ({file.name})"
     folders = [file for file in path.iterdir() if file.is_dir()]  # FSDP's and DeepSpeed's shards
     if not any(p.name.startswith(("optimizer", "global_step")) for p in (*files, *folders)):
@@ -54,6 +57,17 @@ def checkpoint_fault(path: Path) -> str | None:
         if missing := [shard for shard in shards if not (path / shard).exists()]:
             return f"lacks {missing[0]}"
     return None
+
+
+def checkpoint_state(path: str | Path) -> TrainerState:
+    """Where the training stood that a checkpoint is of."""
+    return TrainerState.load_from_json(str(Path(path) / TRAINER_STATE_NAME))
+
+
+def tokens_seen(state: TrainerState) -> int:
+    """Tokens trained on so far; a checkpoint of an earlier version knows those of its last log."""
+    logged = [int(entry["num_tokens"]) for entry in state.log_history if "num_tokens" in entry]
+    return max([state.num_input_tokens_seen, *logged])
 
 
 def best_metric_name(metric_for_best_model: str | None) -> str:

@@ -15,6 +15,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from ranking.training.checkpoints import tokens_seen
 from ranking.training.mixtures import by_dataset
 from ranking.training.plan import Outlook, announce_plan, n_times, row_name
 
@@ -183,8 +184,7 @@ class Console(TrainerCallback):
         self.clock.lap("start")
         self.is_training = True
         self.first_step = self.logged["step"] = state.global_step
-        counts = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
-        self.logged["tokens"] = float(counts[-1]) if counts else 0.0  # of what is resumed
+        self.logged["tokens"] = float(tokens_seen(state))  # of what is resumed
         if self.has_bar and state.is_world_process_zero:
             self.bar = tqdm(
                 total=state.max_steps, initial=state.global_step, file=sys.stderr,

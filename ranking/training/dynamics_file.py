@@ -20,7 +20,7 @@ class Evaluation(TypedDict):
 
     step: int
     epoch: float
-    part: str  # train, validation, or the name of an evaluation set
+    part: str  # train, validation, test, or the name of an evaluation set
     beta: float  # β of Eq. 4
     gamma: float  # γ of Eq. 4
     squared_distance: float | None  # ‖θ_t − θ_0‖² (Fig. 4); null: unknown
@@ -72,13 +72,15 @@ def dynamics_rows(
 
 
 def append_dynamics(path: Path, rows: Sequence[DynamicsRow]) -> None:
-    """Append the rows of one evaluation."""
+    """Append the rows of one evaluation, of a run whose folder may not be there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         append_json_lines(file, rows)
 
 
 def forget_later_steps(path: Path, step: int) -> set[tuple[int, str]]:
-    """Drop rows after `step` (and a torn last line); return the (step, part) that stay.
+    """Drop rows after `step` (and a torn last line), a file of no others too; return the
+    (step, part) that stay.
 
     A resumed run repeats the evaluations after its checkpoint and must not list them twice.
     """
@@ -87,6 +89,8 @@ def forget_later_steps(path: Path, step: int) -> set[tuple[int, str]]:
     drop_torn_line(path)
     rows = read_json_lines(path)
     kept = [row for row in rows if row["step"] <= step]
-    if len(kept) < len(rows):
+    if not kept:
+        path.unlink()
+    elif len(kept) < len(rows):
         write_json_lines(path, kept)
     return {(row["step"], row["part"]) for row in kept}

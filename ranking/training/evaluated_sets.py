@@ -24,7 +24,8 @@ def members_of_datasets(one: EvaluatedSet, order: list[int]) -> dict[str, np.nda
         return {}
     name_of = dict(zip(one.dataset["pair"], one.dataset["dataset"]))
     names = np.array([name_of[pair] for pair in order])
-    return {name: names == name for name in dict.fromkeys(one.dataset["dataset"])}
+    several = dict.fromkeys(name_of.values())
+    return {name: names == name for name in several} if len(several) > 1 else {}
 
 
 def evaluated_sets(

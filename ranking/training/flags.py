@@ -72,6 +72,7 @@ class DataArguments:
 
     def __post_init__(self):
         self.dataset_name = self.dataset_name or ["Anthropic/hh-rlhf"]
+        check_number("split_seed", self.split_seed, self.split_seed >= 0, "0 or more")
         for name in ("max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1 and (name, value) != ("max_eval_samples", -1):
@@ -223,6 +224,7 @@ class TrainingDefaults:
                      "gradient_accumulation_steps", "tokens_per_batch"):  # fmt: skip
             value = getattr(self, name)
             check_number(name, value, value is None or value >= 1, "at least 1")
+        check_number("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 4294967295")
         kept = self.save_total_limit
         check_number("save_total_limit", kept, kept is None or kept >= 1,
                      "at least 1 (all are kept without it)")  # fmt: skip

@@ -1,5 +1,6 @@
 """Evaluation of each dataset of a mixture by itself, of all together, and of named sets."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
@@ -13,9 +14,10 @@ def by_dataset(dataset: Dataset) -> dict[str, Dataset]:
     """The rows of each dataset of a mixture, by the column `dataset`; none where there is one."""
     if "dataset" not in dataset.column_names:
         return {}
-    names = dataset["dataset"]
-    rows = {name: [k for k, other in enumerate(names) if other == name] for name in names}
-    return {name: dataset.select(rows[name]) for name in dict.fromkeys(names)}
+    rows = defaultdict(list)
+    for k, name in enumerate(dataset["dataset"]):
+        rows[name].append(k)
+    return {name: dataset.select(own) for name, own in rows.items()}
 
 
 class MixtureTrainer(PackedSFTTrainer):

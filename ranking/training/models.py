@@ -155,7 +155,9 @@ def with_base(peft_config, model, tokenizer, source: tuple[str, str | None], fol
 
 def keep_adapters_in_float32(model) -> None:
     """On quantized weights TRL makes adapters bfloat16, in which a step of 1e-5 changes no weight
-    of 0.01; they are small, and float32 costs little."""
+    of 0.01; they are small, and float32 costs little. Other weights stay as --dtype has them."""
+    if not getattr(model, "is_quantized", False):
+        return
     for weight in model.parameters():
         if weight.requires_grad and weight.dtype == torch.bfloat16:
             weight.data = weight.data.float()

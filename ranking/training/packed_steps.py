@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from ranking.plumbing.processes import announce
@@ -26,6 +24,7 @@ from ranking.scoring.log_likelihood import ScoringPath
 from ranking.scoring.packing import count_new_tokens, pack_rows
 from ranking.scoring.score import is_out_of_memory
 from ranking.scoring.tokenization import TokenizedCompletion
+from ranking.training.checkpoints import checkpoint_state, tokens_seen
 
 # tokens of a row in training and evaluation, where no others are asked for
 CPU_ROWS = {"train": 1024, "eval": 1024}
@@ -126,6 +125,7 @@ class PackedSteps(Trainer):
     _metrics: dict[str, dict[str, list[float]]]  # TRL's, "train" and "eval"
     _total_train_tokens: int  # TRL's
     row_bytes: Sequence[tuple[int, int]] = ()  # tokens and bytes of a GPU, rows of the first step
+    rows_are_fitted = False  # to the memory that they took
     rows: Sequence[list[int]] = ()  # of the step or batch at hand
     loss_sums = torch.zeros(2, dtype=torch.float64)  # of an evaluation: losses by weight, weights
 
@@ -263,15 +263,18 @@ class PackedSteps(Trainer):
                      f"({flag})")  # fmt: skip
 
     # ------------------------------------------------------------------------ Trainer's steps
+    def resumed_state(self, checkpoint: str | bool | None) -> TrainerState | None:
+        """The state that Trainer goes on from, None where it starts anew. ValueError where it is to
+        find the `checkpoint` (True) and there is none."""
+        folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint
+        if checkpoint is True and folder is None:
+            raise ValueError(f"{self.args.output_dir} holds no checkpoint to resume from")
+        return checkpoint_state(folder) if folder else None
+
     def train(self, resume_from_checkpoint=None, **kwargs):
         """Trainer's; a resumed run goes on counting tokens, where TRL starts at 0 again."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
-        if resume_from_checkpoint:
-            path = Path(resume_from_checkpoint) / TRAINER_STATE_NAME
-            logged = TrainerState.load_from_json(str(path)).log_history
-            counts = [entry["num_tokens"] for entry in logged if "num_tokens" in entry]
-            self._total_train_tokens = int(counts[-1]) if counts else 0
+        if (state := self.resumed_state(resume_from_checkpoint)) is not None:
+            self._total_train_tokens = tokens_seen(state)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -292,11 +295,12 @@ class PackedSteps(Trainer):
             if inputs is not batches[-1]:
                 return torch.zeros((), device=self.args.device)
             run = partial(self.train_rows, model, batches, num_items_in_batch)
-            if self.row_bytes and self.state.global_step > 0:
+            if self.row_bytes:
                 self.lengthen_rows()
             return self.within_memory("train", run)
         finally:
             restore_attention(own)
+            self.state.num_input_tokens_seen = int(self._total_train_tokens)  # for checkpoints
 
     def train_rows(self, model, batches, n_items) -> torch.Tensor:
         """Forward and backward passes of a step. Gradients are synchronised with the last row;
@@ -357,22 +361,25 @@ class PackedSteps(Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None):
         """Trainer's, with more examples at a time where rows are what memory is needed for."""
-        if not self.divides_steps or self.compute_metrics is not None:
-            return super().get_eval_dataloader(eval_dataset)
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
-        own, n_processes = self.args.per_device_eval_batch_size, self.args.world_size
-        share = math.ceil(len(dataset) / n_processes) if hasattr(dataset, "__len__") else own
-        self.args.per_device_eval_batch_size = max(1, min(share, max(own, EVALUATED_AT_ONCE)))
+        args = self.args
+        own, drops = args.per_device_eval_batch_size, args.dataloader_drop_last
+        args.dataloader_drop_last = False  # which is for training: all rows are evaluated
+        if self.divides_steps and self.compute_metrics is None:
+            dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+            dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+            has_length = hasattr(dataset, "__len__")
+            share = math.ceil(len(dataset) / args.world_size) if has_length else own
+            args.per_device_eval_batch_size = max(1, min(share, max(own, EVALUATED_AT_ONCE)))
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.args.per_device_eval_batch_size = own
+            args.per_device_eval_batch_size, args.dataloader_drop_last = own, drops
 
     # ------------------------------------------------------------------------ a GPU's memory
     def note_memory(self, before: int | None = None, inputs=None) -> int | None:
-        """Keep what a row takes, in the first step on a GPU whose rows are not asked for."""
-        wanted = self.accelerator.device.type == "cuda" and self.state.global_step == 0
+        """Keep what a row takes, in this process's first step on a GPU whose rows are not asked
+        for."""
+        wanted = self.accelerator.device.type == "cuda" and not self.rows_are_fitted
         if not wanted or getattr(self.args, "tokens_per_batch", None) is not None:
             return None
         if before is None:
@@ -392,3 +399,4 @@ class PackedSteps(Trainer):
         gradients = sum(p.numel() * p.element_size() for p in trained)
         fitting = fitting_tokens(self.row_bytes, free, KEPT_FREE * whole, gradients)
         self.budgets["train"] = min(max(fitting, self.budgets["train"]), LONGEST_GPU_ROW)
+        self.rows_are_fitted = True

@@ -11,10 +11,11 @@ from datasets import Dataset
 
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import write_text_atomically
-from ranking.reports.model_card import CARD_FILE, is_run_card, model_card, results_table
+from ranking.reports.model_card import CARD_FILE, model_card, results_table
 from ranking.training.checkpoints import SavedStep
 from ranking.training.mixtures import by_dataset
 from ranking.training.models import is_adapter
+from ranking.training.run_directory import has_run_card
 from ranking.training.splits import named_sets
 
 CARD_LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
@@ -45,7 +46,7 @@ def write_card(
     what was trained on and evaluated, train, validation, test and evaluation sets by their names.
     """
     file = folder / CARD_FILE
-    if file.exists() and not is_run_card(file.read_text(encoding="utf-8")):
+    if file.exists() and not has_run_card(folder):
         announce(f"{file} is your own: no model card is written")
         return
     shown = {}  # how the metrics of a part begin → what it is called, its rows

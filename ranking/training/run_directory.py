@@ -18,7 +18,8 @@ from accelerate import PartialState
 from ranking.data.examples import PreferenceData, fingerprint
 from ranking.plumbing.outputs import lock_outputs
 from ranking.plumbing.processes import announce
-from ranking.plumbing.result_files import write_text_atomically
+from ranking.plumbing.result_files import read_config, write_text_atomically
+from ranking.reports.dynamics import DYNAMICS_FILE
 from ranking.reports.model_card import CARD_FILE, is_run_card
 from ranking.scoring.models import model_fingerprint
 from ranking.training.checkpoints import (
@@ -103,7 +104,7 @@ def claim_directory(
         lock_outputs(folder / RUN_FILE)
     earlier = read_run(folder)
     differing = [k for k in settings if earlier and settings[k] != earlier["settings"].get(k)]
-    gives_way = bool(differing) and not has_trained(folder)
+    gives_way = bool(differing) and not trained_names(folder)
     state.wait_for_everyone()  # all have read before one writes
     if gives_way:
         announce(
@@ -219,35 +220,36 @@ def discard_run(folder: Path) -> None:
         shutil.rmtree(old)
     for name in (*BESIDE_ADAPTERS, "trackio", "mlartifacts"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    card = folder / CARD_FILE
-    if card.exists() and is_run_card(card.read_text(encoding="utf-8")):
-        card.unlink()
-    for pattern in ("ranking_dynamics.jsonl", "trainer_state.json", "config.json", "adapter_*",
+    if has_run_card(folder):
+        (folder / CARD_FILE).unlink()
+    for pattern in (DYNAMICS_FILE, "trainer_state.json", "config.json", "adapter_*",
                     "model*.safetensors*", "runs/events.out.tfevents.*", "mlflow.db", TEST_FILE,
                     RUN_FILE):  # fmt: skip
         for old in folder.glob(pattern):
             old.unlink()
 
 
-def has_trained(folder: Path) -> bool:
-    """Whether a run left a checkpoint, a model, or evaluations in its directory."""
-    dynamics = folder / "ranking_dynamics.jsonl"
-    names = ("config.json", "model*.safetensors*", "adapter_*", TEST_FILE)
-    return (
-        bool(checkpoints(folder))
-        or any(any(folder.glob(name)) for name in names)
-        or (dynamics.exists() and dynamics.stat().st_size > 0)
-    )
+def trained_names(folder: Path) -> list[str]:
+    """The checkpoints, model and results that a run left in its directory."""
+    patterns = ("config.json", "model*.safetensors*", "adapter_*", DYNAMICS_FILE, TEST_FILE)
+    found = [path for pattern in patterns for path in folder.glob(pattern) if path.stat().st_size]
+    return [path.name for path in (*checkpoints(folder), *found)]
 
 
 def check_no_model(folder: Path) -> None:
-    """ValueError where a directory without a run's mark holds a model."""
-    for name in ("config.json", "adapter_config.json", *(p.name for p in checkpoints(folder))):
-        if (folder / name).exists():
-            raise ValueError(
-                f"{folder} holds a model ({name}) that no run of this script wrote: choose "
-                "another --output_dir"
-            )
+    """ValueError where a directory without a run's mark holds a model, or results."""
+    if names := trained_names(folder):
+        what = "results" if names[0] in (DYNAMICS_FILE, TEST_FILE) else "a model"
+        raise ValueError(
+            f"{folder} holds {what} ({names[0]}) that no run of this script wrote: choose another "
+            "--output_dir"
+        )
+
+
+def has_run_card(folder: Path) -> bool:
+    """Whether README.md is there, and what a run or its library wrote."""
+    card = folder / CARD_FILE
+    return card.is_file() and is_run_card(card.read_text(encoding="utf-8", errors="replace"))
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -267,6 +269,6 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def gamma_of(folder: Path) -> float | None:
-    """γ of a run of dpo.py, from its run_config.json."""
-    file = folder / RUN_FILE
-    return json.loads(file.read_text())["settings"].get("alpha") if file.is_file() else None
+    """γ of a run of dpo.py, from its run_config.json; None where it says none."""
+    settings = read_config(folder / RUN_FILE).get("settings")
+    return settings.get("alpha") if isinstance(settings, dict) else None

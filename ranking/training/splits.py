@@ -14,7 +14,7 @@ from ranking.plumbing.command_line import progress_bar
 from ranking.plumbing.processes import announce
 
 Parts = dict[str, PreferenceData]  # train, validation, test, and evaluation sets by their labels
-TAKEN_NAMES = {"train", "validation", "test", "eval", "dynamics"}  # no evaluation set is so called
+TAKEN_NAMES = {"train", "validation", "test", "eval", "dynamics"}  # no dataset is so labelled
 
 
 def load_parts(
@@ -164,7 +164,8 @@ def draw_shares(
 
 def dataset_labels(specs: Sequence[str]) -> list[str]:
     """Short names by which the metrics of several datasets are told apart: the last part of each
-    hub name or path, or the whole where two would be the same. ValueError for one given twice."""
+    hub name or path, or the whole where two would be the same; of one called as a part of the data
+    (test.jsonl) with its folder's name before it. ValueError for one given twice."""
     short = []
     for spec in specs:
         path = Path(spec)
@@ -173,13 +174,16 @@ def dataset_labels(specs: Sequence[str]) -> list[str]:
     twice = [spec for spec in specs if list(specs).count(spec) > 1]
     if twice:
         raise ValueError(f"--dataset_name {twice[0]} is given twice")
-    return [name if short.count(name) == 1 else spec for spec, name in zip(specs, short)]
+    labels = [name if short.count(name) == 1 else spec for spec, name in zip(specs, short)]
+    return [
+        f"{Path(spec).resolve().parent.name}/{label}" if label in TAKEN_NAMES else label
+        for spec, label in zip(specs, labels)
+    ]
 
 
 def evaluation_labels(dataset_names: Sequence[str], eval_names: Sequence[str]) -> list[str]:
     """Short names of the evaluation sets as `dataset_labels`, other than those of the training
-    datasets; a file called as a part of the data (test.jsonl) has its folder's name before it.
-    ValueError for one that is trained on, or given twice."""
+    datasets. ValueError for one that is trained on, or given twice."""
     for spec in eval_names:
         if spec in dataset_names:
             raise ValueError(
@@ -188,11 +192,7 @@ def evaluation_labels(dataset_names: Sequence[str], eval_names: Sequence[str]) -
             )
         if list(eval_names).count(spec) > 1:
             raise ValueError(f"--eval_dataset_name {spec} is given twice")
-    labels = dataset_labels([*dataset_names, *eval_names])[len(dataset_names) :]
-    return [
-        f"{Path(spec).resolve().parent.name}/{label}" if label in TAKEN_NAMES else label
-        for spec, label in zip(eval_names, labels)
-    ]
+    return dataset_labels([*dataset_names, *eval_names])[len(dataset_names) :]
 
 
 def first_question(example: PreferenceExample) -> str:

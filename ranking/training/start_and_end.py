@@ -15,7 +15,7 @@ from ranking.training.config_file import save_config
 from ranking.training.parsing import FlagSet
 from ranking.training.pushing import PushCheckpoints, start_pushing
 from ranking.training.run_card import write_card
-from ranking.training.run_directory import claim_directory, run_description
+from ranking.training.run_directory import claim_directory, finish_run, run_description
 from ranking.training.splits import Parts
 from ranking.training.trackers import finish_trackers
 
@@ -64,25 +64,28 @@ def start_run(
     return Run(flags.script, given, folder, settings, checkpoint, pushing)
 
 
-def publish_run(
+def finish_and_publish(
     run: Run,
     trackers: Sequence[Any],
     saved: SavedStep,
-    metrics: Mapping[str, float],
+    validation: Mapping[str, float],
+    test: dict[str, float],
     parts: Mapping[str, Dataset],
     *,
     data_commit: str | None,
     pictures: Mapping[str, Path],
     tables: Mapping[str, Columns],
 ) -> None:
-    """Write a finished run's model card, push it to the hub, give its trackers pictures and tables.
+    """Write a run's model card and test results, with which it is finished; then push it to the hub
+    and give its trackers pictures and tables.
 
-    metrics, parts: as `write_card` takes them.
+    validation, test: metrics by Trainer's names. parts, pictures: as `write_card` takes them.
     """
     write_card(
-        run.folder, run.script, run.given, run.settings, saved, metrics, parts,
+        run.folder, run.script, run.given, run.settings, saved, {**validation, **test}, parts,
         data_commit=data_commit, pictures=pictures,
     )  # fmt: skip
+    finish_run(run.folder, run.settings, saved, test, len(parts["test"]))
     for push in run.pushing:
         push_results(run.folder, push.repository, push.revision, push.jobs)
     finish_trackers(trackers, pictures, tables)

@@ -12,13 +12,18 @@ import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
 from ranking.plumbing.command_line import Stopped, finishing_first, stop_requested
 from ranking.plumbing.processes import announce
 from ranking.training.best_metric import unknown_metric
-from ranking.training.checkpoints import SavedStep, best_metric_name, checkpoints, saved_step
+from ranking.training.checkpoints import (
+    SavedStep,
+    best_metric_name,
+    checkpoint_state,
+    checkpoints,
+    saved_step,
+)
 from ranking.training.console import show_progress
 from ranking.training.run_directory import mark_diverged
 
@@ -203,7 +208,7 @@ def train_until_stopped(
     note_warmup(args.get_warmup_steps(max_steps), max_steps, args.learning_rate)
     is_done = False
     if checkpoint is not None:
-        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        state = checkpoint_state(checkpoint)
         if state.global_step > max_steps:
             raise ValueError(
                 f"{checkpoint} is step {state.global_step} of a longer run than this one, of "

@@ -28,6 +28,7 @@ from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
 from ranking.reports.metric_names import grouped_metrics
 from ranking.reports.pairs import Columns
 from ranking.reports.tables import as_markdown, as_texts, as_wandb
+from ranking.training.checkpoints import checkpoint_state
 from ranking.training.run_directory import read_run
 
 PARAMETER_LENGTH = 6000  # most characters of a parameter in mlflow
@@ -117,7 +118,7 @@ class TensorBoardRun(NamedOnce, TensorBoardCallback):
             pixels = np.asarray(Image.open(path).convert("RGB"))
             self.tb_writer.add_image(f"figures/{name}", pixels, self.step, dataformats="HWC")
         for name, table in tables.items():
-            self.tb_writer.add_text(name, as_markdown(as_texts(table)), self.step)
+            self.tb_writer.add_text(name, as_markdown(table), self.step)
         self.tb_writer.close()
 
 
@@ -245,7 +246,7 @@ def start_trackers(
         return [], others
     run_id = read_run(folder)["wandb_id"]
     title = name or f"{folder.resolve().name}-{run_id}"
-    resumed_at = int(Path(checkpoint).name.split("-")[1]) if checkpoint else -1
+    resumed_at = checkpoint_state(checkpoint).global_step if checkpoint else -1
     trackers: list[Any] = []
     for tracker in own:
         if tracker not in report_to:

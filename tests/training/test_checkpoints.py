@@ -16,12 +16,15 @@ from ranking.training.checkpoints import checkpoint_fault, last_checkpoint
         ("optimizer.pt", "damaged file"),
         ("rng_state.pth", "damaged file"),
         ("training_args.bin", "damaged file"),
+        ("adapter_config.json", "damaged file"),
         ("trainer_state.json", "not saved to the end"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, name, fault, capsys):
     whole, damaged = make_checkpoint(tmp_path, 4), make_checkpoint(tmp_path, 12)
     assert checkpoint_fault(damaged) is None
+    for path in (whole, damaged):
+        (path / "adapter_config.json").write_text(json.dumps({"r": 4}))
     content = (damaged / name).read_bytes()
     (damaged / name).write_bytes(content[: len(content) // 2])
     assert fault in checkpoint_fault(damaged)

@@ -114,7 +114,7 @@ def test_lines_go_above_the_bar_and_none_after_training(capsys):
     console = Console(outlook, sizes, sizes, batch=3, what="pairs", final_rows=4, is_nll=True,
                       has_bar=True)  # fmt: skip
     state = SimpleNamespace(global_step=0, max_steps=2, epoch=0.0, is_world_process_zero=True,
-                            log_history=[])  # fmt: skip
+                            log_history=[], num_input_tokens_seen=0)  # fmt: skip
     call = {"args": None, "state": state, "control": None}
     console.on_train_begin(**call)
     state.global_step, state.epoch = 1, 0.5
@@ -134,15 +134,16 @@ def test_lines_go_above_the_bar_and_none_after_training(capsys):
 
 
 def test_a_resumed_run_counts_its_own_tokens(capsys):
-    """Not those before the checkpoint, which num_tokens goes on from."""
+    """Not those before the checkpoint, some of them after its last log, which num_tokens goes on
+    from."""
     outlook = Outlook(4, Schedule("no"), Schedule("no"), 0, 0.1)
     console = Console(outlook, {}, {}, batch=3, what="texts", final_rows=0, is_nll=True,
                       has_bar=False)  # fmt: skip
     state = SimpleNamespace(global_step=2, max_steps=4, epoch=0.5, is_world_process_zero=True,
-                            log_history=[{"num_tokens": 5000.0}, {"eval_loss": 1.0}])  # fmt: skip
+                            num_input_tokens_seen=5300, log_history=[{"num_tokens": 5000.0}, {"eval_loss": 1.0}])  # fmt: skip
     call = {"args": None, "state": state, "control": None}
     console.on_train_begin(**call)
     state.global_step = 3
     console.clock.seconds["step"] = 2.0
     console.on_log(**call, logs={"loss": 1.5, "num_tokens": 5600.0})
-    assert "  300 tokens/s" in capsys.readouterr().err
+    assert "  150 tokens/s" in capsys.readouterr().err

@@ -50,7 +50,7 @@ def facts(step, part):
 
 
 def test_resume_forgets_later_steps_and_a_torn_line(tmp_path):
-    path = tmp_path / "ranking_dynamics.jsonl"
+    path = tmp_path / "run" / "ranking_dynamics.jsonl"  # whose folder is not there yet
     assert forget_later_steps(path, 5) == set()
     for step in (0, 5, 10):
         for part in ("validation", "train"):
@@ -63,3 +63,4 @@ def test_resume_forgets_later_steps_and_a_torn_line(tmp_path):
     assert whole.startswith(path.read_bytes())
     assert [row["step"] for row in read_dynamics(path)] == [0] * 8 + [5] * 8
     assert forget_later_steps(path, 99) == kept
+    assert forget_later_steps(path, -1) == set() and not path.exists()

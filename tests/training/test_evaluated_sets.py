@@ -1,6 +1,7 @@
 """Evaluations of several sets: each has the metrics and rows that it has alone."""
 
 import pytest
+from datasets import Dataset
 from test_dpo_gamma_trainer import cached_rows, tiny_model, trainer
 from test_dpo_gamma_trainer import texts as texts  # a fixture
 from transformers import TrainerCallback
@@ -106,3 +107,19 @@ def test_names_that_are_taken(tmp_path, tokenizer, sets, given, message):
     }
     with pytest.raises(ValueError, match=message):
         run_of(tmp_path, tokenizer, rows, "names", **filled)
+
+
+def test_a_mixture_of_texts_has_the_metrics_of_each_dataset(tmp_path, tokenizer, texts):
+    """Named in the column `dataset`; not where it names one, or is something else."""
+    names = ["one"] * 3 + ["two"] * 5
+    mixture = [{**row, "dataset": name} for row, name in zip(texts, names)]
+    others = [[{**row, "dataset": value} for row in texts[:4]] for value in ("one", 3)]
+    run = trainer(tmp_path, tokenizer, texts, model=tiny_model(1), alpha=0.5)
+    metrics = run.evaluate(Dataset.from_list(mixture))
+    for name, own in (("one", texts[:3]), ("two", texts[3:8])):
+        wanted = run.evaluate(Dataset.from_list(own))
+        for key in KEYS:
+            value = pytest.approx(wanted[f"eval_{key}"], abs=1e-5)
+            assert metrics[f"eval_{name}/{key}"] == value
+    for rows in others:
+        assert "eval_one/loss" not in run.evaluate(Dataset.from_list(rows))

@@ -95,6 +95,21 @@ def test_code_of_a_model_trains_when_asked(tiny_model_directory, tmp_path, capsy
     assert settings["trust_remote_code"] is True
 
 
+# ---------------------------------------------------------------------------- precision of weights
+@pytest.mark.parametrize(("more", "name", "dtype"), [
+    ([], "model", torch.bfloat16), (LORA, "adapter_model", torch.float32),
+])  # fmt: skip
+def test_weights_are_trained_and_saved_as_dtype_says(tiny_model_directory, tmp_path, more, name, dtype):  # fmt: skip
+    """All of them; an adapter on them is float32, as peft makes it."""
+    flags = [*FEW, *more, "--dtype=bfloat16", "--learning_rate=1e-2"]
+    sft.main(sft_command(tiny_model_directory, tmp_path / "sft", *flags))
+    weights = load_file(tmp_path / f"sft/{name}.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {dtype}
+    if not more:
+        start = load_file(tiny_model_directory / "model.safetensors")
+        assert not torch.equal(weights["lm_head.weight"], start["lm_head.weight"].bfloat16())
+
+
 # ---------------------------------------------------------------------------- quantized weights
 def added_squares(folder) -> float:
     """‖(α/r) B A‖² of an adapter's files, in float64."""

@@ -303,3 +303,32 @@ def test_examples_of_batches_of_other_widths():
         [6, 7, 8, 9],
         [13, 0, 0, 0],
     ]
+
+
+# ---------------------------------------------------------------------------- kills and settings
+@pytest.mark.parametrize("budget", [None, 1])
+def test_every_row_is_evaluated_though_training_drops_its_last_batch(
+    tmp_path, tokenizer, rows, monkeypatch, budget
+):
+    monkeypatch.setattr(packed_steps, "EVALUATED_AT_ONCE", 9)  # 14 texts: 9 and 5
+    losses = []
+    for drops in (False, True):
+        run = sft(tmp_path, tokenizer, rows, eval_dataset=Dataset.from_list(rows),
+                  dataloader_drop_last=drops, per_device_eval_batch_size=4)  # fmt: skip
+        if budget is not None:
+            run.path = ScoringPath("plain", "asked for by the test")
+        losses.append(run.evaluate()["eval_loss"])
+        assert run.args.dataloader_drop_last == drops
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_a_resumed_run_counts_the_tokens_since_the_last_log_too(tmp_path, tokenizer, rows):
+    """Checkpoint 3 lies between the logs of steps 2 and 4."""
+    more = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 2}
+    counts = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-3")):
+        run = sft(tmp_path, tokenizer, rows, **more)
+        run.train(resume_from_checkpoint=checkpoint)
+        counts.append([e["num_tokens"] for e in run.state.log_history if "num_tokens" in e])
+    lengths = [len(row["input_ids"]) for row in rows]
+    assert counts[0] == counts[1] and counts[0][-1] == 2 * sum(lengths)  # two epochs

@@ -19,7 +19,7 @@ METRICS = {
 }
 
 
-def write(folder, **settings) -> str:
+def write_into(folder, **settings) -> None:
     parts = {"train": Dataset.from_dict({"x": [0] * 9}), "validation": Dataset.from_dict({"x": [0]}),
              "test": Dataset.from_dict({"x": [0] * 3, "dataset": ["A", "B", "A"]}),
              "C": Dataset.from_dict({"x": [0] * 7})}  # fmt: skip
@@ -27,6 +27,10 @@ def write(folder, **settings) -> str:
         folder, "sft.py", {}, SETTINGS | settings, {"step": 3, "max_steps": 3, "chosen_by": "last"}, METRICS,
         parts, data_commit=None, pictures={},
     )  # fmt: skip
+
+
+def write(folder, **settings) -> str:
+    write_into(folder, **settings)
     return (folder / "README.md").read_text()
 
 
@@ -59,6 +63,16 @@ def test_the_users_own_readme_stays(tmp_path, capsys):
     assert "README.md is your own: no model card is written" in capsys.readouterr().err
     discard_run(tmp_path)
     assert (tmp_path / "README.md").exists()
+    (tmp_path / "README.md").write_bytes(b"my caf\xe9")  # no UTF-8
+    write_into(tmp_path)
+    discard_run(tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == b"my caf\xe9"
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "README.md").mkdir()
+    write_into(tmp_path)
+    discard_run(tmp_path)
+    assert (tmp_path / "README.md").is_dir()
+    assert capsys.readouterr().err.count("is your own") == 2
 
 
 def test_metrics_of_the_saved_step():

@@ -8,7 +8,12 @@ from checkpoint_files import make_checkpoint
 from ranking.data.preferences import load_preferences
 from ranking.plumbing.outputs import release_outputs
 from ranking.plumbing.result_files import write_json_lines
-from ranking.training.run_directory import claim_directory, mark_run, run_description
+from ranking.training.run_directory import (
+    claim_directory,
+    gamma_of,
+    mark_run,
+    run_description,
+)
 
 SETTINGS = {"beta": 0.1, "n_processes": 1}
 
@@ -122,3 +127,24 @@ def test_settings_stand_in_the_order_of_their_flags():
     flags = [{"z_data": 0, "a_data": 1, "output_dir": "d"}, {"b_model": 2}, {"a_training": 3}]
     described = run_description(flags, models=[], parts={})
     assert list(described)[3:] == ["a_data", "z_data", "b_model", "a_training"]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("ranking_dynamics.jsonl", "results"), ("test_results.json", "results"),
+     ("model-00001-of-00002.safetensors", "a model"), ("adapter_config.json", "a model")],
+)  # fmt: skip
+def test_what_no_run_wrote_is_never_written_over(tmp_path, name, what):
+    """A run would empty the dynamics and replace the others."""
+    (tmp_path / name).write_text("{}\n")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=rf"holds {what} \({name}\) that no run of this"):
+            claim(tmp_path, overwrite=overwrite)
+    assert (tmp_path / name).read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": 3}', '{"settings": {}}', "\xff"])
+def test_gamma_of_a_directory_that_does_not_say_it(tmp_path, content):
+    assert gamma_of(tmp_path) is None
+    (tmp_path / "run_config.json").write_bytes(content.encode("latin-1"))
+    assert gamma_of(tmp_path) is None

@@ -116,6 +116,8 @@ def test_labels(tmp_path):
     path = write(tmp_path / "data" / "my.pairs.jsonl", pairs("p", 2))
     hub = ["org/a-b", "other/a-b", "org/c:test", path]
     assert dataset_labels(hub) == ["org/a-b", "other/a-b", "c:test", "my"]
+    part = write(tmp_path / "data" / "train.jsonl", pairs("p", 2))  # eval_train is something else
+    assert dataset_labels([part, "org/test", "org/a"]) == ["data/train", "org/test", "a"]
     with pytest.raises(ValueError, match="--dataset_name org/a is given twice"):
         dataset_labels(["org/a", "org/b", "org/a"])
 

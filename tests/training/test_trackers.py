@@ -6,12 +6,14 @@ import shutil
 import sqlite3
 
 import pytest
+from checkpoint_files import make_checkpoint
 from training_runs import as_killed
 from training_runs import dpo_command as command
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from dpo import main
-from ranking.training.trackers import TrackioRun, finish_trackers, mlflow_name
+from ranking.training.run_directory import mark_run
+from ranking.training.trackers import TrackioRun, finish_trackers, mlflow_name, start_trackers
 
 METRICS = {"train/loss", "eval/loss", "train pairs/loss", "test/loss", "validation ranking/accuracy",
            "validation groups/correct_to_correct_share", "train ranking/accuracy",
@@ -104,6 +106,27 @@ def test_trackio_says_one_line(tmp_path, monkeypatch, capfd):
     assert err == (
         f"trackio: see this run with `TRACKIO_DIR={tmp_path} trackio show --project dpo`\n"
     )
+
+
+@needs("tensorboard")
+@pytest.mark.parametrize("name", ["checkpoint-4", "last-checkpoint", "copied"])
+def test_a_checkpoint_of_any_name_is_gone_on_from(tmp_path, monkeypatch, name):
+    """The hub has last-checkpoint. What was logged after its step is hidden."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.compat.proto.event_pb2 import SessionLog
+
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    mark_run(tmp_path, {}, finished=False)
+    checkpoint = make_checkpoint(tmp_path / "other", 4).rename(tmp_path / name)
+    ((run,), others) = start_trackers(
+        tmp_path, {}, report_to=["tensorboard", "comet_ml"], checkpoint=str(checkpoint), project=None,
+        default_project="dpo", wandb_project=None, wandb_entity=None, name=None, trackio={},
+    )  # fmt: skip
+    run.tb_writer.close()
+    (file,) = (tmp_path / "runs").iterdir()
+    events = EventFileLoader(str(file)).Load()
+    hidden = [e.step for e in events if e.session_log.status == SessionLog.START]
+    assert others == ["comet_ml"] and hidden == [5]
 
 
 @pytest.mark.slow
