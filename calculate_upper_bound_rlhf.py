@@ -190,7 +190,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     ideal.add_argument(
         "--epsilon", default=0.001, help="unanimous votes: α = 1 − ε",
-        type=checked(float, lambda x: 0 < x < 0.5, "a number between 0 and 0.5"),
+        type=checked(float, lambda x: 0.5 < 1 - x < 1, "a number between 1e-16 and 0.5"),
     )  # fmt: skip
     ideal.add_argument(
         "--assumed-proportion", help="α of pairs without votes (default: none)",
