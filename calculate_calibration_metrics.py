@@ -152,6 +152,8 @@ def implicit_rewards(
         if any(alone.values()):
             said = ", ".join(f"{n} by the {which} only" for which, n in alone.items())
             announce(f"{dataset_label(*key)}: examples scored {said}: they have no rewards")
+        elif not any(len(set(record["ranks"])) > 1 for record in records):
+            announce(f"{dataset_label(*key)}: all examples are tied: they have no rewards")
         announce_uneven_cuts(shared)
         announce_uneven_tokens(shared)
         columns = {**common, **about_reference, "not_shared": alone}
@@ -183,17 +185,17 @@ def write_accuracy(
 
     What a run that is overwritten had, and this one has not, is removed.
     """
-    lines: dict[str, Sequence[Any]] = {"rewards": pairs, "comparison": comparison}
-    drawn: dict[str, tuple[Any, Sequence[Any]]] = {
-        "picture": (plot_ranking_accuracy, rows),
-        "groups picture": (plot_accuracy_by_group, rows if has_groups(rows) else []),
-        "rewards picture": (plot_rewards, pairs),
-        "comparison picture": (plot_comparison, comparison),
+    made: dict[str, tuple[Sequence[Any], Any]] = {  # rows, and what draws them
+        "picture": (rows, plot_ranking_accuracy),
+        "groups picture": (rows if has_groups(rows) else [], plot_accuracy_by_group),
+        "rewards": (pairs, None),
+        "rewards picture": (pairs, plot_rewards),
+        "comparison": (comparison, None),
+        "comparison picture": (comparison, plot_comparison),
     }
     files = {name: output.beside(suffix) for name, suffix in FILES_BESIDE.items()}
     take_output(output)
-    for name in FILES_BESIDE:
-        plot, found = drawn.get(name) or (None, lines[name])
+    for name, (found, plot) in made.items():
         if not found:
             files.pop(name).unlink(missing_ok=True)
         elif plot is None:

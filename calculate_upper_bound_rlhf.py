@@ -16,13 +16,12 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ranking.data.examples import PreferenceData, dataset_label
 from ranking.data.hub import ALPACA_FARM
-from ranking.metrics.accuracy import NORMALIZATIONS, is_cut
+from ranking.metrics.accuracy import NORMALIZATIONS
 from ranking.metrics.idealized import (
     BETAS,
     curve_row,
@@ -80,10 +79,10 @@ from ranking.scoring.rated_pairs import (
     dataset_key,
     rated_pairs,
 )
-from ranking.scoring.run_config import LIBRARIES, scoring_settings
 from ranking.scoring.runs import (
     check_models,
     check_ties_are_there,
+    describe_two_runs,
     files_of_scoring,
     plan_runs,
     scored_runs,
@@ -107,55 +106,6 @@ def check_runs(reference: ScoringRun, policy: ScoringRun | None, rules: PairRule
         if policy.found is not None:
             check_all_scored(reference.records, policy.records, rules)
     check_assumed_proportion(reference.records, rules.assumed_proportion)
-
-
-def common_columns(
-    key: tuple[str, str | None, str | None],
-    reference: ScoringRun,
-    policy: ScoringRun,
-    rules: PairRules,
-    datasets: Sequence[PreferenceData],
-    facts: Sequence[dict[tuple, Record]],
-) -> Record:
-    """What every line about one dataset says of it, of the two models and of how they were scored.
-
-    The runs hold the records of all datasets; `facts` those of datasets scored now: dtype, path and
-    commit are the policy's where both were, drops the reference's (what only the policy dropped is
-    counted in pairs).
-    """
-    records, tuned = (
-        [r for r in run.records if dataset_key(r) == key] for run in (reference, policy)
-    )
-    first = records[0]
-    scored_now = [of_run[key] for of_run in facts if of_run]
-    columns: Record = {
-        "model": policy.records[0]["model"],
-        "reference_model": first["model"],
-        "dataset_name": key[0],
-        "dataset_config": first.get("dataset_config"),
-        "dataset_split": key[1],
-        "dataset_commit": {data.name: data.commit for data in datasets}.get(key[0]),
-        "revision": (policy.config or {}).get("revision"),
-        "reference_revision": (reference.config or {}).get("revision"),
-        **(scoring_settings(reference.config, *key) if reference.config is not None else {}),
-        "simulate_proportion": rules.assumed_proportion,
-        "epsilon": rules.epsilon,
-        "include_ties": rules.include_ties,
-        "reference_config_hash": first.get("config_hash"),
-        "n_truncated_prompts": sum(map(is_cut, tuned)),
-        "reference_n_truncated_prompts": sum(map(is_cut, records)),
-        "versions": {name: version(name) for name in LIBRARIES},
-    }
-    if scored_now:
-        columns |= {name: x for name, x in scored_now[-1].items() if name != "dropped"}
-        columns["dropped_examples"] = scored_now[0]["dropped"]
-    if facts[0]:
-        columns["reference_model_commit"] = facts[0][key]["model_commit"]
-    if policy.found is None:
-        columns["examples_file"] = policy.name
-    if reference.found is None:
-        columns["reference_examples_file"] = reference.name
-    return columns
 
 
 def idealized_rows(
@@ -184,7 +134,7 @@ def idealized_rows(
     rows, curves, per_pair = [], [], []
     for key in dict.fromkeys(dataset_key(pair["record"]) for pair in pairs):
         chosen = [pair for pair in pairs if dataset_key(pair["record"]) == key]
-        common = common_columns(key, reference, policy, rules, datasets, facts)
+        common = describe_two_runs(key, reference, policy, rules, datasets, facts)
         common |= {"dropped_pairs": dict(dropped[key]), "seed": seed}
         by_kind = {kind: summarize_idealized(chosen, kind, betas, seed) for kind in NORMALIZATIONS}
         for kind, summary in by_kind.items():
@@ -285,6 +235,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if not (args.lm_name_or_path or args.policy_name_or_path):
         refuse_idle_flags(parser, vars(args), scoring_flags, "--reference-examples")
     args.dataset = args.dataset or [ALPACA_FARM]
+    args.betas = list(dict.fromkeys(args.betas))  # each once
     return args
 
 

@@ -28,7 +28,14 @@ from ranking.judging.responses import (
 )
 from ranking.judging.verdicts import KINDS, collect_responses, judge_pairs, make_judge
 from ranking.metrics.win_rate import correlations, summarize_win_rate
-from ranking.plumbing.command_line import count, make_parser, positive_int, run_script, sample_size
+from ranking.plumbing.command_line import (
+    checked,
+    count,
+    make_parser,
+    positive_int,
+    run_script,
+    sample_size,
+)
 from ranking.plumbing.outputs import Output, begin_run, plan_output
 from ranking.plumbing.processes import announce, process_count
 from ranking.plumbing.result_files import Record, write_json_lines
@@ -154,8 +161,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     judge.add_argument(
         "--judge-concurrency", type=positive_int, default=8, help="calls at the same time"
     )
-    judge.add_argument("--judge-retries", type=int, default=5, help="per call, with growing pauses")
-    judge.add_argument("--judge-timeout", type=float, default=60.0, help="seconds per call")
+    judge.add_argument(
+        "--judge-retries", type=count, default=5, help="per call, with growing pauses"
+    )
+    judge.add_argument(
+        "--judge-timeout", type=checked(float, lambda x: 0 < x < math.inf, "a positive number"),
+        default=60.0, help="seconds per call",
+    )  # fmt: skip
     judge.add_argument(
         "--judge-price", type=float, nargs=2, metavar=("IN", "OUT"),
         help="dollars per million tokens asked and answered, for the estimate",

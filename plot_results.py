@@ -141,18 +141,19 @@ def main(args: argparse.Namespace) -> None:
             plot_sweep([*runs.values()], args.output, args.at, run)
     else:
         plot, columns, script = SUMMARIES[args.figure]
-        rows: list[Any] = [row for file in args.files for row in read_json_lines(file)]
-        if args.figure in (
-            "ranking-accuracy",
-            "accuracy-by-group",
-        ):  # its file has other metrics' rows too
-            rows = accuracies_of(rows)
-        if not rows or not all(columns <= row.keys() for row in rows):
-            raise ValueError(f"{args.files[0]}: not a file of {script}")
+        rows: list[Any] = []
+        for file in args.files:
+            found: list[Any] = read_json_lines(file)
+            if plot in (plot_ranking_accuracy, plot_accuracy_by_group):  # beside other metrics
+                found = accuracies_of(found)
+            if not found or not all(columns <= row.keys() for row in found):
+                raise ValueError(f"{file}: not a file of {script}")
+            rows += found
         try:
             plot(rows, args.output)
         except KeyError as error:
-            raise ValueError(f"{args.files[0]}: not a file of {script}: no {error}") from None
+            names = ", ".join(map(str, args.files))
+            raise ValueError(f"{names}: not a file of {script}: no {error}") from None
     print(args.output)
 
 

@@ -32,12 +32,13 @@ def benchmark_parser(
 
 
 def measure_apart(module: str, side: str, environment: dict[str, str] | None = None) -> dict:
-    """The figures of one side, by `module` in a process with this command's flags and --side."""
+    """The figures of one side, by `module` in a process with this command's flags and --side.
+    ValueError where it fails, after what it says of that itself."""
     command = [sys.executable, "-m", module, *sys.argv[1:], "--side", side]
-    printed = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, env=environment
-    ).stdout
-    return json.loads(printed.splitlines()[-1])
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if run.returncode:
+        raise ValueError(f"{side}: exit code {run.returncode}")
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def print_figures(figures: dict) -> None:

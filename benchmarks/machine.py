@@ -4,11 +4,14 @@ import platform
 import time
 from pathlib import Path
 
+from ranking.scoring.models import choose_device
+
 
 def device_name(device: str) -> str:
-    """The GPU's name, or the processor's architecture."""
+    """The GPU's name, or the processor's architecture. ValueError where there is no such device."""
     import torch
 
+    choose_device(device)
     return platform.machine() if device == "cpu" else torch.cuda.get_device_name()
 
 

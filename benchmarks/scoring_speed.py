@@ -219,13 +219,14 @@ def main(args: argparse.Namespace) -> None:
         model = make_or_load(size, name, tokenizer, dtype, args.device)
         print_figures(measure(args.side, model, tokenizer, examples))
         return
+    device = device_name(args.device)
     sides = (*args.against, "ours")
     results = {side: measure_apart("benchmarks.scoring_speed", side) for side in sides}
     logps = results["ours"]["logps"]
     compare(results)
     summary = {
         "model": f"random {args.random_llama}" if args.random_llama else args.lm_name_or_path,
-        "device": device_name(args.device),
+        "device": device,
         "dtype": args.dtype,
         "dataset": args.dataset,
         "pairs_per_prompt": args.pairs_per_prompt,

@@ -59,20 +59,24 @@ def draw_accuracies(axes, rows: list[dict]) -> None:
                 handletextpad=0.3, handlelength=1.3)  # fmt: skip
     axes.set_yticks(range(2), [label for label, _ in SCORES.values()])
     axes.set_ylim(1.75, -0.4)
-    axes.set_xlim(30, 102)
+    shares = [x for row in rows for x in (row["observed_accuracy"], row["min_median_max"][0])]
+    axes.set_xlim(min(30, 100 * min(shares) - 2), 102)
     axes.set_xlabel(f"pairs ranked as people did (%), n = {rows[0]['n']}")
     axes.set_title("what rankings are, and what they could be")
     axes.grid(axis="x", alpha=0.3)
 
 
 def draw_training(axes, rows: list[dict]) -> None:
-    """Loss and share of wrongly ranked pairs against the step, both as a share of the first."""
+    """Loss and share of wrongly ranked pairs against the step, both as a share of the first.
+    ValueError where no training pairs are followed, or none was ranked wrongly at first."""
     means = means_by_step(rows, "train")
     steps = list(means)
     curves = {
         "training loss": [mean["loss"] for mean in means.values()],
         "pairs ranked wrongly": [1 - mean["accuracy"] for mean in means.values()],
     }
+    if not all(values and values[0] > 0 for values in curves.values()):
+        raise ValueError("no followed training pairs, or none that is ranked wrongly at first")
     for (label, values), colour, marker in zip(curves.items(), (GREY, ORANGE), ("s", "o")):
         relative = [100 * value / values[0] for value in values]
         axes.plot(steps, relative, color=colour, marker=marker)

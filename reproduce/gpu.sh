@@ -38,8 +38,10 @@ model=${MODEL:-SmolLM2-135M-Instruct}
 from_data_dir=(${DATA_DIR:+--data-dir "$(realpath "$DATA_DIR")"})
 root=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
 python=$(command -v "${PYTHON:-$root/.venv/bin/python}" || command -v python3)
+[[ $python == /* ]] || python=$PWD/$python
 cd "$root"
 if [[ $dry_run == 1 ]]; then
+    export CUDA_VISIBLE_DEVICES=
     device=cpu dataset=sample seconds=${SECONDS_IN_ALL:-3600} jobs=${JOBS:-1}
     gammas=(1 0) seeds=(0)
     speed_parts=(dpo-7b score-7b) speed_flags=(--dry-run --minutes 60)
@@ -48,6 +50,7 @@ if [[ $dry_run == 1 ]]; then
         --per_device_train_batch_size=4 --num_train_epochs=1 --eval_steps=2)
     determinism_flags=(--sample-size 4 --training-pairs 8)
 else
+    export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}  # one: TRL refuses to train on several
     device=cuda dataset=Anthropic/hh-rlhf seconds=${SECONDS_IN_ALL:-540} jobs=${JOBS:-6}
     gammas=(1 0 0.5 2) seeds=(0 1 2)
     speed_parts=(dpo-7b score-7b dpo-1b score-135m dpo-135m sft-1b score-1b)

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from ranking.metrics.accuracy import TextColumns
-from ranking.scoring.examples_file import config_beside, load_examples
+from ranking.scoring.comparable import read_scoring_run
 from ranking.scoring.run_config import scoring_settings
+from ranking.scoring.runs import group_records
 
 
 class ScoredDataset(TextColumns, total=False):
@@ -19,13 +20,11 @@ class ScoredDataset(TextColumns, total=False):
 
 
 def records_by_dataset(files: Sequence[str]) -> Iterator[tuple[list[dict], dict]]:
-    """The records of each dataset and split of each examples file, and how they were scored."""
-    for file in files:
-        records = load_examples(file)
-        config = config_beside(file, records)
-        for dataset in dict.fromkeys((r["dataset"], r["split"]) for r in records):
-            chosen = [r for r in records if (r["dataset"], r["split"]) == dataset]
-            yield chosen, scoring_settings(config, *dataset) if config is not None else {}
+    """The records of each dataset, split and configuration of each examples file, and how they were
+    scored."""
+    for run in map(read_scoring_run, files):
+        for key, records in group_records(run.records).items():
+            yield records, scoring_settings(run.config, *key) if run.config is not None else {}
 
 
 def has_tied_examples(records: list[dict]) -> bool:
@@ -39,7 +38,7 @@ def scored_dataset(records: list[dict], normalization: str) -> dict:
     return {
         "model": first["model"],
         "dataset_name": first["dataset"],
-        "dataset_config": first["dataset_config"],
+        "dataset_config": first.get("dataset_config"),
         "dataset_split": first["split"],
         "include_ties": has_tied_examples(records),
         "normalization": normalization,

@@ -94,7 +94,8 @@ def search_table(rows: list[Any]) -> Table:
     columns += ["lowest validation loss", "step", "chosen"]
     lines = []
     for row in sorted(rows, key=lambda row: (row["diverged"], row["lowest_loss"] or 0)):
-        line = [short(row["model"]), *(f"{row[name]:g}" for name in shown)]
+        values = ["–" if row[name] is None else f"{row[name]:g}" for name in shown]
+        line = [short(row["model"]), *values]
         if row["diverged"]:
             line += ["diverged", "–"]
         else:

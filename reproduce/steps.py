@@ -249,11 +249,12 @@ def report_parts(plan: Plan) -> Iterator[Part]:
     if files := summaries(plan, "ranking"):
         yield table("ranking", "tables", "ranking", *files, *published)
         yield picture("ranking", "ranking-accuracy", *files)
-        examples = ["--examples", *map(str, beside(files, "examples"))]
-        conventions, length = report / "conventions.jsonl", report / "length.jsonl"
-        yield table("conventions", "conventions", *examples, *published, "--output", conventions)
-        yield table("length", "length_difference", *examples, "--output", length)
-        yield picture("length", "length-difference", length)
+        if found := beside(files, "examples"):
+            examples = ["--examples", *map(str, found)]
+            of_rules, length = report / "conventions.jsonl", report / "length.jsonl"
+            yield table("conventions", "conventions", *examples, *published, "--output", of_rules)
+            yield table("length", "length_difference", *examples, "--output", length)
+            yield picture("length", "length-difference", length)
     if files := summaries(plan, "idealized"):
         yield table("idealized", "tables", "idealized", *files)
         for kind, name, figure in (("curve", "idealized", "idealized-accuracy"),

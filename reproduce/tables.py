@@ -56,7 +56,7 @@ from ranking.reports.rewards import (
     reward_displacement_table,
     reward_table,
 )
-from ranking.reports.tables import BETWEEN, Table, as_latex, as_markdown, as_texts, percent
+from ranking.reports.tables import BETWEEN, Table, as_latex, as_markdown, percent
 from ranking.reports.win_rate import win_rate_table
 from reproduce.scales import SCALES
 from reproduce.search import search_table
@@ -195,7 +195,7 @@ SUMMARIES = {  # table → its builder, from the rows of all files and --beside
     "settings": lambda rows, beside: settings_table(rows),
     "mcnemar": lambda rows, beside: mcnemar_table(rows),
 }
-FORMATS = {"markdown": lambda table: as_markdown(as_texts(table)), "latex": as_latex}
+FORMATS = {"markdown": as_markdown, "latex": as_latex}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -237,9 +237,12 @@ def main(args: argparse.Namespace) -> None:
     else:
         rows = [row for file in args.files for row in read_json_lines(file)]
         try:
+            if not rows:
+                raise ValueError("no rows")
             table = SUMMARIES[args.table](rows, args.beside)
-        except ValueError as error:
-            raise ValueError(f"{', '.join(map(str, args.files))}: {error}") from None
+        except (ValueError, KeyError) as error:
+            what = f"no {error} in a line" if isinstance(error, KeyError) else error
+            raise ValueError(f"{', '.join(map(str, args.files))}: {what}") from None
     print(FORMATS[args.format](table))
     for note in idealized_notes(rows) if args.table == "idealized" else []:
         print(f"\n{note}")

@@ -1,6 +1,7 @@
 """Rows of result files, as small as tables and pictures of them need."""
 
 import numpy as np
+from scipy import stats
 
 from ranking.metrics.dynamics import GROUPS
 
@@ -81,3 +82,15 @@ def scored_record(number, logps, ranks, prompt="p", dataset="d", n_tokens=None, 
             for logp, n in zip(logps, n_tokens or [1] * len(logps))
         ],
     }  # fmt: skip
+
+
+def bootstrap_of_scipy(tops, bottoms, clusters, seed=0, n_resamples=2000) -> list[float]:
+    """95 % percentile interval of Σ tops / Σ bottoms when whole clusters are resampled."""
+    owner = np.unique(clusters, return_inverse=True)[1]
+    sums, counts = (np.bincount(owner, weights=np.asarray(x, float)) for x in (tops, bottoms))
+    found = stats.bootstrap(
+        (sums, counts), lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis), paired=True,
+        vectorized=True, method="percentile", n_resamples=n_resamples,
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return list(map(float, found.confidence_interval))

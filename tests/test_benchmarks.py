@@ -11,7 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
 
 from benchmarks import determinism, gpu
+from benchmarks.command import measure_apart
 from benchmarks.cost_estimate import SHAPES, paper_runs
+from benchmarks.machine import device_name
 from benchmarks.models import make_or_load, make_random_llama
 from benchmarks.scoring_speed import measure, select_examples
 from benchmarks.steps import forward_operations
@@ -110,6 +112,14 @@ def test_shapes_are_those_of_the_models(name, config):
         model = AutoModelForCausalLM.from_config(config)
     n_weights = sum(weight.numel() for weight in model.parameters())
     assert SHAPES[name] == (n_weights, config.num_hidden_layers, config.hidden_size)
+
+
+def test_a_device_that_is_not_there_and_a_side_that_fails_are_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["speed"])
+    with pytest.raises(ValueError, match="--device nowhere"):
+        device_name("nowhere")
+    with pytest.raises(ValueError, match="ours: exit code 1"):
+        measure_apart("benchmarks.not_there", "ours")
 
 
 def test_what_a_peer_raises_is_its_reason_and_runs_that_are_there_stay(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """Idealized accuracy: the pairs of the votes, and the script itself."""
 
+import gzip
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +29,7 @@ from ranking.metrics.idealized import (
 from ranking.plumbing.command_line import run_script
 from ranking.plumbing.result_files import hash_config, read_json_lines, write_json_lines
 from ranking.scoring.examples_file import load_examples
-from ranking.scoring.rated_pairs import PairRules, pairs_of_record
+from ranking.scoring.rated_pairs import PairRules, pairs_of_record, rated_pairs
 
 ROOT = Path(__file__).parents[1]
 
@@ -301,6 +303,32 @@ def test_assumed_proportion_only_on_demand(tmp_path, capsys):
     assert {r["simulate_proportion"] for r in rows} == {0.75}
 
 
+def test_pairs_of_lists_that_some_raters_saw(tmp_path, capsys):
+    """Of three answers one pair was voted on: the two others have no α, or the assumed one; what
+    does not count is counted in pairs, of a list without votes, too."""
+    voted = make_record([-9.0, -5.0, -7.0], {"0,1": [3, 1]}, [1, 2, 2], 0)
+    plain = make_record([-9.0, -5.0, -7.0], None, [1, 2, 3], 1)
+    lost = make_record(
+        [-9.0, -5.0, -7.0], {"0,1": [1, 3], "1,2": [4, 0], "0,2": [2, 2]}, [2, 1, 2], 2
+    )
+    write_json_lines(tmp_path / "e.jsonl", [voted, plain, lost])
+    common = ["--reference-examples", tmp_path / "e.jsonl"]
+    run_script(main, parse_args(flags(tmp_path, *common)))
+    assert "d: dropped no votes: 5, tied pair: 1" in capsys.readouterr().err
+    row, *_ = read_json_lines(tmp_path / "ideal.jsonl")
+    assert (row["n"], row["dropped_pairs"]) == (3, {"no votes": 5, "tied pair": 1})
+    more = ["--assumed-proportion", 0.75]
+    run_script(main, parse_args(flags(tmp_path, *common, *more, name="a.jsonl")))
+    row, *_ = read_json_lines(tmp_path / "a.jsonl")
+    assert (row["n"], row["dropped_pairs"]) == (7, {"tied pair": 2})
+    pairs = [(p["id"], p["winner"], p["loser"], p["alpha"], p["votes"])
+             for p in read_json_lines(tmp_path / "a.pairs.jsonl")]  # fmt: skip
+    assert pairs[:2] == [("id0", 0, 1, 0.75, [3, 1]), ("id0", 0, 2, 0.75, None)]
+    found, dropped = rated_pairs([voted, plain, lost], [voted, plain], PairRules())
+    assert len(found) == 1 and dropped["d", None, None] == {
+        "no votes": 5, "tied pair": 1, "example not scored by the policy": 2}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -310,7 +338,7 @@ def test_assumed_proportion_only_on_demand(tmp_path, capsys):
         (["--sample-size", "-1"], "--sample-size: the data are those of --reference-examples"),
         (["--revision", "v1"], "--revision: the data are those of --reference-examples"),
         (["--policy-revision", "v1"], "--policy-revision v1: no model that it could be of is given"),
-        (["--assumed-proportion", "0.8"], "--assumed-proportion 0.8 does nothing: every example has votes"),
+        (["--assumed-proportion", "0.8"], "--assumed-proportion 0.8 does nothing: every pair has votes"),
         (["--epsilon", "0.7"], "--epsilon 0.7"),
         (["--assumed-proportion", "0.5"], "--assumed-proportion 0.5"),
         (["--policy-examples", "missing.jsonl"], "cannot read missing.jsonl"),
@@ -356,6 +384,65 @@ def test_an_examples_file_is_whole_when_a_summary_says_so(tmp_path, name):
         load_examples(str(examples))
     (tmp_path / "run.jsonl").write_text("{}\n")
     assert len(load_examples(str(examples))) == 1
+
+
+def without(record, key):
+    return {k: v for k, v in record.items() if k != key}
+
+
+def with_completion(record, **changes):
+    first, *others = record["completions"]
+    return {**record, "completions": [{**first, **changes}, *others]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: {**r, "id": "id0", "row": 0}, "row 3: the example of row 1 again"),
+        (lambda r: {**r, "model": "sft"}, "row 3: of sft, and row 1 of ref: give each model's file"),
+        (lambda r: without(r, "votes"), "row 3: not an examples file of the ranking script"),
+        (lambda r: {**r, "completions": None}, "row 3: completions and ranks should be lists"),
+        (lambda r: {**r, "completions": ["a", "b"]}, "should have logp, n_tokens, text"),
+        (lambda r: {**r, "ranks": [1, 2, 3]}, "row 3: 2 completions, 3 ranks"),
+        (lambda r: with_completion(r, n_tokens=0), "row 3: n_tokens 0 should be 1 or more"),
+        (lambda r: with_completion(r, logp="-3"), "row 3: logp '-3' should be a finite number"),
+        (lambda r: with_completion(r, logp=math.nan), "row 3: logp nan should be a finite number"),
+        (lambda r: {**r, "votes": {"0,1": [0, 0]}}, "row 3: votes '0,1': counts [0, 0] should be"),
+    ],
+)  # fmt: skip
+def test_rows_that_no_run_writes_are_named(tmp_path, change, message):
+    """Two files put together, and what other programs write."""
+    rows = [make_record([-9.0, -5.0], {"0,1": [3, 1]}, [1, 2], k) for k in range(3)]
+    rows[2] = change(rows[2])
+    path = tmp_path / "e.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: row 3: ") as error:
+        load_examples(str(path))
+    assert message in str(error.value)
+
+
+def test_smaller_files_are_read_with_what_lies_beside_them(files, capsys):
+    """gzip's NAME.examples.jsonl.gz has its configuration, and its summary smaller or not."""
+    folder, reference, _ = files
+    path = scored(folder, "a", reference[:9], max_length=77)
+    smaller = folder / "a.examples.jsonl.gz"
+    smaller.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    run_script(main, parse_args(flags(folder, "--reference-examples", smaller)))
+    assert read_json_lines(folder / "ideal.jsonl")[0]["max_length"] == 77
+    assert "could not be checked" not in capsys.readouterr().err
+    (folder / "a.jsonl").rename(folder / "a.jsonl.gz")
+    assert len(load_examples(str(smaller))) == 9
+    (folder / "a.jsonl.gz").unlink()
+    with pytest.raises(ValueError, match="is of an unfinished run"):
+        load_examples(str(smaller))
+
+
+def test_a_β_given_twice_counts_once(files):
+    folder, *_ = files
+    common = ["--reference-examples", folder / "ref.jsonl", "--betas", 10, 0.1, 1, 10.0]
+    run_script(main, parse_args(flags(folder, *common)))
+    assert [row["beta"] for row in read_json_lines(folder / "ideal.jsonl")] == [0.1, 1, 10] * 2
 
 
 def test_models_are_scored_when_no_file_is_given(tiny_model_directory, tmp_path):
@@ -632,8 +719,10 @@ def test_what_only_the_reference_can_score_is_dropped_and_counted(
     rows = read_json_lines(tmp_path / "ideal.jsonl")
     assert_documented(rows, IdealizedRow)
     scored = [read_json_lines(tmp_path / f"ideal{x}.examples.jsonl") for x in ("", ".policy")]
-    lost = len(scored[0]) - len(scored[1])
-    assert lost > 0 and f"example not scored by the policy: {lost}" in capsys.readouterr().err
+    kept = {record["id"] for record in scored[1]}
+    lost = sum(len(r["votes"]) for r in scored[0] if r["id"] not in kept)  # each pair has votes
+    assert lost > len(scored[0]) - len(scored[1]) > 0
+    assert f"example not scored by the policy: {lost}" in capsys.readouterr().err
     assert rows[0]["dropped_pairs"]["example not scored by the policy"] == lost
 
 

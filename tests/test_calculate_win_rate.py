@@ -11,10 +11,10 @@ import pytest
 import torch
 from judges import error_of, flags, free_port, run, write_responses
 from paused import ROWS_WRITTEN, start_paused
+from result_rows import bootstrap_of_scipy
 from test_calculate_calibration_metrics import read_wandb_keys
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from ranking.metrics.intervals import clustered_bootstrap_interval
 from ranking.plumbing.result_files import read_json_lines, write_json_lines
 from ranking.training.run_directory import find_checkpoints, gamma_of
 
@@ -47,10 +47,8 @@ def test_chosen_responses_beat_rejected_ones_and_sides_mirror(
     assert mirrored["mean_characters_other"] == ours["mean_characters_policy"]
     rows = read_json_lines(tmp_path / f"{good.name}.examples.jsonl")
     wins = [row["win"] for row in rows]
-    interval = clustered_bootstrap_interval(
-        wins, [1] * len(wins), [r["prompt_id"] for r in rows], 0
-    )
-    wide = list(interval) if interval[0] < interval[1] else [None, None]  # all may be wins
+    interval = bootstrap_of_scipy(wins, [1] * len(wins), [r["prompt_id"] for r in rows])
+    wide = interval if interval[0] < interval[1] else [None, None]  # all may be wins
     assert ours["bootstrap_95"] == pytest.approx(wide)
 
 
@@ -383,3 +381,13 @@ def test_several_processes_are_refused(tmp_path, capsys, monkeypatch):
         run(*arguments)
     assert "start it without torchrun" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "give"),
+    [("--judge-retries", "-1", "0 or more"), ("--judge-timeout", "0", "a positive number"),
+     ("--judge-timeout", "nan", "a positive number")],
+)  # fmt: skip
+def test_how_a_judge_is_asked_is_checked_first(flag, value, give, tmp_path, capsys):
+    more = ["--lm-name-or-path", "x", "--against", "chosen", flag, value]
+    assert f"{flag} {value}: give {give}" in error_of(capsys, *flags(tmp_path, "openai:m", *more))

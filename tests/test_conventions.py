@@ -1,10 +1,14 @@
 """reproduce/conventions.py: conventions by hand."""
 
+from pathlib import Path
+
 import pytest
 from result_rows import HH, ranking_rows, scored_record
 
 from ranking.metrics.accuracy import TextColumns
+from ranking.plumbing.result_files import write_json_lines
 from reproduce import conventions, tables
+from reproduce.records import records_by_dataset
 
 
 def test_ranking_conventions_by_hand():
@@ -55,3 +59,24 @@ def test_conventions_of_several_models_and_splits_stay_apart():
     harmless = [{**row, "dataset_config": "harmless-base"} for row in ranking_rows()]
     _, (line,) = tables.accuracy_beside_paper(harmless)
     assert line[0] == f"{HH}:harmless-base:test" and line[4] == "–"  # a part has no published value
+
+
+def test_configurations_of_a_dataset_are_datasets(tmp_path):
+    """Two of one split in one file, and an older file that does not name its own."""
+    made = [
+        {
+            **scored_record(k, [-1 - k % 2, -2 + k % 2], [1, 2], str(k)),
+            "dataset_config": "ab"[k % 2],
+        }
+        for k in range(6)
+    ]
+    older = [{k: v for k, v in r.items() if k != "dataset_config"} for r in made[:2]]
+    paths = [str(tmp_path / f"{name}.examples.jsonl") for name in ("new", "old")]
+    for path, records in zip(paths, (made, older)):
+        write_json_lines(Path(path), records)
+    rows = [
+        conventions.convention_rows(records, "length-normalized", 0)[0]
+        for records, _ in records_by_dataset(paths)
+    ]
+    assert [(r["dataset_config"], r["n"], r["value"]) for r in rows] == [
+        ("a", 3, 1.0), ("b", 3, 0.0), (None, 2, 0.5)]  # fmt: skip

@@ -26,6 +26,8 @@ from pathlib import Path
 words = sys.argv[1:]
 with open({commands!r}, "a") as file:
     file.write(json.dumps(words) + "\\n")
+with open({devices!r}, "a") as file:
+    file.write(os.environ.get("CUDA_VISIBLE_DEVICES", "all") + "\\n")
 if {{"-m", "pytest"}} <= set(words) and os.environ.get("NO_PYTEST"):
     sys.exit(f"{{sys.executable}}: No module named pytest")
 given = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
@@ -59,8 +61,8 @@ def run_script(folder: Path, *flags, **environment) -> list[str]:
 @pytest.fixture
 def recording_python(tmp_path):
     python = tmp_path / "python"
-    commands = str(tmp_path / "commands.jsonl")
-    python.write_text(RECORDING_PYTHON.format(python=sys.executable, commands=commands))
+    files = {name.split(".")[0]: str(tmp_path / name) for name in ("commands.jsonl", "devices.txt")}
+    python.write_text(RECORDING_PYTHON.format(python=sys.executable, **files))
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     return python
 
@@ -144,6 +146,8 @@ def test_results_of_a_dry_run_are_not_taken_for_real_ones(tmp_path, recording_py
     (tmp_path / "out.work" / "tiny").mkdir(parents=True)
     (tmp_path / "out.work" / "tiny" / "model.safetensors").write_text("made")
     run_script(tmp_path / "out", *flags, **how)
+    devices = set((tmp_path / "devices.txt").read_text().splitlines())
+    assert devices == {"" if flags else "0"}  # of several GPUs one
     environment = {**os.environ, **{key: str(value) for key, value in how.items()}}
     for kept in ("out", "out.work"):  # each of them by itself
         run = subprocess.run([SCRIPT, *other, tmp_path / "out"], env=environment,

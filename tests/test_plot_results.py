@@ -97,3 +97,21 @@ def test_page_command_line(tmp_path, capsys):
         plot_results.main(
             plot_results.parse_args(["page", "missing.jsonl", "--output", str(output)])
         )
+
+
+def test_a_file_of_something_else_among_others_is_named(tmp_path):
+    write_json_lines(tmp_path / "r.jsonl", ranking_rows())
+    write_json_lines(tmp_path / "i.jsonl", [{"a": 1}])
+    files = [str(tmp_path / name) for name in ("r.jsonl", "i.jsonl")]
+    arguments = ["ranking-accuracy", *files, "--output", str(tmp_path / "f.png")]
+    with pytest.raises(ValueError, match="i.jsonl: not a file of calculate_calibration_metrics"):
+        plot_results.main(plot_results.parse_args(arguments))
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path):
+    write_json_lines(tmp_path / "r.jsonl", ranking_rows())
+    (tmp_path / "f.png").mkdir()
+    arguments = ["ranking-accuracy", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / "f.png")]
+    with pytest.raises(IsADirectoryError):
+        plot_results.main(plot_results.parse_args(arguments))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["f.png", "r.jsonl"]

@@ -83,6 +83,11 @@ def test_report_and_win_rate_commands_parse_and_say_when_they_are_done(capsys, t
 
     figures = [c[2] for c in commands if c[1] == "plot_results.py"]
     assert figures.count("flips") == 2 and figures.count("losses") == 1 + 2
+    for file in (tmp_path / "ranking").glob("*.examples.jsonl"):
+        file.unlink()
+    without = printed_commands(capsys, "report", *arguments)
+    assert sum("--examples" in command for command in without) == 0 < len(without)
+
     (table,) = [c for c in commands if "pairs" in c]
     assert [word.partition("_dpo.")[2] for word in table[4:6]] == ["pairs.jsonl", "examples.jsonl"]
 

@@ -97,3 +97,11 @@ def test_what_cannot_be_chosen_from_is_one_line(tmp_path, capsys):
         printed = capsys.readouterr().err
         assert stop.value.code == 2 and printed.startswith(f"error: {error}")
         assert printed.count("\n") == 1 and not out[1].exists()
+
+
+def test_sft_and_dpo_in_one_table():
+    """SFT has no β."""
+    point = {"model": "m", "learning_rate": 1e-5, "batch_size": 8, "lowest_loss": 0.5, "step": 1,
+             "max_steps": 2, "diverged": False, "chosen": True}  # fmt: skip
+    columns, lines = search.search_table([{**point, "beta": None}, {**point, "beta": 0.1}])
+    assert [line[columns.index("beta")] for line in lines] == ["–", "0.1"]

@@ -123,3 +123,17 @@ def test_formats_and_errors(tmp_path, capsys):
             run_script(tables.main, tables.parse_args(arguments))
         error = capsys.readouterr().err
         assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("table", tables.SUMMARIES)
+def test_a_file_without_rows_is_one_line(table, tmp_path):
+    (tmp_path / "r.jsonl").write_text("")
+    with pytest.raises(ValueError, match="r.jsonl: no rows"):
+        tables.main(tables.parse_args([table, str(tmp_path / "r.jsonl")]))
+
+
+def test_a_row_of_an_older_version_is_one_line(tmp_path):
+    rows = [{k: v for k, v in row.items() if k != "chance"} for row in ranking_rows()]
+    write_json_lines(tmp_path / "r.jsonl", rows)
+    with pytest.raises(ValueError, match="r.jsonl: no 'chance' in a line"):
+        tables.main(tables.parse_args(["ranking", str(tmp_path / "r.jsonl")]))

@@ -67,8 +67,7 @@ def read_implicit(row: Row, columns: Sequence[str], asked: PromptColumns) -> Rea
     cut = common_words(texts)
     if not texts[0][:cut].strip():
         raise Dropped("no common prompt")
-    return make_reading(row, asked._replace(main=columns[0]), [t[cut:] for t in texts], (1, 2)) \
-        ._replace(prompt=texts[0][:cut])  # fmt: skip
+    return Reading(texts[0][:cut], [text[cut:] for text in texts], (1, 2))
 
 
 def whole_texts(row: Row, columns: Sequence[str]) -> list[str]:

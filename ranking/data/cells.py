@@ -97,6 +97,11 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
+def says(value: Any, truth: bool) -> bool:
+    """Whether a cell is that truth value, or the word for it, as csv files have it."""
+    return isinstance(value, bool | str) and str(value).strip().lower() == str(truth).lower()
+
+
 def is_texts(value: Any) -> bool:
     """Whether a value is a list of text, of one or more."""
     return isinstance(value, list) and bool(value) and all(isinstance(t, str) for t in value)
@@ -144,7 +149,7 @@ def read_votes(value: Any, n_completions: int) -> Votes:
             continue  # columnar files hold every key, absent pairs as null
         try:
             i, j = (int(part) for part in key.split(","))
-            first, second = (float(count) for count in counts)
+            first, second = map(float, counts if isinstance(counts, list) else ())
         except (ValueError, TypeError, AttributeError, OverflowError):
             raise ValueError(f"votes {key!r}: {counts!r} should be 'i,j': [v_i, v_j]") from None
         if not 0 <= i < n_completions or not 0 <= j < n_completions or i == j:

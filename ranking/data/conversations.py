@@ -4,14 +4,16 @@ An example of them has one completion. That of a conversation is empty: its dial
 assistant turn, which stays as it is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from ranking.data.cells import Dropped, Reading, Row, is_empty, plain_name, text_of
+from ranking.data.answers import answer_of
+from ranking.data.cells import Dropped, Reading, Row, is_empty, plain_name, says, text_of
 from ranking.data.columns import names_of
-from ranking.data.dialogues import as_turns
+from ranking.data.dialogues import as_turns, text_as_messages
 from ranking.data.examples import Message
-from ranking.data.messages import has_messages, read_turns
+from ranking.data.messages import has_messages
 from ranking.data.prompts import (
     DIALOGUES,
     PROMPT_COLUMNS,
@@ -19,6 +21,7 @@ from ranking.data.prompts import (
     PromptColumns,
     find_prompt_columns,
     make_reading,
+    text_columns,
 )
 from ranking.data.prompts import unread as unread_column
 from ranking.data.schemas import Plan
@@ -29,11 +32,13 @@ ANSWERS = ("completion", "response", "output")
 def plan_conversations(rows: Sequence[Row]) -> Plan | None:
     """How rows without a preference are read; None where none of the forms fits the first."""
     first, columns = rows[0], names_of(rows)
+    reader: Callable[[Row], Reading]
     if any(has_messages(first.get(name)) for name in DIALOGUES):
         kind, reader = "conversations", read_conversation
         read = find_prompt_columns(columns, ()).read() | {*DIALOGUES, *TEXTS}
     elif answer_columns(first)[0].main not in (None, "text"):
-        kind, reader = "prompts with an answer", read_answered
+        kind = "prompts with an answer"
+        reader = partial(read_answered, texts=text_columns(rows, columns))
         read = answer_columns(dict.fromkeys(columns))[0].read()
     elif isinstance(first.get("text"), str):
         kind, reader, read = "texts", read_text, set()
@@ -77,16 +82,20 @@ def answer_columns(columns: Mapping[str, Any]) -> tuple[PromptColumns, str | Non
     return (PromptColumns() if answer is None else find_prompt_columns(columns, [answer])), answer
 
 
-def read_answered(row: Row) -> Reading:
-    """A prompt and its answer, as texts or as messages; equal answers to nothing are a cluster."""
+def read_answered(row: Row, texts: tuple[str, ...]) -> Reading:
+    """A prompt and its answer, as texts or as messages; equal answers to nothing are a cluster.
+
+    texts: columns whose text is never messages."""
     drop_bad(row)
     asked, column = answer_columns(row)
-    answer = read_turns(row[column], f"column {column!r}")
+    if column is None:
+        raise Dropped("empty completion")
+    asked = asked._replace(texts=texts)
+    answer = answer_of(row[column], f"column {column!r}", column in texts)
     if isinstance(answer, list) and len(answer) > 1:
         whole = make_reading(row, asked, [], (1,))
         prompt = whole.prompt
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
+        prompt = text_as_messages(prompt) if isinstance(prompt, str) else prompt
         return as_conversation(whole, [*prompt, *answer])
     reading = make_reading(row, asked, [answer], (1,))
     if not reading.completions[0].strip():
@@ -106,5 +115,5 @@ def read_text(row: Row) -> Reading:
 
 def drop_bad(row: Row) -> None:
     """Raise Dropped for a row that raters marked as bad, by false in the column `label`."""
-    if row.get("label") is False:
+    if says(row.get("label"), False):
         raise Dropped("marked as a bad answer")

@@ -38,6 +38,11 @@ def is_dialogue_text(prompt: str) -> bool:
     return opened and prompt.rstrip().endswith("\n\nAssistant:")
 
 
+def text_as_messages(text: str) -> list[Message]:
+    """Text of turns as messages; other text as one message of the user's, as it stands."""
+    return parse_dialogue(text) if is_dialogue_text(text) else [{"role": "user", "content": text}]
+
+
 def is_begun(messages: Sequence[Message]) -> bool:
     """Whether a dialogue ends inside an assistant turn, which the completion goes on with."""
     return messages[-1]["role"] == "assistant"

@@ -30,12 +30,14 @@ class Layout(NamedTuple):
 
 class Part(NamedTuple):
     """A configuration and split of a dataset, and the names of its files. chosen_from: the splits
-    there are, where there are several and none was named. The default configuration has no name."""
+    there are, where there are several and none was named. left_out: files of the split that are of
+    another kind. The default configuration has no name."""
 
     config: str | None
     split: str | None
     files: list[str]
     chosen_from: list[str]
+    left_out: Sequence[str] = ()
 
 
 def is_data(name: str) -> bool:
@@ -64,13 +66,14 @@ def folder_layout(folder: Path) -> Layout:
         layout = declared_layout(list(files_below(folder)), declared)
         if any(layout.configs.values()):
             return layout
-    return Layout(group_files(filter(is_data, files_below(folder))), None)
+    return Layout(group_files(folder, filter(is_data, files_below(folder))), None)
 
 
-def group_files(names: Iterable[str]) -> dict[str | None, Splits]:
+def group_files(folder: Path, names: Iterable[str]) -> dict[str | None, Splits]:
     """The configuration and split of files, by the folder they are in and the start of their name.
 
     `data/` is the folder itself; `helpful/test.jsonl` is helpful's test, `train/a.jsonl` train.
+    ValueError where a file and a folder are one split.
     """
     folders: dict[tuple[str, ...], list[str]] = {}
     for name in names:
@@ -81,7 +84,14 @@ def group_files(names: Iterable[str]) -> dict[str | None, Splits]:
         split = parts[-1] if parts and parts[-1].lower() in SPLIT_WORDS else None
         config = "/".join(parts[:-1] if split else parts) or None
         splits = {split: files} if split else splits_by_name(files)
-        configs.setdefault(config, {}).update(splits)
+        found = configs.setdefault(config, {})
+        if twice := found.keys() & splits.keys():
+            word = min(twice)
+            raise ValueError(
+                f"{folder}: the split {word} is there twice ({found[word][0]}, "
+                f"{splits[word][0]}): take one away, or say in README.md which is which"
+            )
+        found |= splits
     return configs
 
 
@@ -94,7 +104,10 @@ def splits_by_name(names: Sequence[str]) -> Splits:
     for start, files in list(splits.items()):
         if len(files) > 1 and not all(map(SHARD.search, files)):
             del splits[start]
-            splits |= {PurePosixPath(name).name: [name] for name in files}
+            own = Counter(PurePosixPath(name).name for name in files)
+            for name in files:
+                last = PurePosixPath(name).name
+                splits[last if own[last] == 1 else name] = [name]
     return splits
 
 
@@ -124,7 +137,8 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     from fsspec.utils import glob_translate
 
     ordered = sorted(names)
-    found = [n for p in patterns for n in ordered if re.match(glob_translate(p), n)]
+    compiled = [re.compile(glob_translate(pattern)) for pattern in patterns]
+    found = [name for pattern in compiled for name in ordered if pattern.match(name)]
     return list(dict.fromkeys(found))
 
 
@@ -214,7 +228,8 @@ def choose_part(
         split = same_split(splits, split, layout, label)
     files = one_kind(splits[split])
     check_shards(label, files)
-    return Part(config, split, files, chosen_from)
+    left_out = sorted({*splits[split]} - {*files})
+    return Part(config, split, files, chosen_from, left_out)
 
 
 def choose_config(

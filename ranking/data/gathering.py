@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ranking.data.cells import Dropped, Reading, Row, ranks_from_scores
+from ranking.data.cells import Dropped, Reading, Row, ranks_from_scores, says
 from ranking.data.examples import Message, Votes
 from ranking.data.votes import (
     NumberedReading,
     describe_raters,
+    is_missing,
     number,
     ranks_of,
     share_of_sign,
@@ -20,7 +21,7 @@ GRADES = ("overall", "overall_score", "helpfulness", "score", "rating", "quality
 def mean_grade(value: Any) -> float | None:
     """A grade, or the mean of several raters' grades; None where there is none."""
     grades = value if isinstance(value, list) else [value]
-    given = [number(grade) for grade in grades if grade is not None]
+    given = [number(grade) for grade in grades if not is_missing(grade)]
     return sum(given) / len(given) if given else None
 
 
@@ -76,7 +77,13 @@ def votes_of_grades(grades: Sequence[Any]) -> Votes | None:
     first, second = grades
     if not first or len(first) != len(second):
         return None
-    return votes_from(share_of_sign(b - a) for a, b in zip(map(number, first), map(number, second)))
+    return (
+        votes_from(
+            None if is_missing(a) or is_missing(b) else share_of_sign(number(b) - number(a))
+            for a, b in zip(first, second)
+        )
+        or None
+    )
 
 
 def expand_trees(
@@ -95,10 +102,10 @@ def expand_trees(
             while waiting:
                 node, path = waiting.pop(0)
                 messages = [*path, tree_message(node)]
-                replies = [r for r in node.get("replies") or [] if not r.get("deleted")]
+                replies = [r for r in node.get("replies") or [] if not says(r.get("deleted"), True)]
                 waiting += [(reply, messages) for reply in replies]
                 answers = [r for r in replies if r.get("role") == "assistant"]
-                ranked = [r for r in answers if r.get("rank") is not None]
+                ranked = [r for r in answers if not is_missing(r.get("rank"))]
                 if messages[-1]["role"] != "user" or not answers:
                     continue
                 if len(ranked) < 2:
@@ -145,7 +152,7 @@ def trees_of(
     counts = {
         "messages that no tree holds, since a parent is missing": n_lost,
         "deleted messages, left out with what answers them": sum(
-            bool(row["parent_id"] and row.get("deleted")) for row in rows
+            bool(row["parent_id"]) and says(row.get("deleted"), True) for row in rows
         ),
     }
     return trees, starts, [f"{what}: {n}" for what, n in counts.items() if n]

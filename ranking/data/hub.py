@@ -73,7 +73,7 @@ def split_name(spec: str) -> tuple[str, str | None, str | None]:
     """`NAME`, `NAME:SPLIT` or `NAME:CONFIG:SPLIT` → (name, config, split); local paths first.
 
     What stands alone after the name may be a configuration, which only the data can tell."""
-    if Path(spec).exists():
+    if spec and Path(spec).exists():
         return spec, None, None
     name, *rest = spec.split(":")
     if len(rest) > 2 or not all([name, *rest]):

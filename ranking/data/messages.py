@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ranking.data.cells import Dropped, checked_text, is_message_dump, without_nulls
+from ranking.data.dialogues import text_as_messages
 from ranking.data.examples import Message
 
 ROLES = {
@@ -109,7 +110,7 @@ def split_answers(
         if any(len(rest) < len(whole) for rest, whole in zip(rests, lists)):
             remarks.append("messages repeat the prompt, which is read once")
     elif prompt is not None and all(len(a) == 1 and a[0]["role"] == "assistant" for a in lists):
-        prompt, rests = [{"role": "user", "content": prompt}], lists
+        prompt, rests = text_as_messages(prompt), lists
     else:
         text, prompt = prompt, lists[0][:-1]
         rests = [a[len(prompt) :] if a[: len(prompt)] == prompt else a for a in lists]

@@ -3,14 +3,13 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ranking.data.cells import Dropped, Reading, Row
+from ranking.data.cells import Dropped, Reading
 from ranking.data.dialogues import as_turns, is_dialogue_text, parse_dialogue
-from ranking.data.drawing import draw_examples
+from ranking.data.drawing import Drawn, draw_examples
 from ranking.data.examples import (
     Dialogue,
     Message,
@@ -19,8 +18,8 @@ from ranking.data.examples import (
     Votes,
     content_hash,
 )
-from ranking.data.files import Origins, Progress, Rows
-from ranking.data.hub import DATASETS, Source, split_name
+from ranking.data.files import Progress
+from ranking.data.hub import DATASETS, split_name
 from ranking.data.joining import ends_with_marker, separator_between, without_prompt
 from ranking.data.sources import SAMPLE_FILE as SAMPLE_FILE
 from ranking.data.sources import read_dataset
@@ -59,98 +58,42 @@ def load_preferences(
     Raises FileNotFoundError, OSError or ValueError with one line: file, row, what was found.
     """
     found = read_dataset(spec, split, data_dir, sample_size, stream_shuffle_buffer, seed, progress)
-    name = split_name(spec)[0]
+    name, part, file = split_name(spec)[0], found.part, found.origins[0][0]
+    source = DATASETS.get(name)
     if not len(found.rows):
-        raise ValueError(f"{found.origins[0][0]}: no rows")
-    if separator is not None:
-        separator = separator.replace("\\n", "\n").replace("\\t", "\t")
-    data = sample_and_convert(
-        found.rows, found.origins, (name, found.part.config, found.part.split), DATASETS.get(name),
-        sample_size, seed, include_ties, separator, streamed=found.streamed, columns=columns,
-        group_by=group_by, progress=progress, conversations=conversations,
-    )  # fmt: skip
-    return replace(data, notes=[*data.notes, *found.notes], commit=found.commit)
-
-
-def sample_and_convert(
-    rows: Rows,
-    origins: Origins,
-    names: tuple[str, str | None, str | None],
-    source: Source | None,
-    sample_size: int | None,
-    seed: int,
-    include_ties: bool,
-    separator: str | None,
-    streamed: bool = False,
-    columns: Mapping[str, str] | None = None,
-    group_by: Sequence[str] | None = None,
-    progress: Progress | None = None,
-    conversations: bool = False,
-) -> PreferenceData:
-    """Draw rows, turn them into examples, and count what is dropped by reason.
-
-    `names`: of the dataset, its configuration and split.
-    """
+        raise ValueError(f"{file}: no rows")
     drawn = draw_examples(
-        rows, origins, sample_size=sample_size, seed=seed, columns=columns, group_by=group_by,
-        streamed=streamed or (source is not None and source.streamed), conversations=conversations,
+        found.rows, found.origins, sample_size=sample_size, seed=seed, columns=columns,
+        group_by=group_by, streamed=found.streamed or (source is not None and source.streamed),
+        conversations=conversations,
     )  # fmt: skip
     plan, notes = drawn.plan, drawn.notes
     joint = source.separator if source is not None else plan.separator
-    joint = joint if separator is None else separator
-    of_the_paper = source is not None or names[0] == "sample" or plan.kind == "dialogue text"
+    if separator is not None:
+        joint = separator.replace("\\n", "\n").replace("\\t", "\t")
+    of_the_paper = source is not None or name == "sample" or plan.kind == "dialogue text"
     examples: list[PreferenceExample] = []
-    dropped: Counter[str] = Counter()
-    occurrences: Counter[str] = Counter()
-    remarks: Counter[str] = Counter()
+    dropped, remarks, occurrences = Counter[str](), Counter[str](), Counter[str]()
     known_groups: dict[tuple, dict[str, str]] = {}
     bar = None
     if progress is not None and len(drawn.numbers) > BAR_FROM:
         bar = progress("examples", len(drawn.numbers))
-    for k, number in enumerate(drawn.numbers):
+    for k in range(len(drawn.numbers)):
         if bar is not None:
             bar.update(1)
         try:
-            reading = drawn.read(k)
-            scored = reading.reference is not None
-            if isinstance(reading.prompt, str) and plan.separator is None and not scored:
-                reading = prompt_once(reading, drawn.whole_texts)
-            paired = plan.gather != "single"
-            reason = reason_to_drop(reading, include_ties) if paired else reason_not_text(reading)
-            if reason is not None:
-                raise Dropped(reason)
+            reading = usable_reading(drawn, k, include_ties)
         except Dropped as drop:
             dropped[str(drop)] += 1
             continue
-        prompt, completions, ranks, votes, cluster, *_ = reading
-        if contradiction := contradicting_pair(ranks, votes):
-            raise ValueError(
-                f"{drawn.where(number)}: votes and ranks contradict each other for {contradiction}"
-            )
         remarks.update(reading.remarks)
-        text = prompt if isinstance(prompt, str) else as_turns(prompt)
-        as_scored = scored and isinstance(prompt, str)
-        between = "" if as_scored and separator is None else joint
         groups = drawn.groups(k)
-        content = content_hash([text, *completions, *given_besides(reading)])
-        given_id, given_prompt = given_ids(reading)
-        occurrences[given_id or content] += 1
-        n = occurrences[given_id or content]
+        groups = known_groups.setdefault(tuple(groups.items()), groups)
+        as_scored = reading.reference is not None and isinstance(reading.prompt, str)
+        between = "" if as_scored and separator is None else joint
+        dialogue = None if of_the_paper or as_scored else dialogue_of(reading)
         examples.append(
-            PreferenceExample(
-                id=given_id if given_id and n == 1 else f"{given_id or content}-{n}",
-                prompt_id=given_prompt or content_hash([cluster or text]),
-                prompt=text,
-                completions=tuple(completions),
-                separators=tuple(joints_of(prompt, completions, between)),
-                ranks=tuple(ranks),
-                votes=votes,
-                dataset=names[0],
-                row=int(number),
-                dialogue=None if of_the_paper or as_scored else dialogue_of(reading),
-                groups=known_groups.setdefault(tuple(groups.items()), groups),
-                reference=reading.reference,
-            )
+            make_example(reading, name, drawn.numbers[k], between, dialogue, groups, occurrences)
         )
     if bar is not None:
         bar.close()
@@ -158,17 +101,61 @@ def sample_and_convert(
     if plan.rule and plan.gather == "rows":
         notes.append(describe_raters(sum(e.votes[0, 1]) for e in examples if e.votes))
     if not examples:
-        why = explain_drops(dropped, drawn.first if plan.kind == "dialogue text" else None)
-        n_drawn = len(drawn.numbers)
-        raise ValueError(f"{origins[0][0]}: no usable example left of {n_drawn} {why}")
-    return PreferenceData(*names, joint, examples, dict(dropped), notes)
+        why = explain_drops(dropped, drawn)
+        raise ValueError(f"{file}: no usable example left of {len(drawn.numbers)} {why}")
+    notes += found.notes
+    return PreferenceData(
+        name, part.config, part.split, joint, examples, dict(dropped), notes, found.commit
+    )
 
 
-def given_ids(reading: Reading) -> tuple[str | None, str | None]:
-    """The ids of an example and its prompt that stand beside a reference's log-likelihoods: what
-    comes of the pair is joined by them with what was scored. None where there are none."""
-    reference = reading.reference
-    return (None, None) if reference is None else (reference.id, reference.prompt_id)
+def usable_reading(drawn: Drawn, k: int, include_ties: bool) -> Reading:
+    """What the k-th drawn example says, its prompt once. Dropped says why it cannot be used,
+    ValueError that its votes and ranks contradict each other."""
+    reading = drawn.read(k)
+    if isinstance(reading.prompt, str) and drawn.plan.separator is None and not reading.reference:
+        reading = prompt_once(reading, drawn.whole_texts)
+    paired = drawn.plan.gather != "single"
+    if reason := reason_to_drop(reading, include_ties) if paired else reason_not_text(reading):
+        raise Dropped(reason)
+    if pair := contradicting_pair(reading.ranks, reading.votes):
+        place = drawn.where(drawn.numbers[k])
+        raise ValueError(f"{place}: votes and ranks contradict each other for {pair}")
+    return reading
+
+
+def make_example(
+    reading: Reading,
+    dataset: str,
+    row: int,
+    joint: str | None,
+    dialogue: Dialogue | None,
+    groups: dict[str, str],
+    occurrences: Counter[str],
+) -> PreferenceExample:
+    """The example of a reading. Its id is the one that stands beside a reference's log-likelihoods
+    (what comes of the pair is joined by it with what was scored), else the hash of what it says;
+    `occurrences` number those that are there again."""
+    prompt, completions, reference = reading.prompt, reading.completions, reading.reference
+    text = prompt if isinstance(prompt, str) else as_turns(prompt)
+    content = content_hash([text, *completions, *given_besides(reading)])
+    given_id, given_prompt = (reference.id, reference.prompt_id) if reference else (None, None)
+    occurrences[given_id or content] += 1
+    n = occurrences[given_id or content]
+    return PreferenceExample(
+        id=given_id if given_id and n == 1 else f"{given_id or content}-{n}",
+        prompt_id=given_prompt or content_hash([reading.cluster or text]),
+        prompt=text,
+        completions=tuple(completions),
+        separators=tuple(joints_of(prompt, completions, joint)),
+        ranks=tuple(reading.ranks),
+        votes=reading.votes,
+        dataset=dataset,
+        row=int(row),
+        dialogue=dialogue,
+        groups=groups,
+        reference=reference,
+    )
 
 
 def given_besides(reading: Reading) -> list[str]:
@@ -215,14 +202,15 @@ def dialogue_of(reading: Reading) -> Dialogue | None:
     return Dialogue(tuple(messages), tools, reading.template_kwargs or {}, of_text)
 
 
-def explain_drops(dropped: Counter[str], whole_dialogue: Row | None) -> str:
-    """The reasons with their counts, and, for whole dialogues, what they have to be."""
-    counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
-    if whole_dialogue is None or set(dropped) != {"no common prompt"}:
+def explain_drops(dropped: Counter[str], drawn: Drawn) -> str:
+    """The reasons with their counts, or what was said of the rows where none became an example;
+    and, for whole dialogues, what they have to be."""
+    counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "; ".join(drawn.notes)
+    if drawn.plan.kind != "dialogue text" or set(dropped) != {"no common prompt"}:
         return f"({counts})"
     return (
         f"({counts}); without a column `prompt`, chosen and rejected are whole dialogues that "
-        f"share all up to the last '\\n\\nAssistant:' (found {', '.join(whole_dialogue)})"
+        f"share all up to the last '\\n\\nAssistant:' (found {', '.join(drawn.first)})"
     )
 
 

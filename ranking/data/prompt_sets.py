@@ -3,11 +3,11 @@ lines of text, and any data with a column for the prompt."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ranking.data.cells import Dropped, Reading, Row, holds_nothing, is_empty
+from ranking.data.answers import answer_of
+from ranking.data.cells import Dropped, Reading, Row, holds_nothing, is_empty, plain_name
 from ranking.data.columns import (
     PREFERENCE_TARGETS,
     RenamedRows,
@@ -17,15 +17,25 @@ from ranking.data.columns import (
     names_of,
 )
 from ranking.data.conversations import ANSWERS
-from ranking.data.dialogues import as_turns, is_dialogue_text, parse_dialogue
+from ranking.data.dialogues import text_as_messages
 from ranking.data.drawing import sampled_rows
-from ranking.data.examples import Dialogue, PreferenceData, PreferenceExample, content_hash
+from ranking.data.examples import PreferenceData, PreferenceExample
 from ranking.data.files import place
 from ranking.data.folders import Part
 from ranking.data.hub import Found, split_name
-from ranking.data.messages import check_turns, has_messages, read_turns
-from ranking.data.preferences import given_besides, joints_of, reason_not_text
-from ranking.data.prompts import PromptColumns, find_prompt_columns, make_reading, text_columns
+from ranking.data.messages import check_turns, has_messages
+from ranking.data.preferences import dialogue_of, make_example, reason_not_text
+from ranking.data.prompts import (
+    DIALOGUES,
+    PROMPT_COLUMNS,
+    TEXTS,
+    PromptColumns,
+    find_prompt_columns,
+    is_absent,
+    make_reading,
+    text_columns,
+    unread,
+)
 from ranking.data.sources import read_dataset
 
 
@@ -55,14 +65,17 @@ def load_prompts(
     if not len(rows):
         raise ValueError(f"{file}: no rows")
     answer = next((column for column in ANSWERS if column in names_of(rows)), None)
-    asked = prompt_columns(rows, answer, file)
+    asked, not_read = prompt_columns(rows, answer, file)
     grouped_by, notes = group_columns(found.rows, [given["group"]] if "group" in given else None)
     numbers = sampled_rows(len(rows), sample_size, seed, found.streamed)
     examples: list[PreferenceExample] = []
     dropped, remarks, occurrences = Counter[str](), Counter[str](), Counter[str]()
     for number in numbers:
         try:
-            reading = read_prompt(rows[number], asked, answer)
+            row = rows[number]
+            if column := next((c for c in not_read if not is_absent(row, c)), None):
+                raise ValueError(unread(column, sorted(asked.read())))
+            reading = read_prompt(row, asked, answer)
             groups = groups_of(found.rows[number], grouped_by)
         except Dropped as drop:
             dropped[str(drop)] += 1
@@ -70,9 +83,8 @@ def load_prompts(
         except ValueError as error:
             raise ValueError(f"{place(found.origins, number)}: {error}") from None
         remarks.update(reading.remarks)
-        example = make_example(reading, name, int(number), groups)
-        occurrences[example.id] += 1
-        examples.append(replace(example, id=f"{example.id}-{occurrences[example.id]}"))
+        dialogue = dialogue_of(reading)
+        examples.append(make_example(reading, name, number, None, dialogue, groups, occurrences))
     if not examples:
         why = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
         raise ValueError(f"{file}: no usable prompt left of {len(numbers)} ({why})")
@@ -95,16 +107,19 @@ def read_prompt_rows(
     if path.suffix.lower() != ".txt":
         return read_dataset(spec, data_dir=data_dir, n_rows=sample_size, seed=seed)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
     rows: list[Row] = [{"prompt": line} for line in lines if line.strip()]
     return Found(Part(None, None, [path.name], []), rows, [(path, len(rows))], None, False, [])
 
 
-def prompt_columns(rows: Sequence[Row], answer: str | None, file: Path | str) -> PromptColumns:
-    """The columns that the prompts are read from; ValueError where there are none. Other columns
-    that may repeat the prompt are left aside."""
+def prompt_columns(
+    rows: Sequence[Row], answer: str | None, file: Path | str
+) -> tuple[PromptColumns, list[str]]:
+    """The columns that the prompts are read from, and those that are part of a prompt and cannot be
+    read; ValueError where there are none to read. Other questions and dialogues beside the one that
+    is read are left aside: they may repeat it."""
     names = names_of(rows)
     asked = find_prompt_columns(names, [answer] if answer else [])
     if asked.main is None:
@@ -112,7 +127,10 @@ def prompt_columns(rows: Sequence[Row], answer: str | None, file: Path | str) ->
             f"{file}: no column for the prompt (found {', '.join(names)}): --columns "
             "prompt=COLUMN says which it is; preference data are for --dataset"
         )
-    return asked._replace(repeats=(), texts=text_columns(rows, [asked.main]))
+    others = [c for c in names if plain_name(c) in PROMPT_COLUMNS - {*TEXTS, *DIALOGUES}]
+    texts = text_columns(rows, [asked.main, *([answer] if answer else [])])
+    not_read = [column for column in others if column not in asked.read()]
+    return asked._replace(repeats=(), texts=texts), not_read
 
 
 def read_prompt(row: Row, asked: PromptColumns, answer: str | None) -> Reading:
@@ -121,15 +139,15 @@ def read_prompt(row: Row, asked: PromptColumns, answer: str | None) -> Reading:
     if holds_nothing(row.get(asked.main)):
         raise Dropped("empty prompt")
     first, n_later = first_of_turns(row[asked.main])
-    given = answer is not None and not is_empty(row.get(answer))
-    answers = [read_turns(row[answer], f"column {answer!r}")] if given else []
+    answers = []
+    if answer is not None and not is_empty(row.get(answer)):
+        answers = [answer_of(row[answer], f"column {answer!r}", answer in asked.texts)]
     reading = make_reading(row | {asked.main: first}, asked, answers, (1,) * len(answers))
     if reason := reason_not_text(reading):
         raise Dropped(reason)
     messages, remarks = reading.prompt, list(reading.remarks)
     if isinstance(messages, str):
-        turns = is_dialogue_text(messages)
-        messages = parse_dialogue(messages) if turns else [{"role": "user", "content": messages}]
+        messages = text_as_messages(messages)
     n_asked = max((k for k, m in enumerate(messages, 1) if m["role"] != "assistant"), default=0)
     if not n_asked:
         raise Dropped("no turn of the user's")
@@ -150,26 +168,3 @@ def first_of_turns(value: Any) -> tuple[Any, int]:
     if not texts or not all(isinstance(text, str) for text in texts):
         return value, 0
     return texts[0], len(texts) - 1
-
-
-def make_example(
-    reading: Reading, dataset: str, row: int, groups: dict[str, str]
-) -> PreferenceExample:
-    """The example of a reading whose prompt is messages; its id is the hash of what it says."""
-    messages = [message for message in reading.prompt if isinstance(message, dict)]
-    text, completions = as_turns(messages), tuple(reading.completions)
-    return PreferenceExample(
-        id=content_hash([text, *completions, *given_besides(reading)]),
-        prompt_id=content_hash([text]),
-        prompt=text,
-        completions=completions,
-        separators=tuple(joints_of(messages, completions, None)),
-        ranks=tuple(reading.ranks),
-        votes=None,
-        dataset=dataset,
-        row=row,
-        dialogue=Dialogue(
-            tuple(messages), tuple(reading.tools or ()) or None, reading.template_kwargs or {}
-        ),
-        groups=groups,
-    )

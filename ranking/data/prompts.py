@@ -1,5 +1,6 @@
 """Which columns make up the prompt, and a row's prompt read from all of them."""
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from ranking.data.cells import (
     without_nulls,
 )
 from ranking.data.columns import names_of, values_of
-from ranking.data.dialogues import is_dialogue_text, parse_dialogue
+from ranking.data.dialogues import text_as_messages
 from ranking.data.examples import Message, Votes
 from ranking.data.messages import Turns, check_turns, has_messages, read_turns, split_answers
 
@@ -87,9 +88,12 @@ def find_prompt_columns(columns: Iterable[str], others: Iterable[str]) -> Prompt
 
 
 def is_absent(row: Row, column: str) -> bool:
-    """Whether a row has nothing in a column that could be part of its prompt."""
-    pictured = plain_name(column) in (*IMAGES, *RECORDINGS)
-    return (holds_nothing if pictured else is_empty)(row.get(column))
+    """Whether a row has nothing in a column that could be part of its prompt: a number is nothing
+    (an id, how many turns), but not of a picture, nor as what an instruction is applied to."""
+    value, name = row.get(column), plain_name(column)
+    if name == "input" and isinstance(value, int | float):
+        return math.isnan(value)
+    return (holds_nothing if name in (*IMAGES, *RECORDINGS) else is_empty)(value)
 
 
 def text_columns(rows: Sequence[Row], columns: Iterable[str]) -> tuple[str, ...]:
@@ -133,8 +137,7 @@ def make_reading(
         arguments = without_nulls(arguments) or None
     tools = tools or inner_tools
     if isinstance(prompt, str) and (asked.system or tools or arguments):
-        turns = [{"role": "user", "content": prompt}]
-        prompt = parse_dialogue(prompt) if is_dialogue_text(prompt) else turns
+        prompt = text_as_messages(prompt)
     if asked.system and not is_empty(system := row.get(asked.system)):
         system = checked_text(system, f"column {asked.system!r}")
         prompt = with_system(system, prompt if isinstance(prompt, list) else [])
@@ -157,7 +160,7 @@ def read_main(row: Row, asked: PromptColumns) -> tuple[Turns | None, list[dict[s
         value = value["full_text"]  # WebGPT's question
     as_text = isinstance(value, str) and asked.main in asked.texts
     prompt = value if as_text else read_turns(without_pairs(value), f"column {asked.main!r}")
-    if asked.input and not is_empty(row.get(asked.input)):
+    if asked.input and not is_absent(row, asked.input):
         text = checked_text(row[asked.input], f"column {asked.input!r}")
         if not isinstance(prompt, str):
             raise ValueError(f"column {asked.input!r} is text, but {asked.main!r} messages")
@@ -189,7 +192,7 @@ def with_earlier(value: Any, prompt: Turns, column: str) -> Turns:
         if not isinstance(prompt, str):
             raise ValueError(f"column {column!r} is text, but the prompt is messages")
         return f"{earlier}\n\n{prompt}"
-    asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    asked = prompt if isinstance(prompt, list) else text_as_messages(prompt)
     repeated = asked[: len(earlier)] == earlier or earlier[-len(asked) :] == asked
     return max(earlier, asked, key=len) if repeated else [*earlier, *asked]
 
@@ -220,15 +223,15 @@ def check_repeated(
     row: Row, column: str, prompt: Turns, completions: Sequence[str], asked: PromptColumns
 ) -> None:
     """Raise ValueError if a column holds anything but the prompt, or the prompt and an answer."""
-    value = row.get(column)
-    if is_empty(value):
+    if is_absent(row, column):
         return
+    value = row[column]
     turns = read_turns(without_pairs(value), f"column {column!r}")
     if isinstance(turns, str):
         said = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
         known = turns.strip() in [text.strip() for text in said]
     else:
-        whole = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+        whole = prompt if isinstance(prompt, list) else text_as_messages(prompt)
         rest = turns[len(whole) :]
         known = turns == whole[: len(turns)] or (
             turns[: len(whole)] == whole and len(rest) == 1 and rest[0]["content"] in completions

@@ -7,6 +7,7 @@ from it (`prompts.py`), so that every schema takes text or messages, a system co
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ranking.data.answers import (
@@ -26,13 +27,14 @@ from ranking.data.answers import (
     read_targets,
     read_ultrafeedback,
 )
-from ranking.data.cells import Reading, Row, is_texts, parsed, plain_name, text_of
+from ranking.data.cells import Reading, Row, holds_nothing, is_texts, parsed, plain_name, text_of
 from ranking.data.columns import EXAMPLE, names_of, values_of
 from ranking.data.gathering import GRADES
 from ranking.data.given_scores import REFERENCE_COLUMNS, given_scores
 from ranking.data.messages import has_messages
 from ranking.data.prompts import (
     PROMPT_COLUMNS,
+    SOME,
     PromptColumns,
     find_prompt_columns,
     is_absent,
@@ -111,6 +113,12 @@ def is_many(row: Row, columns: Sequence[str]) -> bool:
     """Whether right and wrong answers are lists of text."""
     values = [row.get(column) for column in columns]
     return any(map(is_texts, values)) and all(is_texts(v) or isinstance(v, str) for v in values)
+
+
+def is_listed(value: Any, score: str) -> bool:
+    """Whether a cell is the list of a hub dataset, and not texts, or answers without its score."""
+    others = holds_entries(value) and not all(score in entry for entry in value)
+    return not is_texts(value) and not others
 
 
 def is_whole_text(row: Row, columns: Sequence[str], asked: PromptColumns) -> bool:
@@ -204,9 +212,9 @@ SCHEMAS: list[Schema] = [
     Schema(("instruction", "output_1", "output_2", "preference"), "AlpacaFarm", None, " "),
     Schema(("post_id", "history", "human_ref_A", "human_ref_B", "labels"), "SHP", read_shp, " "),
     Schema(("instruction", "completions"), "UltraFeedback", read_ultrafeedback, " ",
-           lambda row, asked: not is_texts(row["completions"])),
+           lambda row, asked: is_listed(row["completions"], "overall_score")),
     Schema(("question", "answers"), "Stack Exchange", read_stack_exchange, " ",
-           lambda row, asked: not is_texts(row["answers"])),
+           lambda row, asked: is_listed(row["answers"], "pm_score")),
     *[Schema((texts, ranks), "ranked list", read_list)
       for texts in LISTS for ranks in ("ranks", "rankings")],
     *[Schema((texts, scores), "scored list", read_scored_list, None,
@@ -236,17 +244,11 @@ DECIDING = ("completions", "ranks", "scores", "label")
 VOTED = ("pair", "whole text", "dialogue text", "scored list")
 # kinds of one chosen and one rejected answer, of which a reference's log-likelihoods can be
 PAIRED = ("pair", "whole text", "dialogue text")
-# columns that are known, and why they cannot be read
-WITHOUT_PROMPT = (
-    "dialogue text",
-    "whole text",
-    "pair",
-    "summaries",
-    "SHP",
-    "messages of trees",
-)  # columns of one
+# kinds whose own columns may hold the prompt, too
+WITHOUT_PROMPT = ("dialogue text", "whole text", "pair", "summaries", "SHP", "messages of trees")
 # kinds whose readers take their own columns and none of the prompt's
-WITHOUT_ASKED = ("dialogue text", "SHP", "summaries", "tree", "messages of trees")
+WITHOUT_ASKED = ("dialogue text", "whole text", "SHP", "summaries", "tree", "messages of trees")
+# columns that are known, and why they cannot be read
 UNPAIRED = "one answer a row with a label (unpaired, as for KTO): nothing to rank"
 NO_PAIRS = (
     (("g1_user_prompt", "g1_winner"), "verdicts of a judge, whose prompts hold the answers inside "
@@ -259,20 +261,21 @@ NO_PAIRS = (
 
 
 def recognize_schema(
-    columns: Sequence[str], row: Row, named: Mapping[str, str] | None = None
+    columns: Sequence[str], rows: Sequence[Row], named: Mapping[str, str]
 ) -> tuple[Schema, PromptColumns]:
     """The schema that the columns and the first row fit, and the columns of the prompt.
 
     named: what --columns gives. ValueError where none fits, or two that contradict each other.
     """
+    row = without_magnitudes(rows, columns, named)
     found: dict[tuple[str, ...], tuple[Schema, PromptColumns]] = {}
     unread = ""
     for schema in SCHEMAS:
         if not set(schema.columns) <= set(row):
             continue
-        if {"chosen", "rejected"} <= set(named or ()) and schema.columns != ("chosen", "rejected"):
+        if {"chosen", "rejected"} <= set(named) and schema.columns != ("chosen", "rejected"):
             continue
-        if schema.columns == ("response", "scores") and "scores" not in (named or ()):
+        if schema.columns == ("response", "scores") and "scores" not in named:
             continue
         asked = find_prompt_columns(columns, schema.columns if schema.kind != "tree" else ())
         if schema.kind in ("AlpacaFarm", "UltraFeedback", "Stack Exchange"):
@@ -280,11 +283,11 @@ def recognize_schema(
         answers = schema.columns if schema.reader is not None else schema.columns[:2]
         if schema.kind == "AlpacaFarm":
             answers = schema.columns[1:3]
-        if answers in found or not schema.fits(row, asked):
+        if answers in found or not schema.fits(filled(rows, schema.columns), asked):
             continue
-        lacking = [t for t in DECIDING if t in (named or ()) and t not in schema.columns]
+        lacking = [t for t in DECIDING if t in named and t not in schema.columns]
         if lacking:
-            unread = unread or unread_target(lacking[0], named or {}, schema.columns)
+            unread = unread or unread_target(lacking[0], named, schema.columns)
         else:
             found[answers] = schema, asked
     wholes = [set(schema.columns) for schema, _ in found.values()]
@@ -302,6 +305,14 @@ def recognize_schema(
     if not found:
         raise ValueError(unread or explain_unknown(columns))
     return next(iter(found.values()))
+
+
+def filled(rows: Sequence[Row], columns: Sequence[str]) -> Row:
+    """The first of a thousand rows that holds something in all the columns, else the first."""
+    for row in islice(rows, SOME):
+        if not any(holds_nothing(row.get(column)) for column in columns):
+            return row
+    return rows[0]
 
 
 def unread_target(target: str, named: Mapping[str, str], columns: Sequence[str]) -> str:
@@ -324,7 +335,7 @@ def explain_unknown(columns: Sequence[str]) -> str:
         likely = [name for name in others if plain_name(column) in plain_name(name)]
         return next(iter(likely or difflib.get_close_matches(column, others, 1, 0.75)), None)
 
-    best: tuple[float, tuple[str, ...], dict[str, str]] = (0.0, (), {})
+    best: tuple[float, Schema, dict[str, str]] = (0.0, SCHEMAS[0], {})
     for schema in SCHEMAS:
         missing = [column for column in schema.columns if column not in columns]
         others = [column for column in columns if column not in schema.columns]
@@ -332,9 +343,14 @@ def explain_unknown(columns: Sequence[str]) -> str:
         n = len(schema.columns)
         likeness = (n - len(missing) + 0.9 * len(hints)) / n
         if likeness > best[0]:
-            best = likeness, schema.columns, hints
-    likeness, needed, hints = best
+            best = likeness, schema, hints
+    likeness, (needed, kind, *_), hints = best
     found = ", ".join(columns)
+    if set(needed) <= set(columns):
+        return (
+            f"the first row's {' and '.join(needed)} hold something else than the kind {kind!r} "
+            f"does (found {found}); docs/data.md shows the kinds"
+        )
     if likeness < 0.5:
         return f"unknown columns: {found}; name them by the flag, as in {EXAMPLE}"
     asked = find_prompt_columns(columns, needed).main
@@ -364,11 +380,13 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
         or not all(is_absent({column: value}, column) for value in values_of(rows, column))
     ]
     named = named or {}
-    schema, asked = recognize_schema(columns, without_magnitudes(rows, columns, named), named)
+    schema, asked = recognize_schema(columns, rows, named)
     needed = dict.fromkeys(schema.columns)
     if asked.main is not None:
         needed = dict.fromkeys([asked.main, *needed])
-    elif schema.kind not in WITHOUT_PROMPT and not has_messages(rows[0][schema.columns[0]]):
+    elif schema.kind not in WITHOUT_PROMPT and not has_messages(
+        filled(rows, schema.columns)[schema.columns[0]]
+    ):
         raise ValueError(
             f"missing column prompt (found {', '.join(rows[0])}); other names are given by the "
             f"flag, as in {EXAMPLE}"
@@ -377,7 +395,7 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
     gather, rated, rule = "rows", None, None
     if reader is None:
         reader, gather, rated, rule = two_answers(schema, columns, rows, named)
-    elif schema.kind in VOTED and has_votes(rows, named):
+    elif schema.kind in VOTED and has_votes(rows, columns, named):
         reader = partial(read_voted, reader=reader)
     if schema.kind in PAIRED and set(REFERENCE_COLUMNS) <= set(columns):
         reader = partial(read_with_reference, reader=reader)
@@ -393,7 +411,7 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
     if schema.kind in WITHOUT_ASKED:
         taken = set(schema.columns)
     unread = [c for c in columns if plain_name(c) in PROMPT_COLUMNS and c not in taken]
-    check_read(schema, asked, named, has_votes(rows, named))
+    check_read(schema, asked, named, has_votes(rows, columns, named))
     return Plan(schema.kind, tuple(needed), tuple(unread), asked, read, schema.separator, gather,
                 rated, rule)  # fmt: skip
 
@@ -411,9 +429,9 @@ def without_magnitudes(
     return {c: value for c, value in rows[0].items() if not labelled or c not in gone}
 
 
-def has_votes(rows: Sequence[Row], named: Mapping[str, str]) -> bool:
+def has_votes(rows: Sequence[Row], columns: Sequence[str], named: Mapping[str, str]) -> bool:
     """Whether a column counts the votes: one that is named so, or whose first cell looks so."""
-    if "votes" in named or "votes" not in rows[0]:
+    if "votes" in named or "votes" not in columns:
         return "votes" in named
     given = (value for value in values_of(rows, "votes") if value is not None)
     return holds_votes(parsed_votes({"votes": next(given, None)}))
@@ -443,7 +461,7 @@ def two_answers(
         first, second, labels = "summaries[0]", "summaries[1]", ["choice"]
     raters = [c for c in columns if c in RATER_LISTS or ANNOTATOR.match(c)]
     reader: Any = read_summaries if schema.kind == "summaries" else read_two
-    if has_votes(rows, named):
+    if has_votes(rows, columns, named):
         if "label" in named:
             raise ValueError(unread_target("label", named, [first, second, "votes"]))
         sentence = f"votes counts those for {first} and for {second}"

@@ -84,7 +84,7 @@ def read_dataset(
     path = local_path(name, data_dir)
     if path is not None:
         found = read_local(name, path, config, word, split, n_rows is None, progress, usual)
-        found.notes[:0] = describe_choice(found.part, split)
+        found.notes[:0] = describe_choice(found.part, word, split)
         return found
     repository = find_repository(name)
     if not isinstance(repository, str):
@@ -94,19 +94,22 @@ def read_dataset(
         found = prepared
     else:
         raise FileNotFoundError(unknown_dataset(name, data_dir, repository))
-    found.notes[:0] = describe_choice(found.part, split)
+    found.notes[:0] = describe_choice(found.part, word, split)
     found.notes.append(f"commit {found.commit or 'unknown'}")
     return found
 
 
-def describe_choice(part: Part, split: str | None) -> list[str]:
-    """A line that says which split was taken where several are there and none was named, or where
-    the name has one and --split gives another."""
+def describe_choice(part: Part, word: str | None, split: str | None) -> list[str]:
+    """Lines that say which split was taken where several are there and none was named, or where the
+    name has one (`word`) and --split gives another, and which files of it are left out."""
+    lines = []
     if part.chosen_from:
-        return [f"split {part.split} of {', '.join(part.chosen_from)}"]
-    if split not in (None, part.split):
-        return [f"the name has a split: {part.split} is read, not --split {split}"]
-    return []
+        lines.append(f"split {part.split} of {', '.join(part.chosen_from)}")
+    elif word not in (None, part.config) and split not in (None, part.split):
+        lines.append(f"the name has a split: {part.split} is read, not --split {split}")
+    if part.left_out:
+        lines.append(f"files of another kind, left out: {', '.join(part.left_out)}")
+    return lines
 
 
 def read_local(

@@ -8,6 +8,7 @@ import numpy as np
 
 from ranking.data.examples import PreferenceData, PreferenceExample
 from ranking.data.files import Progress
+from ranking.data.folders import ALL_FILES
 from ranking.data.hub import split_name
 from ranking.data.preferences import load_preferences
 from ranking.data.sources import available_splits
@@ -88,7 +89,7 @@ def load_training_splits(
         raise ValueError(f"{name} has the splits {', '.join(splits)}: choose one by --train_split")
     train_split = train_split or (splits[0] if splits else None)
     if eval_split is None:
-        others = [s for s in splits if s != train_split]
+        others = [s for s in splits if train_split not in (s, ALL_FILES)]
         preferred = first_split(VALIDATION_SPLITS, others, like=train_split)
         if others and preferred is None:
             raise ValueError(
@@ -174,7 +175,7 @@ def named_parts(
     """The name of a dataset, the configuration and split that `spec` names, the splits it has."""
     name, config, split = split_name(spec)
     splits = available_splits(spec, data_dir)
-    if config is None and split is not None and split not in splits and splits:
+    if config is None and split not in (None, ALL_FILES, *splits) and splits:
         config, split = split, None
     return name, config, split, splits
 

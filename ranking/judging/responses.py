@@ -91,9 +91,11 @@ class Response(Generation, Answer):
 def unique_prompts(data: PreferenceData, chat: ChatOptions = AUTO) -> list[Prompt]:
     """The prompts of a sample, once each with the preferred completion, and with the system message
     that is asked for; their number and what was dropped are announced."""
-    prompts: dict[str, Prompt] = {}
+    prompts: dict[tuple[str, str], Prompt] = {}
     for example in data.examples:
-        if example.prompt_id in prompts:
+        given = example.dialogue and (example.dialogue.tools, example.dialogue.template_kwargs)
+        asked = example.prompt, repr(given)  # a prompt_id may be that of a cluster
+        if asked in prompts:
             continue
         best = None
         if example.completions:
@@ -107,7 +109,7 @@ def unique_prompts(data: PreferenceData, chat: ChatOptions = AUTO) -> list[Promp
             prompt["dialogue"] = replace(dialogue, messages=tuple(messages_of(example, chat)))
         if example.groups:
             prompt["groups"] = example.groups
-        prompts[example.prompt_id] = prompt
+        prompts[asked] = prompt
     dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
     repeated = len(data.examples) - len(prompts)
     announce(f"{data.name}: {len(prompts)} prompts, dropped: {dropped}; repeated: {repeated}")

@@ -253,7 +253,8 @@ class AccuracyRow(SettingColumns, TextColumns, ScoringColumns, LengthColumns):
     n_examples_with_ties: int  # examples in which two human ranks are equal
     n_non_finite: int  # examples with a log-likelihood that is not finite: wrong
     n_truncated_prompts: int  # examples whose prompt lost its beginning
-    example_distance_metric_values: list[float]  # in the order of NAME.examples.jsonl
+    # of the n examples, in the order of their `row` (then `id`) in NAME.examples.jsonl
+    example_distance_metric_values: list[float]
     example_p_values: list[float] | None  # of correlations
 
 

@@ -21,52 +21,19 @@ def wilson_interval(n_correct: int, n: int, level: float = 0.95) -> tuple[float,
     return float(interval.low), float(interval.high)
 
 
-def clustered_bootstrap_interval(
-    numerators: ArrayLike,
-    denominators: ArrayLike,
-    clusters: Sequence[str],
-    seed: int = 0,
-    level: float = 0.95,
-    n_resamples: int = 2000,
-) -> tuple[float, float]:
-    """Percentile interval of Σ numerators / Σ denominators when whole clusters are resampled.
-
-    For a mean, the denominators are ones. A single cluster gives (NaN, NaN). Resamples are drawn
-    `DRAWS_AT_ONCE` clusters at a time, which changes no random number.
-    """
-    from scipy import stats
-
-    _, owner = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.bincount(owner, weights=np.asarray(numerators, dtype=float))
-    counts = np.bincount(owner, weights=np.asarray(denominators, dtype=float))
-    if len(sums) < 2:
-        return math.nan, math.nan
-    result = stats.bootstrap(
-        (sums, counts),
-        lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        confidence_level=level,
-        n_resamples=n_resamples,
-        batch=max(1, DRAWS_AT_ONCE // len(sums)),
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
 def bootstrap_95(
     numerators: ArrayLike, clusters: Sequence[str], seed: int, denominators: ArrayLike | None = None
 ) -> list[float | None]:
-    """`clustered_bootstrap_interval` as result files have it: [null, null] for a single cluster,
-    and where no resample differs from another, which says nothing of how sure a value is.
+    """Percentile interval of Σ numerators / Σ denominators when whole clusters are resampled; as
+    `interval_95`: [null, null] for a single cluster, and where no resample differs from another,
+    which says nothing of how sure a value is.
 
     Without denominators, the interval of the mean of the numerators.
     """
-    if denominators is None:
-        denominators = np.ones(len(clusters))
-    low, high = clustered_bootstrap_interval(numerators, denominators, clusters, seed)
-    return [low, high] if has_width(low, high) else [None, None]
+    n = len(clusters)
+    bottoms = np.ones(n) if denominators is None else denominators
+    drawn = resampled_means(numerators, bottoms, clusters, np.zeros(n, dtype=int), 1, seed)
+    return interval_95(drawn)
 
 
 def has_width(low: float, high: float) -> bool:
@@ -88,12 +55,12 @@ def resampled_means(
     cells: the cell of each value, 0 to n_cells − 1; a cluster may have values in several. One draw
     of clusters serves all cells, so that functions of several of them can be resampled too.
     Returns (n_resamples, n_cells), NaN where a resample has nothing of a cell, and everywhere for
-    a single cluster.
+    a single cluster. Clusters are drawn `DRAWS_AT_ONCE` at a time, which changes no random number.
     """
     from scipy import sparse
 
     _, owner = np.unique(np.asarray(clusters), return_inverse=True)
-    n = int(owner.max()) + 1
+    n = int(owner.max(initial=-1)) + 1
     if n < 2:
         return np.full((n_resamples, n_cells), np.nan)
     place = (owner, np.asarray(cells))

@@ -34,6 +34,7 @@ from ranking.metrics.groups import (
     Groups,
     GroupValue,
     accuracy_by_group,
+    columns_of,
     record_groups,
 )
 from ranking.metrics.intervals import (
@@ -382,8 +383,9 @@ def reward_groups(
     )  # fmt: skip
     known = np.isfinite(found.margins)
     by_group, over_groups = summarized
+    named = {c: np.array([own.get(c) for own in groups], object) for c in columns_of(groups)}
     for entry in by_group:
-        own = np.array([values.get(entry["column"]) == entry["group"] for values in groups])
+        own = named[entry["column"]] == entry["group"]
         is_any = (own & known).any()
         entry["mean_margin"] = float(found.margins[own & known].mean()) if is_any else None
         entry["ranking_and_reward"] = ranking_and_reward(found.ranked[own], found.right[own])

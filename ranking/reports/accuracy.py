@@ -12,7 +12,6 @@ from ranking.metrics.rewards import RewardPair
 from ranking.plumbing.result_files import Record
 from ranking.reports.benchmarks import benchmark_table, benchmarks_of
 from ranking.reports.groups import (
-    BELOW,
     columns_to_show,
     group_grid,
     groups_to_show,
@@ -302,14 +301,14 @@ def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Pat
             if first["chance"] is not None:
                 axes.vlines(
                     100 * first["chance"], i - 0.4, i + 0.4, colors=GREY, linestyles="dashed",
-                    label="chance" if i == 0 else None,
+                    label="chance",
                 )  # fmt: skip
         axes.set_title(title)
         finish_accuracy_axes(axes)
     names = [f"{labels[s]}\n(n = {max(row['n'] for row in of_setting[s])})" for s in places]
     grid[0].set_yticks(range(len(places)), names)
     grid[0].invert_yaxis()
-    legend_outside(figure, grid[0], ncols=3)
+    legend_outside(figure, ncols=3)
     save_figure(figure, path)
 
 
@@ -336,7 +335,9 @@ def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
         for row in chosen:
             axes = line[list(SYMBOLS).index(row["calib_property"].removeprefix("ranking_"))]
             draw_groups(axes, row, column, shown, models)
-    figure.legend(*grid[0][0].get_legend_handles_labels(), ncols=5, **BELOW)
+            if row["model"] == chosen[0]["model"]:
+                mark_chance(axes, row, column, shown)
+    legend_outside(figure, ncols=5)
     save_figure(figure, path)
 
 
@@ -352,21 +353,25 @@ def draw_groups(
         x, [shown.index(e["group"]) + shift for e in entries], xerr=bars, capsize=2,
         linestyle="none", label=models[row["model"]], **model_style(number),
     )  # fmt: skip
-    (mean,) = (mean for mean in row["mean_over_groups"] if mean["column"] == column)
-    axes.axvline(
-        100 * mean["value"], color=model_style(number)["color"], linestyle="dotted",
-        label=f"{models[row['model']]}, mean over groups",
-    )  # fmt: skip
-    if number == 0:
-        mark_baselines(axes, [(shown.index(entry["group"]), entry) for entry in entries])
-        chances = [
-            (shown.index(e["group"]), e["chance"]) for e in entries if e["chance"] is not None
-        ]
-        if chances:
-            axes.vlines(
-                [100 * chance for _, chance in chances], [y - 0.4 for y, _ in chances],
-                [y + 0.4 for y, _ in chances], colors=GREY, linestyles="dashed", label="chance",
+    for mean in row["mean_over_groups"]:
+        if mean["column"] == column and mean["value"] is not None:
+            axes.axvline(
+                100 * mean["value"], color=model_style(number)["color"], linestyle="dotted",
+                label=f"{models[row['model']]}, mean over groups",
             )  # fmt: skip
+
+
+def mark_chance(axes, row: AccuracyRow, column: str, shown: Sequence[str | None]) -> None:
+    """Chance of each group in a panel, and what length alone reaches."""
+    places = {name: place for place, name in enumerate(shown)}
+    entries = [e for e in row["by_group"] if e["column"] == column and e["group"] in places]
+    mark_baselines(axes, [(places[entry["group"]], entry) for entry in entries])
+    chances = [(places[e["group"]], e["chance"]) for e in entries if e["chance"] is not None]
+    if chances:
+        axes.vlines(
+            [100 * chance for _, chance in chances], [y - 0.4 for y, _ in chances],
+            [y + 0.4 for y, _ in chances], colors=GREY, linestyles="dashed", label="chance",
+        )  # fmt: skip
 
 
 def accuracy_bars(rows: Sequence[AccuracyRow]) -> tuple[np.ndarray, np.ndarray]:

@@ -26,13 +26,17 @@ def symbol_of(row: ComparisonRow) -> str:
 
 
 def both_normalizations(rows: Sequence[ComparisonRow]) -> list[list[ComparisonRow]]:
-    """The rows of each dataset, R̃ first."""
+    """The rows of each dataset, R̃ first. ValueError where a dataset has those of two files."""
     names = list(dict.fromkeys(map(dataset_of, rows)))
     order = list(SYMBOLS.values())
-    return [
+    pairs = [
         sorted((r for r in rows if dataset_of(r) == n), key=lambda r: order.index(symbol_of(r)))
         for n in names
     ]
+    for name, pair in zip(names, pairs):
+        if list(map(symbol_of, pair)) != order:
+            raise ValueError(f"not one comparison of {name}: give one file, whole")
+    return pairs
 
 
 def refuse_other_rows(rows: Sequence[ComparisonRow]) -> None:
@@ -128,6 +132,7 @@ def show_comparison(rows: Sequence[ComparisonRow]) -> None:
 def plot_comparison(rows: Sequence[ComparisonRow], path: Path) -> None:
     """How much more accurate each model is than the first one, in percentage points, with paired
     95 % bootstrap intervals over prompts; filled where p < 0.05 after Holm's correction."""
+    both_normalizations(rows)  # of one comparison
     settings = setting_labels(rows)
     names = {dataset_of(row): f"{settings[setting_of(row)]}\n(n = {row['n']})" for row in rows}
     datasets = list(names)
@@ -168,5 +173,5 @@ def plot_comparison(rows: Sequence[ComparisonRow], path: Path) -> None:
         figure, f"ranking accuracy less that of {first[1]} on the same examples; bars: paired 95 % "
         "bootstrap intervals; filled: p < 0.05 (McNemar's tests, Holm's correction)",
     )  # fmt: skip
-    legend_outside(figure, grid[0], ncols=3)
+    legend_outside(figure, ncols=3)
     save_figure(figure, path)

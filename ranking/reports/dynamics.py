@@ -77,8 +77,7 @@ def dynamics_table(rows: Sequence[Record], alone: bool = False, saved: int | Non
     lines = []
     for part in parts_of(rows):
         summary = means_by_step(rows, part)
-        shown = summary.keys() & {min(summary), best, saved, max(summary)} if summary else ()
-        for step in sorted(shown):
+        for step in sorted(summary.keys() & {min(summary), best, saved, max(summary)}):
             found = summary[step]
             n, n_wrong, counts = found["n"], found["n_wrong"], found["counts"]
             flipped = f"{counts['incorrect_to_correct']} of {n_wrong}"
@@ -129,7 +128,7 @@ def displacement_table(
     lines = []
     for part in parts_of(rows):
         found = displacement_by_step(rows, part)
-        for step in sorted(found.keys() & {best, saved, max(found, default=best)}):
+        for step in sorted(found.keys() & {best, saved, max(found)}):
             for group in ("all", *GROUPS.values()):
                 if (means := found[step].get(group)) is None:
                     continue

@@ -1,6 +1,7 @@
 """Pictures of ranking dynamics (Fig. 2-8): four groups, losses, distance, displacement, sweeps."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from ranking.reports.style import (
     LOSS_NEEDED,
     WIDTH,
     captioned,
+    draw,
     legend_outside,
     model_style,
     save_figure,
@@ -115,8 +117,8 @@ def mark_steps(axes, lowest: int, label: str, saved: int | None) -> None:
 def draw_dynamics(
     rows: Sequence[Record], folder: Path, run: str, saved: int | None = None
 ) -> dict[str, Path]:
-    """Fig. 2, Fig. 3, accuracy against distance and displacement, from the dynamics file; saved:
-    the step of the saved model, where a metric chose it."""
+    """Fig. 2, Fig. 3, accuracy against distance and displacement, from the dynamics file: those
+    that could be drawn. saved: the step of the saved model, where a metric chose it."""
     plots = {
         "dynamics": (plot_dynamics, "ranking_dynamics.png"),
         "loss_against_reference": (plot_loss_against_reference, "loss_against_reference.png"),
@@ -125,9 +127,11 @@ def draw_dynamics(
         ),
         "displacement": (plot_displacement, "likelihood_displacement.png"),
     }  # fmt: skip
-    for plot, file in plots.values():
-        plot(rows, folder / file, run, saved)
-    return {name: folder / file for name, (_, file) in plots.items()}
+    return {
+        name: folder / file
+        for name, (plot, file) in plots.items()
+        if draw(partial(plot, run=run, saved=saved), rows, folder / file)
+    }
 
 
 def draw_share(axes, x: Iterable[float], counts: Sequence[int], ns: Sequence[int], **style) -> None:
@@ -186,7 +190,7 @@ def plot_dynamics(
     highest = grid[0][0].get_ylim()[1]
     grid[0][0].set_ylim(-0.03 * highest, highest)
     title = "ranked by the reference → by the policy" + band_note(sizes)
-    legend_outside(figure, grid[0][0], ncols=3, title=title)
+    legend_outside(figure, ncols=3, title=title)
     captioned(figure, run_caption(rows, run))
     save_figure(figure, path)
 
@@ -200,15 +204,16 @@ def plot_loss_against_reference(
     The legend's title names the step of the saved model, where a metric chose another.
     """
     best = lowest_loss_step(rows)
-    parts = parts_of([row for row in rows if row["step"] == best])
+    known = [row for row in rows if row["step"] == best and row["loss"] is not None]
+    if not known:
+        raise ValueError(f"no pair has a finite loss at step {best}")
+    parts = parts_of(known)
     figure, grid = subplots(
         1, len(parts), figsize=(WIDTH * (0.15 + 0.425 * len(parts)), 3.3), sharey=True, sharex=True,
         squeeze=False, layout="constrained",
     )  # fmt: skip
     for axes, part in zip(grid[0], parts):
-        chosen = [
-            r for r in rows if (r["part"], r["step"]) == (part, best) and r["loss"] is not None
-        ]
+        chosen = [row for row in known if row["part"] == part]
         ratios = np.array([row["ref_chosen"] - row["ref_rejected"] for row in chosen])
         correct = np.array([row["group"].endswith("to_correct") for row in chosen])
         losses = np.array([row["loss"] for row in chosen])
@@ -231,11 +236,11 @@ def plot_loss_against_reference(
         counted = f"n = {len(chosen)}, {correct.sum()} correct"
         axes.set_title(f"{part} pairs ({counted}), step {best}")
         axes.grid(alpha=0.3)
-    highest = max(r["loss"] for r in rows if r["step"] == best and r["loss"] is not None)
+    highest = max(row["loss"] for row in known)
     grid[0][0].set_ylim(0, 1.1 * highest)  # the loss needed goes on rising to the right
     grid[0][0].set_ylabel(loss_label(rows))
     other = None if saved in (None, best) else f"the saved model is of step {saved}"
-    legend_outside(figure, grid[0][0], ncols=3, title=other)
+    legend_outside(figure, ncols=3, title=other)
     captioned(figure, run_caption(rows, run))
     save_figure(figure, path)
 
@@ -269,7 +274,7 @@ def plot_accuracy_against_distance(
     axes.set_xlabel(r"squared distance from the initial weights, $\|\theta_t - \theta_0\|^2$")
     axes.set_ylabel("ranking accuracy (%)")
     axes.grid(alpha=0.3)
-    legend_outside(figure, axes, ncols=2, title=band_note(sizes).removeprefix("; ") or None)
+    legend_outside(figure, ncols=2, title=band_note(sizes).removeprefix("; ") or None)
     captioned(figure, run_caption(rows, run))
     save_figure(figure, path)
 
@@ -311,7 +316,7 @@ def plot_displacement(
     grid[0][0].set_ylabel("mean change (nats)")
     grid[1][0].set_ylabel("pairs in which it fell (%)")
     title = rf"$\log \pi_\theta(y|x)$ − {LOG_REF % 'y'}" + band_note(sizes)
-    legend_outside(figure, grid[1][0], ncols=4, title=title)
+    legend_outside(figure, ncols=4, title=title)
     captioned(figure, run_caption(rows, run))
     save_figure(figure, path)
 
@@ -346,11 +351,12 @@ def plot_sweep(
         axes.set_xlabel(r"$\gamma$")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-    n_seeds = len(files) / len({row["gamma"] for row in swept})
+    numbers = sorted({row["n_seeds"] for row in swept})
+    seeds = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
     when = "at the lowest validation loss" if at == "lowest-loss" else "after the last step"
     legend_outside(
-        figure, grid[0], ncols=2, title=f"{when}; lines and bands: mean and range of {n_seeds:g} "
-        f"seed{'s' * (n_seeds != 1)}",
+        figure, ncols=2, title=f"{when}; lines and bands: mean and range of {seeds} "
+        f"seed{'s' * (seeds != '1')}",
     )  # fmt: skip
     captioned(figure, run_caption((row for rows in files for row in rows), run))
     save_figure(figure, path)

@@ -113,7 +113,7 @@ def plot_flips(rows: Sequence[Record], path: Path, at: str = "lowest-loss", run:
     grid[1][0].set_ylabel("share flipped (%)")
     when = "the lowest validation loss" if at == "lowest-loss" else "the end"
     legend_outside(
-        figure, grid[0][0], ncols=3, title=f"pairs that the reference ranks wrongly, at step {step}"
+        figure, ncols=3, title=f"pairs that the reference ranks wrongly, at step {step}"
         f" ({when}); bars: 95 % Wilson intervals",
     )  # fmt: skip
     captioned(figure, run_caption(rows, run))

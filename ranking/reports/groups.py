@@ -8,7 +8,6 @@ from ranking.reports.style import WIDTH, subplots
 
 MOST_GROUPS = 30  # of a column that are shown; all are in the result file
 LONGEST_NAME = 40  # characters
-BELOW = {"loc": "outside lower center"}  # a legend of all panels
 
 
 def group_name(name: str | None) -> str:

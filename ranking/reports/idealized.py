@@ -10,7 +10,6 @@ from ranking.data.examples import dataset_label
 from ranking.metrics.idealized import BETAS, CurveRow, IdealizedRow, PairRow, curve_steps
 from ranking.plumbing.result_files import Record
 from ranking.reports.groups import (
-    BELOW,
     columns_to_show,
     group_grid,
     groups_to_show,
@@ -235,7 +234,7 @@ def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:
         axes.set_title(f"{whose}{settings[setting_of(first)]} (n = {first['n']} pairs)")
         axes.grid(alpha=0.3)
     grid[0][0].set_ylabel("ranking accuracy (%)")
-    legend_outside(figure, grid[0][0], ncols=2)
+    legend_outside(figure, ncols=2)
     names = dict.fromkeys((curve["model"], curve.get("reference_model")) for curve in curves)
     if len(names) == 1:
         ((model, reference),) = names
@@ -272,7 +271,7 @@ def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
         1, 2, figsize=(WIDTH, 3.6), sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     for axes, normalization in zip(row, SYMBOLS):
-        for curve in (pair[normalization] for pair in of_curve if normalization in pair):
+        for curve in (pair[normalization] for pair in of_curve):
             steps = curve_steps(curve)
             axes.step(
                 [left, *curve["critical_betas"], right], 100 * np.append(steps, steps[-1]),
@@ -296,7 +295,7 @@ def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
     for reference, style in styles.items():
         row[0].plot([], [], color="black", linestyle=style, label=references[reference])
     row[0].fill_between([], [], color=GREY, alpha=0.12, label=r"$\beta$ of Tables 1 and 6")
-    legend_outside(figure, row[0], ncols=2)
+    legend_outside(figure, ncols=2)
     save_figure(figure, path)
 
 
@@ -338,7 +337,7 @@ def plot_idealized_by_group(rows: Sequence[IdealizedRow], path: Path) -> None:
             )
             observed = [100 * entry["observed_accuracy"] for entry in entries]
             axes.plot(observed, places, "o", color="black", markersize=4, label="observed")
-    figure.legend(*grid[0][0].get_legend_handles_labels(), ncols=3, **BELOW)
+    legend_outside(figure, ncols=3)
     save_figure(figure, path)
 
 

@@ -143,10 +143,16 @@ def refuse_two_runs(rows: Iterable[ResultRow], *columns: str) -> None:
 
 
 def by_normalization(rows: Iterable[ResultRow], *columns: str) -> list[dict[str, Any]]:
-    """Normalization → row, of each model, setting and values of `columns`, as they come."""
+    """Normalization → row, of each model, setting and values of `columns`, as they come. ValueError
+    where one of the two is missing."""
     groups: dict[tuple, dict[str, Any]] = {}
     for row in rows:
         key = (row.get("reference_model"), setting_of(row), row["model"], *map(row.get, columns))
         normalization = row.get("normalization") or row["calib_property"].partition("_")[2]
         groups.setdefault(key, {})[normalization] = row
+    for pair in groups.values():
+        if missing := [kind for kind in SYMBOLS if kind not in pair]:
+            (row,) = pair.values()
+            where = f"{row['model']} on {setting_label(row)}"
+            raise ValueError(f"no {missing[0]} row of {where} beside the other: the file is cut")
     return list(groups.values())

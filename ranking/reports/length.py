@@ -165,5 +165,5 @@ def plot_length_difference(rows: Sequence[ResultRow], path: Path) -> None:
         axes.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_ylim(-3, 103)
         axes.grid(alpha=0.3)
-    legend_outside(figure, grid[0][0], ncols=3)
+    legend_outside(figure, ncols=3)
     save_figure(figure, path)

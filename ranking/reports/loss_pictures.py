@@ -64,7 +64,7 @@ def plot_losses_of_run(rows: Sequence[Record], path: Path, run: str = "") -> Non
     axes.set_ylabel(f"mean {loss_name}")
     whole_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
-    legend_outside(figure, axes, ncols=2)
+    legend_outside(figure, ncols=2)
     captioned(figure, run_caption(rows, run))
     save_figure(figure, path)
 
@@ -96,6 +96,6 @@ def plot_losses_of_runs(runs: Mapping[str, Sequence[Record]], path: Path, run: s
     axes.set_xlabel(f"mean {next(iter(names))} of validation pairs, the lowest of each run")
     axes.set_ylabel(f"mean {next(iter(names))} at that step")
     axes.grid(alpha=0.3)
-    legend_outside(figure, axes, ncols=min(5, len(gammas) + 1))  # a column of each γ
+    legend_outside(figure, ncols=min(5, len(gammas) + 1))  # a column of each γ
     captioned(figure, run_caption([row for rows in runs.values() for row in rows], run))
     save_figure(figure, path)

@@ -14,7 +14,7 @@ from ranking.data.hub import is_hub_name, split_name
 from ranking.metrics.intervals import wilson_interval
 from ranking.metrics.loss_names import OWN_LOSSES
 from ranking.reports.labels import without_paths
-from ranking.reports.tables import Table, as_markdown, as_texts, percent, with_interval
+from ranking.reports.tables import Table, as_markdown, percent, with_interval
 
 CARD_MARK = "<!-- written by the run: it writes this file again, but no other README.md -->"
 # titles of cards that peft and TRL write, which are a run's too
@@ -218,7 +218,7 @@ def model_card(
         same = "the base model" if reference == base else model_text(reference, fingerprints[1])
         lines.append(f"- reference: {same}")
     lines.append(f"- data: {data_text(settings, data_commit, n_trained)}")
-    lines += [*loss_lines(settings), "", "## Results", "", as_markdown(as_texts(results)), ""]
+    lines += [*loss_lines(settings), "", "## Results", "", as_markdown(results), ""]
     if tuning == "dpo":
         lines += [
             "R is the share of pairs whose preferred completion is at least as likely as the other "

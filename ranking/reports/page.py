@@ -361,7 +361,7 @@ def page_html(files: Sequence[ResultFile], most_bytes: int = MOST_BYTES) -> str:
         "script": own_file("page.js"),
     }
     size = sum(len(text.encode()) for text in (*parts.values(), *(s.html for s in before)))
-    some, data = fitting(pairs, most_bytes - size - ROOM_FOR_FILTERS)
+    some, data = fitting(pairs, max(0, most_bytes - size - ROOM_FOR_FILTERS))
     sections = [*before, *([pairs_section(pairs, some)] if some.pairs else [])]
     sections.append(legend_section(sections, some))
     digest = hashlib.sha256(parts["script"].encode()).digest()

@@ -85,7 +85,7 @@ RESULT_DEFINITIONS = {
     "step": "Of training.",
     "loss": "Mean over pairs, nats.",
     "accuracy": "R of the policy on the pairs that training followed.",
-    "part of the data": "Followed training pairs, validation pairs, or an evaluation set.",
+    "part of the data": "Followed training pairs, validation or test pairs, or an evaluation set.",
     "ranking group": "How the reference ranked the pairs → how the model ranks them; empty: all.",
     "chosen fell": "Share of pairs whose chosen completion is less likely than under the "
                    "reference, beyond rounding, %.",

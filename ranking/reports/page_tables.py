@@ -13,6 +13,7 @@ from ranking.reports.labels import (
     dataset_of,
     page_label,
     refuse_two_runs,
+    setting_of,
 )
 from ranking.reports.page_files import ResultFile
 from ranking.reports.page_pairs import model_names
@@ -83,7 +84,7 @@ def result_table(rows: Sequence[Any]) -> Table:
     refuse_two_runs(accuracies, "calib_property")
     names = model_names(row["model"] for row in accuracies)
     rewards = {
-        (row["model"], page_label(row), row["calib_property"]): row
+        (row["model"], setting_of(row), row["calib_property"]): row
         for row in rows
         if row["distance_metric"] == "reward_acc"
     }
@@ -97,7 +98,7 @@ def result_table(rows: Sequence[Any]) -> Table:
     for pair in by_normalization(accuracies):
         both = [pair[kind] for kind in SYMBOLS]
         row = both[-1]
-        own = [rewards.get((r["model"], page_label(r), r["calib_property"])) for r in both]
+        own = [rewards.get((r["model"], setting_of(r), r["calib_property"])) for r in both]
         line = [names[row["model"]], page_label(row, accuracies), ""]
         lines.append(line + number_cells(both, own, columns))
         for label, entries in groups_to_show(both):

@@ -10,7 +10,7 @@ import numpy as np
 from ranking.data.examples import dataset_label
 from ranking.metrics.rewards import RewardPair, RewardRow
 from ranking.reports.dynamics import GROUP_STYLES
-from ranking.reports.groups import BELOW, groups_to_show
+from ranking.reports.groups import groups_to_show
 from ranking.reports.labels import (
     SYMBOLS,
     by_normalization,
@@ -323,7 +323,8 @@ def plot_rewards(pairs: Sequence[RewardPair], path: Path) -> None:
         draw_changes(axes[1], own)
         draw_changes_by_group(axes[2], own)
     handles, labels = grid[0][1].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=4, title="ranking, reference → policy", **BELOW)
+    title = "ranking, reference → policy"
+    figure.legend(handles, labels, ncols=4, title=title, loc="outside lower center")
     betas = dict.fromkeys(f"{pair['beta']:g}" for pair in pairs)
     how = rf"log-likelihoods summed over tokens, $\beta$ = {', '.join(betas)}"
     if not several:
@@ -372,7 +373,7 @@ def draw_changes(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
         np.mean([pair[f"{side}_change"] < 0 for pair in known]) if known else np.nan
         for side in ("chosen", "rejected")
     ]
-    axes.set_title(f"fell: {100 * fell[0]:.0f} % of chosen, {100 * fell[1]:.0f} % of rejected")
+    axes.set_title(f"below 0: {100 * fell[0]:.0f} % of chosen, {100 * fell[1]:.0f} % of rejected")
     axes.set_xlabel(f"{CHANGE} of chosen (nats)")
     axes.set_ylabel(f"{CHANGE} of rejected (nats)")
     axes.grid(alpha=0.3)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ranking.plumbing.processes import announce
+from ranking.plumbing.result_files import written_atomically
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"  # Okabe-Ito: distinct for colour-blind readers
 GREEN, PINK = "#009E73", "#CC79A7"
@@ -48,10 +49,13 @@ def captioned(figure, text: str) -> None:
     figure.suptitle(fill(text, int(17 * figure.get_figwidth())), fontsize=7, color="#404040")
 
 
-def legend_outside(figure, axes, ncols: int, **settings) -> None:
-    """One legend for all panels of a constrained layout, of the labels of one of them."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, **settings)
+def legend_outside(figure, ncols: int, **settings) -> None:
+    """One legend for all panels of a constrained layout: each label of any of them once."""
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels()):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=ncols, **settings)
 
 
 def model_style(number: int) -> dict[str, str]:
@@ -73,19 +77,22 @@ def percents(values: Sequence[float], intervals: Sequence) -> tuple[np.ndarray, 
     return x, np.maximum(0, np.nan_to_num(bars))
 
 
-def draw(plot, rows: Sequence, path: Path) -> None:
-    """Draw a picture beside results; where it cannot be drawn, a line says so, and they stay."""
+def draw(plot, rows: Sequence, path: Path) -> bool:
+    """Draw a picture beside results; where it cannot be drawn, a line says so, and they stay.
+    Whether it was."""
     try:
         plot(rows, path)
     except ValueError as error:
         announce(f"no picture {path}: {str(error).splitlines()[0]}")
+        return False
+    return True
 
 
 def save_figure(figure, path: Path) -> None:
     """Write a figure whole or not at all, and close it."""
     import matplotlib.pyplot as plt
 
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    figure.savefig(partial, **(SAVE if path.suffix == ".png" else {"bbox_inches": "tight"}))
+    how = SAVE if path.suffix == ".png" else {"bbox_inches": "tight"}
+    with written_atomically(path) as file:
+        figure.savefig(file, format=path.suffix[1:], **how)
     plt.close(figure)
-    partial.replace(path)

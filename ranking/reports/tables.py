@@ -69,8 +69,9 @@ def show_table(table: Table, title: str) -> None:
     screen.print(grid)
 
 
-def as_markdown(table: Table) -> str:
-    columns, lines = table
+def as_markdown(table: tuple[Sequence[str], Sequence[Sequence[Any]]]) -> str:
+    """Of texts or numbers."""
+    columns, lines = as_texts(table)
     rows = (columns, ["---"] * len(columns), *lines)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 

@@ -135,9 +135,12 @@ def log_win_rates(
 def plot_win_rate(rows: Sequence[WinRateRow], path: Path) -> None:
     """Win rate and ranking accuracy of checkpoints against the squared distance from the reference,
     or of runs against γ, with a line through the means over seeds (cf. Fig. 4, 9-12), with 95 %
-    intervals. Rows without a win rate are left out. ValueError where several judges gave them."""
+    intervals. Rows without a win rate are left out. ValueError where all are, or where several
+    judges gave them."""
     check_one_judge(rows)
     rows = [row for row in rows if row["win_rate"] is not None]
+    if not rows:
+        raise ValueError("no clear verdict: no win rate to draw")
     by_step = all(row["step"] is not None for row in rows)
     by_gamma = not by_step and all(row["gamma"] is not None for row in rows)
     across = "gamma" if by_gamma else "squared_distance"
@@ -176,7 +179,7 @@ def plot_win_rate(rows: Sequence[WinRateRow], path: Path) -> None:
         low, high = axes.get_ylim()
         axes.set_ylim(low - 0.15 * (high - low), high)
     axes.grid(alpha=0.3)
-    legend_outside(figure, axes, ncols=2)
+    legend_outside(figure, ncols=2)
     captioned(figure, win_rate_caption(rows))
     save_figure(figure, path)
 

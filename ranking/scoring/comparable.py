@@ -13,7 +13,12 @@ from ranking.metrics.comparison import common_examples, records_by_dataset
 from ranking.plumbing.outputs import row_key
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record
-from ranking.scoring.examples_file import config_beside, load_examples, planned_records
+from ranking.scoring.examples_file import (
+    config_beside,
+    load_examples,
+    planned_records,
+    stem_of_examples,
+)
 from ranking.scoring.models import FoundModel
 from ranking.scoring.run_config import record_in_template, separators_of
 
@@ -183,7 +188,7 @@ def compared_runs(
     have one name. Lines say what is not compared."""
     names = [name, *(run.records[0]["model"] for run in others)]
     paths = ["this run", *(run.name for run in others)]
-    files = [Path(path).name.removesuffix(".examples.jsonl") for path in paths]
+    files = [Path(stem_of_examples(path)).name for path in paths]
     labels = [
         n if names.count(n) == 1 else f"{n} ({f if files.count(f) == 1 else path})"
         for n, f, path in zip(names, files, paths)

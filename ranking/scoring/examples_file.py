@@ -2,12 +2,13 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from ranking.data.cells import read_votes
 from ranking.data.examples import PreferenceData, PreferenceExample
-from ranking.plumbing.outputs import part_files
+from ranking.plumbing.outputs import part_files, row_key
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, hash_config, read_config, read_json_lines
 
@@ -16,6 +17,8 @@ NEWER = {
     "dataset_config", "config_hash", "messages", "groups", "hidden_products", "tools",
     "template_kwargs", "messages_of_text",
 }  # fmt: skip
+NEEDED = {"text", "logp", "n_tokens"}  # keys of a completion that every reader asks for
+SUMMARY_SUFFIXES = (".jsonl", ".json", "", ".jsonl.gz")  # of a summary beside an examples file
 
 
 class ScoredCompletion(TypedDict):
@@ -31,8 +34,8 @@ class ScoredCompletion(TypedDict):
 
 
 class ExampleRecord(TypedDict):
-    """One line of NAME.examples.jsonl: an example as it was scored. `dataset`, `split` and `id`
-    identify it."""
+    """One line of NAME.examples.jsonl: an example as it was scored. `dataset`, `dataset_config`,
+    `split` and `id` identify it."""
 
     id: str  # hash of prompt and completions, and which occurrence of them
     prompt_id: str  # examples of one prompt (or post) share it: the clusters of the bootstrap
@@ -118,28 +121,72 @@ def example_record(
     return record
 
 
+def stem_of_examples(path: str) -> str:
+    """NAME, with its folder, of NAME.examples.jsonl or NAME.examples.jsonl.gz: what the names of
+    the files beside it begin with."""
+    return path.removesuffix(".gz").removesuffix(".examples.jsonl")
+
+
+def in_order_of_data(records: Iterable[Any]) -> list[Any]:
+    """Records in the order of their dataset's rows; files have them as they were scored."""
+    return sorted(records, key=lambda record: (record["dataset"], record["row"], record["id"]))
+
+
 def load_examples(path: str) -> list[Record]:
-    """Rows of an examples file in the order of the data; ValueError if they are not that."""
+    """Rows of an examples file in the order of the data; ValueError if they are not that, or not
+    those of one model, each example once."""
     records = read_json_lines(Path(path))
-    own = path.removesuffix(".examples.jsonl")
+    own = stem_of_examples(path)
     stems = [own, *(own.removesuffix(side) for side in (".policy", ".reference"))]  # of two models
-    summaries = [stem + suffix for stem in stems for suffix in ("", ".jsonl", ".json")]
+    summaries = [stem + suffix for stem in stems for suffix in SUMMARY_SUFFIXES]
     unfinished = Path(f"{own}.config.json").exists() and not any(map(os.path.isfile, summaries))
     if part_files(Path(path)) or unfinished:
         raise ValueError(f"{path} is of an unfinished run: give the command that began it again")
-    needed = ExampleRecord.__annotations__.keys() - NEWER
-    for number, record in enumerate(records, start=1):
-        if not needed <= record.keys():
-            raise ValueError(f"{path}: row {number}: not an examples file of the ranking script")
     if not records:
         raise ValueError(f"{path}: no rows")
-    return sorted(records, key=lambda record: (record["dataset"], record["row"], record["id"]))
+    places: dict[tuple, int] = {}
+    for number, record in enumerate(records, start=1):
+        if problem := problem_of(record):
+            raise ValueError(f"{path}: row {number}: {problem}")
+        first = places.setdefault(row_key(record), number)
+        if first < number:
+            raise ValueError(f"{path}: row {number}: the example of row {first} again")
+        if record["model"] != records[0]["model"]:
+            raise ValueError(
+                f"{path}: row {number}: of {record['model']}, and row 1 of {records[0]['model']}: "
+                "give each model's file by itself"
+            )
+    return in_order_of_data(records)
+
+
+def problem_of(record: Record) -> str | None:
+    """Why a row is none that scoring writes, or None."""
+    if not ExampleRecord.__annotations__.keys() - NEWER <= record.keys():
+        return "not an examples file of the ranking script"
+    completions, ranks = record["completions"], record["ranks"]
+    if not isinstance(completions, list) or not isinstance(ranks, list):
+        return "completions and ranks should be lists"
+    if len(completions) < 2 or len(ranks) != len(completions):
+        return f"{len(completions)} completions, {len(ranks)} ranks"
+    for completion in completions:
+        if not isinstance(completion, dict) or not completion.keys() >= NEEDED:
+            return f"each of its completions should have {', '.join(sorted(NEEDED))}"
+        logp, n_tokens = completion["logp"], completion["n_tokens"]
+        if logp is not None and not (isinstance(logp, float | int) and math.isfinite(logp)):
+            return f"logp {logp!r:.40} should be a finite number or null"
+        if not isinstance(n_tokens, int) or n_tokens < 1:
+            return f"n_tokens {n_tokens!r:.40} should be 1 or more"
+    try:
+        read_votes(record["votes"] or {}, len(completions))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def config_beside(path: str, records: list[Record]) -> Record | None:
     """How an examples file was scored, by the config beside it; None, and a line that says so,
     where there is none, or that of other rows."""
-    file = Path(path.removesuffix(".examples.jsonl") + ".config.json")
+    file = Path(stem_of_examples(path) + ".config.json")
     config = read_config(file)
     if {record.get("config_hash") for record in records} == {hash_config(config)}:
         return config

@@ -209,15 +209,19 @@ def pack_rows(
         families.append((add_to_trie(trie, sequences[index]), [index]))
     rows: list[list[int]] = []
     room: list[int] = []
+    first: dict[tuple[int, int], int] = {}  # (tokens, examples) → the first row with room for them
     for size, members in sorted(families, key=lambda family: -family[0]):
-        for row, left in enumerate(room):
-            if size <= left and len(rows[row]) + len(members) <= examples_per_row:
-                rows[row] += members
-                room[row] -= size
-                break
-        else:
-            rows.append(list(members))
-            room.append(tokens_per_row - size)
+        row = first.get((size, len(members)), 0)
+        while row < len(rows) and (
+            size > room[row] or len(rows[row]) + len(members) > examples_per_row
+        ):
+            row += 1
+        first[size, len(members)] = row
+        if row == len(rows):
+            rows.append([])
+            room.append(tokens_per_row)
+        rows[row] += members
+        room[row] -= size
     return rows
 
 

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from ranking.data.cells import read_votes
-from ranking.data.examples import dataset_label
+from ranking.data.examples import Votes, dataset_label
 from ranking.metrics.accuracy import NORMALIZATIONS, record_scores
 from ranking.metrics.idealized import preferred_proportion
 from ranking.plumbing.outputs import row_key
@@ -23,35 +23,42 @@ class PairRules(NamedTuple):
     epsilon: float = 0.001  # unanimous votes: α = 1 − ε
 
 
+def votes_of_record(record: Record) -> Votes:
+    """The votes of a record's pairs; {} where it has none."""
+    return read_votes(record["votes"] or {}, len(record["completions"]))
+
+
 def pairs_of_record(record: Record, rules: PairRules) -> list[Record]:
     """Every pair of completions with votes: winner (the majority's choice), loser, α, tied.
 
-    Without votes, the assumed proportion is the α of every pair whose ranks differ.
+    Of a pair without votes, α is the assumed proportion, and 1/2 where its ranks are equal.
     """
-    n = len(record["completions"])
+    ranks, votes = record["ranks"], votes_of_record(record)
     pairs = []
-    if record["votes"]:
-        for (i, j), (first, second) in read_votes(record["votes"], n).items():
-            winner, loser = (i, j) if first >= second else (j, i)
-            alpha = preferred_proportion(max(first, second), min(first, second), rules.epsilon)
-            pairs.append(
-                {"winner": winner, "loser": loser, "alpha": alpha, "votes": [first, second]}
-            )
-    elif rules.assumed_proportion is not None:
-        ranks = record["ranks"]
-        alpha = min(rules.assumed_proportion, 1 - rules.epsilon)
-        for i, j in combinations(range(n), 2):
-            winner, loser = (i, j) if ranks[i] <= ranks[j] else (j, i)
-            share = 0.5 if ranks[i] == ranks[j] else alpha
-            pairs.append({"winner": winner, "loser": loser, "alpha": share, "votes": None})
-    return [{**pair, "tied": pair["alpha"] == 0.5} for pair in pairs]
+    for i, j in combinations(range(len(ranks)), 2):
+        counts = votes.get((i, j))
+        if counts is not None:
+            lead = counts[0] - counts[1]
+            alpha = preferred_proportion(max(counts), min(counts), rules.epsilon)
+        elif rules.assumed_proportion is not None:
+            lead = ranks[j] - ranks[i]
+            alpha = min(rules.assumed_proportion, 1 - rules.epsilon) if lead else 0.5
+        else:
+            continue
+        winner, loser = (i, j) if lead >= 0 else (j, i)
+        pairs.append({"winner": winner, "loser": loser, "alpha": alpha,
+                      "votes": list(counts) if counts else None, "tied": alpha == 0.5})  # fmt: skip
+    return pairs
 
 
-def usable_pairs(record: Record, rules: PairRules) -> tuple[list[Record], int]:
-    """The pairs of a record that count, and how many tied ones do not."""
+def usable_pairs(record: Record, rules: PairRules) -> tuple[list[Record], Counter[str]]:
+    """The pairs of a record that count, and how many do not, by reason."""
     pairs = pairs_of_record(record, rules)
-    untied = [pair for pair in pairs if not pair["tied"]]
-    return (pairs, 0) if rules.include_ties else (untied, len(pairs) - len(untied))
+    usable = [pair for pair in pairs if rules.include_ties or not pair["tied"]]
+    n_pairs = math.comb(len(record["completions"]), 2)
+    return usable, Counter(
+        {"no votes": n_pairs - len(pairs), "tied pair": len(pairs) - len(usable)}
+    )
 
 
 def dataset_key(record: Record) -> tuple[str, str | None, str | None]:
@@ -73,12 +80,16 @@ def check_all_scored(
 
 
 def check_assumed_proportion(reference: Sequence[Record], assumed: float | None) -> None:
-    """Raise ValueError where every example has votes; a line names the datasets where all have."""
+    """Raise ValueError where every pair has votes; a line names the datasets where all have."""
     if assumed is None:
         return
-    without = {dataset_key(r) for r in reference if not r["votes"]}
+    without = {
+        dataset_key(r)
+        for r in reference
+        if len(votes_of_record(r)) < math.comb(len(r["completions"]), 2)
+    }
     if not without:
-        raise ValueError(f"--assumed-proportion {assumed} does nothing: every example has votes")
+        raise ValueError(f"--assumed-proportion {assumed} does nothing: every pair has votes")
     for key in dict.fromkeys(map(dataset_key, reference)):
         if key not in without:
             announce(f"--assumed-proportion does nothing for {dataset_label(*key)}: all have votes")
@@ -87,7 +98,8 @@ def check_assumed_proportion(reference: Sequence[Record], assumed: float | None)
 def rated_pairs(
     reference: Sequence[Record], policy: Sequence[Record], rules: PairRules
 ) -> tuple[list[Record], dict[tuple, Counter[str]]]:
-    """Pairs with reference and policy log-ratios (both normalizations), nats; drops by dataset.
+    """Pairs with reference and policy log-ratios (both normalizations), nats; by dataset, how
+    many pairs do not count, by reason.
 
     ValueError where nothing is left.
     """
@@ -95,15 +107,11 @@ def rated_pairs(
     pairs: list[Record] = []
     dropped: dict[tuple, Counter[str]] = {dataset_key(record): Counter() for record in reference}
     for record in reference:
-        drops = dropped[dataset_key(record)]
-        found, n_tied = usable_pairs(record, rules)
-        if n_tied:
-            drops["tied pair"] += n_tied
-        elif not found:
-            drops["no votes"] += 1
-        if found and row_key(record) not in policy_of:
-            drops["example not scored by the policy"] += 1
-            continue
+        key = dataset_key(record)
+        found, drops = usable_pairs(record, rules)
+        if row_key(record) not in policy_of:
+            drops["example not scored by the policy"] = len(found)
+            found = []
         for pair in found:
             sides = {"ref_logratio": record, "policy_logratio": policy_of[row_key(record)]}
             for name, source in sides.items():
@@ -114,6 +122,7 @@ def rated_pairs(
                 pairs.append({"record": record, **pair})
             else:
                 drops["non-finite reference"] += 1
+        dropped[key] += drops  # of which those above 0 stay
     if not pairs:
         total = sum(dropped.values(), Counter())
         counts = ", ".join(f"{reason}: {n}" for reason, n in total.items())

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ranking.data.examples import PreferenceData
+from ranking.metrics.accuracy import is_cut
 from ranking.plumbing.outputs import Output
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, read_json_lines
 from ranking.scoring.comparable import ScoringRun, planned_scoring_run
+from ranking.scoring.examples_file import SUMMARY_SUFFIXES, stem_of_examples
 from ranking.scoring.models import check_model_path, check_revision, commit_of, find_model
-from ranking.scoring.rated_pairs import dataset_key
+from ranking.scoring.rated_pairs import PairRules, dataset_key
 from ranking.scoring.run_config import (
     LIBRARIES,
     dataset_entry,
@@ -21,6 +23,7 @@ from ranking.scoring.run_config import (
     make_run_config,
     record_in_template,
     scoring_settings,
+    separators_of,
 )
 
 Key = tuple[str, str | None, str | None]  # as `dataset_key`
@@ -164,6 +167,53 @@ def describe_run(
     return described
 
 
+def describe_two_runs(
+    key: Key,
+    reference: ScoringRun,
+    policy: ScoringRun,
+    rules: PairRules,
+    datasets: Sequence[PreferenceData],
+    facts: Sequence[Mapping[Key, Record]],
+) -> Record:
+    """What every line about the pairs of one dataset says of it, of the two models and of how they
+    were scored (`IdealizedColumns`).
+
+    The runs hold the records of all datasets; `facts` those of datasets scored now: dtype, path and
+    commit are the policy's where both were, drops the reference's (what only the policy dropped is
+    counted in pairs).
+    """
+    records, tuned = (group_records(run.records)[key] for run in (reference, policy))
+    scored_now = [of_run[key] for of_run in facts if of_run]
+    columns: Record = {
+        "model": tuned[0]["model"],
+        "reference_model": records[0]["model"],
+        "dataset_name": key[0],
+        "dataset_config": key[2],
+        "dataset_split": key[1],
+        "dataset_commit": {data.name: data.commit for data in datasets}.get(key[0]),
+        "revision": (policy.config or {}).get("revision"),
+        "reference_revision": (reference.config or {}).get("revision"),
+        **(scoring_settings(reference.config, *key) if reference.config is not None else {}),
+        "simulate_proportion": rules.assumed_proportion,
+        "epsilon": rules.epsilon,
+        "include_ties": rules.include_ties,
+        "reference_config_hash": records[0].get("config_hash"),
+        "n_truncated_prompts": sum(map(is_cut, tuned)),
+        "reference_n_truncated_prompts": sum(map(is_cut, records)),
+        "versions": {library: version(library) for library in LIBRARIES},
+    }
+    if scored_now:
+        columns |= {name: x for name, x in scored_now[-1].items() if name != "dropped"}
+        columns["dropped_examples"] = scored_now[0]["dropped"]
+    if facts[0]:
+        columns["reference_model_commit"] = facts[0][key]["model_commit"]
+    if policy.found is None:
+        columns["examples_file"] = policy.name
+    if reference.found is None:
+        columns["reference_examples_file"] = reference.name
+    return columns
+
+
 def that_count(records: Sequence[Record], include_ties: bool) -> list[Record]:
     """All examples, or those whose ranks are not all tied."""
     return [record for record in records if include_ties or len(set(record["ranks"])) > 1]
@@ -182,10 +232,10 @@ def recorded_facts(run: ScoringRun, key: Key, records: Sequence[Record]) -> Reco
     separators = None
     if run.config is not None:
         separators = Counter(
-            completion.get("separator")
+            separator
             for record in records
             if not record_in_template(record, config)
-            for completion in record["completions"]
+            for separator in separators_of(record, config)
         )
     columns: Record = {
         "model": records[0]["model"],
@@ -213,9 +263,9 @@ def recorded_facts(run: ScoringRun, key: Key, records: Sequence[Record]) -> Reco
 def summary_beside(run: ScoringRun) -> dict[Key, Record]:
     """What the summary of the run that wrote an examples file says of how each dataset was scored,
     and of what was dropped while it was; {} where there is no such summary."""
-    stem = run.name.removesuffix(".examples.jsonl")
+    stem = stem_of_examples(run.name)
     found: dict[Key, Record] = {}
-    for file in (Path(stem + suffix) for suffix in (".jsonl", ".json", "")):
+    for file in (Path(stem + suffix) for suffix in SUMMARY_SUFFIXES):
         if not file.is_file() or file == Path(run.name):
             continue
         try:

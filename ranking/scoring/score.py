@@ -20,7 +20,7 @@ from ranking.plumbing.processes import (
 from ranking.plumbing.result_files import Record, append_json_lines, hash_config
 from ranking.scoring.chat import ChatOptions, check_template
 from ranking.scoring.chat_notes import describe_rendering
-from ranking.scoring.examples_file import example_record
+from ranking.scoring.examples_file import example_record, in_order_of_data
 from ranking.scoring.hidden_states import compute_with_hidden_sums, inner_products
 from ranking.scoring.loading import context_length, load_model, load_tokenizer
 from ranking.scoring.log_likelihood import FORWARDS, ScoringPath
@@ -162,7 +162,7 @@ def load_scorer(
         announce(f"--max-length {max_length} does nothing: the model takes {min(limits)} tokens")
     facts = {
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name()
+        "device": torch.cuda.get_device_name(found.device)
         if found.device.startswith("cuda")
         else platform.machine(),
         "device_map": device_map,
@@ -179,7 +179,7 @@ def load_scorer(
 
 
 class Scored(NamedTuple):
-    """The records of one dataset, in its order, and what summaries say of how they came about."""
+    """The records of one dataset in the order of its rows, and what summaries say of them."""
 
     records: list[Any]  # ExampleRecord
     facts: dict[str, Any]
@@ -304,4 +304,4 @@ def score_dataset(
             f"{missing[0]}): give the same command again, it scores what is missing"
         )
     facts = {**scorer.facts, "path": str(path), "dropped": counts}
-    return Scored([records[key] for key in keys if key in records], facts)
+    return Scored(in_order_of_data(records[key] for key in keys if key in records), facts)

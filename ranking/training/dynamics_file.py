@@ -20,7 +20,7 @@ class Evaluation(TypedDict):
 
     step: int
     epoch: float
-    part: str  # train, validation, or the name of an evaluation set
+    part: str  # train, validation, test, or the name of an evaluation set
     beta: float  # β of Eq. 4
     gamma: float  # γ of Eq. 4
     squared_distance: float | None  # ‖θ_t − θ_0‖² (Fig. 4); null: unknown

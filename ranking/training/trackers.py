@@ -118,7 +118,7 @@ class TensorBoardRun(NamedOnce, TensorBoardCallback):
             pixels = np.asarray(Image.open(path).convert("RGB"))
             self.tb_writer.add_image(f"figures/{name}", pixels, self.step, dataformats="HWC")
         for name, table in tables.items():
-            self.tb_writer.add_text(name, as_markdown(as_texts(table)), self.step)
+            self.tb_writer.add_text(name, as_markdown(table), self.step)
         self.tb_writer.close()
 
 

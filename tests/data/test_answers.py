@@ -47,3 +47,18 @@ def test_one_answer_that_is_json_stays_text(tmp_path):
     messages = {**PAIR, "chosen": x, "rejected": y}
     (example,) = load_preferences(write(path, [messages])).examples
     assert example.completions == ("x", "y") and example.dialogue is not None
+
+
+def test_lists_of_the_papers_columns_with_other_scores(tmp_path):
+    """A question and its answers, an instruction and its completions, ranked in their own way."""
+    scored = {
+        "instruction": "p",
+        "completions": [{"response": t, "score": s} for t, s in (("a", 1), ("b", 2))],
+    }
+    ranked = {
+        "question": "p",
+        "answers": [{"answer": t, "rank": r} for t, r in (("a", 2), ("b", 1))],
+    }
+    for row in (scored, ranked):
+        (example,) = load_preferences(write(tmp_path / "rows.jsonl", [row])).examples
+        assert (example.prompt, example.completions, example.ranks) == ("p", ("a", "b"), (2, 1))

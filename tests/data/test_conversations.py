@@ -1,5 +1,7 @@
 """Rows without a preference, in the forms that SFT data have."""
 
+import json
+
 import pytest
 from preference_rows import write
 
@@ -126,3 +128,31 @@ def test_a_preference_that_is_named_and_not_found_is_no_conversation(tmp_path, t
     with pytest.raises(ValueError) as error:
         load_preferences(path, conversations=True, columns={target: "w"})
     assert "\n" not in str(error.value)
+
+
+def test_rows_without_an_answer_are_dropped(tmp_path):
+    rows = [
+        {"prompt": "Q", "completion": "A"},
+        {"prompt": "Q"},
+        {"prompt": "Q", "completion": None},
+    ]
+    data = read(tmp_path, *rows)
+    assert data.dropped == {"empty completion": 2} and len(data.examples) == 1
+
+
+def test_one_answer_that_is_json_stays_text(tmp_path):
+    """Where somebody asked for some; in a column that holds messages throughout they are read."""
+    written = json.dumps([{"role": "assistant", "content": "Hello."}])
+    asked = {"prompt": "Write messages as JSON.", "completion": written}
+    first, _ = read(tmp_path, asked, {"prompt": "Q", "completion": "A"}).examples
+    assert first.completions == (written,) and first.dialogue is None
+    (example,) = read(tmp_path, {"prompt": "Hi", "completion": written}).examples
+    assert example.completions == ("Hello.",) and example.dialogue is not None
+
+
+@pytest.mark.parametrize("bad", ["False", "false"])
+def test_a_bad_answer_in_a_table_of_text(tmp_path, bad):
+    (tmp_path / "rows.csv").write_text(f"prompt,completion,label\nQ,A,True\nQ,B,{bad}\n")
+    data = load_preferences(str(tmp_path / "rows.csv"), conversations=True)
+    assert data.dropped == {"marked as a bad answer": 1}
+    assert [e.completions for e in data.examples] == [("A",)]

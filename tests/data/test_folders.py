@@ -206,3 +206,37 @@ def test_rows_of_different_types_stay_as_they_are(tmp_path):
     rows = [{**PAIR, "prompt": f"p{k}", "note": tool} for k, tool in enumerate(tools)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     assert read_dataset(str(tmp_path / "rows.json")).rows == rows
+
+
+def test_a_file_is_never_taken_for_another_of_its_name(tmp_path):
+    """In `data/` and beside it; a folder and a file that are one split."""
+    for file in ("train.jsonl", "data/train.jsonl", "test.jsonl"):
+        write(tmp_path / file, rows_of(file))
+    folder = str(tmp_path)
+    assert first_words(f"{folder}:test") == ["test.jsonl"]
+    (tmp_path / "test.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="found train.jsonl, data/train.jsonl: choose"):
+        load_preferences(folder)
+    for file in ("train.jsonl", "data/train.jsonl"):
+        assert first_words(f"{folder}:{file}") == [file]
+    write(tmp_path / "test/a.jsonl", rows_of("inside"))
+    assert first_words(f"{folder}:test") == ["inside"]
+    write(tmp_path / "test.jsonl", rows_of("beside"))
+    with pytest.raises(ValueError, match=r"split test is there twice \(test.jsonl, test/a.jsonl\)"):
+        load_preferences(f"{folder}:test")
+
+
+def test_what_is_left_out_of_a_split_is_said(tmp_path):
+    for file in ("test/a.jsonl", "test/b.jsonl", "test/c.json"):
+        write(tmp_path / file, rows_of(file))
+    data = load_preferences(str(tmp_path))
+    assert [e.prompt for e in data.examples] == ["test/a.jsonl 0", "test/b.jsonl 0"]
+    assert data.notes == ["files of another kind, left out: test/c.json"]
+
+
+def test_a_split_in_the_name_goes_before_the_flag_and_only_then_a_line_says_so(tmp_path):
+    for file in ("train-v2", "test-v2"):
+        write(tmp_path / f"{file}.jsonl", rows_of(file))
+    said = load_preferences(f"{tmp_path}:train-v2", split="test-v2").notes
+    assert said == ["the name has a split: train-v2 is read, not --split test-v2"]
+    assert load_preferences(str(tmp_path), split="train").notes == []

@@ -200,6 +200,14 @@ def test_data_dir_serves_hub_names_splits_and_configs(tmp_path):
 
 
 # ---------------------------------------------------------------------------- errors
+def test_no_name_is_not_the_folder_at_hand(tmp_path, monkeypatch):
+    """As an unset variable of a shell has it."""
+    monkeypatch.chdir(write(tmp_path / "rows.jsonl", [PAIR]).removesuffix("rows.jsonl"))
+    assert len(load_preferences(".").examples) == 1
+    with pytest.raises(ValueError, match="--dataset : expected NAME"):
+        load_preferences("")
+
+
 def test_unknown_names_come_with_the_nearest_known_ones(hub_cache, tmp_path):
     write_repository(cache_repository(hub_cache, "team/prefs"))
     for name, expected in (

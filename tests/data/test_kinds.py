@@ -269,6 +269,9 @@ def test_trees_give_an_example_for_each_prompt_with_ranked_answers(tmp_path):
     assert below.completions == ("Leaves.", "Bark.", "It is.") and below.ranks == (1, 2, 3)
     assert below.prompt == TURNS + " An oak.\n\nHuman: Why?\n\nAssistant:"
     assert data.notes == ["prompts of the trees without two ranked answers: 1"]
+    alone = {"message_tree_id": "x", "prompt": single}
+    with pytest.raises(ValueError, match=r"left of 0 \(prompts of the trees without two .*: 1\)"):
+        load_preferences(write(tmp_path / "trees.jsonl", [alone]))
     tree["prompt"]["role"] = "system"
     with pytest.raises(ValueError, match="row 1: not a tree of messages"):
         load_preferences(write(tmp_path / "trees.jsonl", [tree]))
@@ -292,6 +295,8 @@ REFUSED_ROWS = {
     "tools": ({"prompt": ASK, "tools": "none", **PAIR}, "row 1: column 'tools' should be JSON"),
     "a document": ({"prompt": ASK, "document": "A long text.", **PAIR}, "row 1: column 'document' is part of the prompt"),
     "another question": ({"prompt": ASK, "question": "Why?", **PAIR}, "row 1: column 'question' is part of the prompt"),
+    "answers without ranks": ({"prompt": ASK, "completions": [BEST, WORST]}, "first row's completions hold something else than the kind .list of objects."),
+    "answers that are no text": ({"prompt": ASK, "responses": [GOOD, BAD], "scores": [1, 0]}, "responses and scores hold something else than the kind .scored list."),
     "a role": ({"prompt": [said("critic", ASK)], **PAIR}, "row 1: column 'prompt': the role of a message should be one of"),
 }  # fmt: skip
 
@@ -384,8 +389,9 @@ def test_one_pair_is_the_same_in_every_notation(tmp_path):
     written = [
         {"prompt": ASK, "chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD])}
     ]
+    turns = [{"prompt": TURNS, "chosen": [GOOD], "rejected": [BAD]}]
     found = set()
-    for rows in (written, *(EXPECTED[name][0] for name in names)):
+    for rows in (written, turns, *(EXPECTED[name][0] for name in names)):
         (e,) = load_preferences(write(tmp_path / "rows.jsonl", rows)).examples
         found.add((e.prompt, e.separators, e.completions, e.ranks, str(e.dialogue.messages)))
     assert len(found) == 1 and found.pop()[:2] == (TURNS, (" ", " "))

@@ -115,3 +115,31 @@ def test_what_holds_no_prompts_is_one_line(tmp_path):
     write_json_lines(file, [{"prompt": ""}])
     with pytest.raises(ValueError, match=r"no usable prompt left of 1 \(empty prompt: 1\)"):
         load_prompts(str(file))
+
+
+def test_a_line_ends_where_an_editor_says_so(tmp_path):
+    """Other marks of Unicode stay inside of a prompt."""
+    file = tmp_path / "prompts.txt"
+    texts = ["One\u2028two\x0bthree\x85four?", "Why?"]
+    file.write_bytes("\r\n".join([*texts, ""]).encode())
+    assert asked_of(load_prompts(str(file))) == user(*texts)
+
+
+def test_a_part_of_a_prompt_that_is_not_read_is_refused(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    write_json_lines(
+        file, [{"question": "Why?"}, {"question": "What is it?", "document": "A text."}]
+    )
+    with pytest.raises(ValueError, match="row 2: column 'document' is part of the prompt") as error:
+        load_prompts(str(file))
+    assert "\n" not in str(error.value)
+    write_json_lines(file, [{"question": "Why?", "document": " "}])
+    assert asked_of(load_prompts(str(file))) == user("Why?")
+
+
+def test_an_answer_that_is_json_stays_text(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    written = json.dumps([{"role": "assistant", "content": "Hello."}])
+    rows = [{"prompt": "Write JSON.", "output": written}, {"prompt": "Why?", "output": "So."}]
+    write_json_lines(file, rows)
+    assert [e.completions for e in load_prompts(str(file)).examples] == [(written,), ("So.",)]

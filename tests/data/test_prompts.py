@@ -8,6 +8,7 @@ from ranking.data.preferences import load_preferences
 
 SUMMARIES = {"info": {"post": "Long.", "title": "T"}, "summaries": [{"text": "a"}, {"text": "b"}],
              "choice": 1}  # fmt: skip
+WHOLE = {"chosen": "A tree that is tall: An oak.", "rejected": "A tree that is tall: A spoon."}
 MESSAGE = {"parent_id": None, "text": "Hi", "role": "prompter", "rank": None}
 
 
@@ -37,6 +38,20 @@ def test_recordings_and_paths_of_pictures_drop_their_rows(tmp_path):
     assert data.dropped == {"video or audio": 3, "images": 1} and len(data.examples) == 1
 
 
+@pytest.mark.parametrize("first", ["instruction", "prompt"])
+def test_a_number_that_something_is_done_to_is_no_empty_cell(tmp_path, first):
+    """It is not written as text, of which there are several; NaN is what pandas writes for none."""
+    row = {first: "Square it.", "chosen": "a", "rejected": "b"}
+    path = write(
+        tmp_path / "rows.jsonl", [{**row, "input": value} for value in (float("nan"), None)]
+    )
+    assert [e.prompt for e in load_preferences(path).examples] == ["Square it."] * 2
+    for value in (3, 0.5, 0):
+        path = write(tmp_path / "rows.jsonl", [row, {**row, "input": value}])
+        with pytest.raises(ValueError, match="row 2: column 'input' should be text, found"):
+            load_preferences(path)
+
+
 @pytest.mark.parametrize("name", ["conversation_history", "dialogue_history"])
 def test_a_history_stands_before_the_question(tmp_path, name):
     earlier = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -55,6 +70,9 @@ def test_a_history_stands_before_the_question(tmp_path, name):
         ({**MESSAGE, "message_id": "a", "system": "Be brief."}, "system"),
         ({"message_tree_id": "a", "prompt": {**MESSAGE, "replies": []}, "context": "x"}, "context"),
         ({**FARM, "functions": "f()"}, "functions"),
+        ({**WHOLE, "system": "Be brief."}, "system"),
+        ({**WHOLE, "tools": [{"name": "f"}]}, "tools"),
+        ({**WHOLE, "chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs"),
     ],
 )
 def test_a_part_of_the_prompt_that_a_kind_does_not_read_is_refused(tmp_path, row, column):

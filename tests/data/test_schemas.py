@@ -148,3 +148,21 @@ def test_graded_and_missing_preferences(tmp_path):
         "rater rows without a preference: 2",
         "raters of a pair: 0 (1 pair), 2 (1 pair)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("good", "lacking", "dropped"),
+    [
+        (HH, {"chosen": None}, "empty completion"),
+        (HH, {"rejected": ""}, "no common prompt"),
+        ({"question": "q", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]},
+         {"answers": []}, "fewer than two completions"),
+        ({**PAIR, "chosen": ["a"], "rejected": ["b", "c"]}, {"chosen": []}, "all ranks tied"),
+    ],
+)  # fmt: skip
+def test_a_first_row_without_answers_is_dropped_like_any_other(tmp_path, good, lacking, dropped):
+    path = write(tmp_path / "rows.jsonl", [{**good, **lacking}, good])
+    first = load_preferences(path)
+    last = load_preferences(write(tmp_path / "rows.jsonl", [good, {**good, **lacking}]))
+    assert first.dropped == last.dropped == {dropped: 1}
+    assert [e.completions for e in first.examples] == [e.completions for e in last.examples]

@@ -6,7 +6,7 @@ import pytest
 from preference_rows import DATA_DIR
 
 from ranking.data.sources import available_splits
-from ranking.data.splits import load_training_splits
+from ranking.data.splits import load_evaluation_set, load_training_splits
 
 
 def pair_rows(n, prefix="q"):
@@ -165,3 +165,14 @@ def test_real_hh_is_divided():
     assert not found["train"] & found["validation"] and not found["train"] & found["test"]
     assert len(parts["validation"].examples) + len(parts["test"].examples) == 1985
     assert not found["validation"] & found["test"] and "test is halved" in notes[2]
+
+
+def test_all_files_of_a_folder_are_divided(tmp_path):
+    """Files that are no splits, read together."""
+    spec = write_folder(tmp_path / "parts", chat=pair_rows(30, "c"), code=pair_rows(20, "d"))
+    parts, notes = load_training_splits(f"{spec}:*")
+    found = set.union(*prompts(parts).values())
+    assert len(found) == 50 and "divided by prompt" in notes[1]
+    assert len(load_evaluation_set(f"{spec}:*").examples) == 50
+    with pytest.raises(ValueError, match="has the splits chat, code: choose one by --train_split"):
+        load_training_splits(spec)

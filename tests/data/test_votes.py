@@ -125,5 +125,8 @@ def test_votes_are_counted_beside_two_answers(tmp_path):
     pair = {"prompt": "p", "chosen": "x", "rejected": "y"}
     (example,) = load_preferences(write(tmp_path / "r.jsonl", [{**pair, "votes": [3, 1]}])).examples
     assert example.votes == {(0, 1): (3, 1)}
+    rows = [{**pair, "prompt": "q"}, {**pair, "votes": [3, 1]}]  # of which the first has none
+    first, second = load_preferences(write(tmp_path / "r.jsonl", rows)).examples
+    assert first.votes is None and second.votes == {(0, 1): (3, 1)}
     upvoted = write(tmp_path / "r.jsonl", [{**pair, "votes": 17}])
     assert load_preferences(upvoted).examples[0].votes is None

@@ -76,3 +76,22 @@ def test_prompts_of_dialogues_are_rendered_as_for_scoring(tokenizer):
             assert text.count("Be brief.") == (chat.system is not None and (
                 chat.mode == "always" or said != "Is it?")) and said in text  # fmt: skip
     assert [p["chosen"] for p in prompts] == ["no", "yes"]
+
+
+def test_prompts_are_asked_once_and_none_for_another_of_its_cluster():
+    """Two questions of a cluster, one of them twice; the same words with other tools."""
+    said = ({"role": "user", "content": "Three?"},)
+    tools = [Dialogue(said, ({"name": name},)) for name in "fg"]
+    asked = [
+        ("One?", None),
+        ("Two?", None),
+        ("One?", None),
+        ("Three?", tools[0]),
+        ("Three?", tools[1]),
+    ]
+    examples = [
+        PreferenceExample(str(k), "c", text, ("yes",), ("",), (1,), None, "d", k, dialogue)
+        for k, (text, dialogue) in enumerate(asked)
+    ]
+    data = PreferenceData("d", None, None, None, examples, {}, [])
+    assert [prompt["id"] for prompt in unique_prompts(data)] == ["0", "1", "3", "4"]

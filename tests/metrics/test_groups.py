@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from result_rows import scored_record
+from result_rows import bootstrap_of_scipy, scored_record
 
 from ranking.metrics.accuracy import summarize_dataset
 from ranking.metrics.groups import MAX_GROUPS, group_means
 from ranking.metrics.intervals import (
-    clustered_bootstrap_interval,
     interval_95,
     resampled_means,
     wilson_interval,
@@ -66,8 +65,8 @@ def test_one_cell_has_the_bootstrap_of_scipy():
     clusters = [str(k) for k in rng.integers(60, size=200)]
     tops, bottoms = rng.integers(3, size=200), np.full(200, 2)
     drawn = resampled_means(tops, bottoms, clusters, np.zeros(200, int), 1, 0, 4000)
-    expected = clustered_bootstrap_interval(tops, bottoms, clusters, 0, 0.95, 4000)
-    assert interval_95(drawn[:, 0]) == pytest.approx(expected, abs=0.006)
+    expected = bootstrap_of_scipy(tops, bottoms, clusters, 0, 4000)
+    assert interval_95(drawn[:, 0]) == pytest.approx(expected, rel=1e-12)
 
 
 def test_cells_of_one_draw_stay_together():

@@ -6,6 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from result_rows import bootstrap_of_scipy
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
@@ -13,10 +14,10 @@ from statsmodels.stats.proportion import proportion_confint
 from ranking.metrics.intervals import (
     DRAWS_AT_ONCE,
     bootstrap_95,
-    clustered_bootstrap_interval,
     correlation_test,
     exact_mcnemar,
     rank_correlation,
+    resampled_means,
     wilson_interval,
 )
 
@@ -72,30 +73,30 @@ def test_wilson_interval_closed_form():
 def test_clustered_bootstrap_sees_the_clusters():
     """50 clusters of 20 identical values are as uncertain as 50 values, not 1000."""
     values = np.random.default_rng(0).integers(0, 2, 50).astype(float)
-    one = clustered_bootstrap_interval(values, np.ones(50), [str(i) for i in range(50)])
-    many = clustered_bootstrap_interval(
-        np.repeat(values, 20), np.ones(1000), [str(i // 20) for i in range(1000)]
-    )
+    one = bootstrap_95(values, [str(i) for i in range(50)], 0)
+    many = bootstrap_95(np.repeat(values, 20), [str(i // 20) for i in range(1000)], 0)
     assert many == pytest.approx(one)
     standard_error = values.std() / math.sqrt(50)
     assert one[1] - one[0] == pytest.approx(2 * 1.96 * standard_error, rel=0.15)
-    assert math.isnan(clustered_bootstrap_interval([1.0, 0.0], [1, 1], ["a", "a"])[0])
 
 
 def test_bootstrap_in_parts_draws_what_one_call_would():
-    """Σ over resampled clusters, written out; more draws than are made at once."""
+    """Σ over resampled clusters, written out, and by scipy; more draws than are made at once."""
     rng = np.random.default_rng(3)
     tops, bottoms = rng.normal(size=700), rng.integers(1, 5, 700)
     draws = np.random.default_rng(7).integers(0, 700, (2000, 700))
     expected = np.percentile(tops[draws].sum(1) / bottoms[draws].sum(1), [2.5, 97.5])
-    found = clustered_bootstrap_interval(tops, bottoms, [f"{k:03}" for k in range(700)], seed=7)
+    clusters = [f"{k:03}" for k in range(700)]
+    found = bootstrap_95(tops, clusters, 7, bottoms)
     assert draws.size > DRAWS_AT_ONCE and found == pytest.approx(expected, rel=1e-12)
+    assert found == pytest.approx(bootstrap_of_scipy(tops, bottoms, clusters, 7), rel=1e-12)
 
 
 def test_bootstrap_memory_does_not_grow_with_the_resamples():
-    clusters = [str(k) for k in range(50_000)]
+    n = 50_000
+    clusters = [str(k) for k in range(n)]
     tracemalloc.start()
-    clustered_bootstrap_interval(np.ones(50_000), np.ones(50_000), clusters, n_resamples=100)
+    resampled_means(np.ones(n), np.ones(n), clusters, np.zeros(n, int), 1, n_resamples=100)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 48 * 2**20  # one call for all: 120 MB, at 2000 resamples 2.4 GB
@@ -114,8 +115,8 @@ def test_exact_mcnemar_is_a_sign_test_on_discordant_pairs():
 def test_bootstrap_of_result_files_is_null_without_two_clusters():
     assert bootstrap_95([], [], 0) == bootstrap_95([1.0, 0.0], ["a", "a"], 0) == [None, None]
     values, clusters = [1.0, 0.0, 1.0], ["a", "b", "c"]
-    expected = clustered_bootstrap_interval(values, [1, 1, 1], clusters, 5)
-    assert bootstrap_95(values, clusters, 5) == list(expected)
+    peer = bootstrap_of_scipy(values, [1] * 3, clusters, 5)
+    assert bootstrap_95(values, clusters, 5) == pytest.approx(peer)
 
 
 def test_intervals_and_tests_are_those_of_statsmodels():

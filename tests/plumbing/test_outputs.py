@@ -88,6 +88,14 @@ def test_outputs_are_never_inputs_nor_of_another_summary(tmp_path):
         begin(tmp_path, {"seed": 0}, overwrite=True)
 
 
+@pytest.mark.parametrize("name", ["", ".", "sub"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_directory_is_not_overwritten(name, overwrite, tmp_path):
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(ValueError, match="is a directory: give --output-filename"):
+        plan_output(str(tmp_path), name, overwrite, [])
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{torn"])
 def test_a_damaged_configuration_is_another_one(tmp_path, content):
     write((tmp_path / "run.examples.jsonl"), [row(1)])

@@ -185,3 +185,33 @@ def test_figure_of_groups(tmp_path, monkeypatch):
     assert len(axes.get_yticklabels()) == 30 and "30 largest of 40" in axes.get_title("left")
     with pytest.raises(ValueError, match="no column of groups"):
         plot_accuracy_by_group(ranking_rows(), tmp_path / "g.png")
+
+
+def test_each_model_and_chance_are_named_whichever_panel_has_them(tmp_path, monkeypatch):
+    """The first dataset has ties, thus no chance, and is scored by one of two models."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    with_ties = [{**row, "include_ties": True, "chance": None} for row in ranking_rows("a")]
+    plot_ranking_accuracy(with_ties + ranking_rows("b") + ranking_rows("a"), tmp_path / "r.png")
+    names = [text.get_text() for text in plt.gcf().legends[0].get_texts()]
+    assert sorted(names) == ["a", "b", "chance"]
+
+    first = [{**row, "model": "a"} for row in grouped_rows(["chat", "math"])]
+    other = [{**row, "dataset_name": "other", "model": "b"} for row in grouped_rows(["x", "y"])]
+    plot_accuracy_by_group(first + other, tmp_path / "g.png")
+    names = [text.get_text() for text in plt.gcf().legends[0].get_texts()]
+    means = ["a, mean over groups", "b, mean over groups"]
+    assert sorted(names) == ["a", means[0], "b", means[1], "chance"]
+    for axes in plt.gcf().axes:
+        (chance,) = [c for c in axes.collections if c.get_label() == "chance"]
+        assert [segment[0, 0] for segment in chance.get_segments()] == [50, 50]
+
+
+def test_a_column_that_has_too_many_values_for_one_model_has_no_mean_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    many = [{"column": "subset", "n_groups": 5000, "value": None}]
+    other = [
+        {**row, "model": "b", "by_group": [], "mean_over_groups": many} for row in ranking_rows()
+    ]
+    plot_accuracy_by_group(grouped_rows(["chat", "math"]) + other, tmp_path / "g.png")
+    labels = [line.get_label() for line in plt.gcf().axes[0].lines]
+    assert [label for label in labels if "mean" in label] == ["gpt2, mean over groups"]

@@ -1,6 +1,7 @@
 """Tables and picture of several models on the same examples."""
 
 import matplotlib.pyplot as plt
+import pytest
 from result_rows import scored_record
 
 from ranking.metrics.comparison import compare_models
@@ -62,3 +63,11 @@ def test_the_picture_shows_the_differences_on_one_scale(tmp_path, monkeypatch):
     assert figure.axes[0].get_yticklabels()[0].get_text() == "d\n(n = 12)"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["wrong", "half"]
     assert "less that of tied on the same examples" in figure.get_suptitle()
+
+
+def test_two_comparisons_of_a_dataset_are_refused(tmp_path):
+    rows = compare_models(runs(), 0)
+    for show in (comparison_table, mcnemar_table, lambda r: plot_comparison(r, tmp_path / "f.png")):
+        for wrong in ([*rows, *rows], rows[:1]):
+            with pytest.raises(ValueError, match="not one comparison of d: give one file, whole"):
+                show(wrong)

@@ -149,6 +149,10 @@ def test_sweep_figure(drawn):
     assert list(distance.lines[0].get_ydata()) == [100, 100] and len(distance.lines) == 1
     assert list(flipped.lines[0].get_ydata()) == [50, 100]
     assert plt.gcf().get_suptitle() == r"$\beta$ = 0.1"  # γ is on the axis
+    title = plt.gcf().legends[0].get_title().get_text()
+    assert title.endswith("mean and range of 1 to 2 seeds")
+    drawn(plot_sweep, [evaluated_pairs(), other], "last")
+    assert plt.gcf().legends[0].get_title().get_text().endswith("range of 1 seed")
 
 
 def test_the_saved_step_is_marked_where_the_loss_is_not_lowest(drawn):
@@ -191,3 +195,18 @@ def test_each_picture_says_of_which_run_it_is(tmp_path, monkeypatch):
         assert caption == (
             r"sft (from gpt2), Anthropic/hh-rlhf + a_b\$c, seed 3, $\beta$ = 0.1, $\gamma$ = 1"
         )
+
+
+def test_losses_that_are_not_finite_cost_no_more_than_their_panel(drawn, tmp_path, capsys):
+    """Of one part; of all, the others of the four pictures are there, and a line says why."""
+
+    def without(parts):
+        return [{**row, "loss": None} if row["part"] in parts else row for row in evaluated_pairs()]
+
+    (axes,) = drawn(plot_loss_against_reference, without({"train"}))
+    assert axes.get_title() == "validation pairs (n = 4, 2 correct), step 5"
+    pictures = draw_dynamics(without({"train", "validation"}), tmp_path, "")
+    assert pictures.keys() == {"dynamics", "accuracy_against_distance", "displacement"}
+    assert all(path.exists() for path in pictures.values())
+    assert "no picture" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert "loss_against_reference.png: no pair has a finite loss at step 0" in said

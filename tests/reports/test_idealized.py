@@ -34,9 +34,10 @@ def test_idealized_curves_of_two_runs_have_a_panel_each(tmp_path, monkeypatch):
     monkeypatch.setattr(plt, "close", lambda figure: None)
     curves = [
         {"dataset_name": "d", "dataset_split": None, "model": model, "add_eos": eos, "n": 4,
-         "calib_property": "ranks_length-normalized", "critical_betas": [0.5], "limit_beta_to_0": 1.0,
+         "calib_property": f"ranks_{kind}", "critical_betas": [0.5], "limit_beta_to_0": 1.0,
          "observed_accuracy": 0.25}
         for model, eos in (("m/one", False), ("m/one", True), ("m/two", False))
+        for kind in ("length-normalized", "non-length-normalized")
     ]  # fmt: skip
     plot_idealized_curves(curves, tmp_path / "c.png")
     assert [axes.get_title() for axes in plt.gcf().axes] == [
@@ -77,7 +78,7 @@ def test_critical_betas_of_datasets_share_a_panel(tmp_path, monkeypatch):
         "d (n = 4 pairs)", "e (n = 4 pairs)", "one", "two", r"$\beta$ of Tables 1 and 6"]  # fmt: skip
     with pytest.raises(ValueError, match="two runs of m/one on d"):
         plot_critical_betas([*curves, curves[0]], tmp_path / "c.png")
-    many = [{**curves[0], "model": name, "reference_model": name} for name in "abcde"]
+    many = [{**c, "model": name, "reference_model": name} for name in "abcde" for c in curves[:2]]
     with pytest.raises(ValueError, match="5 references, of which 4 can be told apart"):
         plot_critical_betas(many, tmp_path / "c.png")
 

@@ -1,8 +1,20 @@
-"""Models whose names end alike are told apart."""
+"""Models whose names end alike are told apart; R̃ and R of one run belong together."""
 
+import pytest
+from result_rows import idealized_rows, ranking_rows
+
+from ranking.reports.accuracy import accuracy_table
+from ranking.reports.idealized import idealized_table
 from ranking.reports.labels import model_labels
 
 
 def test_models_whose_paths_end_alike_have_different_labels():
     assert model_labels(["a/checkpoint-4", "b/checkpoint-4", "b/dpo"]) == {
         "a/checkpoint-4": "a/checkpoint-4", "b/checkpoint-4": "b/checkpoint-4", "b/dpo": "dpo"}  # fmt: skip
+
+
+def test_a_file_that_has_one_of_two_rows_is_one_line():
+    with pytest.raises(ValueError, match="no non-length-normalized row of gpt2 on Anthropic/hh-rl"):
+        accuracy_table(ranking_rows()[:1], lambda row: None)
+    with pytest.raises(ValueError, match="no length-normalized row of a/dpo on d"):
+        idealized_table(idealized_rows()[1:2])

@@ -91,3 +91,15 @@ def test_says_in_the_tables_words_that_length_decides(capsys):
     ]
     show_accuracy(rows_of(flipped))
     assert "right iff the preferred completion is long enough" in capsys.readouterr().out
+
+
+def test_a_model_that_the_first_panel_lacks_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    rows = [
+        {"model": model, "dataset_name": dataset, "normalization": kind, "n": 9,
+         "bins": [{"mean_difference": 1.0, "accuracy": 0.5, "wilson_95": [0.2, 0.8]}]}
+        for model, dataset in (("a", "d"), ("a", "e"), ("b", "e"))
+        for kind in ("length-normalized", "non-length-normalized")
+    ]  # fmt: skip
+    plot_length_difference(rows, tmp_path / "l.png")
+    assert [text.get_text() for text in plt.gcf().legends[0].get_texts()] == ["a", "b"]

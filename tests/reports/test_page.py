@@ -775,3 +775,29 @@ def test_the_lock_on_scripts_and_requests_holds(chromium, tmp_path):
     assert chromium.title == "Preference rankings"
     refused = " ".join(entry["message"] for entry in chromium.get_log("browser"))
     assert "script-src" in refused and "img-src" in refused
+
+
+def test_reward_accuracy_is_of_the_run_that_a_line_is_of(tmp_path):
+    """Two sizes of a sample of one dataset and model."""
+    summaries, wanted = [], []
+    for name, size, seed in (("small", 10, 5), ("large", 20, 6)):
+        records, before = few_records()[:size], few_records("before", seed)[:size]
+        summary = write_run(tmp_path, name, records, before)
+        rows = [{**row, "sample_size": size} for row in read_json_lines(summary)]
+        write_json_lines(summary, rows)
+        summaries.append(summary)
+        wanted += [
+            f"{100 * row['distance_metric_value_mean']:.1f}"
+            for row in rows
+            if row["distance_metric"] == "reward_acc"
+            and row["calib_property"] == "ranking_non-length-normalized"
+        ]
+    columns, *lines = Tables(page_of(*summaries)).with_columns("group", "reward accuracy")
+    cells = [dict(zip(columns, line)) for line in lines]
+    found = [cell["reward accuracy"].split()[0] for cell in cells if not cell["group"]]
+    assert found == wanted and len(set(wanted)) > 2
+
+
+def test_a_page_without_room_for_pairs_has_none(tmp_path):
+    html = page_of(write_run(tmp_path, "run", few_records()), most_bytes=0)
+    assert embedded(html)["pairs"] == []

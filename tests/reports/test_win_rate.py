@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
-from ranking.reports.style import BLUE, ORANGE
+from ranking.reports.style import BLUE, ORANGE, draw
 from ranking.reports.win_rate import plot_win_rate, win_rate_table, win_rate_title
 
 ROW = {"model": "run/checkpoint-2", "judge": "openai:m", "win_rate": 0.55, "bootstrap_95": [0.45, 0.651], "n": 19,
@@ -90,3 +90,10 @@ def test_win_rates_of_several_seeds_are_joined_by_their_means(tmp_path, monkeypa
     assert (low, high) == pytest.approx(100 * np.array(proportion_confint(4, 10, method="wilson")))
     said = plt.gcf().get_suptitle().replace("\n", " ")
     assert said == "runs, against the preferred answers, d (test), judge: openai gpt-4o"
+
+
+def test_without_a_clear_verdict_there_is_no_picture(tmp_path, capsys):
+    """And a line that says so: the summary is written after it."""
+    rows = [{**ROW, **OF_CHECKPOINT, "win_rate": None, "step": 2, "gamma": 1.0}]
+    assert not draw(plot_win_rate, rows, tmp_path / "w.png")
+    assert capsys.readouterr().err.endswith("w.png: no clear verdict: no win rate to draw\n")

@@ -76,6 +76,20 @@ def test_small_common_beginnings_do_not_lengthen_rows():
         assert len(build_row([c for i in row for c in tokenized[i]]).input_ids) <= 200
 
 
+def test_each_example_is_in_the_first_row_with_room_the_largest_first():
+    """Of examples that share nothing, row by row."""
+    rng = random.Random(0)
+    sizes = [rng.randrange(2, 60) for _ in range(300)]
+    tokenized = [[TokenizedCompletion((number, *range(1000, 1000 + size)), 1, False)]
+                 for number, size in enumerate(sizes)]  # fmt: skip
+    rows: list[list[int]] = []
+    for number in sorted(range(300), key=lambda number: -sizes[number]):
+        there = [row for row in rows if len(row) < 5
+                 and sum(sizes[i] for i in row) + sizes[number] <= 100]  # fmt: skip
+        there[0].append(number) if there else rows.append([number])
+    assert pack_rows(tokenized, 100, 5) == rows
+
+
 def test_dealt_batches_are_all_there_once_and_balanced():
     rng = random.Random(0)
     n_tokens = [rng.randrange(1, 400) for _ in range(200)]

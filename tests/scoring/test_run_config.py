@@ -19,6 +19,7 @@ from ranking.scoring.comparable import ScoringRun, check_comparable, planned_sco
 from ranking.scoring.examples_file import planned_records
 from ranking.scoring.models import find_model
 from ranking.scoring.run_config import dataset_facts, make_run_config, scoring_settings
+from ranking.scoring.runs import recorded_facts
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -171,3 +172,13 @@ def test_records_hold_messages_which_older_files_lack(two_models):
     changed = [{**record, "messages": [{"role": "user", "content": "Ho"}]} for record in records]
     with pytest.raises(ValueError, match="its messages differ"):
         check_comparable(ours, ScoringRun("changed", changed, config))
+
+
+def test_older_rows_are_joined_by_what_their_configuration_says(two_models):
+    """Their completions do not name a separator; newer ones do, whatever is there for the rest."""
+    config = make_run_config(two_models[1], [TEXT], chat=AUTO, **ASKED)
+    config["datasets"][0]["separator"] = "|"
+    newer, older = ({**record, "model": "m"} for record in planned_records([TEXT]))
+    older["completions"] = [{"text": c["text"]} for c in older["completions"]]
+    run = ScoringRun("e.examples.jsonl", [newer, older], config)
+    assert recorded_facts(run, ("text", None, None), run.records)["joined_by"] == {" ": 2, "|": 2}
