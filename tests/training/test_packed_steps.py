@@ -351,3 +351,12 @@ def test_a_resumed_run_fits_its_rows_to_a_gpu_too(tmp_path, tokenizer, pairs, mo
     run.lengthen_rows()
     assert run.budgets["train"] == int(0.85 * free / (taken / n_tokens)) > 4096
     assert run.note_memory() is None
+
+
+def test_the_test_split_has_no_metrics_of_the_validation_set(tmp_path, tokenizer, rows):
+    """TRL's forward pass gives token accuracies, which TRL calls eval_… whatever is evaluated."""
+    run = sft(tmp_path, tokenizer, rows, eval_dataset=Dataset.from_list(rows), loss_type="dft")
+    own = run.evaluate()
+    found = run.evaluate(Dataset.from_list(rows[:3]), metric_key_prefix="test")
+    assert "eval_mean_token_accuracy" in own and found["test_loss"] != own["eval_loss"]
+    assert not [name for name in found if name.startswith("eval_")]
