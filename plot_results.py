@@ -106,7 +106,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="model, data and seed of dynamics (default: what run_config.json beside them says)",
     )
     parser.add_argument("--output", required=True, type=Path, help=".png or .pdf; of a page .html")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.at == "last" and args.figure not in ("sweep", "flips"):
+        parser.error(f"--at: {args.figure} does not take it, sweep and flips do")
+    if args.caption and args.figure not in (*DYNAMICS, "sweep", "flips", "losses"):
+        parser.error(f"--caption: {args.figure} does not take it, pictures of dynamics do")
+    return args
 
 
 def main(args: argparse.Namespace) -> None:

@@ -50,10 +50,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def check_names(parts: list[Part]) -> None:
-    """ValueError where two parts would write one file: models whose names end alike."""
+    """ValueError where two parts would write one file: models whose names end alike, or a model,
+    dataset or seed given twice."""
     files = [part.done for part in parts]
     if twice := [file for file in files if files.count(file) > 1]:
-        raise ValueError(f"two parts would write {twice[0]}: rename one of the models")
+        raise ValueError(f"two parts would write {twice[0]}: give models, datasets and seeds once, "
+                         "and rename models whose names end alike")  # fmt: skip
 
 
 def is_done(part: Part) -> bool:

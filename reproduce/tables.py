@@ -215,7 +215,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--format", choices=FORMATS, default="markdown",
         help="of what is printed (default: markdown)",
     )  # fmt: skip
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.at == "last" and args.table != "sweep":
+        parser.error(f"--at: {args.table} does not take it, sweep does")
+    if args.beside and args.table not in ("ranking", "conventions"):
+        parser.error(f"--beside: {args.table} does not take it, ranking and conventions do")
+    return args
 
 
 def main(args: argparse.Namespace) -> None:

@@ -99,6 +99,14 @@ def test_page_command_line(tmp_path, capsys):
         )
 
 
+@pytest.mark.parametrize("words", [["dynamics", "--at", "last"], ["rewards", "--caption", "mine"]])
+def test_a_flag_without_effect_is_one_line(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        plot_results.parse_args([words[0], "r.jsonl", *words[1:], "--output", "f.png"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith(f"error: {words[1]}")
+
+
 def test_a_file_of_something_else_among_others_is_named(tmp_path):
     write_json_lines(tmp_path / "r.jsonl", ranking_rows())
     write_json_lines(tmp_path / "i.jsonl", [{"a": 1}])

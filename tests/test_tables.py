@@ -125,6 +125,14 @@ def test_formats_and_errors(tmp_path, capsys):
         assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [["dynamics", "--at", "last"], ["rewards", "--beside", "gpt2"]])
+def test_a_flag_without_effect_is_one_line(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tables.parse_args([words[0], "r.jsonl", *words[1:]])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith(f"error: {words[1]}")
+
+
 @pytest.mark.parametrize("table", tables.SUMMARIES)
 def test_a_file_without_rows_is_one_line(table, tmp_path):
     (tmp_path / "r.jsonl").write_text("")

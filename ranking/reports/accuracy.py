@@ -120,8 +120,7 @@ def group_lines(pair: Sequence[AccuracyRow], width: int) -> list[list[str]]:
             first = entries[0]
             line += ["", str(first.get("n", "")), percent(first["chance"])]
             for entry in entries:
-                interval = entry["wilson_95"] if "wilson_95" in entry else entry["bootstrap_95"]
-                line.append(with_interval(entry["value"], interval, digits=1))
+                line.append(with_interval(entry["value"], interval_of(entry), digits=1))
         lines.append(line + [""] * (width - len(line)))
     return lines
 
@@ -278,7 +277,7 @@ def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Pat
     paper) and summed side by side."""
     labels = setting_labels(accuracies)
     places = list(labels)
-    models = model_labels(dict.fromkeys(row["model"] for row in accuracies))
+    models = model_labels(row["model"] for row in accuracies)
     height = 1.3 + len(places) * max(0.6, 0.11 * len(models))
     figure, grid = subplots(1, 2, figsize=(WIDTH, height), sharey=True, layout="constrained")
     titles = {"length-normalized": "R̃, length-normalized", "non-length-normalized": "R, summed"}
@@ -320,7 +319,7 @@ def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
     accuracies = accuracies_of(rows)
     refuse_two_runs(accuracies, "calib_property")
     labels = setting_labels(accuracies)
-    models = model_labels(dict.fromkeys(row["model"] for row in accuracies))
+    models = model_labels(row["model"] for row in accuracies)
     panels = [
         (column, [row for row in accuracies if setting_of(row) == setting])
         for setting in labels
@@ -337,7 +336,7 @@ def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
             draw_groups(axes, row, column, shown, models)
             if row["model"] == chosen[0]["model"]:
                 mark_chance(axes, row, column, shown)
-    legend_outside(figure, ncols=5)
+    legend_outside(figure, ncols=3)
     save_figure(figure, path)
 
 

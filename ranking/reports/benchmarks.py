@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ranking.metrics.benchmarks import IMPLICIT_REWARD, BenchmarkPart, BenchmarkRow
 from ranking.reports.labels import SYMBOLS, by_normalization, refuse_two_runs, scoring_label, short
-from ranking.reports.tables import Table, percent, show_table, with_interval
+from ranking.reports.tables import Table, interval_of, percent, show_table, with_interval
 
 
 def benchmarks_of(rows: Sequence) -> list[BenchmarkRow]:
@@ -38,9 +38,7 @@ def benchmark_table(rows: Sequence, alone: bool = False) -> Table:
             line = [] if alone else [row["benchmark"], model]
             line += [part["part"], part["kind"], str(part["n"]), percent(part["chance"])]
             for entry in entries:
-                low, _ = entry["wilson_95"]
-                interval = entry["wilson_95"] if low is not None else entry["bootstrap_95"]
-                line.append(with_interval(entry["value"], interval, digits=int(alone)))
+                line.append(with_interval(entry["value"], interval_of(entry), digits=int(alone)))
             lines.append(line)
     return columns, lines
 

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ranking.metrics.comparison import ComparedPair, ComparisonRow
-from ranking.reports.labels import SYMBOLS, dataset_of, model_labels, setting_labels, setting_of
+from ranking.reports.labels import (
+    SYMBOLS,
+    dataset_of,
+    model_labels,
+    model_names,
+    setting_labels,
+    setting_of,
+)
 from ranking.reports.style import (
     GREY,
     WIDTH,
@@ -57,7 +64,7 @@ def comparison_table(rows: Sequence[ComparisonRow], sortable: bool = False) -> T
     refuse_other_rows(rows)
     columns = ["dataset", "", "model", "n", "chance", "R̃ (per token)", "R (summed)"]
     numbers = numbered(rows)
-    names = model_labels(numbers)
+    names = model_names(numbers)
     lines = []
     for pair in both_normalizations(rows):
         of_dataset = [dataset_of(pair[0]), str(pair[0]["n"]), percent(pair[0]["chance"])]

@@ -1,6 +1,7 @@
 """Idealized accuracy as tables, pictures and wandb panels (Tables 1, 6; App. F)."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from ranking.reports.style import (
     legend_outside,
     save_figure,
     subplots,
+    wrapped,
 )
 from ranking.reports.tables import (
     BETWEEN,
@@ -203,14 +205,17 @@ def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:
     """R*(β) per dataset, model and normalization; observed accuracy dashed, the gap shaded."""
     refuse_two_runs(curves, "calib_property")
     panels = by_normalization(curves)
-    models = model_labels(dict.fromkeys(curve["model"] for curve in curves))
+    models = model_labels(curve["model"] for curve in curves)
     settings = setting_labels(curves)
     n_references = len({curve.get("reference_model") for curve in curves})
+    n_rows = math.ceil(len(panels) / 2)
     figure, grid = subplots(
-        1, len(panels), figsize=(1.2 + 2.9 * len(panels), 3.2), sharey=True, squeeze=False,
-        layout="constrained",
+        n_rows, min(2, len(panels)), figsize=(WIDTH if len(panels) > 1 else 4.1, 3.2 * n_rows),
+        sharey=True, squeeze=False, layout="constrained",
     )  # fmt: skip
-    for axes, panel in zip(grid[0], panels):
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes, panel in zip(grid.flat, panels):
         breakpoints = [beta for curve in panel.values() for beta in curve["critical_betas"]]
         left = min([1e-3, *(beta / 2 for beta in breakpoints)])
         right = max([20.0, *(2 * beta for beta in breakpoints)])
@@ -230,10 +235,14 @@ def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:
         axes.set_ylim(0, 102)
         first = next(iter(panel.values()))
         whose = f"{models[first['model']]}, " if len(models) > 1 else ""
-        whose += f"from {plain(str(first.get('reference_model')))}, " if n_references > 1 else ""
-        axes.set_title(f"{whose}{settings[setting_of(first)]} (n = {first['n']} pairs)")
+        reference = first.get("reference_model")
+        if n_references > 1 and reference != first["model"]:
+            whose += f"from {plain(str(reference))}, "
+        title = f"{whose}{settings[setting_of(first)]} (n = {first['n']} pairs)"
+        axes.set_title(wrapped(title, 2.9))
         axes.grid(alpha=0.3)
-    grid[0][0].set_ylabel("ranking accuracy (%)")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("ranking accuracy (%)")
     legend_outside(figure, ncols=2)
     names = dict.fromkeys((curve["model"], curve.get("reference_model")) for curve in curves)
     if len(names) == 1:
@@ -252,7 +261,7 @@ def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
     refuse_two_runs(curves, "calib_property")
     of_curve = by_normalization(curves)
     settings = setting_labels(curves)
-    references = model_labels(dict.fromkeys(str(c["reference_model"]) for c in curves))
+    references = model_labels(str(c["reference_model"]) for c in curves)
     for what, found, most in (
         ("datasets", settings, MODEL_COLOURS), ("references", references, LINE_STYLES)
     ):  # fmt: skip

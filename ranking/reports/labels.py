@@ -1,6 +1,7 @@
 """What runs are called in tables and pictures, and what keeps two of them apart."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,8 @@ def setting_labels(rows: Sequence[ResultRow]) -> dict[tuple, str]:
 
 def short(name: str) -> str:
     """The last part of a model's path, and its parent where that says the training step."""
-    parts = Path(name).parts
-    return "/".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
+    path = Path(name)
+    return "/".join(path.parts[-2:]) if path.name.startswith("checkpoint-") else path.name or name
 
 
 def without_paths(name: str) -> str:
@@ -121,10 +122,16 @@ def without_paths(name: str) -> str:
     return Path(name).resolve().name if is_path else name
 
 
+def model_names(models: Iterable[str]) -> dict[str, str]:
+    """Model → what `short` calls it, or all of its name where two end alike."""
+    ends = {model: short(model) for model in models}
+    counts = Counter(ends.values())
+    return {model: end if counts[end] == 1 else model for model, end in ends.items()}
+
+
 def model_labels(models: Iterable[str]) -> dict[str, str]:
-    """The last part of each model's path, or all of it where two end alike. For pictures."""
-    ends = [Path(model).name for model in models]
-    return {m: plain(e if ends.count(e) == 1 else m) for m, e in zip(models, ends)}
+    """The same for pictures."""
+    return {model: plain(name) for model, name in model_names(models).items()}
 
 
 def plain(name: str) -> str:

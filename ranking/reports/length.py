@@ -25,6 +25,7 @@ from ranking.reports.style import (
     percents,
     save_figure,
     subplots,
+    wrapped,
 )
 from ranking.reports.tables import Table, percent, show_table, signed_with_interval, with_interval
 
@@ -133,7 +134,7 @@ def plot_length_difference(rows: Sequence[ResultRow], path: Path) -> None:
     rows = without or rows  # with ties, the untied pairs would be drawn twice
     refuse_two_runs(rows, "normalization")
     settings = setting_labels(rows)
-    models = model_labels(dict.fromkeys(row["model"] for row in rows))
+    models = model_labels(row["model"] for row in rows)
     numbers = {model: k for k, model in enumerate(models)}
     figure, grid = subplots(
         2, len(settings), figsize=(0.6 + 2.15 * len(settings), 4.6), sharey=True, sharex="col",
@@ -157,7 +158,7 @@ def plot_length_difference(rows: Sequence[ResultRow], path: Path) -> None:
             )  # fmt: skip
         if score == "length-normalized":
             n = max((row["n"] for row in chosen), default=0)
-            axes.set_title(f"{settings[setting]} (n = {n})")
+            axes.set_title(wrapped(f"{settings[setting]} (n = {n})", 2.15))
         else:
             axes.set_xlabel("tokens: preferred − dispreferred")
         if column == 0:

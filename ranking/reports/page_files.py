@@ -45,7 +45,7 @@ def kind_of(path: Path, rows: Sequence[Record]) -> str:
     for kind, columns in KNOWN_BY.items():
         if rows and all(columns <= row.keys() for row in rows):
             return kind
-    name, *more = path.name.removesuffix(".jsonl").split(".")
+    name, *more = path.name.removesuffix(".gz").removesuffix(".jsonl").split(".")
     summary = path.with_name(f"{name}.jsonl")
     give = f": give {summary}, beside which it is found" if more and summary.is_file() else ""
     raise ValueError(
@@ -96,8 +96,9 @@ def read_result_file(path: Path) -> ResultFile:
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """NAME.<suffix> of NAME.jsonl."""
-    return path.with_name(f"{stem_of(path)}.{suffix}")
+    """NAME.<suffix> of NAME.jsonl or NAME.jsonl.gz."""
+    summary = path.with_suffix("") if path.suffix == ".gz" else path
+    return path.with_name(f"{stem_of(summary)}.{suffix}")
 
 
 def read_if_there(path: Path) -> list[Record]:

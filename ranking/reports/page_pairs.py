@@ -1,13 +1,13 @@
 """The pairs of a page: one line per untied pair and model, with texts and numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ranking.metrics.dynamics import GROUPS
 from ranking.metrics.rewards import is_right
 from ranking.plumbing.result_files import Record
-from ranking.reports.labels import run_label, short
+from ranking.reports.labels import model_names, run_label
 from ranking.reports.page_files import IDEALIZED, ResultFile
 from ranking.reports.pairs import (
     group_label,
@@ -18,13 +18,6 @@ from ranking.reports.pairs import (
     rounded,
     without_unknown,
 )
-
-
-def model_names(models: Iterable[str]) -> dict[str, str]:
-    """Model → the last part of its path, or all of it where two end alike."""
-    known = list(dict.fromkeys(models))
-    ends = [short(model) for model in known]
-    return {m: e if ends.count(e) == 1 else m for m, e in zip(known, ends)}
 
 
 def run_names(files: Sequence[ResultFile]) -> dict[Path, str]:

@@ -11,12 +11,12 @@ from ranking.reports.labels import (
     SYMBOLS,
     by_normalization,
     dataset_of,
+    model_names,
     page_label,
     refuse_two_runs,
     setting_of,
 )
 from ranking.reports.page_files import ResultFile
-from ranking.reports.page_pairs import model_names
 from ranking.reports.tables import Table, interval_of, percent, with_interval
 
 

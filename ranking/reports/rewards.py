@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -28,14 +27,17 @@ from ranking.reports.style import (
     WIDTH,
     save_figure,
     subplots,
+    wrapped,
 )
 from ranking.reports.tables import (
     BETWEEN,
     Table,
     as_wandb,
+    interval_of,
     percent,
     show_table,
     signed_with_interval,
+    significant,
     with_interval,
 )
 
@@ -117,14 +119,12 @@ def reward_table(rows: Sequence[Any], alone: bool = False, sortable: bool = Fals
     for cells, found in reward_lines(rows, alone, sortable=sortable):
         is_group = "value" in found
         value = found["value"] if is_group else found["distance_metric_value_mean"]
-        low, _ = found["wilson_95"]
-        interval = found["wilson_95"] if low is not None else found["bootstrap_95"]
         baselines = [percent(found["baselines"][length]) for length in lengths]
         lines.append(
             [
                 *cells,
                 str(found["n"]),
-                with_interval(value, interval, digits=int(alone or sortable)),
+                with_interval(value, interval_of(found), digits=int(alone or sortable)),
                 *(baselines if sortable else [BETWEEN.join(baselines)]),
                 "" if is_group else percent(found["at_equal_length"]),
                 "" if is_group else signed_with_interval(found["length_correlation"], (None, None)),
@@ -180,7 +180,7 @@ def displacement_cells(moved: Mapping[str, Any], sortable: bool) -> list[str]:
     changes = [f"mean_{side}_change" for side in ("chosen", "rejected")]
     if not sortable:
         shares = BETWEEN.join(percent(moved[name]) for name in fell)
-        return [shares, BETWEEN.join(three_digits(moved[name]) for name in changes)]
+        return [shares, BETWEEN.join(significant(moved[name], 3) for name in changes)]
     intervals = {name: moved.get(f"{name}_95") or (None, None) for name in fell}
     cells = [with_interval(moved[name], intervals[name], digits=1) for name in fell]
     return cells + [two_digits_with_interval(moved[c], moved.get(f"{c}_95")) for c in changes]
@@ -204,22 +204,12 @@ def ranking_and_reward_table(
     return columns, lines
 
 
-def three_digits(value: float | None) -> str:
-    """Three digits, or – where there is none."""
-    return "–" if value is None else f"{value:.3g}"
-
-
 def two_digits_with_interval(value: float | None, interval: Sequence[float | None] | None) -> str:
     """Two digits each; without an interval where there is none."""
     low, high = interval or (None, None)
     if value is None or low is None or high is None:
-        return "–" if value is None else two_digits(value)
-    return f"{two_digits(value)} [{two_digits(low)}, {two_digits(high)}]"
-
-
-def two_digits(value: float) -> str:
-    """Two digits, or all before the point."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
+        return significant(value, 2)
+    return f"{significant(value, 2)} [{significant(low, 2)}, {significant(high, 2)}]"
 
 
 def show_rewards(rows: Sequence[Any]) -> None:
@@ -317,8 +307,7 @@ def plot_rewards(pairs: Sequence[RewardPair], path: Path) -> None:
         title = plain(dataset_label(*dataset))
         if several:
             title = f"{plain(short(model))} from {plain(short(reference))}, {title}"
-        size = f"(n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{len(own)}\N{NO-BREAK SPACE}pairs)"
-        axes[0].set_title(fill(f"{title} {size}", 34), loc="left")
+        axes[0].set_title(wrapped(f"{title} (n = {len(own)} pairs)", 2.0), loc="left")
         draw_outcomes(axes[0], own)
         draw_changes(axes[1], own)
         draw_changes_by_group(axes[2], own)

@@ -1,5 +1,6 @@
 """How pictures look: colours that colour-blind readers tell apart, error bars, saving."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
@@ -23,6 +24,7 @@ FONTS: Any = {
 }  # fmt: skip
 LOG_REF = r"$\log \pi_{\mathrm{ref}}(%s|x)$"  # of y_w, y_l or y
 DISTANCE = r"$\|\theta - \theta_{\mathrm{ref}}\|^2$"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 LOSS_NEEDED = r"$-\log\,\sigma(\gamma\beta c)$"  # Theorem 4.1
 
 
@@ -47,6 +49,14 @@ def whole_numbers(axis) -> None:
 def captioned(figure, text: str) -> None:
     """What a picture is of, above it, in lines of its width."""
     figure.suptitle(fill(text, int(17 * figure.get_figwidth())), fontsize=7, color="#404040")
+
+
+def wrapped(title: str, inches: float) -> str:
+    """A panel's title in lines of its width, broken between words only, and not in `(n = …)`."""
+    how: Any = {"break_long_words": False, "break_on_hyphens": False}
+    kept = re.sub(r"\(n = [^)]*\)", lambda size: size[0].replace(" ", NO_BREAK), title)
+    lines = (fill(line, int(17 * inches), **how) for line in kept.split("\n"))
+    return "\n".join(lines).replace(NO_BREAK, " ")
 
 
 def legend_outside(figure, ncols: int, **settings) -> None:

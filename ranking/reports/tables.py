@@ -15,6 +15,13 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
+def significant(value: float | None, digits: int) -> str:
+    """So many digits, or all before the point; – where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 10**digits - 0.5 else f"{value:.{digits}g}"
+
+
 def with_interval(value: float | None, interval: Sequence[float | None], digits: int = 0) -> str:
     """A share with its interval, in percent; where one is not defined, without."""
     low, high = interval

@@ -1,5 +1,6 @@
 """Win rates as a table, a picture and wandb panels (Fig. 4, 9-12)."""
 
+from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -28,6 +29,7 @@ from ranking.reports.tables import (
     as_wandb,
     percent,
     show_table,
+    significant,
     wandb_table,
     with_interval,
 )
@@ -50,10 +52,12 @@ def win_rate_table(rows: Sequence[WinRateRow], alone: bool = False) -> Table:
     columns += ["n", "ties", "unclear"] * alone + ["orders disagree"] * twice
     lines = []
     ordered = rows if alone else sorted(rows, key=lambda row: row["squared_distance"])
+    ends = Counter(Path(row["model"]).name for row in rows)
     for row in ordered:
-        line = [Path(row["model"]).name]
+        end = Path(row["model"]).name
+        line = [end if ends[end] == 1 else short(row["model"])]
         if checkpoints:
-            line += [f"{row['squared_distance']:.3g}", percent(row["ranking_accuracy"])]
+            line += [significant(row["squared_distance"], 3), percent(row["ranking_accuracy"])]
         characters = f"{row['mean_characters_policy']:.0f}"
         if alone:
             characters += f" / {row['mean_characters_other']:.0f}"

@@ -42,6 +42,8 @@ def test_idealized_curves_of_two_runs_have_a_panel_each(tmp_path, monkeypatch):
     plot_idealized_curves(curves, tmp_path / "c.png")
     assert [axes.get_title() for axes in plt.gcf().axes] == [
         "one, d (n = 4 pairs)", "one, d,\nEOS scored (n = 4 pairs)", "two, d (n = 4 pairs)"]  # fmt: skip
+    first, _, third = plt.gcf().axes
+    assert first.get_position().y0 > third.get_position().y1  # two beside each other
     with pytest.raises(ValueError, match="two runs of m/one on d"):
         plot_idealized_curves([*curves, curves[0]], tmp_path / "c.png")
     pairs = [

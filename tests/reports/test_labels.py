@@ -1,16 +1,21 @@
-"""Models whose names end alike are told apart; R̃ and R of one run belong together."""
+"""Models whose names end alike are told apart, and what a model is called; R̃ and R of one run belong together."""
 
 import pytest
 from result_rows import idealized_rows, ranking_rows
 
 from ranking.reports.accuracy import accuracy_table
 from ranking.reports.idealized import idealized_table
-from ranking.reports.labels import model_labels
+from ranking.reports.labels import model_labels, short
 
 
 def test_models_whose_paths_end_alike_have_different_labels():
     assert model_labels(["a/checkpoint-4", "b/checkpoint-4", "b/dpo"]) == {
         "a/checkpoint-4": "a/checkpoint-4", "b/checkpoint-4": "b/checkpoint-4", "b/dpo": "dpo"}  # fmt: skip
+
+
+def test_what_a_model_is_called():
+    names = {"org/gpt2": "gpt2", "runs/a/checkpoint-4": "a/checkpoint-4", ".": ".", "/": "/"}
+    assert {name: short(name) for name in names} == names
 
 
 def test_a_file_that_has_one_of_two_rows_is_one_line():

@@ -798,6 +798,14 @@ def test_reward_accuracy_is_of_the_run_that_a_line_is_of(tmp_path):
     assert found == wanted and len(set(wanted)) > 2
 
 
+def test_what_lies_beside_a_file_that_gzip_made_smaller_is_found(tmp_path):
+    summary = write_run(tmp_path, "run", few_records())
+    whole = embedded(page_of(summary))
+    packed = summary.with_name("run.jsonl.gz")
+    packed.write_bytes(gzip.compress(summary.read_bytes()))
+    assert embedded(page_of(packed)) == whole and whole["pairs"]
+
+
 def test_a_page_without_room_for_pairs_has_none(tmp_path):
     html = page_of(write_run(tmp_path, "run", few_records()), most_bytes=0)
     assert embedded(html)["pairs"] == []

@@ -7,6 +7,7 @@ from ranking.reports.tables import (
     leading_number,
     percent,
     show_table,
+    significant,
     with_interval,
 )
 
@@ -19,6 +20,8 @@ def test_cells():
     assert with_interval(0.5, [0.4444, 0.5555], digits=1) == "50.0 [44.4, 55.5]"
     assert with_interval(0.5, [None, None]) == "50.0"
     assert with_interval(None, [None, None]) == "–"
+    rounded = {99.4: "99", 99.6: "100", -1234.6: "-1235", 0.01234: "0.012", 0.0: "0", None: "–"}
+    assert {value: significant(value, 2) for value in rounded} == rounded
 
 
 def test_renderers(capsys):

@@ -92,6 +92,12 @@ def test_win_rates_of_several_seeds_are_joined_by_their_means(tmp_path, monkeypa
     assert said == "runs, against the preferred answers, d (test), judge: openai gpt-4o"
 
 
+def test_checkpoints_of_two_runs_are_told_apart():
+    rows = [{**ROW, **OF_CHECKPOINT, "model": f"{run}/checkpoint-2"} for run in ("a", "b")]
+    _, lines = win_rate_table(rows)
+    assert [line[0] for line in lines] == ["a/checkpoint-2", "b/checkpoint-2"]
+
+
 def test_without_a_clear_verdict_there_is_no_picture(tmp_path, capsys):
     """And a line that says so: the summary is written after it."""
     rows = [{**ROW, **OF_CHECKPOINT, "win_rate": None, "step": 2, "gamma": 1.0}]
