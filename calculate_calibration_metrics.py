@@ -269,10 +269,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="examples files of other runs: every two models by McNemar's test",
     )  # fmt: skip
     args = parse_scoring_args(parser, argv)
-    has_reference = args.reference_name_or_path or args.reference_examples
+    has_reference = (args.reference_name_or_path, args.reference_examples) != (None, None)
     if args.beta is not None and not has_reference:
         parser.error("--beta: rewards need --reference-name-or-path or --reference-examples")
-    if not (args.lm_name_or_path or args.reference_name_or_path):
+    if args.lm_name_or_path is None and args.reference_name_or_path is None:
         refuse_idle_flags(parser, vars(args), scoring_flags, "--policy-examples")
     args.dataset = args.dataset or list(DATASETS)
     args.beta = args.beta or BETA

@@ -190,7 +190,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     ideal.add_argument(
         "--epsilon", default=0.001, help="unanimous votes: α = 1 − ε",
-        type=checked(float, lambda x: 0 < x < 0.5, "a number between 0 and 0.5"),
+        type=checked(float, lambda x: 0.5 < 1 - x < 1, "a number between 1e-16 and 0.5"),
     )  # fmt: skip
     ideal.add_argument(
         "--assumed-proportion", help="α of pairs without votes (default: none)",
@@ -232,7 +232,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.export is not None and not args.export.endswith(EXPORT_SUFFIXES):
         parser.error(f"--export {args.export}: give a name that ends with "
                      f"{' or '.join(EXPORT_SUFFIXES)}")  # fmt: skip
-    if not (args.lm_name_or_path or args.policy_name_or_path):
+    if args.lm_name_or_path is None and args.policy_name_or_path is None:
         refuse_idle_flags(parser, vars(args), scoring_flags, "--reference-examples")
     args.dataset = args.dataset or [ALPACA_FARM]
     args.betas = list(dict.fromkeys(args.betas))  # each once

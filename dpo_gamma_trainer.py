@@ -536,8 +536,8 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
         self.recorded.add(key)
         if not self.is_world_process_zero():
             return
-        names = dataset["id"] if "id" in dataset.column_names else map(str, range(len(dataset)))
-        id_of = dict(zip(dataset["pair"], names))
+        names = dataset["id"][:] if "id" in dataset.column_names else map(str, range(len(dataset)))
+        id_of = dict(zip(dataset["pair"][:], names))
         ids = [id_of[pair] for pair in order]
         evaluation: Evaluation = {
             "step": self.state.global_step, "epoch": self.state.epoch or 0.0, "part": part,

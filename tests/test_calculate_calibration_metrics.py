@@ -294,6 +294,8 @@ def test_changed_labels_are_not_resumed(tiny_model_directory, tmp_path, capsys):
     ("more", "message"),
     [
         (["--dataset", "nope"], "unknown dataset 'nope'"),
+        (["--dataset", ""], "unknown dataset '': an empty name"),
+        (["--dataset", "sample", "--reference-name-or-path", ""], "the name of a model is empty"),
         (["--dataset", "./missing.jsonl"], "no such file"),
         (["--dataset", "sample", "--sample-size", "0"], "--sample-size 0"),
         (["--dataset", "sample", "--device", "cuda:99"], "--device cuda:99"),
@@ -358,6 +360,16 @@ def test_missing_model_before_anything_else(tmp_path, capsys, name):
         run(*flags(name, tmp_path, "--dataset", "sample"))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and name in error
+
+
+def test_a_variable_that_is_not_set_is_no_model(tmp_path, capsys, monkeypatch):
+    """An empty name is not the model in the directory at hand, nor a flag that was not given."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SystemExit) as stop:
+        run(*flags("", tmp_path, "--dataset", "sample"))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: the name of a model is empty\n"
 
 
 def test_unknown_hub_model_offline_is_one_line(tmp_path, capsys):

@@ -340,6 +340,7 @@ def test_pairs_of_lists_that_some_raters_saw(tmp_path, capsys):
         (["--policy-revision", "v1"], "--policy-revision v1: no model that it could be of is given"),
         (["--assumed-proportion", "0.8"], "--assumed-proportion 0.8 does nothing: every pair has votes"),
         (["--epsilon", "0.7"], "--epsilon 0.7"),
+        (["--epsilon", "1e-17"], "--epsilon 1e-17"),  # 1 − ε would be 1, and its odds infinite
         (["--assumed-proportion", "0.5"], "--assumed-proportion 0.5"),
         (["--policy-examples", "missing.jsonl"], "cannot read missing.jsonl"),
         (["--policy-examples", "{other}"], "1 of 400 reference examples have no policy"),

@@ -281,6 +281,26 @@ def test_two_losses_and_their_pairs_in_the_idealized_script(
     assert f"{joined} of " in capsys.readouterr().err
 
 
+def test_a_mixture_of_files_that_are_called_as_parts(tiny_model_directory, tmp_path, capsys):
+    """Their metrics are neither those of the followed pairs nor those of the test split, and each
+    line counts its own pairs."""
+    pair = {"prompt": "Is it {}?", "chosen": " It is {}, and not {}.", "rejected": " No."}
+    names = []
+    for folder, name, first in (("a", "train", 0), ("b", "test", 100)):
+        rows = [
+            {k: text.format(n, n) for k, text in pair.items()} for n in range(first, first + 30)
+        ]
+        names.append(write(tmp_path / folder / f"{name}.jsonl", rows))
+    more = ["--report_to=none", "--bf16=false", "--max_steps=1", "--warmup_steps=0", "--evaluate_test",
+            "--save_strategy=no", "--load_best_model_at_end=false", "--dataset_name", *names]  # fmt: skip
+    flags = command(tiny_model_directory, tmp_path / "dpo", *more)
+    main([flag for flag in flags if flag != "--dataset_name=sample"])
+    lines = re.findall(r"step 0 .*?  (\S+) +loss .* flipped 0 of (\d+),", capsys.readouterr().err)
+    wrong = {name: int(n) for name, n in lines}  # the reference ranks the shorter answers first
+    parts = {"train": 48, "validation": 6, "a/train": 3, "b/test": 3, "test": 6}
+    assert wrong == {**parts, "test/a/train": 3, "test/b/test": 3}
+
+
 def test_the_best_evaluation_by_another_metric(tiny_model_directory, tmp_path, capsys):
     """The reference's accuracy never changes: the first evaluation is the best, which --save_steps
     passes over, also when the run is killed after its last checkpoint and moved."""

@@ -62,8 +62,13 @@ def read_hh(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:
 
 
 def read_implicit(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:
-    """Whole texts; their common beginning, up to a whole word, is the prompt."""
+    """Whole texts; their common beginning, up to a whole word, is the prompt. Dialogues among them
+    are read as such."""
     texts = whole_texts(row, columns)
+    if TURN_MARKER_HH in texts[0]:
+        return read_hh(row, columns, asked)
+    if TURN_MARKER_HH.replace("\n", "\r\n") in texts[0]:
+        raise ValueError(f"turns of column {columns[0]!r} are parted by \\r\\n: write \\n\\n there")
     cut = common_words(texts)
     if not texts[0][:cut].strip():
         raise Dropped("no common prompt")

@@ -77,12 +77,10 @@ def parsed(value: Any, what: str) -> Any:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a cell holds no text, list or object (a number of `turns` is none)."""
-    return (
-        not value.strip()
-        if isinstance(value, str)
-        else not isinstance(value, list | dict) or (not value)
-    )
+    """Whether a cell is nothing, NaN, blank text, or a list or object of nothing."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or value in ([], {}) or value != value
 
 
 def holds_nothing(value: Any) -> bool:

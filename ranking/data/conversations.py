@@ -9,17 +9,18 @@ from functools import partial
 from typing import Any
 
 from ranking.data.answers import answer_of
-from ranking.data.cells import Dropped, Reading, Row, is_empty, plain_name, says, text_of
+from ranking.data.cells import Dropped, Reading, Row, plain_name, says, text_of
 from ranking.data.columns import names_of
 from ranking.data.dialogues import as_turns, text_as_messages
 from ranking.data.examples import Message
-from ranking.data.messages import has_messages
+from ranking.data.messages import has_messages, read_turns
 from ranking.data.prompts import (
     DIALOGUES,
     PROMPT_COLUMNS,
     TEXTS,
     PromptColumns,
     find_prompt_columns,
+    is_absent,
     make_reading,
     text_columns,
 )
@@ -37,9 +38,9 @@ def plan_conversations(rows: Sequence[Row]) -> Plan | None:
         kind, reader = "conversations", read_conversation
         read = find_prompt_columns(columns, ()).read() | {*DIALOGUES, *TEXTS}
     elif answer_columns(first)[0].main not in (None, "text"):
-        kind = "prompts with an answer"
+        asked, answer = answer_columns(dict.fromkeys(columns))
+        kind, read = f"prompts with an answer in {answer}", asked.read()
         reader = partial(read_answered, texts=text_columns(rows, columns))
-        read = answer_columns(dict.fromkeys(columns))[0].read()
     elif isinstance(first.get("text"), str):
         kind, reader, read = "texts", read_text, set()
     else:
@@ -52,16 +53,20 @@ def plan_conversations(rows: Sequence[Row]) -> Plan | None:
 def read_conversation(row: Row) -> Reading:
     """Messages up to the last assistant turn, with what else the template is given."""
     drop_bad(row)
-    column = next((name for name in DIALOGUES if not is_empty(row.get(name))), None)
-    if column is None:
+    named = [name for name in DIALOGUES if not is_absent(row, name)]
+    if not named:
         raise Dropped("empty conversation")
+    column = next((name for name in named if has_messages(row[name])), named[0])
     asked = find_prompt_columns(row, [name for name in DIALOGUES if name != column])
     whole = make_reading(row, asked._replace(main=column, input=None, repeats=()), [], (1,))
     messages = list(whole.prompt) if isinstance(whole.prompt, list) else []
     said = {message["content"].strip() for message in messages}
     for name in TEXTS[:-1]:  # but for `text`, which may be all of it once more
         text = row.get(name)
-        if not is_empty(text) and not (isinstance(text, str) and text.strip() in said):
+        if not is_absent(row, name) and not (isinstance(text, str) and text.strip() in said):
+            raise ValueError(unread_column(name, [column]))
+    for name in named:  # which may be the same in another notation
+        if has_messages(row[name]) and read_turns(row[name], name) != read_turns(row[column], name):
             raise ValueError(unread_column(name, [column]))
     return as_conversation(whole, messages)
 

@@ -66,7 +66,7 @@ def draw_examples(
     named = RenamedRows(rows, columns) if columns else rows
     try:
         plan = make_plan(named, columns)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         unpaired = plan_conversations(named)
         if (
             unpaired is None
@@ -98,7 +98,7 @@ def draw_examples(
     def read(k: int) -> Reading:
         try:
             return read_item(picked[k])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # lists within lists within lists
             raise ValueError(f"{where(numbers[k])}: {error}") from None
 
     def groups(k: int) -> dict[str, str]:
@@ -138,7 +138,7 @@ def gather(
             return plan.read(rows[number])
         except Dropped as drop:
             return drop
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where(number)}: {error}") from None
 
     if plan.gather == "raters":

@@ -41,7 +41,7 @@ def are_whole_texts(items: Sequence[int], read: Callable[[int], Reading]) -> boo
             return False
         try:
             prompt, completions, *_ = read(index)
-        except (Dropped, ValueError):
+        except (Dropped, ValueError, RecursionError):
             continue
         if not isinstance(prompt, str) or not completions:
             continue

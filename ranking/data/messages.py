@@ -76,7 +76,7 @@ def content_text(content: Any, what: str) -> str:
         raise ValueError(f"{what}: the content of a message should be text, found {found}")
     texts = []
     for part in content:
-        kind = part.get("type") or "text" if isinstance(part, dict) else "text"
+        kind = str(part.get("type") or "text") if isinstance(part, dict) else "text"
         text = part
         if isinstance(part, dict):
             text = part["text"] if part.get("text") is not None else part.get("value")

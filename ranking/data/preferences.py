@@ -47,8 +47,8 @@ def load_preferences(
 
     `sample_size` examples are drawn without replacement by `default_rng(seed)` before anything is
     dropped (streamed datasets: the first rows); None takes all. Dropped and counted by reason: no
-    common prompt, empty completion, identical completions, missing score, no preference, fewer
-    than two completions, lone surrogate, images, what is no turn of text, and, unless
+    common prompt, empty prompt or completion, identical completions, missing score, no preference,
+    fewer than two completions, lone surrogate, images, what is no turn of text, and, unless
     `include_ties`, all ranks tied.
     `separator` replaces what joins prompts and completions; in it, backslash and n are a newline
     (t: a tab), as a shell passes them. `columns`: what each of our columns is called in the data

@@ -80,7 +80,7 @@ def load_prompts(
         except Dropped as drop:
             dropped[str(drop)] += 1
             continue
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{place(found.origins, number)}: {error}") from None
         remarks.update(reading.remarks)
         dialogue = dialogue_of(reading)

@@ -1,6 +1,5 @@
 """Which columns make up the prompt, and a row's prompt read from all of them."""
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -91,9 +90,9 @@ def is_absent(row: Row, column: str) -> bool:
     """Whether a row has nothing in a column that could be part of its prompt: a number is nothing
     (an id, how many turns), but not of a picture, nor as what an instruction is applied to."""
     value, name = row.get(column), plain_name(column)
-    if name == "input" and isinstance(value, int | float):
-        return math.isnan(value)
-    return (holds_nothing if name in (*IMAGES, *RECORDINGS) else is_empty)(value)
+    if name in (*IMAGES, *RECORDINGS):
+        return holds_nothing(value)
+    return is_empty(value) or (isinstance(value, int | float) and name != "input")
 
 
 def text_columns(rows: Sequence[Row], columns: Iterable[str]) -> tuple[str, ...]:
@@ -126,6 +125,8 @@ def make_reading(
             raise Dropped("video or audio" if plain_name(column) in RECORDINGS else "images")
     tools = read_tools(row.get(asked.tools), asked.tools) if asked.tools else None
     main, inner_tools = read_main(row, asked)
+    if main is None and asked.main and not any(isinstance(answer, list) for answer in answers):
+        raise Dropped("empty prompt")
     prompt, completions, remarks = split_answers(main, answers)
     for column in reversed(asked.earlier):
         prompt = with_earlier(row.get(column), prompt, column)
@@ -150,10 +151,10 @@ def make_reading(
 
 def read_main(row: Row, asked: PromptColumns) -> tuple[Turns | None, list[dict[str, Any]] | None]:
     """The question as text or messages, and the tools that stand beside the messages in an object;
-    None where the answers hold it."""
-    if asked.main is None:
+    None where there is none, unless the answers hold it."""
+    value, tools = row[asked.main] if asked.main else None, None
+    if value is None or value == []:
         return None, None
-    value, tools = row[asked.main], None
     if isinstance(value, dict) and has_messages(value.get("messages")):
         tools = read_tools(value.get("tools"), asked.main)
     elif isinstance(value, dict) and isinstance(value.get("full_text"), str):

@@ -97,7 +97,7 @@ def parse_verdict(answer: str) -> float | None:
     """Share of the win that goes to the first reply (1, 0, or 0.5 for a tie); None if unclear."""
     lines = [line for line in answer.strip().splitlines() if line.strip()]
     found = re.fullmatch(
-        r"\W*(?:(?:final )?(?:answer|reply|verdict)\W+)?([ABC])\W*", lines[-1] if lines else "",
+        r"\W*(?:(?:final )?(?:answer|reply|verdict)[\W_]+)?([ABC])\W*", lines[-1] if lines else "",
         flags=re.I,
     )  # fmt: skip
     return VERDICTS[found[1].upper()] if found else None
@@ -126,14 +126,14 @@ def cache_key(address: str, judge: ServedJudge, messages: Messages) -> str:
 
 
 def read_answers(path: Path) -> dict[str, str]:
-    """Cached answers by key; a torn line (killed run) is left out and asked again."""
+    """Cached answers by key; what is no answer (torn by a kill) is left out and asked again."""
     answers = {}
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
             key, answer = json.loads(line)
-        except ValueError:
+            answers[key] = answer
+        except (ValueError, TypeError):
             continue
-        answers[key] = answer
     return answers
 
 

@@ -1,7 +1,7 @@
 """Intervals and tests: Wilson, bootstrap over prompts, McNemar, exact rank correlations."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import chain, combinations, permutations
 
@@ -55,7 +55,7 @@ def resampled_means(
     cells: the cell of each value, 0 to n_cells − 1; a cluster may have values in several. One draw
     of clusters serves all cells, so that functions of several of them can be resampled too.
     Returns (n_resamples, n_cells), NaN where a resample has nothing of a cell, and everywhere for
-    a single cluster. Clusters are drawn `DRAWS_AT_ONCE` at a time, which changes no random number.
+    a single cluster.
     """
     from scipy import sparse
 
@@ -68,16 +68,27 @@ def resampled_means(
         sparse.coo_array((np.asarray(values, dtype=float), place), (n, n_cells)).tocsr()
         for values in (numerators, denominators)
     )
-    rng = np.random.default_rng(seed)
     means = np.empty((n_resamples, n_cells))
-    at_once = max(1, DRAWS_AT_ONCE // n)
+    for part, times in draw_clusters(n, seed, n_resamples, n):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            means[part] = (times @ tops) / (times @ bottoms)
+    return means
+
+
+def draw_clusters(
+    n: int, seed: int, n_resamples: int, width: int
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Which resamples, and how often each of n clusters is drawn in each of these: (size, n).
+
+    So many at a time that `size` × `width` is at most DRAWS_AT_ONCE, which changes no draw.
+    """
+    rng = np.random.default_rng(seed)
+    at_once = max(1, DRAWS_AT_ONCE // width)
     for start in range(0, n_resamples, at_once):
         size = min(at_once, n_resamples - start)
         drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(float)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            means[start : start + size] = (times @ tops) / (times @ bottoms)
-    return means
+        times = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+        yield slice(start, start + size), times.astype(float)
 
 
 def interval_95(resampled: np.ndarray) -> list[float | None]:
@@ -125,18 +136,13 @@ def auc_95(
         sparse.coo_array((np.ones(own.sum()), (owner[own], level[own])), shape).tocsr()
         for own in (kinds, ~kinds)
     )
-    rng = np.random.default_rng(seed)
     values = np.empty(n_resamples)
-    at_once = max(1, DRAWS_AT_ONCE // max(n, n_levels))
-    for start in range(0, n_resamples, at_once):
-        size = min(at_once, n_resamples - start)
-        drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(float)
+    for part, times in draw_clusters(n, seed, n_resamples, max(n, n_levels)):
         high, low = times @ positives, times @ negatives  # (size, n_levels), how many of each score
         below = low.cumsum(axis=1) - low / 2
         with np.errstate(invalid="ignore"):
             pairs = high.sum(axis=1) * low.sum(axis=1)
-            values[start : start + size] = (high * below).sum(axis=1) / pairs
+            values[part] = (high * below).sum(axis=1) / pairs
     return interval_95(values)
 
 

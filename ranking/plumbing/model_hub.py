@@ -117,7 +117,8 @@ def push_results(
     from huggingface_hub.errors import HTTPError
 
     to = ["--revision", revision] if revision else []
-    words = ["hf", "upload", repository, str(folder), ".", *to, "--exclude", *STAYS]
+    excluded = [word for pattern in STAYS for word in ("--exclude", pattern)]
+    words = ["hf", "upload", repository, str(folder), ".", *to, *excluded]
     later = f"everything is in {folder}, push it with `{shlex.join(words)}`"
     if public_adapter_config(folder) is not None:
         later += f", which shows the local path in {ADAPTER_CONFIG} to all who may read it"

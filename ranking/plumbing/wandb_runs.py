@@ -4,22 +4,30 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 
 from ranking.plumbing.command_line import Stopped
 from ranking.plumbing.processes import announce
 
 FINISH_TIMEOUT = "300"  # seconds that a finished run waits for its upload; wandb's own: for ever
-MODES = ("online", "offline", "disabled", "dryrun", "shared")
+MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
 
 
 def has_wandb_key() -> bool:
-    """Whether wandb can log in without asking: WANDB_API_KEY, or an entry of ~/.netrc."""
+    """Whether wandb can log in without asking: by the environment, its settings, or an entry of
+    .netrc for its server, which the environment and its settings name."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    import wandb
+    from wandb.sdk.lib.wbauth import read_netrc_auth
+
+    settings = wandb.Settings(silent=True)
+    settings.update_from_system_settings()
+    server = os.environ.get("WANDB_BASE_URL") or settings.base_url
     try:
-        return bool(os.environ.get("WANDB_API_KEY") or netrc().authenticators("api.wandb.ai"))
-    except (OSError, NetrcParseError):
-        return False
+        return bool(settings.api_key or read_netrc_auth(host=server))
+    except wandb.Error:  # there is a key, which is none: `wandb.init` says so
+        return True
 
 
 def check_wandb(project: str) -> None:

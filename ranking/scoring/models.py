@@ -58,7 +58,9 @@ def is_lfs_pointer(file: Path) -> bool:
 
 def check_model_path(name: str) -> None:
     """Raise FileNotFoundError where `name` can only be a local path and nothing is there, and
-    ValueError where Git LFS has not fetched its files."""
+    ValueError where it is empty, or Git LFS has not fetched its files."""
+    if not name.strip():
+        raise ValueError("the name of a model is empty")  # not the directory at hand
     if name == BUNDLED_MODEL:
         find_bundled_gguf()
     elif name.endswith(".gguf") and not Path(name).is_file():

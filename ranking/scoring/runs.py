@@ -39,8 +39,9 @@ def check_models(
     names: Sequence[str | None], revisions: Sequence[str | None], flags: Sequence[str]
 ) -> None:
     """Raise ValueError for a model or a revision that cannot be; flags: those of the revisions."""
-    for name in filter(None, names):
-        check_model_path(name)
+    for name in names:
+        if name is not None:
+            check_model_path(name)
     for flag, revision, name in zip(flags, revisions, names):
         check_revision(flag, revision, name)
 

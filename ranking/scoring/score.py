@@ -255,9 +255,7 @@ def score_dataset(
     if path not in scorer.paths:  # said once
         scorer.paths.append(path)
         if not path.is_packed:
-            logging.warning(
-                "shared-prefix scoring is off for this model (%s); plain batches instead", path
-            )
+            logging.warning("shared-prefix scoring is off for this model (%s)", path)
         elif scorer.attn_implementation is not None:
             announce("--attn-implementation does nothing: this model takes the segments path")
 

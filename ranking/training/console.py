@@ -275,11 +275,14 @@ def show_progress(
     """
     outlook = announce_plan(trainer, lengths, first_step, merges)
     args = trainer.args
-    parts = {"eval": trainer.eval_dataset, "eval_train": getattr(trainer, "dynamics_dataset", None)}
-    sizes = row_counts(parts | {f"eval_{name}": part for name, part in trainer.eval_sets.items()})
-    mixture = trainer.eval_dataset if isinstance(trainer.eval_dataset, Dataset) else None
-    of_datasets = by_dataset(mixture) if mixture is not None else {}
-    counts = sizes | row_counts({f"eval_{name}": part for name, part in of_datasets.items()})
+    sets = {"eval": trainer.eval_dataset}
+    sets |= {f"eval_{name}": part for name, part in trainer.eval_sets.items()}
+    sizes = row_counts(sets | {"eval_train": getattr(trainer, "dynamics_dataset", None)})
+    counts = dict(sizes)
+    for prefix, part in sets.items():
+        if isinstance(part, Dataset):
+            start = "eval_" if prefix == "eval" else f"{prefix}/"
+            counts |= {start + name: len(own) for name, own in by_dataset(part).items()}
     n_rows = [outlook.n_rows if part is None else len(part) for part in final.values()]
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

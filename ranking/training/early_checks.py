@@ -75,8 +75,9 @@ def default_field(value: Any) -> Any:
 
 
 def check_paths(data: Any, model: Any, training: Any, model_types: Container[str]) -> None:
-    """ValueError or OSError for models, data and checkpoints that are not where they should be, and
-    models that only code of their own knows. model_types: those that transformers knows."""
+    """ValueError or OSError for models, data, checkpoints and an output directory that are not what
+    they should be, and models that only code of their own knows. model_types: those that
+    transformers knows."""
     name, revision = model_source(model.model_name_or_path, model.model_revision)
     reference = getattr(data, "ref_model_name_or_path", None)
     if reference is not None:
@@ -87,6 +88,10 @@ def check_paths(data: Any, model: Any, training: Any, model_types: Container[str
             check_own_code(reference, data.ref_model_revision, model_types)
     for spec in (*data.dataset_name, *(data.eval_dataset_name or ())):
         local_path(split_name(spec)[0], data.data_dir)
+    folder = Path(training.output_dir)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"--output_dir {folder}: {there} is no directory, choose another")
     checkpoint = training.resume_from_checkpoint
     if checkpoint is not None and not Path(checkpoint).is_dir():
         raise ValueError(

@@ -22,7 +22,7 @@ def members_of_datasets(one: EvaluatedSet, order: list[int]) -> dict[str, np.nda
     dataset, and for the training pairs that are followed."""
     if one.dataset is None or one.part == "train" or "dataset" not in one.dataset.column_names:
         return {}
-    name_of = dict(zip(one.dataset["pair"], one.dataset["dataset"]))
+    name_of = dict(zip(one.dataset["pair"][:], one.dataset["dataset"][:]))
     names = np.array([name_of[pair] for pair in order])
     several = dict.fromkeys(name_of.values())
     return {name: names == name for name in several} if len(several) > 1 else {}

@@ -156,4 +156,6 @@ class PackedSFTTrainer(TiedOnce, PackedSteps, SFTTrainer):
         if not n:
             raise ValueError(f"{metric_key_prefix}: no text has a response token to evaluate")
         output.metrics[f"{metric_key_prefix}_loss"] = nats / n
+        if metric_key_prefix != "eval":  # TRL would log its means as those of the validation set
+            self._metrics["eval"].clear()
         return output

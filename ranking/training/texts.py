@@ -178,11 +178,12 @@ def tokenize_texts(
             labels = labels[:end]
             if with_eos:
                 ids, labels = [*ids, eos], [*labels, eos]
+            is_cut = len(ids) > max_length
             ids, labels = ids[:max_length], labels[:max_length]
             if not any(text[a:b].strip() for a, b in spans):
                 dropped["no response turn"] += 1
             elif all(label == IGNORED for label in labels[1:]):
-                dropped["too long"] += 1
+                dropped["too long" if is_cut else "no token of context"] += 1
             else:
                 row = {"input_ids": ids, "labels": labels}
                 rows.append({**row, "dataset": given["dataset"]} if several else row)

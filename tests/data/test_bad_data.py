@@ -24,6 +24,11 @@ FARM = {"instruction": "i", "output_1": "a", "output_2": "b", "preference": 1}
 VOTES = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}
 
 
+DEEP: list = []
+for _ in range(900):
+    DEEP = [DEEP]
+
+
 def ultra(*scores):
     return {"instruction": "i", "completions": [
         {"response": f"r{k}", "overall_score": score} for k, score in enumerate(scores)]}  # fmt: skip
@@ -44,6 +49,8 @@ ROWS = {
     "chosen is a list": (PAIR, {**PAIR, "chosen": ["a"]}, "should be text, found list"),
     "prompt is an object": (PAIR, {**PAIR, "prompt": {"a": None}}, "should be text, found dict"),
     "prompt is true": (PAIR, {**PAIR, "prompt": True}, "should be text, found bool"),
+    "prompt is null": (PAIR, {**PAIR, "prompt": None}, {"empty prompt": 1}),
+    "prompt is an empty list": (PAIR, {**PAIR, "prompt": []}, {"empty prompt": 1}),
     "no rejected": (PAIR, {"prompt": "p", "chosen": "a"}, "missing column rejected"),
     "empty object": (PAIR, {}, "missing column"),
     "a list, not an object": (PAIR, [1, 2], "should be an object, found list"),
@@ -54,6 +61,8 @@ ROWS = {
     "identical completions": (PAIR, {**PAIR, "rejected": "a"}, {"identical completions": 1}),
     "lone surrogate": (PAIR, {**PAIR, "chosen": "\ud83d"}, {"lone surrogate": 1}),
     "lone surrogate in the prompt": (PAIR, {**PAIR, "prompt": "\udc00"}, {"lone surrogate": 1}),
+    "tools a thousand deep": (PAIR, {**PAIR, "tools": [{"a": DEEP}]}, "maximum recursion depth"),
+    "messages a thousand deep": (PAIR, {**PAIR, "chosen": {"role": "assistant", "x": DEEP, "content": "a"}}, "maximum recursion depth"),
     "10 MB of text": (PAIR, {**PAIR, "prompt": "x" * 10_000_000}, {}),
     "NUL in the text": (PAIR, {**PAIR, "prompt": "a\0b"}, {}),
     # plain lists
@@ -257,9 +266,11 @@ def test_damaged_rows_are_counted_or_named(rows, include_ties, tmp_path):
     farm = "preference" in rows[0]
     answers = [(r["output_1"], r["output_2"]) for r in rows] if farm else []
     pairs = [
-        (r["instruction"], *sorted(both)) if all(isinstance(a, str) for a in both) else (k,)
+        (r["instruction"], *sorted(both))
+        if all(isinstance(text, str) for text in (r["instruction"], *both))
+        else (k,)
         for k, (r, both) in enumerate(zip(rows, answers))
-    ]  # a row without an answer is dropped by itself
+    ]  # a row without a prompt or an answer is dropped by itself
     n_rows = len(set(pairs)) if farm else len(rows)
     assert len(data.examples) + sum(data.dropped.values()) == n_rows
 

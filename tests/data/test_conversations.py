@@ -156,3 +156,14 @@ def test_a_bad_answer_in_a_table_of_text(tmp_path, bad):
     data = load_preferences(str(tmp_path / "rows.csv"), conversations=True)
     assert data.dropped == {"marked as a bad answer": 1}
     assert [e.completions for e in data.examples] == [("A",)]
+
+
+def test_of_two_dialogues_and_two_answers_it_is_said_which_is_read(tmp_path):
+    """The same in two notations is one; an id is none; another one is not lost silently."""
+    for other in (SHAREGPT, "id-7", 2):
+        (example,) = read(tmp_path, {"conversation": other, "messages": MESSAGES}).examples
+        assert list(example.dialogue.messages) == MESSAGES
+    with pytest.raises(ValueError, match="row 1: column 'messages' is part of the prompt"):
+        read(tmp_path, {"conversations": SHAREGPT, "messages": MESSAGES[:2]})
+    data = read(tmp_path, {"prompt": "Q", "response": "B", "completion": "A"})
+    assert data.notes == ["prompts with an answer in completion, without a preference"]

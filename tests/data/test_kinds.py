@@ -313,6 +313,7 @@ def test_what_cannot_be_read_is_one_line(case, tmp_path):
 DROPPED = {
     "completion of several turns": {"chosen": [USER, GOOD, USER, GOOD], "rejected": [USER, BAD, USER, BAD]},
     "no common prompt": {"chosen": [USER, GOOD], "rejected": [said("user", "Hm?"), BAD]},
+    "a message that is not text": {"chosen": [USER, said("assistant", [{"type": 5, "text": "a"}])], "rejected": [USER, BAD]},
     "completion is a tool call": {
         "chosen": [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}], "rejected": [USER, BAD]},
     "completion is not the assistant's": {"chosen": [USER, USER], "rejected": [USER, BAD]},
@@ -389,9 +390,10 @@ def test_one_pair_is_the_same_in_every_notation(tmp_path):
     written = [
         {"prompt": ASK, "chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD])}
     ]
+    silent = [{"prompt": None, "chosen": [USER, GOOD], "rejected": [USER, BAD]}]
     turns = [{"prompt": TURNS, "chosen": [GOOD], "rejected": [BAD]}]
     found = set()
-    for rows in (written, turns, *(EXPECTED[name][0] for name in names)):
+    for rows in (written, silent, turns, *(EXPECTED[name][0] for name in names)):
         (e,) = load_preferences(write(tmp_path / "rows.jsonl", rows)).examples
         found.add((e.prompt, e.separators, e.completions, e.ranks, str(e.dialogue.messages)))
     assert len(found) == 1 and found.pop()[:2] == (TURNS, (" ", " "))

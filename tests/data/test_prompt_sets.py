@@ -137,9 +137,14 @@ def test_a_part_of_a_prompt_that_is_not_read_is_refused(tmp_path):
     assert asked_of(load_prompts(str(file))) == user("Why?")
 
 
-def test_an_answer_that_is_json_stays_text(tmp_path):
+def test_an_answer_that_is_json_stays_text_and_a_number_is_no_missing_one(tmp_path):
     file = tmp_path / "rows.jsonl"
     written = json.dumps([{"role": "assistant", "content": "Hello."}])
     rows = [{"prompt": "Write JSON.", "output": written}, {"prompt": "Why?", "output": "So."}]
     write_json_lines(file, rows)
     assert [e.completions for e in load_prompts(str(file)).examples] == [(written,), ("So.",)]
+    write_json_lines(
+        file, [{"prompt": "1 + 1?", "output": None}, {"prompt": "1 + 1?", "output": 2}]
+    )
+    with pytest.raises(ValueError, match="row 2: column 'output' should be text, found int"):
+        load_prompts(str(file))

@@ -18,6 +18,20 @@ def test_hh_prompt_ends_at_the_last_assistant_of_chosen(tmp_path):
     assert data.dropped == {"no common prompt": 1}
 
 
+def test_dialogues_among_whole_texts_are_read_as_dialogues(tmp_path):
+    """Whatever the first row is: no prompt ends inside an answer."""
+    texts = {"chosen": "A tree that is tall: An oak.", "rejected": "A tree that is tall: A spoon."}
+    first = {
+        side: HH["chosen"][:-4] + word
+        for side, word in (("chosen", "The oak"), ("rejected", "The"))
+    }
+    data = load_preferences(write(tmp_path / "rows.jsonl", [texts, first]))
+    assert [e.prompt for e in data.examples] == ["A tree that is tall:", HH["chosen"][:-5]]
+    crlf = {side: text.replace("\n", "\r\n") for side, text in first.items()}
+    with pytest.raises(ValueError, match=r"row 1: turns of column 'chosen' are parted by \\r\\n"):
+        load_preferences(write(tmp_path / "rows.jsonl", [crlf]))
+
+
 def test_shp_rows_are_pairs_by_label_and_posts_are_clusters(tmp_path):
     path = write(tmp_path / "shp.jsonl", [SHP, {**SHP, "labels": 1, "human_ref_A": "C"}])
     first, second = load_preferences(path).examples

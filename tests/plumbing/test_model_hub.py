@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,12 @@ def test_a_hub_that_goes_away_costs_a_line(folder):
     (line,) = [line for line in run.stderr.splitlines() if "was not pushed" in line]
     assert line.startswith("hub: me/my-model was not pushed (")
     assert f"push it with `hf upload me/my-model {folder} . --exclude 'checkpoint-*'" in line
+    command = shlex.split(line.split("`")[1])
+    command[0] = str(Path(sys.executable).parent / "hf")
+    tried = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert "offline mode is enabled" in tried.stderr  # so that all words of it were understood
     assert line.endswith(
         "`, which shows the local path in adapter_config.json to all who may read it"
     )

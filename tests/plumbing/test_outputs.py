@@ -96,6 +96,12 @@ def test_a_directory_is_not_overwritten(name, overwrite, tmp_path):
         plan_output(str(tmp_path), name, overwrite, [])
 
 
+def test_a_name_that_says_gzip_is_refused(tmp_path):
+    """Files are written as they are, and those of such a name would be read as gzip's."""
+    with pytest.raises(ValueError, match="--output-filename run.jsonl.gz: files are not gzipped"):
+        plan_output(str(tmp_path), "run.jsonl.gz", True, [])
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{torn"])
 def test_a_damaged_configuration_is_another_one(tmp_path, content):
     write((tmp_path / "run.examples.jsonl"), [row(1)])

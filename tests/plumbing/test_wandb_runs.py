@@ -5,28 +5,44 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import wandb
 from training_runs import dpo_command as command
+from wandb.sdk.lib.wbauth import write_netrc_auth
 from wandb_server import WandbServer
 
 from ranking.plumbing.result_files import read_json_lines
-from ranking.plumbing.wandb_runs import has_wandb_key
+from ranking.plumbing.wandb_runs import MODES, has_wandb_key
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_wandb_key_is_wandbs(tmp_path, monkeypatch):
-    """A ~/.netrc without wandb's entry is no key."""
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    """A .netrc without the entry that `wandb login` writes is no key, of whatever server."""
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "NETRC", "XDG_CONFIG_HOME", "WANDB_CONFIG_DIR"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     assert not has_wandb_key()
     (tmp_path / ".netrc").write_text("machine github.com login a password b\n")
     (tmp_path / ".netrc").chmod(0o600)
     assert not has_wandb_key()
-    with (tmp_path / ".netrc").open("a") as file:
-        file.write("machine api.wandb.ai login user password c\n")
+    key = "0123456789" * 4
+    write_netrc_auth(host=wandb.Settings().base_url, api_key=key)
     assert has_wandb_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not has_wandb_key()
+    write_netrc_auth(host="https://wandb.example.org", api_key=key)
+    assert has_wandb_key()
+    monkeypatch.delenv("WANDB_BASE_URL")
+    (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {key}\n")
+    assert has_wandb_key()  # of an earlier version
+
+
+def test_modes_are_wandbs():
+    assert set(MODES) == set(get_args(wandb.Settings.model_fields["mode"].annotation))
 
 
 @pytest.mark.slow

@@ -39,6 +39,8 @@ def run(*command, **environment: str) -> subprocess.CompletedProcess:
         ("sft.py", ["--model_name=./absent", "--output_dir=o"], "error: no such model directory"),
         ("dpo.py", [*BASE, "--dataset_name=absent.jsonl"], "error: unknown dataset 'absent.jsonl'"),
         ("dpo.py", [*BASE, "--resume_from_checkpoint=absent"], "_checkpoint absent is no directory"),
+        ("sft.py", [*BASE, "--output_dir=README.md/run"],
+         "error: --output_dir README.md/run: README.md is no directory, choose another"),
         ("sft.py", [*BASE, "--fsdp_config=absent"], "error: --fsdp_config absent: no such file"),
         ("sft.py", [*BASE, "--load_in_4bit"], "error: --load_in_4bit without --use_peft"),
         ("sft.py", [*BASE, "--chat_template_file=absent.jinja"],

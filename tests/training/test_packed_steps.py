@@ -332,3 +332,31 @@ def test_a_resumed_run_counts_the_tokens_since_the_last_log_too(tmp_path, tokeni
         counts.append([e["num_tokens"] for e in run.state.log_history if "num_tokens" in e])
     lengths = [len(row["input_ids"]) for row in rows]
     assert counts[0] == counts[1] and counts[0][-1] == 2 * sum(lengths)  # two epochs
+
+
+def test_a_resumed_run_fits_its_rows_to_a_gpu_too(tmp_path, tokenizer, pairs, monkeypatch):
+    """By what the first step of the process takes, once."""
+    run = dpo(tmp_path, tokenizer, pairs, 8, 1, None)
+    run.accelerator = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    run.state.global_step = 100
+    free, taken = 10**8, 600_000
+    for name, value in {
+        "memory_allocated": 1000, "memory_reserved": 1000, "max_memory_allocated": 1000 + taken,
+        "reset_peak_memory_stats": None, "mem_get_info": (free, free),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    run.note_memory(run.note_memory(), run.data_collator([pairs[0]]))
+    ((n_tokens, bytes_taken),) = run.row_bytes
+    assert bytes_taken == taken
+    run.lengthen_rows()
+    assert run.budgets["train"] == int(0.85 * free / (taken / n_tokens)) > 4096
+    assert run.note_memory() is None
+
+
+def test_the_test_split_has_no_metrics_of_the_validation_set(tmp_path, tokenizer, rows):
+    """TRL's forward pass gives token accuracies, which TRL calls eval_… whatever is evaluated."""
+    run = sft(tmp_path, tokenizer, rows, eval_dataset=Dataset.from_list(rows), loss_type="dft")
+    own = run.evaluate()
+    found = run.evaluate(Dataset.from_list(rows[:3]), metric_key_prefix="test")
+    assert "eval_mean_token_accuracy" in own and found["test_loss"] != own["eval_loss"]
+    assert not [name for name in found if name.startswith("eval_")]

@@ -120,6 +120,9 @@ def test_truncation_and_drops(sample_text):
     assert cut["input_ids"] == ids[: start + 2] and not dropped  # in the middle of the first turn
     assert cut["labels"] == [IGNORED] * start + ids[start : start + 2]
     assert tokenize_texts(tokenizer, [row], None, start, False) == ([], {"too long": 1})
+    alone = {"id": "c", "text": "a", "n_prompt_characters": 0}  # nothing predicts its one token
+    bare = make_tokenizer(sample_text, bos=False, split_words=True)
+    assert tokenize_texts(bare, [alone], None, 512, False) == ([], {"no token of context": 1})
     other = {"id": "b", "text": "no turn", "n_prompt_characters": 3}
     rows, dropped = tokenize_texts(tokenizer, [row, other, other], HH, 512, add_eos=False)
     assert len(rows) == 1 and dropped == {"no response turn": 2}
