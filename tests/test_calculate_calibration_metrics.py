@@ -294,7 +294,7 @@ def test_changed_labels_are_not_resumed(tiny_model_directory, tmp_path, capsys):
     ("more", "message"),
     [
         (["--dataset", "nope"], "unknown dataset 'nope'"),
-        (["--dataset", ""], "unknown dataset '': an empty name"),
+        (["--dataset", ""], "--dataset '': expected NAME, NAME:SPLIT"),
         (["--dataset", "sample", "--reference-name-or-path", ""], "the name of a model is empty"),
         (["--dataset", "./missing.jsonl"], "no such file"),
         (["--dataset", "sample", "--sample-size", "0"], "--sample-size 0"),

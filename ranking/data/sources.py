@@ -35,8 +35,6 @@ def local_path(name: str, data_dir: str | Path | None) -> Path | None:
     there and is not."""
     if name == "sample":
         return SAMPLE_FILE
-    if not name.strip():  # not the directory at hand
-        raise FileNotFoundError(unknown_dataset(name, data_dir, "an empty name"))
     own = Path(name)
     if name not in DATASETS and own.exists():
         return own

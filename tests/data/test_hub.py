@@ -204,8 +204,9 @@ def test_no_name_is_not_the_folder_at_hand(tmp_path, monkeypatch):
     """As an unset variable of a shell has it."""
     monkeypatch.chdir(write(tmp_path / "rows.jsonl", [PAIR]).removesuffix("rows.jsonl"))
     assert len(load_preferences(".").examples) == 1
-    with pytest.raises(ValueError, match="--dataset : expected NAME"):
-        load_preferences("")
+    for name in ("", " "):
+        with pytest.raises(ValueError, match=f"--dataset '{name}': expected NAME"):
+            load_preferences(name)
 
 
 def test_unknown_names_come_with_the_nearest_known_ones(hub_cache, tmp_path):
