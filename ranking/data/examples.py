@@ -112,10 +112,20 @@ def fingerprint(examples: Sequence[PreferenceExample]) -> str:
                 + ([asdict(e.dialogue)] if e.dialogue and not e.dialogue.of_text else [])
                 + [e.groups] * bool(e.groups)
                 + ([asdict(e.reference)] if e.reference else [])
+                + texts_under_given_id(e)
             )
             for e in examples
         ]
     )
+
+
+def texts_under_given_id(example: PreferenceExample) -> list[str]:
+    """The hash of the texts where the data gave an id that does not begin with it, else nothing:
+    the id stands for them."""
+    if example.reference is None or example.reference.id is None:
+        return []
+    texts = content_hash([example.prompt, *example.completions])
+    return [] if example.id.startswith(texts) else [texts]
 
 
 def content_hash(texts: Sequence[str]) -> str:

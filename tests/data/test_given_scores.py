@@ -90,6 +90,16 @@ def test_only_they_change_the_fingerprint(tmp_path):
     assert fingerprint([example]) == "c0280aa07da5f62c"  # as before there were any
 
 
+def test_texts_under_an_id_of_the_file_change_the_fingerprint(tmp_path):
+    """So scores of the old text are not gone on with; an id that is their hash says it already."""
+    named = {**ROW, "id": "e-1"}
+    texts = [load(tmp_path, {**named, "chosen": chosen}) for chosen in ("a", "another")]
+    assert texts[0][0].id == texts[1][0].id
+    assert fingerprint(texts[0]) != fingerprint(texts[1])
+    hashed = load(tmp_path, {**ROW, "id": load(tmp_path, ROW)[0].id})
+    assert fingerprint(hashed) == "f3fb748ef539343a"  # as of the first exports
+
+
 def test_ids_of_the_file_are_taken_with_the_scores_and_stay_unique(tmp_path):
     own = {"id": "e-1", "prompt_id": "p"}
     rows = [{**ROW, **own}, {**ROW, **own}, {**ROW, **own, "ref_chosen_logps": None}, ROW]
