@@ -52,10 +52,16 @@ def captioned(figure, text: str) -> None:
 
 
 def wrapped(title: str, inches: float) -> str:
-    """A panel's title in lines of its width, broken between words only, and not in `(n = …)`."""
-    how: Any = {"break_long_words": False, "break_on_hyphens": False}
+    """A panel's title in lines of its width, broken between words, and not in `(n = …)`; a path
+    that is longer, after its slashes."""
+    how: Any = {"width": int(17 * inches), "break_long_words": False, "break_on_hyphens": False}
     kept = re.sub(r"\(n = [^)]*\)", lambda size: size[0].replace(" ", NO_BREAK), title)
-    lines = (fill(line, int(17 * inches), **how) for line in kept.split("\n"))
+    kept = re.sub(
+        rf"\S{{{how['width'] + 1},}}",
+        lambda path: fill(path[0].replace("/", "/ "), **how).replace("/ ", "/"),
+        kept,
+    )
+    lines = (fill(line, **how) for line in kept.split("\n"))
     return "\n".join(lines).replace(NO_BREAK, " ")
 
 

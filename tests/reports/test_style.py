@@ -12,3 +12,10 @@ def test_titles_break_between_words_and_not_in_sizes():
     assert (
         wrapped("gemma-3-270m-q4_k_m.gguf from-here", 0.5) == "gemma-3-270m-q4_k_m.gguf\nfrom-here"
     )
+
+
+def test_paths_longer_than_a_panel_break_after_slashes():
+    assert wrapped("results/claim/seed0/test_half.jsonl (n = 381 pairs)", 1.5) == (
+        "results/claim/seed0/\ntest_half.jsonl\n(n = 381 pairs)"
+    )
+    assert wrapped("results/claim/test_half.jsonl", 2.0) == "results/claim/test_half.jsonl"
