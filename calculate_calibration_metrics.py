@@ -15,7 +15,6 @@ files when the same command is given again. Many devices:
 """
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -261,7 +260,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     models.add_argument("--reference-revision", help="hub revision of --reference-name-or-path")
     models.add_argument(
         "--beta", help=f"β of the implicit rewards β log π/π_ref (default: {BETA})",
-        type=checked(float, lambda x: 0 < x < math.inf, "a positive and finite β"),
+        type=checked(float, lambda x: 1e-100 < x < 1e100, "a β between 1e-100 and 1e100"),
     )  # fmt: skip
     scoring_flags = add_scoring_arguments(parser, list(DATASETS))
     parser.add_argument(

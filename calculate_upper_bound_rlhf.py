@@ -186,7 +186,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     ideal = parser.add_argument_group("idealized accuracy")
     ideal.add_argument(
         "--betas", nargs="+", default=list(BETAS), help="β of the KL term",
-        type=checked(float, lambda x: 0 < x < math.inf, "a positive and finite β"),
+        type=checked(float, lambda x: 1e-100 < x < 1e100, "a β between 1e-100 and 1e100"),
     )  # fmt: skip
     ideal.add_argument(
         "--epsilon", default=0.001, help="unanimous votes: α = 1 − ε",

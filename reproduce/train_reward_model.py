@@ -178,7 +178,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--learning-rate", type=float, default=1e-5, help="peak (default: 1e-5)")
     add("--batch-size", type=int, default=8, help="pairs per step (default: 8)")
     add("--bf16", action="store_true", help="autocast on a CPU too")
-    add("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto",
+        help="cuda: the first GPU that CUDA_VISIBLE_DEVICES names (default: auto)")  # fmt: skip
     add("--seed", type=int, default=0, help="of the pairs and of training (default: 0)")
     add("--output-dir", type=Path, required=True, help="of the model and its records")
     return parser.parse_args(argv)

@@ -333,6 +333,7 @@ def test_pairs_of_lists_that_some_raters_saw(tmp_path, capsys):
     ("more", "message"),
     [
         (["--betas", "0"], "--betas"),
+        (["--betas", "1e308"], "--betas 1e308: give a β between 1e-100 and 1e100"),  # no float holds β c
         (["--dataset", "sample"], "--dataset: the data are those of --reference-examples"),
         (["--max-length", "9"], "--max-length: the data are those of --reference-examples"),
         (["--sample-size", "-1"], "--sample-size: the data are those of --reference-examples"),

@@ -197,7 +197,7 @@ def test_a_model_against_a_file_and_a_file_against_a_model(
           "--reference-name-or-path", "gpt2"], "not allowed with argument"),
         (["--policy-examples", "{policy}", "--beta", "1"], "--beta: rewards need --reference-name-or-path"),
         (["--policy-examples", "{policy}", "--reference-examples", "{reference}", "--beta", "0"],
-         "--beta 0: give a positive and finite β"),
+         "--beta 0: give a β between 1e-100 and 1e100"),
         (["--policy-examples", "{policy}", "--dataset", "sample"],
          "--dataset: the data are those of --policy-examples, nothing is scored"),
         (["--policy-examples", "{policy}", "--dtype", "float16"], "--dtype: the data are those of"),
