@@ -1,6 +1,7 @@
 """Every kind of preference data, a row of each and what it says, worked out by hand."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from preference_rows import write
 
-from ranking.data.kinds import DATA_KINDS, schema_table
 from ranking.data.preferences import load_preferences
-from ranking.data.schemas import SCHEMAS
+from ranking.data.schemas import SCHEMAS, make_plan
 
 ROOT = Path(__file__).parents[2]
 ASK, BEST, WORST = "Name a tree.", "An oak.", "A spoon."
@@ -167,33 +167,47 @@ EXPECTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", DATA_KINDS, ids=lambda kind: kind.example)
-def test_a_row_of_each_kind(kind, tmp_path):
-    rows, asked, ranks, votes = EXPECTED[kind.example]
+def documented_kinds() -> dict[str, dict[str, str]]:
+    """Example → the cells of its line in the table of docs/data.md, by column."""
+    section = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").partition("\n## Kinds\n")[2]
+    lines = re.findall(r"^\| (.*) \|$", section.partition("\n## ")[0], re.M)
+    columns, _, *rows = (re.split(r" \| ", line) for line in lines)
+    found = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert len({row["example"] for row in found}) == len(found)
+    return {row["example"]: row for row in found}
+
+
+KINDS = documented_kinds()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_row_of_each_kind(name, tmp_path):
+    kind, (rows, asked, ranks, votes) = KINDS[name], EXPECTED[name]
     data = load_preferences(write(tmp_path / "rows.jsonl", rows), include_ties=True)
     example = data.examples[0]
     assert [text.strip() for text in example.completions[:1]] == [BEST]
     assert (example.completions[-1].strip() == WORST) == (len(ranks) == 2)
     assert example.ranks == ranks and example.votes == votes
-    assert bool(kind.votes) == (votes is not None)
+    assert bool(kind["votes"].strip()) == (votes is not None)
     dialogue = isinstance(asked, list)
-    assert (example.dialogue is not None) == dialogue == kind.reading.startswith("dialogue")
+    assert (
+        (example.dialogue is not None) == dialogue == kind["how it is read"].startswith("dialogue")
+    )
     if dialogue:
         assert list(example.dialogue.messages) == asked
         assert example.prompt.endswith(
-            "\n\nHuman: " + ASK + "\n\nAssistant:" + " " * (kind.example == "berkeley-nest/Nectar")
+            "\n\nHuman: " + ASK + "\n\nAssistant:" + " " * (name == "berkeley-nest/Nectar")
         )
     else:
         assert example.prompt == asked
     assert not any("\n" in note for note in data.notes)
     named = {name for e in data.examples for name in e.groups}
-    assert named <= set(kind.groups.replace(",", " ").split())
+    assert named <= set(kind["groups"].replace(",", " ").split())
 
 
-def test_all_schemas_are_in_the_table_and_the_table_in_the_docs():
-    assert {kind.schema for kind in DATA_KINDS} == {schema.kind for schema in SCHEMAS}
-    assert len({kind.example for kind in DATA_KINDS}) == len(DATA_KINDS) == len(EXPECTED)
-    assert schema_table() in (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+def test_the_docs_name_each_kind_and_all_schemas_are_among_them():
+    assert KINDS.keys() == EXPECTED.keys()
+    assert {make_plan(rows).kind for rows, *_ in EXPECTED.values()} == {s.kind for s in SCHEMAS}
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
