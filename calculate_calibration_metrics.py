@@ -33,7 +33,7 @@ from ranking.metrics.rewards import (
     summarize_rewards,
 )
 from ranking.plumbing.command_line import checked, make_parser, run_script
-from ranking.plumbing.outputs import Output, plan_output, take_output
+from ranking.plumbing.outputs import Output, dataset_key, plan_output, take_output
 from ranking.plumbing.processes import announce, process_rank
 from ranking.plumbing.result_files import Record, write_json_lines
 from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
@@ -69,7 +69,6 @@ from ranking.scoring.flags import (
     refuse_idle_flags,
     take,
 )
-from ranking.scoring.rated_pairs import dataset_key
 from ranking.scoring.runs import (
     announce_uneven_tokens,
     check_models,

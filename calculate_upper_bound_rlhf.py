@@ -35,6 +35,7 @@ from ranking.plumbing.outputs import (
     Output,
     claim_file,
     claim_of,
+    dataset_key,
     plan_output,
     take_output,
 )
@@ -76,7 +77,6 @@ from ranking.scoring.rated_pairs import (
     PairRules,
     check_all_scored,
     check_assumed_proportion,
-    dataset_key,
     rated_pairs,
 )
 from ranking.scoring.runs import (

@@ -24,7 +24,7 @@ def records_by_dataset(files: Sequence[str]) -> Iterator[tuple[list[dict], dict]
     scored."""
     for run in map(read_scoring_run, files):
         for key, records in group_records(run.records).items():
-            yield records, scoring_settings(run.config, *key) if run.config is not None else {}
+            yield records, scoring_settings(run.config, key) if run.config is not None else {}
 
 
 def has_tied_examples(records: list[dict]) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Votes = dict[tuple[int, int], tuple[float, float]]
+DatasetKey = tuple[str, str | None, str | None]  # name, split, configuration
 Message = dict[str, Any]  # role (system, user, assistant, tool), content, what templates read
 
 
@@ -89,6 +90,11 @@ class PreferenceData:
     dropped: dict[str, int]
     notes: list[str]
     commit: str | None = None  # of a hub dataset
+
+    @property
+    def key(self) -> DatasetKey:
+        """What its records and results are grouped by."""
+        return self.name, self.split, self.config
 
 
 def joining(examples: Sequence[PreferenceExample]) -> dict[str, int]:

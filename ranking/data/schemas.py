@@ -64,9 +64,9 @@ Reader = Callable[[Row, Sequence[str], PromptColumns], Reading]
 
 
 class Schema(NamedTuple):
-    """Columns that must be there, its name, the reader (None: of two answers
-    with a label), what joins prompt and answer (None: `separator_between`), and what else must hold
-    of the first row and the columns of its prompt."""
+    """Columns that must be there, its name, the reader (None: of two answers with a label), what
+    joins prompt and answer (None: `separator_between`), and what else must hold of the first row
+    and the columns of its prompt."""
 
     columns: tuple[str, ...]
     kind: str

@@ -15,8 +15,6 @@ from ranking.metrics.accuracy import (
 from ranking.metrics.intervals import bootstrap_95, exact_mcnemar, wilson_interval
 from ranking.metrics.orders import chance_level
 
-DatasetKey = tuple[str, str | None, str | None]  # dataset, configuration, split
-
 
 class ComparedModel(TypedDict):
     """An entry of `models` of a `ComparisonRow`."""
@@ -70,19 +68,19 @@ def ranking_outcomes(records: Sequence[dict[str, Any]], normalization: str) -> O
     return Outcomes(np.array(correct), np.array(tied))
 
 
-def records_by_dataset(records: Sequence[dict[str, Any]]) -> dict[DatasetKey, dict[str, Any]]:
-    """(dataset, configuration, split) → id → record, of examples with an untied pair."""
-    found: dict[DatasetKey, dict[str, Any]] = {}
+def records_by_dataset(records: Sequence[dict[str, Any]]) -> dict[tuple, dict[str, Any]]:
+    """(dataset, split, configuration) → id → record, of examples with an untied pair."""
+    found: dict[tuple, dict[str, Any]] = {}
     for record in records:
         if len(set(record["ranks"])) > 1:
-            key = (record["dataset"], record.get("dataset_config"), record["split"])
+            key = (record["dataset"], record["split"], record.get("dataset_config"))
             found.setdefault(key, {})[record["id"]] = record
     return found
 
 
 def common_examples(
     runs: Sequence[tuple[str, Sequence[dict[str, Any]]]],
-) -> dict[DatasetKey, tuple[dict[str, dict[str, Any]], list[str]]]:
+) -> dict[tuple, tuple[dict[str, dict[str, Any]], list[str]]]:
     """What can be compared of each dataset of the first run that another one scored too.
 
     The records of its models by id, and the ids of the examples that all of them scored, in the
@@ -123,7 +121,7 @@ def compare_models(
 
 
 def compare_on_dataset(
-    key: DatasetKey, of_model: dict[str, dict[str, Any]], shared: Sequence[str], seed: int
+    key: tuple, of_model: dict[str, dict[str, Any]], shared: Sequence[str], seed: int
 ) -> list[ComparisonRow]:
     """The rows of one dataset; shared: the ids of the examples that all models scored."""
     first = [next(iter(of_model.values()))[i] for i in shared]
@@ -137,8 +135,8 @@ def compare_on_dataset(
         rows.append(
             {
                 "dataset_name": key[0],
-                "dataset_config": key[1],
-                "dataset_split": key[2],
+                "dataset_config": key[2],
+                "dataset_split": key[1],
                 "calib_property": f"ranking_{normalization}",
                 "n": len(shared),
                 "chance": float(np.mean([chance_level(record["ranks"]) for record in first])),

@@ -174,9 +174,14 @@ def plan_file(
     return file
 
 
-def row_key(row: Record) -> tuple[str, str | None, str | None, str]:
-    """What identifies an example's row: dataset, split, configuration and id."""
-    return row["dataset"], row["split"], row.get("dataset_config"), row["id"]
+def dataset_key(row: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
+    """What rows of examples are grouped by: dataset, split and configuration."""
+    return row["dataset"], row["split"], row.get("dataset_config")
+
+
+def row_key(row: Mapping[str, Any]) -> tuple[str, str | None, str | None, str]:
+    """What identifies an example's row: these and its id."""
+    return *dataset_key(row), row["id"]
 
 
 def take_output(output: Output) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ranking.metrics.dynamics import GROUPS
 from ranking.metrics.rewards import is_right
+from ranking.plumbing.outputs import row_key
 from ranking.plumbing.result_files import Record
 from ranking.reports.labels import model_names, run_label
 from ranking.reports.page_files import IDEALIZED, ResultFile
@@ -13,7 +14,6 @@ from ranking.reports.pairs import (
     group_label,
     lines_of_record,
     pair_example,
-    place_of,
     rewards_by_place,
     rounded,
     without_unknown,
@@ -28,7 +28,7 @@ def run_names(files: Sequence[ResultFile]) -> dict[Path, str]:
         ", ".join(filter(None, (models[file.rows[0]["model"]], run_label(file.rows))))
         for file in files
     ]
-    scored = [set(map(place_of, file.examples)) for file in files]
+    scored = [set(map(row_key, file.examples)) for file in files]
     names = {}
     for k, file in enumerate(files):
         alike = [places for j, places in enumerate(scored) if j != k and labels[j] == labels[k]]
@@ -49,7 +49,7 @@ def shown_once(files: Sequence[ResultFile]) -> list[ResultFile]:
     say of a pair stands there."""
 
     def keys_of(file: ResultFile) -> set[tuple]:
-        return {(r["model"], r.get("config_hash"), *place_of(r)) for r in file.examples}
+        return {(r["model"], r.get("config_hash"), *row_key(r)) for r in file.examples}
 
     seen = set().union(*(keys_of(file) for file in files if file.kind != IDEALIZED))
     kept = []
@@ -74,7 +74,7 @@ def page_pairs(files: Sequence[ResultFile]) -> PagePairs:
         rewards = rewards_by_place(file.rewards)
         model = file.rows[0]["model"]
         for record in file.examples:
-            place = place_of(record)
+            place = row_key(record)
             if place not in numbers:
                 numbers[place] = len(examples)
                 examples.append(pair_example(record))

@@ -11,6 +11,7 @@ from ranking.metrics.accuracy import record_scores, untied_pairs
 from ranking.metrics.dynamics import finite
 from ranking.metrics.groups import record_groups
 from ranking.metrics.rewards import is_right
+from ranking.plumbing.outputs import dataset_key, row_key
 from ranking.plumbing.result_files import Record
 from ranking.reports.page_columns import COMPLETION_COLUMNS, PAIR_COLUMNS
 
@@ -39,15 +40,10 @@ def turns_of(record: Record) -> list[tuple[str, str]]:
     return [(str(message.get("role")), message_text(message)) for message in messages]
 
 
-def place_of(record: Mapping[str, Any]) -> tuple:
-    """What two lines about one example share, of whichever file."""
-    return record["dataset"], record.get("dataset_config"), record.get("split"), record["id"]
-
-
 def pair_example(record: Record) -> Record:
     """Texts of an example, and the columns that its pairs have in common."""
     groups = [f"{column}: {value}" for column, value in record_groups(record).items()]
-    dataset = dataset_label(record["dataset"], record["split"], record.get("dataset_config"))
+    dataset = dataset_label(*dataset_key(record))
     return {
         "turns": turns_of(record),
         "texts": [completion["text"] for completion in record["completions"]],
@@ -62,7 +58,7 @@ def lines_of_record(record: Record, rewards: Mapping[tuple, Record]) -> Iterator
     logps = record_scores(record, "non-length-normalized")
     means = record_scores(record, "length-normalized")
     for w, l in untied_pairs(record["ranks"]):  # noqa: E741
-        reward = rewards.get((*place_of(record), w, l), {})
+        reward = rewards.get((*row_key(record), w, l), {})
         sides = {
             side: pair_completion(record, k, other, reward, side)
             for side, k, other in zip(SIDES, (w, l), (l, w))
@@ -103,7 +99,7 @@ def pair_completion(record: Record, k: int, other: int, reward: Record, side: st
 
 def rewards_by_place(rewards: Sequence[Mapping[str, Any]]) -> dict[tuple, Record]:
     """`RewardPair`s by example, winner and loser."""
-    return {(*place_of(pair), pair["winner"], pair["loser"]): dict(pair) for pair in rewards}
+    return {(*row_key(pair), pair["winner"], pair["loser"]): dict(pair) for pair in rewards}
 
 
 def pair_table(records: Sequence[Record], rewards: Sequence[Mapping[str, Any]]) -> Columns:

@@ -10,7 +10,7 @@ from ranking.data.cells import read_votes
 from ranking.data.examples import PreferenceData, dataset_label
 from ranking.metrics.accuracy import is_cut
 from ranking.metrics.comparison import common_examples, records_by_dataset
-from ranking.plumbing.outputs import row_key
+from ranking.plumbing.outputs import dataset_key, row_key
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record
 from ranking.scoring.examples_file import (
@@ -52,7 +52,7 @@ def planned_scoring_run(
 
 def label_of(record: Record) -> str:
     """How lines name the dataset of a record."""
-    return dataset_label(record["dataset"], record["split"], record.get("dataset_config"))
+    return dataset_label(*dataset_key(record))
 
 
 def shared_examples(records: Sequence[Any], other: Sequence[Any]) -> list[tuple[Record, Record]]:
@@ -202,13 +202,13 @@ def compared_runs(
 
 def announce_left_out(runs: Sequence[tuple[str, Sequence[Any]]]) -> None:
     """A line for each dataset of the first run or another one that is not compared."""
-    for (dataset, config, split), (of_model, shared) in common_examples(runs).items():
+    for key, (of_model, shared) in common_examples(runs).items():
         if not shared:
-            announce(f"{dataset_label(dataset, split, config)}: not compared: no example with an "
+            announce(f"{dataset_label(*key)}: not compared: no example with an "
                      f"untied pair is in all of {', '.join(of_model)}")  # fmt: skip
     ours = records_by_dataset(runs[0][1])
     for name, records in runs[1:]:
-        for dataset, config, split in records_by_dataset(records):
-            if (dataset, config, split) not in ours:
-                announce(f"{dataset_label(dataset, split, config)}: not compared: {name} has "
+        for key in records_by_dataset(records):
+            if key not in ours:
+                announce(f"{dataset_label(*key)}: not compared: {name} has "
                          "untied examples of it, and this run has none")  # fmt: skip

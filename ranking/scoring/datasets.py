@@ -40,11 +40,11 @@ def load_datasets(
         texts = [e for e in data.examples if chat_template == "never" or e.dialogue is None]
         if texts and chat_template != "always":
             messages.append(describe_joining(texts))
-        key = (data.name, data.split, data.config)
+        label = dataset_label(*data.key)
         for message in messages:
-            announce(f"{dataset_label(*key)}: {message}")
-        if any(key == (other.name, other.split, other.config) for other in loaded):
-            raise ValueError(f"--dataset {spec}: {dataset_label(*key)} is given twice")
+            announce(f"{label}: {message}")
+        if any(data.key == other.key for other in loaded):
+            raise ValueError(f"--dataset {spec}: {label} is given twice")
         loaded.append(data)
     return loaded
 

@@ -10,7 +10,7 @@ from ranking.data.cells import read_votes
 from ranking.data.examples import Votes, dataset_label
 from ranking.metrics.accuracy import NORMALIZATIONS, record_scores
 from ranking.metrics.idealized import preferred_proportion
-from ranking.plumbing.outputs import row_key
+from ranking.plumbing.outputs import dataset_key, row_key
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record
 
@@ -59,11 +59,6 @@ def usable_pairs(record: Record, rules: PairRules) -> tuple[list[Record], Counte
     return usable, Counter(
         {"no votes": n_pairs - len(pairs), "tied pair": len(pairs) - len(usable)}
     )
-
-
-def dataset_key(record: Record) -> tuple[str, str | None, str | None]:
-    """What results are grouped by: dataset, split and configuration."""
-    return record["dataset"], record["split"], record.get("dataset_config")
 
 
 def check_all_scored(

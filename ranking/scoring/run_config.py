@@ -4,7 +4,14 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NotRequired, TypedDict
 
-from ranking.data.examples import PreferenceData, content_hash, fingerprint, joining
+from ranking.data.examples import (
+    DatasetKey,
+    PreferenceData,
+    content_hash,
+    fingerprint,
+    joining,
+)
+from ranking.plumbing.outputs import dataset_key
 from ranking.plumbing.result_files import hash_config
 from ranking.scoring.chat import (
     ChatOptions,
@@ -142,88 +149,65 @@ def template_counts(
     return wanted, applied_to(tokenizer, chat, None).template
 
 
-def scoring_settings(
-    config: Mapping[str, Any] | None,
-    name: str,
-    split: str | None,
-    dataset_config: str | None = None,
-) -> dict[str, Any]:
+def scoring_settings(config: Mapping[str, Any] | None, key: DatasetKey) -> dict[str, Any]:
     """What a summary row says of how its texts were made; null where nobody knows."""
-    keys = ("add_eos", "max_length", "sample_size")
-    settings: dict[str, Any] = {key: (config or {}).get(key) for key in keys}
-    for key in CHAT_KEYS:
-        if config is not None and key in config:
-            settings[key] = config[key]
-    entry = dataset_entry(config, name, split, dataset_config)
+    names = ("add_eos", "max_length", "sample_size")
+    settings: dict[str, Any] = {name: (config or {}).get(name) for name in names}
+    for name in CHAT_KEYS:
+        if config is not None and name in config:
+            settings[name] = config[name]
+    entry = dataset_entry(config, key)
     if entry and "in_template" in entry:
         settings["in_template"] = entry["in_template"]
     return {
-        "chat_template": in_template(config, name, split, dataset_config),
+        "chat_template": in_template(config, key),
         **settings,
-        "separator": separator_of(config, name, split, dataset_config),
+        "separator": separator_of(config, key),
     }
 
 
-def dataset_entry(
-    config: Mapping[str, Any] | None,
-    name: str,
-    split: str | None,
-    dataset_config: str | None = None,
-) -> Mapping[str, Any] | None:
+def dataset_entry(config: Mapping[str, Any] | None, key: DatasetKey) -> Mapping[str, Any] | None:
     """The `DatasetConfig` of a dataset; None where nobody knows. Older files do not name their
     configuration, in rows or here, of which their run had but one."""
+    name, split, dataset_config = key
     entries = config["datasets"] if config is not None else []
     of_split = [e for e in entries if (e["name"], e["split"]) == (name, split)]
     named = [e for e in of_split if dataset_config in (None, e.get("config", dataset_config))]
     return named[0] if named else None
 
 
-def in_template(
-    config: Mapping[str, Any] | None,
-    name: str,
-    split: str | None,
-    dataset_config: str | None = None,
-) -> bool | None:
+def in_template(config: Mapping[str, Any] | None, key: DatasetKey) -> bool | None:
     """Whether examples of a dataset went through the chat template; None where nobody knows."""
     whole = (config or {}).get("chat_template")
-    entry = dataset_entry(config, name, split, dataset_config)
+    entry = dataset_entry(config, key)
     return entry["in_template"] > 0 if entry and "in_template" in entry else whole
 
 
 def record_in_template(record: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a record went through the chat template: where only some did, the dialogues."""
-    key = record["dataset"], record["split"], record.get("dataset_config")
-    some = in_template(config, *key)
-    entry = dataset_entry(config, *key) or {}
+    key = dataset_key(record)
+    entry = dataset_entry(config, key) or {}
+    some = in_template(config, key)
     return bool(some and ("in_template" not in entry or record.get("messages") is not None))
 
 
-def separator_of(
-    config: Mapping[str, Any] | None,
-    name: str,
-    split: str | None,
-    dataset_config: str | None = None,
-) -> Any:
+def separator_of(config: Mapping[str, Any] | None, key: DatasetKey) -> Any:
     """What joined prompt and completion of a dataset; null under a chat template."""
-    entry = dataset_entry(config, name, split, dataset_config)
-    return (
-        entry["separator"]
-        if entry and not in_template(config, name, split, dataset_config)
-        else None
-    )
+    entry = dataset_entry(config, key)
+    return entry["separator"] if entry and not in_template(config, key) else None
 
 
 def separators_of(record: Mapping[str, Any], config: Mapping[str, Any]) -> list:
     """What joined each completion of a record to the prompt; older rows: what the config says."""
-    whole = separator_of(config, record["dataset"], record["split"], record.get("dataset_config"))
+    whole = separator_of(config, dataset_key(record))
     return [completion.get("separator", whole) for completion in record["completions"]]
 
 
 def joined_by(data: PreferenceData, config: Mapping[str, Any]) -> dict[str, int] | None:
     """How many completions each separator joins to their prompt; null where the template does."""
-    if not in_template(config, data.name, data.split, data.config):
+    if not in_template(config, data.key):
         return joining(data.examples)
-    entry = dataset_entry(config, data.name, data.split, data.config)
+    entry = dataset_entry(config, data.key)
     some = entry is not None and "in_template" in entry
     return joining([e for e in data.examples if some and e.dialogue is None]) or None
 
@@ -241,6 +225,6 @@ def dataset_facts(data: PreferenceData, config: Mapping[str, Any]) -> dict[str, 
         "seed": config["seed"],
         "revision": config["revision"],
         "config_hash": hash_config(config),
-        **scoring_settings(config, data.name, data.split, data.config),
+        **scoring_settings(config, data.key),
         "versions": {name: version(name) for name in LIBRARIES},
     }

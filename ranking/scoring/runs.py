@@ -7,15 +7,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ranking.data.examples import PreferenceData
+from ranking.data.examples import DatasetKey, PreferenceData
 from ranking.metrics.accuracy import is_cut
-from ranking.plumbing.outputs import Output
+from ranking.plumbing.outputs import Output, dataset_key
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, read_json_lines
 from ranking.scoring.comparable import ScoringRun, planned_scoring_run
 from ranking.scoring.examples_file import SUMMARY_SUFFIXES, stem_of_examples
 from ranking.scoring.models import check_model_path, check_revision, commit_of, find_model
-from ranking.scoring.rated_pairs import PairRules, dataset_key
+from ranking.scoring.rated_pairs import PairRules
 from ranking.scoring.run_config import (
     LIBRARIES,
     dataset_entry,
@@ -26,7 +26,6 @@ from ranking.scoring.run_config import (
     separators_of,
 )
 
-Key = tuple[str, str | None, str | None]  # as `dataset_key`
 OF_SUMMARY = (  # what a summary says that neither an examples file nor its configuration does
     "dropped", "dataset_commit", "device", "device_map", "path", "n_processes",
 )  # fmt: skip
@@ -87,7 +86,7 @@ def scored_run(
     overwrite: bool,
     model_flags: Mapping[str, Any],
     role: str | None = None,
-) -> tuple[ScoringRun, dict[Key, Record]]:
+) -> tuple[ScoringRun, dict[DatasetKey, Record]]:
     """A run with its records, scored now where they are planned, and the facts of each dataset
     that was scored now. role: of two, which of them is scored now: a line says so."""
     if run.found is None:
@@ -98,9 +97,7 @@ def scored_run(
 
     scored = score_datasets(run.found, datasets, output, run.config, overwrite, **model_flags)
     records: list[Record] = [record for result in scored for record in result.records]
-    facts = {
-        (data.name, data.split, data.config): result.facts for data, result in zip(datasets, scored)
-    }
+    facts = {data.key: result.facts for data, result in zip(datasets, scored)}
     return run._replace(records=records), facts
 
 
@@ -110,12 +107,12 @@ def scored_runs(
     output: Output,
     overwrite: bool,
     model_flags: Mapping[str, Any],
-) -> list[tuple[ScoringRun, dict[Key, Record]]]:
+) -> list[tuple[ScoringRun, dict[DatasetKey, Record]]]:
     """`scored_run` of each, by its role; None and no facts where there is none.
 
     The first one's examples are NAME.examples.jsonl, another's NAME.<role>.examples.jsonl.
     """
-    scored: list[tuple[ScoringRun, dict[Key, Record]]] = []
+    scored: list[tuple[ScoringRun, dict[DatasetKey, Record]]] = []
     is_alone = None in runs.values()
     for role, run in runs.items():
         own = output
@@ -127,9 +124,9 @@ def scored_runs(
     return scored
 
 
-def group_records(records: Sequence[Record]) -> dict[Key, list[Record]]:
+def group_records(records: Sequence[Record]) -> dict[DatasetKey, list[Record]]:
     """The records of each dataset, in their order."""
-    found: dict[Key, list[Record]] = {}
+    found: dict[DatasetKey, list[Record]] = {}
     for record in records:
         found.setdefault(dataset_key(record), []).append(record)
     return found
@@ -138,7 +135,7 @@ def group_records(records: Sequence[Record]) -> dict[Key, list[Record]]:
 def describe_run(
     run: ScoringRun,
     datasets: Sequence[PreferenceData],
-    facts: Mapping[Key, Record],
+    facts: Mapping[DatasetKey, Record],
     include_ties: bool,
     seed: int,
 ) -> list[tuple[list[Record], Record]]:
@@ -147,7 +144,7 @@ def describe_run(
     datasets, facts: of what was scored now (`scored_run`); of a file, what it and the files beside
     it say. Without `include_ties`, examples of a file that are all tied are dropped and counted.
     """
-    data_of = {(data.name, data.split, data.config): data for data in datasets}
+    data_of = {data.key: data for data in datasets}
     described = []
     beside = summary_beside(run) if run.found is None else {}
     for key, records in group_records(run.records).items():
@@ -169,12 +166,12 @@ def describe_run(
 
 
 def describe_two_runs(
-    key: Key,
+    key: DatasetKey,
     reference: ScoringRun,
     policy: ScoringRun,
     rules: PairRules,
     datasets: Sequence[PreferenceData],
-    facts: Sequence[Mapping[Key, Record]],
+    facts: Sequence[Mapping[DatasetKey, Record]],
 ) -> Record:
     """What every line about the pairs of one dataset says of it, of the two models and of how they
     were scored (`IdealizedColumns`).
@@ -194,7 +191,7 @@ def describe_two_runs(
         "dataset_commit": {data.name: data.commit for data in datasets}.get(key[0]),
         "revision": (policy.config or {}).get("revision"),
         "reference_revision": (reference.config or {}).get("revision"),
-        **(scoring_settings(reference.config, *key) if reference.config is not None else {}),
+        **(scoring_settings(reference.config, key) if reference.config is not None else {}),
         "simulate_proportion": rules.assumed_proportion,
         "epsilon": rules.epsilon,
         "include_ties": rules.include_ties,
@@ -226,7 +223,7 @@ def check_ties_are_there(run: ScoringRun) -> None:
         raise ValueError(f"--include-ties: {run.name} was scored without: its ties are missing")
 
 
-def recorded_facts(run: ScoringRun, key: Key, records: Sequence[Record]) -> Record:
+def recorded_facts(run: ScoringRun, key: DatasetKey, records: Sequence[Record]) -> Record:
     """`dataset_facts` of a dataset that was read from an examples file; null where nobody knows."""
     config: Mapping[str, Any] = run.config or {}
     name, split, dataset_config = key
@@ -248,11 +245,11 @@ def recorded_facts(run: ScoringRun, key: Key, records: Sequence[Record]) -> Reco
         "revision": config.get("revision"),
         "config_hash": records[0].get("config_hash"),
         "versions": {library: version(library) for library in LIBRARIES},
-        "dropped": dict((dataset_entry(run.config, *key) or {}).get("dropped", {})),
+        "dropped": dict((dataset_entry(run.config, key) or {}).get("dropped", {})),
     }
     if run.config is not None:
         columns |= {
-            **scoring_settings(config, *key),
+            **scoring_settings(config, key),
             "dtype": config["dtype"],
             "quantization": config.get("quantization"),
             "trust_remote_code": config.get("trust_remote_code", False),
@@ -261,11 +258,11 @@ def recorded_facts(run: ScoringRun, key: Key, records: Sequence[Record]) -> Reco
     return columns
 
 
-def summary_beside(run: ScoringRun) -> dict[Key, Record]:
+def summary_beside(run: ScoringRun) -> dict[DatasetKey, Record]:
     """What the summary of the run that wrote an examples file says of how each dataset was scored,
     and of what was dropped while it was; {} where there is no such summary."""
     stem = stem_of_examples(run.name)
-    found: dict[Key, Record] = {}
+    found: dict[DatasetKey, Record] = {}
     for file in (Path(stem + suffix) for suffix in SUMMARY_SUFFIXES):
         if not file.is_file() or file == Path(run.name):
             continue

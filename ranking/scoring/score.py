@@ -229,7 +229,7 @@ def score_dataset(
     One of several processes scores its share into a part file; the first merges the parts and has
     all records. Raises ValueError if an example is missing after the merge, or was scored twice.
     """
-    where = dataset_label(data.name, data.split, data.config)
+    where = dataset_label(*data.key)
     for line in describe_rendering(scorer.tokenizer, data.examples, scorer.chat):
         announce(f"{where}: {line}")
     kept, tokenized, dropped = tokenize_examples(
@@ -246,7 +246,7 @@ def score_dataset(
             f"{where}: {n_truncated} prompts cut from the left to fit {scorer.max_length} tokens"
         )
     examples = [data.examples[k] for k in kept]
-    keys = [(data.name, data.split, data.config, example.id) for example in examples]
+    keys = [(*data.key, example.id) for example in examples]
     records = {row_key(record): record for record in earlier}
     done = frozenset(i for i, key in enumerate(keys) if key in records)
     if done:

@@ -115,7 +115,7 @@ def test_what_shapes_a_rendering_is_recorded(two_models):
     other = make_run_config(chat, [DIALOGUES], chat=asked._replace(template=CHATML + " "), **ASKED)
     assert config["chat_template_file"] != other["chat_template_file"]
     assert len({hash_config(c) for c in (config, other)}) == 2
-    settings = scoring_settings(config, "dialogues", None)
+    settings = scoring_settings(config, ("dialogues", None, None))
     assert settings["system"] == "Be brief." and settings["in_template"] == 2
 
 
