@@ -17,6 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from ranking.data.columns import parse_columns
 from ranking.data.examples import PreferenceData, fingerprint, joining
 from ranking.data.preferences import load_preferences
 from ranking.data.prompt_sets import load_prompts
@@ -47,7 +48,6 @@ from ranking.scoring.flags import (
     add_columns_argument,
     add_trust_arguments,
     chat_options,
-    checked_columns,
     take,
 )
 from ranking.scoring.models import DTYPES, REMOTE_CODE_FLAG, check_model_path
@@ -211,7 +211,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     output.add_argument("--wandb-project", help="also log to this wandb project")
     args = parser.parse_args(argv)
-    args.columns = checked_columns(parser, args.columns)
     if args.sample_size == NOT_GIVEN:
         args.sample_size = 500 if args.prompts is None else None
     if args.checkpoints and args.prompts:
@@ -223,6 +222,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.reference_name_or_path is None and (args.against == "reference" or args.checkpoints):
         parser.error("give --reference-name-or-path (without --checkpoints: or --against chosen)")
     try:
+        args.columns = parse_columns(args.columns)
         args.chat = chat_options(vars(args))
         if args.wandb_project:
             check_wandb(args.wandb_project)

@@ -178,16 +178,6 @@ def add_columns_argument(group) -> None:
     )  # fmt: skip
 
 
-def checked_columns(
-    parser: argparse.ArgumentParser, texts: Sequence[str] | None
-) -> dict[str, str] | None:
-    """What --columns says; an error of the command line where it cannot be read."""
-    try:
-        return parse_columns(texts)
-    except ValueError as error:
-        parser.error(str(error))
-
-
 def add_trust_arguments(group) -> None:
     """Flags for models that could run code of theirs; both are off unless given."""
     group.add_argument(
@@ -203,20 +193,17 @@ def parse_scoring_args(
 ) -> argparse.Namespace:
     """The flags of `add_scoring_arguments`; those that no run can honour together are an error."""
     args = parser.parse_args(argv)
-    args.columns = checked_columns(parser, args.columns)
+    try:
+        args.columns = parse_columns(args.columns)
+        args.chat = chat_options(vars(args))
+        if args.wandb_project:
+            check_wandb(args.wandb_project)
+    except ValueError as error:
+        parser.error(str(error))
     if args.device_map is not None and args.device != "auto":
         parser.error("--device-map spreads the model over all devices: leave out --device")
     if args.separator is not None and args.chat_template == "always":
         parser.error("--separator: --chat-template joins prompt and completion, give one")
-    try:
-        args.chat = chat_options(vars(args))
-    except ValueError as error:
-        parser.error(str(error))
-    if args.wandb_project:
-        try:
-            check_wandb(args.wandb_project)
-        except ValueError as error:
-            parser.error(str(error))
     return args
 
 
