@@ -36,6 +36,7 @@ from ranking.plumbing.outputs import (
     claim_file,
     claim_of,
     dataset_key,
+    plan_file,
     plan_output,
     take_output,
 )
@@ -63,7 +64,7 @@ from ranking.scoring.comparable import (
     shared_examples,
 )
 from ranking.scoring.datasets import load_datasets
-from ranking.scoring.export import EXPORT_SUFFIXES, check_keep, export_pairs, plan_export
+from ranking.scoring.export import EXPORT_SUFFIXES, check_keep, export_pairs
 from ranking.scoring.flags import (
     CONFIG_FLAGS,
     DATA_FLAGS,
@@ -249,7 +250,9 @@ def main(args: argparse.Namespace) -> None:
     reads = [*args.dataset, *examples, *args.dynamics]
     writes = [*WRITES.values(), *files_of_scoring(dict(zip(("", "policy."), models)))]
     output = plan_output(args.output_dir, args.output_filename, args.overwrite, reads, writes)
-    export = plan_export(args.export, args.overwrite, reads, output, writes)
+    export = None
+    if args.export is not None:
+        export = plan_file(args.export, "--export", args.overwrite, reads, output, writes)
     output = output._replace(picture=output.beside(WRITES["picture"]))
     given, runs = read_scoring_runs(examples), read_runs(args.dynamics)
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS)) if any(models) else []

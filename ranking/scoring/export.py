@@ -17,7 +17,6 @@ from ranking.metrics.dynamics import GROUPS
 from ranking.metrics.groups import columns_of, record_groups
 from ranking.metrics.idealized import TunedColumns, critical_betas
 from ranking.metrics.rewards import is_right
-from ranking.plumbing.outputs import Output, plan_file
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, write_json_lines, write_parquet
 from ranking.plumbing.row_filter import (
@@ -274,16 +273,6 @@ def easiest_rows(rows: Sequence[Record], share: float) -> list[Record]:
 
 
 # ---------------------------------------------------------------------------- the file
-def plan_export(
-    path: str | None, overwrite: bool, reads: Sequence[str | None], output: Output,
-    writes: Sequence[str],
-) -> Path | None:  # fmt: skip
-    """Where the export goes, checked before anything is loaded; None: there is none."""
-    if path is None:
-        return None
-    return plan_file(path, "--export", overwrite, reads, output, writes)
-
-
 def export_pairs(
     file: Path,
     pairs: Sequence[Record],
