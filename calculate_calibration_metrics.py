@@ -19,22 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ranking.data.examples import dataset_label
 from ranking.data.hub import DATASETS
 from ranking.metrics.accuracy import summarize_dataset
-from ranking.metrics.benchmarks import IMPLICIT_REWARD, summarize_benchmarks
+from ranking.metrics.benchmarks import summarize_benchmarks
 from ranking.metrics.comparison import ComparisonRow, compare_models
-from ranking.metrics.rewards import (
-    BETA,
-    RewardPair,
-    reward_pairs,
-    reward_records,
-    rounding_of,
-    summarize_rewards,
-)
+from ranking.metrics.rewards import BETA, RewardPair
 from ranking.plumbing.command_line import checked, make_parser, run_script
-from ranking.plumbing.outputs import Output, dataset_key, plan_output, take_output
-from ranking.plumbing.processes import announce, process_rank
+from ranking.plumbing.outputs import Output, plan_output, take_output
+from ranking.plumbing.processes import process_rank
 from ranking.plumbing.result_files import Record, write_json_lines
 from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
 from ranking.reports.accuracy import (
@@ -51,7 +43,6 @@ from ranking.reports.style import draw
 from ranking.scoring.comparable import (
     ScoringRun,
     alike_named,
-    announce_uneven_cuts,
     check_comparable,
     check_compared,
     compared_runs,
@@ -69,17 +60,14 @@ from ranking.scoring.flags import (
     refuse_idle_flags,
     take,
 )
+from ranking.scoring.implicit_rewards import implicit_rewards
 from ranking.scoring.runs import (
-    announce_uneven_tokens,
     check_models,
     check_ties_are_there,
     describe_run,
     files_of_scoring,
-    group_records,
     plan_runs,
-    reference_columns,
     scored_runs,
-    that_count,
 )
 
 EXAMPLES = {"examples": "examples.jsonl", "reference examples": "reference.examples.jsonl"}
@@ -108,69 +96,6 @@ def check_all_runs(
         if not shared_examples(policy.records, reference.records):
             raise ValueError(f"{policy.name} and {reference.name} have no example in common")
     check_compared(policy, others)
-
-
-def accuracy_rows(
-    parts: Sequence[tuple[list[Record], Record]], include_ties: bool, seed: int
-) -> list[Any]:
-    """The lines of NAME.jsonl about the accuracy of each dataset, and those of benchmarks.
-
-    parts: the records of each dataset, and what every line says of it.
-    """
-    rows: list[Any] = []
-    for records, common in parts:
-        rows += summarize_dataset(records, common, include_ties, seed)
-    return rows + summarize_benchmarks(parts, seed)
-
-
-def implicit_rewards(
-    parts: Sequence[tuple[list[Record], Record]],
-    policy: ScoringRun,
-    reference: ScoringRun,
-    *,
-    beta: float,
-    include_ties: bool,
-    seed: int,
-) -> tuple[list[RewardPair], list[Any]]:
-    """The pairs that both models scored, and lines of NAME.jsonl about their implicit rewards.
-
-    parts: as for `accuracy_rows`, of the policy.
-    """
-    of_reference = group_records(reference.records)
-    about_reference = reference_columns(reference, beta)
-    rounding = rounding_of(*((run.config or {}).get("dtype") for run in (policy, reference)))
-    pairs: list[RewardPair] = []
-    rows: list[Any] = []
-    rewarded = []
-    for records, common in parts:
-        key = dataset_key(records[0])
-        theirs = that_count(of_reference.get(key, []), include_ties)
-        shared = shared_examples(records, theirs)
-        alone = {"policy": len(records) - len(shared), "reference": len(theirs) - len(shared)}
-        if any(alone.values()):
-            said = ", ".join(f"{n} by the {which} only" for which, n in alone.items())
-            announce(f"{dataset_label(*key)}: examples scored {said}: they have no rewards")
-        elif not any(len(set(record["ranks"])) > 1 for record in records):
-            announce(f"{dataset_label(*key)}: all examples are tied: they have no rewards")
-        announce_uneven_cuts(shared)
-        announce_uneven_tokens(shared)
-        columns = {**common, **about_reference, "not_shared": alone}
-        of_dataset = list(reward_pairs(shared, beta))
-        pairs += of_dataset
-        sizes = [len(record["ranks"]) for record, _ in shared]
-        rows += summarize_rewards(of_dataset, sizes, columns, rounding, seed)
-        if shared:
-            rewarded.append((reward_records(shared, beta), columns))
-    return pairs, rows + summarize_benchmarks(rewarded, seed, IMPLICIT_REWARD)
-
-
-def compare_runs(
-    records: Sequence[Record], others: Sequence[ScoringRun], seed: int
-) -> list[ComparisonRow]:
-    """The lines of NAME.compare.jsonl: this run's records and those of others."""
-    if not others:
-        return []
-    return compare_models(compared_runs(records[0]["model"], records, others), seed)
 
 
 def write_accuracy(
@@ -303,14 +228,18 @@ def main(args: argparse.Namespace) -> None:
     if process_rank() > 0:
         return  # the first process has all records and reports
     parts = describe_run(policy, datasets, facts, args.include_ties, args.seed)
-    rows = accuracy_rows(parts, args.include_ties, args.seed)
+    rows: list[Any] = []
+    for of_dataset, common in parts:
+        rows += summarize_dataset(of_dataset, common, args.include_ties, args.seed)
+    rows += summarize_benchmarks(parts, args.seed)
     pairs: list[RewardPair] = []
     if reference is not None:
         how = take(flags, ("beta", "include_ties", "seed"))
         pairs, about_rewards = implicit_rewards(parts, policy, reference, **how)
         rows += about_rewards
     records = [record for of_dataset, _ in parts for record in of_dataset]
-    comparison = compare_runs(records, others, args.seed)
+    compared = compared_runs(records[0]["model"], records, others)
+    comparison = compare_models(compared, args.seed)
     written = write_accuracy(output, rows, pairs, comparison)
     show_rankings(rows, comparison, written, {
         name: output.beside(file) for name, file in EXAMPLES.items() if file in of_scoring

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ranking.data.cells import read_votes
-from ranking.data.examples import PreferenceData, dataset_label
+from ranking.data.examples import dataset_label
 from ranking.metrics.accuracy import is_cut
 from ranking.metrics.comparison import common_examples, records_by_dataset
 from ranking.plumbing.outputs import dataset_key, row_key
@@ -16,7 +16,6 @@ from ranking.plumbing.result_files import Record
 from ranking.scoring.examples_file import (
     config_beside,
     load_examples,
-    planned_records,
     stem_of_examples,
 )
 from ranking.scoring.models import FoundModel
@@ -41,13 +40,6 @@ def read_scoring_run(path: str) -> ScoringRun:
 def read_scoring_runs(paths: Sequence[str | None]) -> list[ScoringRun]:
     """`read_scoring_run` of each path; None, for none, is None."""
     return [read_scoring_run(path) if path is not None else None for path in paths]
-
-
-def planned_scoring_run(
-    found: FoundModel, datasets: Sequence[PreferenceData], config: Mapping[str, Any]
-) -> ScoringRun:
-    """A run that is yet to score its examples, with what of its records is known by then."""
-    return ScoringRun(found.name, planned_records(datasets), config, found)
 
 
 def label_of(record: Record) -> str:

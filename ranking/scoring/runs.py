@@ -12,8 +12,8 @@ from ranking.metrics.accuracy import is_cut
 from ranking.plumbing.outputs import Output, dataset_key
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, read_json_lines
-from ranking.scoring.comparable import ScoringRun, planned_scoring_run
-from ranking.scoring.examples_file import SUMMARY_SUFFIXES, stem_of_examples
+from ranking.scoring.comparable import ScoringRun
+from ranking.scoring.examples_file import SUMMARY_SUFFIXES, planned_records, stem_of_examples
 from ranking.scoring.models import check_model_path, check_revision, commit_of, find_model
 from ranking.scoring.rated_pairs import PairRules
 from ranking.scoring.run_config import (
@@ -56,49 +56,20 @@ def plan_runs(
     names: Sequence[str | None],
     revisions: Sequence[str | None],
     datasets: Sequence[PreferenceData],
-    **how,
-) -> list[ScoringRun]:
-    """The runs that are given, and `plan_run` of those for which a model is named instead."""
-    return [
-        plan_run(name, revision, datasets, **how) if name is not None else run
-        for run, name, revision in zip(given, names, revisions)
-    ]
-
-
-def plan_run(
-    name: str,
-    revision: str | None,
-    datasets: Sequence[PreferenceData],
     *,
     dtype: str,
     device: str | None,
     **settings,
-) -> ScoringRun:
-    """A run that is to score `datasets`; settings: as `make_run_config`, which it raises as."""
-    found = find_model(name, revision, dtype, device)
-    return planned_scoring_run(found, datasets, make_run_config(found, datasets, **settings))
-
-
-def scored_run(
-    run: ScoringRun,
-    datasets: Sequence[PreferenceData],
-    output: Output,
-    overwrite: bool,
-    model_flags: Mapping[str, Any],
-    role: str | None = None,
-) -> tuple[ScoringRun, dict[DatasetKey, Record]]:
-    """A run with its records, scored now where they are planned, and the facts of each dataset
-    that was scored now. role: of two, which of them is scored now: a line says so."""
-    if run.found is None:
-        return run, {}
-    if role is not None:
-        announce(f"scoring the {role}, {run.name}")
-    from ranking.scoring.score import score_datasets  # PyTorch: only where a model is scored
-
-    scored = score_datasets(run.found, datasets, output, run.config, overwrite, **model_flags)
-    records: list[Record] = [record for result in scored for record in result.records]
-    facts = {data.key: result.facts for data, result in zip(datasets, scored)}
-    return run._replace(records=records), facts
+) -> list[ScoringRun]:
+    """The runs that are given; where a model is named instead, one that is to score `datasets`.
+    settings: as `make_run_config`, which it raises as."""
+    runs = list(given)
+    for k, (name, revision) in enumerate(zip(names, revisions)):
+        if name is not None:
+            found = find_model(name, revision, dtype, device)
+            config = make_run_config(found, datasets, **settings)
+            runs[k] = ScoringRun(found.name, planned_records(datasets), config, found)
+    return runs
 
 
 def scored_runs(
@@ -108,7 +79,8 @@ def scored_runs(
     overwrite: bool,
     model_flags: Mapping[str, Any],
 ) -> list[tuple[ScoringRun, dict[DatasetKey, Record]]]:
-    """`scored_run` of each, by its role; None and no facts where there is none.
+    """Each run with its records, scored now where they are planned, and the facts of the datasets
+    that were scored now; None and no facts where there is no run. runs: by their roles.
 
     The first one's examples are NAME.examples.jsonl, another's NAME.<role>.examples.jsonl.
     """
@@ -119,8 +91,17 @@ def scored_runs(
         if scored:
             examples, config = (output.beside(f"{role}.{file}") for file in OF_SCORING)
             own = output._replace(examples=examples, config=config)
-        how = (own, overwrite, model_flags, None if is_alone else role)
-        scored.append(scored_run(run, datasets, *how) if run is not None else (None, {}))
+        if run is None or run.found is None:
+            scored.append((run, {}))
+            continue
+        if not is_alone:
+            announce(f"scoring the {role}, {run.name}")
+        from ranking.scoring.score import score_datasets  # PyTorch: only where a model is scored
+
+        results = score_datasets(run.found, datasets, own, run.config, overwrite, **model_flags)
+        records: list[Record] = [record for result in results for record in result.records]
+        facts = {data.key: result.facts for data, result in zip(datasets, results)}
+        scored.append((run._replace(records=records), facts))
     return scored
 
 
@@ -141,7 +122,7 @@ def describe_run(
 ) -> list[tuple[list[Record], Record]]:
     """The records of each dataset that has any, and what every summary row says of it.
 
-    datasets, facts: of what was scored now (`scored_run`); of a file, what it and the files beside
+    datasets, facts: of what was scored now (`scored_runs`); of a file, what it and the files beside
     it say. Without `include_ties`, examples of a file that are all tied are dropped and counted.
     """
     data_of = {data.key: data for data in datasets}
@@ -278,32 +259,3 @@ def summary_beside(run: ScoringRun) -> dict[DatasetKey, Record]:
                 key = row["dataset_name"], row.get("dataset_split"), row.get("dataset_config")
                 found[key] = {name: row[name] for name in OF_SUMMARY if name in row}
     return found
-
-
-def reference_columns(reference: ScoringRun, beta: float) -> Record:
-    """What every row about implicit rewards says of the reference (`ReferenceColumns`)."""
-    config: Mapping[str, Any] = reference.config or {}
-    first = reference.records[0]
-    return {
-        "beta": beta,
-        "reference_model": first["model"],
-        "reference_revision": config.get("revision"),
-        "reference_model_commit": commit_of(config.get("model_fingerprint", "")),
-        "reference_config_hash": first.get("config_hash"),
-        "reference_dtype": config.get("dtype"),
-        "reference_examples_file": reference.name if reference.found is None else None,
-    }
-
-
-def announce_uneven_tokens(shared: Sequence[tuple[Record, Record]]) -> None:
-    """A line where two models cut a completion into different numbers of tokens."""
-    n = sum(
-        a["n_tokens"] != b["n_tokens"]
-        for record, other in shared
-        for a, b in zip(record["completions"], other["completions"])
-    )
-    if n:
-        announce(
-            f"{n} completions have more tokens in one of the two models than in the other: rewards "
-            "per token are divided by the policy's"
-        )

@@ -15,7 +15,7 @@ from ranking.data.examples import (
 )
 from ranking.plumbing.result_files import hash_config
 from ranking.scoring.chat import AUTO, ChatOptions
-from ranking.scoring.comparable import ScoringRun, check_comparable, planned_scoring_run
+from ranking.scoring.comparable import ScoringRun, check_comparable
 from ranking.scoring.examples_file import planned_records
 from ranking.scoring.models import find_model
 from ranking.scoring.run_config import dataset_facts, make_run_config, scoring_settings
@@ -124,9 +124,8 @@ def test_runs_that_render_otherwise_are_not_compared(two_models):
     datasets = [DIALOGUES, MIXED]
 
     def planned(found, options) -> ScoringRun:
-        return planned_scoring_run(
-            found, datasets, make_run_config(found, datasets, chat=options, **ASKED)
-        )
+        config = make_run_config(found, datasets, chat=options, **ASKED)
+        return ScoringRun(found.name, planned_records(datasets), config, found)
 
     ours = planned(chat, AUTO)
     check_comparable(ours, planned(chat, AUTO))
@@ -146,12 +145,12 @@ def test_runs_that_render_otherwise_are_not_compared(two_models):
 
 
 def test_models_are_compared_in_templates_of_their_own(two_models, capsys):
-    found = two_models[0]
-    ours, other = (
-        planned_scoring_run(found, [DIALOGUES], make_run_config(
-            found, [DIALOGUES], chat=ChatOptions(template=template), **ASKED))
+    found, records = two_models[0], planned_records([DIALOGUES])
+    configs = [
+        make_run_config(found, [DIALOGUES], chat=ChatOptions(template=template), **ASKED)
         for template in (None, CHATML + " ")
-    )  # fmt: skip
+    ]
+    ours, other = (ScoringRun(found.name, records, config, found) for config in configs)
     check_comparable(ours, other, own_templates=True)
     assert "have dialogues in different chat templates" in capsys.readouterr().err
     with pytest.raises(ValueError, match="not the same text"):  # log-ratios need one
