@@ -1,6 +1,5 @@
 """Ranking accuracy of every checkpoint of a run, and how far it went (Fig. 4, 9-12)."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ranking.scoring.loading import context_length, load_model, load_tokenizer
 from ranking.scoring.score import score_examples
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import tokenize_examples
+from ranking.training.checkpoints import step_of
 from ranking.training.distance import initial_weights, squared_distance, trained_weights
 from ranking.training.run_directory import gamma_of
 
@@ -48,9 +48,8 @@ def checkpoint_facts(
         if n_equal:
             announce(f"{checkpoint}: {n_equal} untied pairs have exactly equal scores, right by "
                      "Def. 2.3")  # fmt: skip
-        found = re.fullmatch(r"checkpoint-(\d+)", Path(checkpoint).name)
         yield {
-            "step": int(found[1]) if found else None,
+            "step": step_of(checkpoint),
             "gamma": gamma_of(Path(checkpoint)),
             "ranking_accuracy": float(np.mean([ranking_accuracy(*pair) for pair in scored])),
             "n_ranked": len(scored),

@@ -13,10 +13,16 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ranking.plumbing.processes import announce
 
 
+def step_of(folder: str | Path) -> int | None:
+    """The step of a directory checkpoint-STEP; None where it is called otherwise."""
+    found = re.fullmatch(r"checkpoint-(\d+)", Path(folder).name)
+    return int(found[1]) if found else None
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint directories of a run, newest first."""
-    found = [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(found, key=lambda path: -int(path.name.split("-")[1]))
+    found = [path for path in folder.glob("checkpoint-*") if step_of(path) is not None]
+    return sorted(found, key=step_of, reverse=True)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -114,8 +120,8 @@ def saved_step(state: TrainerState, best_by: str | None, greater_is_better: bool
                 f"{best_by} was {value:.4f} before training, better than at any evaluation of it: "
                 "the saved model is the best of training"
             )
-    number = int(Path(state.best_model_checkpoint).name.split("-")[1])
-    return {**step, "step": number, "chosen_by": best_by, "value": best}
+    chosen = step_of(state.best_model_checkpoint)
+    return {**step, "step": chosen, "chosen_by": best_by, "value": best}
 
 
 def describe_step(step: SavedStep) -> str:

@@ -6,7 +6,6 @@ is ever discarded.
 """
 
 import json
-import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from ranking.training.checkpoints import (
     checkpoint_fault,
     checkpoints,
     last_checkpoint,
+    step_of,
 )
 from ranking.training.help_texts import successor
 
@@ -259,9 +259,9 @@ def find_checkpoints(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
     ]
-    steps = [path for path in models if re.fullmatch(r"checkpoint-\d+", path.name)]
+    steps = [path for path in models if step_of(path) is not None]
     if steps:
-        return sorted(steps, key=lambda path: int(path.name.split("-")[1]))
+        return sorted(steps, key=step_of)
     runs = [path for path in models if path.name not in BESIDE_ADAPTERS]
     if not runs:
         raise ValueError(f"--checkpoints {folder}: no checkpoint-* and no model directories")

@@ -23,6 +23,7 @@ from ranking.training.checkpoints import (
     checkpoint_state,
     checkpoints,
     saved_step,
+    step_of,
 )
 from ranking.training.console import show_progress
 from ranking.training.run_directory import mark_diverged
@@ -69,7 +70,7 @@ class SaveBest(TrainerCallback):
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
         elif args.save_strategy == "steps" and state.is_world_process_zero:
             for old in checkpoints(Path(args.output_dir)):  # left by a kill before `on_save`
-                step = int(old.name.split("-")[1])
+                step = step_of(old)
                 kept = step % state.save_steps == 0 or step >= state.global_step or old == path
                 if args.save_total_limit is None and not kept:
                     shutil.rmtree(old, ignore_errors=True)
@@ -90,7 +91,7 @@ class SaveBest(TrainerCallback):
             return
         if args.save_total_limit is not None:
             return  # Trainer deletes the oldest itself
-        due = int(Path(former).name.split("-")[1]) % state.save_steps == 0
+        due = step_of(former) % state.save_steps == 0
         if not due and former != state.best_model_checkpoint:
             shutil.rmtree(former, ignore_errors=True)
 
