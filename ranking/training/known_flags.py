@@ -103,8 +103,8 @@ def add_field(parser: argparse.ArgumentParser, its_field: Field, kind: Any) -> N
     if its_field.default_factory is not MISSING:
         default = its_field.default_factory()
     how["default"] = default
-    kinds = [k for k in get_args(kind) if k is not type(None)] if is_union(kind) else [kind]
-    (kind,) = kinds
+    if isinstance(kind, UnionType):  # X | None
+        (kind,) = (k for k in get_args(kind) if k is not type(None))
     if kind is bool:
         how["type"] = truth
         if default is not None:
@@ -119,18 +119,14 @@ def add_field(parser: argparse.ArgumentParser, its_field: Field, kind: Any) -> N
         parser.add_argument(*off, dest=name, action="store_false", default=False)
 
 
-def is_union(kind: Any) -> bool:
-    """Whether a type is `X | None`."""
-    return isinstance(kind, UnionType)
-
-
 # ---------------------------------------------------------------------------- the file anew
 def describe_flag(action: argparse.Action) -> KnownFlag:
     """A flag of HfArgumentParser's."""
     kind = getattr(action.type, "__name__", "str")
     flag = KnownFlag(options=list(action.option_strings))
     if action.default is not None:
-        flag["default"] = plain_value(action.default)
+        default = action.default
+        flag["default"] = default.value if isinstance(default, Enum) else default
     if action.choices is not None:
         flag["choices"] = [str(choice) for choice in action.choices]
     if kind == "string_to_bool" or kind in TYPES:
@@ -144,11 +140,6 @@ def describe_flag(action: argparse.Action) -> KnownFlag:
     if action.help:
         flag["help"] = action.help
     return flag
-
-
-def plain_value(default: Any) -> Any:
-    """A default as JSON has it."""
-    return default.value if isinstance(default, Enum) else default
 
 
 def find_flags() -> KnownFlags:
