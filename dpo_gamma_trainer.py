@@ -40,7 +40,6 @@ from ranking.training.dynamics_file import (
     dynamics_rows,
     forget_later_steps,
 )
-from ranking.training.evaluated_sets import EvaluatedSet, evaluated_sets, members_of_datasets
 from ranking.training.given_reference import reference_in_row
 from ranking.training.loss_flags import OPTIONS, GammaFlags
 from ranking.training.packed_steps import TOKEN_METRICS, PackedSteps, keep_outputs_in_float32
@@ -57,8 +56,11 @@ from ranking.training.pairs import (
 )
 from ranking.training.saved_model import TiedOnce
 from ranking.training.trainer_inputs import (
+    EvaluatedSet,
     coarsest_rounding,
+    evaluated_sets,
     initial_reference,
+    members_of_datasets,
     refuse_images,
     whole_dataset,
 )
