@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.models import SIZES
 from ranking.plumbing.command_line import make_parser, sample_size
-from ranking.plumbing.result_files import write_text_atomically
+from ranking.plumbing.result_files import write_json
 
 
 def benchmark_parser(
@@ -48,4 +48,4 @@ def print_figures(figures: dict) -> None:
 
 def write_figures(path: Path | None, figures: dict) -> None:
     if path is not None:
-        write_text_atomically(path, json.dumps(figures, indent=1) + "\n")
+        write_json(path, figures)

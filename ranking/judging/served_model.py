@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ranking.plumbing.processes import announce
-from ranking.plumbing.result_files import append_json_lines, drop_torn_line
+from ranking.plumbing.result_files import append_json_lines, drop_torn_line, read_cached
 
 QUESTION = """You compare two replies to the last message of a conversation with an AI assistant.
 
@@ -55,13 +55,6 @@ class ServedJudge(NamedTuple):
     question: Callable[[str, str, str], Messages]
     verdict: Callable[[str], float | None]
     combine: Callable[[float | None, float | None], float | None]
-
-
-class CachedAnswer(NamedTuple):
-    """A line of ~/.cache/ranking_acc/judge/MODEL.jsonl: a list of two. The last of a key counts."""
-
-    key: str  # `cache_key` of the question
-    answer: str  # as it came, never empty
 
 
 def plain_judge(model: str) -> ServedJudge:
@@ -123,18 +116,6 @@ def cache_key(address: str, judge: ServedJudge, messages: Messages) -> str:
     how = ANSWER_TOKENS if judge.parameters == PARAMETERS else dict(judge.parameters)
     content = json.dumps([address, judge.model, how, messages], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-def read_answers(path: Path) -> dict[str, str]:
-    """Cached answers by key; what is no answer (torn by a kill) is left out and asked again."""
-    answers = {}
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
-        try:
-            key, answer = json.loads(line)
-            answers[key] = answer
-        except (ValueError, TypeError):
-            continue
-    return answers
 
 
 def estimate(
@@ -259,7 +240,7 @@ def ask_all(
     judge refuses (too long, filtered) has an empty one. Raises ValueError if the judge fails for
     good; the answers until then are kept.
     """
-    answers = read_answers(cache)
+    answers = read_cached(cache)
     waiting: dict[str, list[tuple]] = {}  # like questions are asked once
     for name, messages in questions.items():
         key = cache_key(str(client.base_url), judge, messages)
@@ -288,7 +269,8 @@ def ask_missing(
     cache: Path,
     concurrency: int,
 ) -> Iterator[tuple[str, str]]:
-    """(key, answer) as the judge answers, each appended to `cache` before."""
+    """(key, answer) as the judge answers, each appended before to `cache`, a line [key, answer]
+    each: `cache_key` of the question, and the answer as it came, never empty."""
     import openai
 
     cache.parent.mkdir(parents=True, exist_ok=True)
@@ -305,7 +287,7 @@ def ask_missing(
             return ""
         if answer:
             with lock, cache.open("ab") as file:
-                append_json_lines(file, [CachedAnswer(key, answer)])
+                append_json_lines(file, [[key, answer]])
         return answer
 
     pool = ThreadPoolExecutor(concurrency)

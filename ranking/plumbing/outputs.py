@@ -5,7 +5,6 @@ merges them into `NAME.examples.jsonl`, at the end of a run or at the start of o
 """
 
 import errno
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -21,6 +20,7 @@ from ranking.plumbing.result_files import (
     hash_config,
     read_config,
     read_json_lines,
+    write_json,
     write_json_lines,
     write_text_atomically,
 )
@@ -234,7 +234,7 @@ def prepare_files(
             path.unlink(missing_ok=True)
         begun = False
     if not begun:
-        write_text_atomically(output.config, json.dumps(config, indent=1) + "\n")
+        write_json(output.config, config)
         return []
     if not same:
         keys = [key for key in config if config[key] != earlier.get(key)]

@@ -38,6 +38,11 @@ def write_text_atomically(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write one value atomically, for people too."""
+    write_text_atomically(path, json.dumps(value, indent=1) + "\n")
+
+
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows atomically, one JSON object a line. NaN is an error, write null instead."""
     write_text_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
@@ -105,6 +110,19 @@ def append_json_lines(file, rows: Iterable[Any]) -> None:
     """Append rows to an open binary file in one write, so that a kill leaves whole lines."""
     file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
     file.flush()
+
+
+def read_cached(path: Path) -> dict[str, Any]:
+    """Value by key of the lines [key, value] of a cache, which may not be there; the last of a key
+    counts, and what is no such line (empty, torn by a kill) is left out."""
+    found = {}
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        try:
+            key, value = json.loads(line)
+            found[key] = value
+        except (ValueError, TypeError):
+            continue
+    return found
 
 
 def drop_torn_line(path: Path) -> None:

@@ -23,7 +23,7 @@ from accelerate.utils import gather_object
 
 from ranking.plumbing.command_line import progress_bar
 from ranking.plumbing.processes import announce
-from ranking.plumbing.result_files import append_json_lines
+from ranking.plumbing.result_files import append_json_lines, read_cached
 from ranking.scoring.models import cache_directory
 from ranking.scoring.packing import count_new_tokens
 from ranking.scoring.score import score_examples
@@ -65,16 +65,9 @@ def completion_key(completion: TokenizedCompletion) -> str:
 
 
 def read_cache(path: Path) -> dict[str, float]:
-    """Entries of a cache file; a torn line (killed run) or NaN is left out and computed again."""
-    entries = {}
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
-        try:
-            key, logp = json.loads(line)
-            if math.isfinite(float(logp)):
-                entries[key] = float(logp)
-        except (ValueError, TypeError):
-            continue
-    return entries
+    """Entries of a cache file; what is not finite is left out and computed again."""
+    found = read_cached(path).items()
+    return {key: x for key, x in found if isinstance(x, float | int) and math.isfinite(x)}
 
 
 def reference_logps(

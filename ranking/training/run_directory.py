@@ -17,7 +17,7 @@ from accelerate import PartialState
 from ranking.data.examples import PreferenceData, fingerprint
 from ranking.plumbing.outputs import lock_outputs
 from ranking.plumbing.processes import announce
-from ranking.plumbing.result_files import read_config, write_text_atomically
+from ranking.plumbing.result_files import read_config, write_json
 from ranking.reports.dynamics import DYNAMICS_FILE
 from ranking.reports.model_card import CARD_FILE, is_run_card
 from ranking.scoring.models import model_fingerprint
@@ -193,7 +193,7 @@ def mark_run(
         **({"model": model} if model else {}),
         "settings": settings,
     }
-    write_text_atomically(folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
+    write_json(folder / RUN_FILE, record)
 
 
 def mark_diverged(folder: Path, step: int) -> None:
@@ -202,7 +202,7 @@ def mark_diverged(folder: Path, step: int) -> None:
     run = read_run(folder)
     if run is not None:
         run["diverged"] = step
-        write_text_atomically(folder / RUN_FILE, json.dumps(run, indent=1) + "\n")
+        write_json(folder / RUN_FILE, run)
 
 
 def finish_run(
@@ -210,7 +210,7 @@ def finish_run(
 ) -> None:
     """Write the metrics of the `n` pairs or texts of the test split, and mark the run finished."""
     results: Results = {"n": n, "model": model}
-    write_text_atomically(folder / TEST_FILE, json.dumps({**results, **test}, indent=1) + "\n")
+    write_json(folder / TEST_FILE, {**results, **test})
     mark_run(folder, settings, finished=True, model=model)
 
 

@@ -15,7 +15,7 @@ import pytest
 from judges import completion, error_of, flags, free_port, judge_line, run, write_responses
 
 from ranking.data.preferences import load_preferences
-from ranking.judging.served_model import TRIAL, combine_orders, parse_verdict, read_answers
+from ranking.judging.served_model import TRIAL, combine_orders, parse_verdict
 from ranking.judging.verdicts import make_judge
 from ranking.plumbing.result_files import read_json_lines
 from ranking.scoring.models import BUNDLED_MODEL, resolve_model
@@ -34,13 +34,6 @@ pytestmark = pytest.mark.usefixtures("converted_models")
 )  # fmt: skip
 def test_parse_verdict(answer, share):
     assert parse_verdict(answer) == share
-
-
-def test_what_is_no_answer_in_the_cache_is_left_out(tmp_path):
-    lines = ['["k", "A"]', "5", "null", '["a"]', '[["b"], "A"]', "\0\0", '["c", "B', '["d", "B"]']
-    (tmp_path / "judge.jsonl").write_text("\n".join(lines))
-    assert read_answers(tmp_path / "judge.jsonl") == {"k": "A", "d": "B"}
-    assert read_answers(tmp_path / "none.jsonl") == {}
 
 
 def test_orders_that_contradict_each_other_are_a_tie():

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from ranking.plumbing.result_files import read_json_lines, write_json_lines
+from ranking.plumbing.result_files import read_cached, read_json_lines, write_json_lines
 
 ROWS = [{"dataset": "été", "loss": 0.5}, {"dataset": "b", "loss": None}]
 
@@ -29,3 +29,10 @@ def test_what_is_no_row_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n[2]\n')
     with pytest.raises(ValueError, match=r"a.jsonl: row 3: not a JSON object"):
         read_json_lines(tmp_path / "a.jsonl")
+
+
+def test_what_is_no_line_of_a_cache_is_left_out(tmp_path):
+    lines = ['["k", "A"]', "5", "null", '["a"]', '[["b"], "A"]', "\0\0", '["c", "B', '["d", "B"]']
+    (tmp_path / "judge.jsonl").write_text("\n".join(lines))
+    assert read_cached(tmp_path / "judge.jsonl") == {"k": "A", "d": "B"}
+    assert read_cached(tmp_path / "none.jsonl") == {}
