@@ -225,7 +225,15 @@ def check_whole(file: str, key: str, name: str, fraction: Any) -> None:
 # ---------------------------------------------------------------------------- --save_config
 def check_saved(file: str | None, values: Mapping[str, Any]) -> None:
     """ValueError where --save_config names a file that holds something else."""
-    if file is not None and Path(file).exists() and not is_saved_config(file, values):
+    if file is None or not Path(file).exists():
+        return
+    import yaml
+
+    try:
+        same = yaml.safe_load(Path(file).read_text(encoding="utf-8")) == as_written(values)
+    except (OSError, ValueError, yaml.YAMLError):
+        same = False
+    if not same:
         raise ValueError(f"--save_config {file} holds other settings: choose another file")
 
 
@@ -246,16 +254,6 @@ def as_written(values: Mapping[str, Any]) -> dict[str, Any]:
 def as_integer(value: Any) -> Any:
     """A float without decimals as an int; else the value."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def is_saved_config(file: str, values: Mapping[str, Any]) -> bool:
-    """Whether a file holds what `save_config` would write."""
-    import yaml
-
-    try:
-        return yaml.safe_load(Path(file).read_text(encoding="utf-8")) == as_written(values)
-    except (OSError, ValueError, yaml.YAMLError):
-        return False
 
 
 def save_config(file: str | None, values: Mapping[str, Any], script: str) -> None:
