@@ -46,8 +46,8 @@ from ranking.reports.style import (
 )
 from ranking.reports.tables import (
     Table,
-    as_wandb,
     interval_of,
+    log_panels,
     percent,
     show_table,
     with_interval,
@@ -169,8 +169,6 @@ def log_accuracy(
 ) -> None:
     """Accuracies as summary values of a wandb run; tables and pictures in the section `accuracy`,
     every pair with its texts in `examples`. pairs: with rewards, where a reference was scored."""
-    import wandb
-
     rows = [row for row in rows if "reference_model" not in row]  # see `log_rewards`
     names = panel_names(rows)
     for row in rows:
@@ -186,10 +184,7 @@ def log_accuracy(
         tables["accuracy/length"] = baseline_table(rows)
     if benchmarks_of(rows):
         tables["accuracy/benchmarks"] = benchmark_table(rows)
-    panels = {name: as_wandb(table) for name, table in tables.items()}
-    pictures = {"figure": picture, "groups": groups}
-    panels |= {f"accuracy/{k}": wandb.Image(str(p)) for k, p in pictures.items() if p is not None}
-    run.log(panels)
+    log_panels(run, tables, {"accuracy/figure": picture, "accuracy/groups": groups})
 
 
 def accuracy_numbers(rows: Sequence[AccuracyRow]) -> Columns:

@@ -22,7 +22,7 @@ from ranking.reports.style import (
     save_figure,
     subplots,
 )
-from ranking.reports.tables import Table, percent, show_table, with_interval
+from ranking.reports.tables import Table, bracketed, percent, show_table, with_interval
 
 SIGNIFICANT = 0.05  # of p-values corrected by Holm's method
 
@@ -104,9 +104,7 @@ def mcnemar_table(rows: Sequence[ComparisonRow], sortable: bool = False) -> Tabl
 
 def signed_points(test: ComparedPair) -> str:
     """A difference of accuracies in percentage points, with its interval."""
-    low, high = test["bootstrap_95"]
-    value = f"{100 * test['difference']:+.1f}"
-    return value if low is None else f"{value} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return bracketed(test["difference"], test["bootstrap_95"], lambda x: f"{100 * x:+.1f}")
 
 
 def significance_mark(test: ComparedPair) -> str:

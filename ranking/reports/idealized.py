@@ -47,11 +47,11 @@ from ranking.reports.style import (
 from ranking.reports.tables import (
     BETWEEN,
     Table,
-    as_wandb,
+    chosen_columns,
     console,
+    log_panels,
     percent,
     show_table,
-    wandb_table,
     with_interval,
 )
 
@@ -188,17 +188,11 @@ def show_selected_pairs(
 def log_idealized(run, rows: Sequence[IdealizedRow], pictures: dict[str, Path]) -> None:
     """The table, that of every β, and the pictures by their names, in the section `idealized` of a
     wandb run."""
-    import wandb
-
     columns = ("dataset_name", "dataset_split", "calib_property", "beta",
                "distance_metric_value_mean", "observed_accuracy", "gap", "n")  # fmt: skip
-    run.log(
-        {
-            "idealized/accuracy": as_wandb(idealized_table(rows, alone=True)),
-            "idealized/by_beta": wandb_table(rows, columns),
-            **{f"idealized/{name}": wandb.Image(str(path)) for name, path in pictures.items()},
-        }
-    )
+    tables = {"idealized/accuracy": idealized_table(rows, alone=True),
+              "idealized/by_beta": chosen_columns(rows, columns)}  # fmt: skip
+    log_panels(run, tables, {f"idealized/{name}": path for name, path in pictures.items()})
 
 
 def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:

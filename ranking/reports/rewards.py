@@ -32,8 +32,9 @@ from ranking.reports.style import (
 from ranking.reports.tables import (
     BETWEEN,
     Table,
-    as_wandb,
+    bracketed,
     interval_of,
+    log_panels,
     percent,
     show_table,
     signed_with_interval,
@@ -206,10 +207,7 @@ def ranking_and_reward_table(
 
 def two_digits_with_interval(value: float | None, interval: Sequence[float | None] | None) -> str:
     """Two digits each; without an interval where there is none."""
-    low, high = interval or (None, None)
-    if value is None or low is None or high is None:
-        return significant(value, 2)
-    return f"{significant(value, 2)} [{significant(low, 2)}, {significant(high, 2)}]"
+    return bracketed(value, interval, lambda x: significant(x, 2))
 
 
 def show_rewards(rows: Sequence[Any]) -> None:
@@ -255,8 +253,6 @@ def n_pairs(n: int) -> str:
 def log_rewards(run, rows: Sequence[Any], picture: Path | None) -> None:
     """Rewards as summary values of a wandb run, `DATASET/reward_…`, the tables and the picture
     in the section `rewards`; benchmarks by implicit reward too."""
-    import wandb
-
     found = rewards_of(rows)
     if not found or picture is None:
         return
@@ -284,8 +280,7 @@ def log_rewards(run, rows: Sequence[Any], picture: Path | None) -> None:
         "rewards/displacement": reward_displacement_table(found),
         "rewards/ranking_and_reward": ranking_and_reward_table(found),
     }
-    panels = {name: as_wandb(table) for name, table in tables.items()}
-    run.log({**panels, "rewards/figure": wandb.Image(str(picture))})
+    log_panels(run, tables, {"rewards/figure": picture})
 
 
 # ---------------------------------------------------------------------------- picture

@@ -3,7 +3,8 @@
 import html
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -30,12 +31,19 @@ def with_interval(value: float | None, interval: Sequence[float | None], digits:
     return f"{percent(value)} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
 
 
-def signed_with_interval(value: float | None, interval: Sequence[float | None]) -> str:
-    """A correlation with its interval; where one is not defined, without."""
-    low, high = interval
+def bracketed(
+    value: float | None, interval: Sequence[float | None] | None, text: Callable[[float], str]
+) -> str:
+    """A value with its interval, as `text` writes numbers; where one is not defined, without."""
+    low, high = interval or (None, None)
     if value is None or low is None or high is None:
-        return "–" if value is None else f"{value:+.2f}"
-    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+        return "–" if value is None else text(value)
+    return f"{text(value)} [{text(low)}, {text(high)}]"
+
+
+def signed_with_interval(value: float | None, interval: Sequence[float | None]) -> str:
+    """A correlation with its interval."""
+    return bracketed(value, interval, "{:+.2f}".format)
 
 
 def interval_of(found: Mapping[str, Any]) -> Sequence[float | None]:
@@ -46,11 +54,11 @@ def interval_of(found: Mapping[str, Any]) -> Sequence[float | None]:
     return None, None
 
 
-def console(width: int = 132):
+def console():
     """The terminal as wide as it is; a file or pipe as wide as a table needs."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else width, markup=False)
+    return Console(width=None if sys.stdout.isatty() else 132, markup=False)
 
 
 def show_table(table: Table, title: str) -> None:
@@ -152,8 +160,15 @@ def as_wandb(table: tuple[Sequence[str], Sequence[Sequence[Any]]]):
     return wandb.Table(columns=list(columns), data=[list(line) for line in lines])
 
 
-def wandb_table(rows: Sequence, columns: Sequence[str]):
-    """Some columns of rows as a panel of wandb."""
+def chosen_columns(rows: Sequence, columns: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+    """Some columns of rows as a table."""
+    return list(columns), [[row[column] for column in columns] for row in rows]
+
+
+def log_panels(run, tables: Mapping[str, Any], pictures: Mapping[str, Path | None]) -> None:
+    """Tables and pictures (None: not drawn) as panels of a wandb run, by SECTION/NAME."""
     import wandb
 
-    return wandb.Table(columns=list(columns), data=[[row[c] for c in columns] for row in rows])
+    panels = {name: as_wandb(table) for name, table in tables.items()}
+    drawn = {name: path for name, path in pictures.items() if path is not None}
+    run.log(panels | {name: wandb.Image(str(path)) for name, path in drawn.items()})

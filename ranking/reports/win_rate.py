@@ -26,11 +26,11 @@ from ranking.reports.style import (
 )
 from ranking.reports.tables import (
     Table,
-    as_wandb,
+    chosen_columns,
+    log_panels,
     percent,
     show_table,
     significant,
-    wandb_table,
     with_interval,
 )
 
@@ -121,19 +121,12 @@ def log_win_rates(
 ) -> None:
     """Win rates as summary values of a wandb run, `win_rate/MODEL`; the table and the picture in
     the same section, the judged answers in `examples`."""
-    import wandb
-
     for row in rows:
         run.summary[f"win_rate/{Path(row['model']).name}"] = row["win_rate"]
     texts = ("model", "prompt", "policy_response", "other_response", "win")
-    run.log(
-        {
-            "win_rate/table": as_wandb(win_rate_table(rows, alone=True)),
-            "examples/judged": wandb_table(judged, texts),
-        }
-    )
-    if picture is not None:
-        run.log({"win_rate/figure": wandb.Image(str(picture))})
+    tables = {"win_rate/table": win_rate_table(rows, alone=True),
+              "examples/judged": chosen_columns(judged, texts)}  # fmt: skip
+    log_panels(run, tables, {"win_rate/figure": picture})
 
 
 def plot_win_rate(rows: Sequence[WinRateRow], path: Path) -> None:
