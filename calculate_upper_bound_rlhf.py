@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ranking.data.examples import PreferenceData, dataset_label
+from ranking.data.examples import PreferenceData, counts_text, dataset_label
 from ranking.data.hub import ALPACA_FARM
 from ranking.metrics.accuracy import NORMALIZATIONS
 from ranking.metrics.idealized import (
@@ -129,8 +129,7 @@ def idealized_rows(
     pairs, dropped = rated_pairs(reference.records, policy.records, rules)
     for key, drops in dropped.items():
         if drops:
-            counts = ", ".join(f"{reason}: {n}" for reason, n in drops.items())
-            print(f"{dataset_label(*key)}: dropped {counts}", file=sys.stderr)
+            print(f"{dataset_label(*key)}: dropped {counts_text(drops)}", file=sys.stderr)
     add_tuned_losses(pairs, runs)
     rows, curves, per_pair = [], [], []
     for key in dict.fromkeys(dataset_key(pair["record"]) for pair in pairs):

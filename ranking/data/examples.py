@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -137,6 +137,11 @@ def texts_under_given_id(example: PreferenceExample) -> list[str]:
 def content_hash(texts: Sequence[str]) -> str:
     """First 16 hex digits of SHA-256 over the texts (lone surrogates included)."""
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """How many by reason, in words: `empty completion: 2, too long: 1`, or `none`."""
+    return ", ".join(f"{reason}: {n}" for reason, n in counts.items()) or "none"
 
 
 def dataset_label(name: str, split: str | None, config: str | None = None) -> str:

@@ -17,6 +17,7 @@ from ranking.data.examples import (
     PreferenceExample,
     Votes,
     content_hash,
+    counts_text,
 )
 from ranking.data.files import Progress
 from ranking.data.hub import DATASETS, split_name
@@ -205,7 +206,7 @@ def dialogue_of(reading: Reading) -> Dialogue | None:
 def explain_drops(dropped: Counter[str], drawn: Drawn) -> str:
     """The reasons with their counts, or what was said of the rows where none became an example;
     and, for whole dialogues, what they have to be."""
-    counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "; ".join(drawn.notes)
+    counts = counts_text(dropped) if dropped else "; ".join(drawn.notes)
     if drawn.plan.kind != "dialogue text" or set(dropped) != {"no common prompt"}:
         return f"({counts})"
     return (

@@ -19,7 +19,7 @@ from ranking.data.columns import (
 from ranking.data.conversations import ANSWERS
 from ranking.data.dialogues import text_as_messages
 from ranking.data.drawing import sampled_rows
-from ranking.data.examples import PreferenceData, PreferenceExample
+from ranking.data.examples import PreferenceData, PreferenceExample, counts_text
 from ranking.data.files import place
 from ranking.data.folders import Part
 from ranking.data.hub import Found, split_name
@@ -86,7 +86,7 @@ def load_prompts(
         dialogue = dialogue_of(reading)
         examples.append(make_example(reading, name, number, None, dialogue, groups, occurrences))
     if not examples:
-        why = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
+        why = counts_text(dropped)
         raise ValueError(f"{file}: no usable prompt left of {len(numbers)} ({why})")
     read = f"prompts are read from {', '.join(sorted(asked.read()))}"
     notes[:0] = [read + (f", answers from {answer}" if answer else "")]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ranking.data.examples import PreferenceData, PreferenceExample
+from ranking.data.examples import PreferenceData, PreferenceExample, counts_text
 from ranking.data.files import Progress
 from ranking.data.folders import ALL_FILES
 from ranking.data.hub import split_name
@@ -187,6 +187,6 @@ def spec_of(name: str, config: str | None, split: str | None) -> str:
 
 def describe(data: PreferenceData) -> str:
     """Number of usable examples of a split, and what was dropped by reason."""
-    dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
     split = f"split {data.split}: " if data.split else ""
-    return "; ".join([f"{split}{len(data.examples)} examples, dropped: {dropped}", *data.notes])
+    said = f"{split}{len(data.examples)} examples, dropped: {counts_text(data.dropped)}"
+    return "; ".join([said, *data.notes])

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from ranking.data.examples import Dialogue, PreferenceData, content_hash
+from ranking.data.examples import Dialogue, PreferenceData, content_hash, counts_text
 from ranking.plumbing.command_line import progress_bar, until_stopped
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import (
@@ -110,7 +110,7 @@ def unique_prompts(data: PreferenceData, chat: ChatOptions = AUTO) -> list[Promp
         if example.groups:
             prompt["groups"] = example.groups
         prompts[asked] = prompt
-    dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
+    dropped = counts_text(data.dropped)
     repeated = len(data.examples) - len(prompts)
     announce(f"{data.name}: {len(prompts)} prompts, dropped: {dropped}; repeated: {repeated}")
     for note in data.notes:

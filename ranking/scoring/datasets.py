@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ranking.data.examples import PreferenceData, dataset_label, describe_joining
+from ranking.data.examples import PreferenceData, counts_text, dataset_label, describe_joining
 from ranking.data.hub import DATASETS, split_name
 from ranking.data.preferences import load_preferences
 from ranking.data.sources import local_path
@@ -35,7 +35,7 @@ def load_datasets(
             include_ties=include_ties, stream_shuffle_buffer=stream_shuffle_buffer,
             separator=separator, progress=progress_bar, columns=columns, group_by=group_by,
         )  # fmt: skip
-        dropped = ", ".join(f"{reason}: {n}" for reason, n in data.dropped.items()) or "none"
+        dropped = counts_text(data.dropped)
         messages = [f"{len(data.examples)} examples, dropped: {dropped}", *data.notes]
         texts = [e for e in data.examples if chat_template == "never" or e.dialogue is None]
         if texts and chat_template != "always":

@@ -11,7 +11,7 @@ import numpy as np
 
 from ranking.data.conversions import pair_id
 from ranking.data.dialogues import is_begun
-from ranking.data.examples import Dialogue, Message
+from ranking.data.examples import Dialogue, Message, counts_text
 from ranking.metrics.ches import ches
 from ranking.metrics.dynamics import GROUPS
 from ranking.metrics.groups import columns_of, record_groups
@@ -295,7 +295,7 @@ def export_pairs(
     if share is not None and rows:
         before, rows = len(rows), easiest_rows(rows, share)
         counts.append(("by --keep-easiest", before - len(rows)))
-    left_out = ", ".join(f"{why}: {n}" for why, n in counts if n) or "none"
+    left_out = counts_text({why: n for why, n in counts if n})
     if not rows:
         file.unlink(missing_ok=True)  # of a run that was overwritten
         announce(f"{file}: not written, no pair is left of {len(pairs)} (left out: {left_out})")

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from ranking.data.cells import read_votes
-from ranking.data.examples import Votes, dataset_label
+from ranking.data.examples import Votes, counts_text, dataset_label
 from ranking.metrics.accuracy import NORMALIZATIONS, record_scores
 from ranking.metrics.idealized import preferred_proportion
 from ranking.plumbing.outputs import dataset_key, row_key
@@ -120,7 +120,7 @@ def rated_pairs(
         dropped[key] += drops  # of which those above 0 stay
     if not pairs:
         total = sum(dropped.values(), Counter())
-        counts = ", ".join(f"{reason}: {n}" for reason, n in total.items())
+        counts = counts_text(total)
         raise ValueError(
             f"no usable pair ({counts}): idealized accuracy needs votes, or --assumed-proportion"
         )

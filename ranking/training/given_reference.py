@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ranking.data.examples import GivenScores
+from ranking.data.examples import GivenScores, counts_text
 from ranking.data.given_scores import REFERENCE_COLUMNS, given_scores
 from ranking.metrics.tuned_loss import contradicts
 from ranking.plumbing.processes import announce
@@ -57,7 +57,7 @@ def logps_of_pairs(
     rest = sorted(set(range(len(pairs))) - set(used))
     if rest:
         why = {"without": len(rest) - len(cut), "with a cut prompt": len(cut)}
-        counts = ", ".join(f"{what}: {n}" for what, n in why.items() if n)
+        counts = counts_text({what: n for what, n in why.items() if n})
         announce(f"reference log-likelihoods that are scored here: {len(rest)} pairs ({counts})")
         logps[rest] = score([tokenized[k] for k in rest])
     return logps

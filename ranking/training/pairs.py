@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 
 from ranking.data.conversions import preference_pairs
-from ranking.data.examples import PreferenceData
+from ranking.data.examples import PreferenceData, counts_text
 from ranking.data.given_scores import REFERENCE_COLUMNS
 from ranking.plumbing.processes import announce
 from ranking.scoring.chat import ChatOptions, Texts
@@ -125,8 +125,8 @@ def prepare_pairs(
             tokenizer, data, chat=chat, add_eos=add_eos, max_length=min(limits)
         )
         n_truncated = sum(chosen.truncated for chosen, _ in tokenized)
-        counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "none"
-        announce(f"{part}: {len(pairs)} pairs, {n_truncated} with a cut prompt, dropped: {counts}")
+        announce(f"{part}: {len(pairs)} pairs, {n_truncated} with a cut prompt, dropped: "
+                 f"{counts_text(dropped)}")  # fmt: skip
         if not pairs:
             raise ValueError(f"{part}: no pair fits --max_length {min(limits)}")
         parts[part] = (pairs, tokenized)

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from ranking.data.cells import Dropped
 from ranking.data.conversions import sft_texts
-from ranking.data.examples import PreferenceData
+from ranking.data.examples import PreferenceData, counts_text
 from ranking.plumbing.processes import announce
 from ranking.scoring.chat import (
     ChatOptions,
@@ -228,7 +228,7 @@ def texts_dataset(
     """The tokenized texts of one part; what was dropped and cut is announced."""
     texts = sft_texts(data.examples)
     rows, dropped = tokenize_texts(tokenizer, texts, templates, max_length, add_eos, chat)
-    counts = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "none"
+    counts = counts_text(dropped)
     n_tokens = sum(label != IGNORED for row in rows for label in row["labels"])
     n_cut = sum(len(row["input_ids"]) == max_length for row in rows)
     announce(
