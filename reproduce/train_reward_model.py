@@ -146,7 +146,7 @@ def train(model, tokenizer, rows: list[dict], folder: Path, max_length: int, **s
 
 def accuracy_on(pairs: list[dict], folder: Path, device: str) -> tuple[int, float | None]:
     """(pairs, share that the saved model ranks as annotators did)."""
-    judge, tokenizer = load_reward_model(str(folder), device, "float32")
+    judge, tokenizer = load_reward_model(str(folder), device)
     rows = tokenized_pairs(tokenizer, pairs)
     texts = [ids for row in rows for ids in row.values()]
     found = dict(reward_scores(judge, tokenizer, texts))

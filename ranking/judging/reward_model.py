@@ -19,16 +19,18 @@ from ranking.scoring.tokenization import (
     without_endings,
 )
 
+TOKENS_PER_BATCH = 4096
+
 
 def load_reward_model(
     name: str,
     device: str,
-    dtype: str,
     *,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ):
-    """A sequence-classification model with one output, and its tokenizer.
+    """A sequence-classification model with one output, in float32 (half precision would round
+    differences to ties), and its tokenizer.
 
     Raises OSError if nothing loads, ValueError if what loads has no trained score head.
     """
@@ -41,7 +43,7 @@ def load_reward_model(
         check_adapter_weights(path, None, allow_pickle)
         load_config(path, None, trust_remote_code)
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=getattr(torch, dtype), output_loading_info=True,
+            path, dtype=torch.float32, output_loading_info=True,
             trust_remote_code=trust_remote_code, use_safetensors=None if allow_pickle else True,
         )  # fmt: skip
     except LOADING_ERRORS as error:
@@ -89,9 +91,7 @@ def longest_text(model, tokenizer) -> int:
     return min(context_length(model) or 10**9, tokenizer.model_max_length)
 
 
-def reward_scores(
-    model, tokenizer, texts: Sequence[Sequence[int]], tokens_per_batch: int = 4096
-) -> Iterator[tuple[int, float]]:
+def reward_scores(model, tokenizer, texts: Sequence[Sequence[int]]) -> Iterator[tuple[int, float]]:
     """(index, reward) of each text's token ids, longest first, in right-padded batches of similar
     length.
 
@@ -116,7 +116,7 @@ def reward_scores(
     check_vocabulary(model, [*texts, [pad] * can_pad])
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     while order:
-        n = max(1, tokens_per_batch // len(texts[order[0]])) if can_pad else 1
+        n = max(1, TOKENS_PER_BATCH // len(texts[order[0]])) if can_pad else 1
         kinds = [length_class(model, len(texts[i])) for i in order[:n]]
         n = next((k for k, kind in enumerate(kinds) if kind != kinds[0]), n)
         batch, order = order[:n], order[n:]

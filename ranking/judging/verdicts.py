@@ -88,9 +88,11 @@ def make_judge(
     check_model_path(model)
     facts["judge_fingerprint"] = model_fingerprint(model)
     loaded = load_reward_model(
-        model, choose_device(device), "float32",  # half precision would round differences to ties
-        trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
-    )  # fmt: skip
+        model,
+        choose_device(device),
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
     return partial(compare_rewards, *loaded), facts
 
 

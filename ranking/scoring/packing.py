@@ -160,9 +160,9 @@ def build_row(completions: Sequence[TokenizedCompletion], whole: bool = False) -
     )
 
 
-def count_new_tokens(sequences: Sequence[tuple[int, ...]], previous: tuple[int, ...] = ()) -> int:
-    """Tokens that sorted `sequences` add to a trie whose last sequence is `previous`."""
-    pairs = zip([previous, *sequences], sequences)
+def count_new_tokens(sequences: Sequence[tuple[int, ...]]) -> int:
+    """Tokens of a trie of sorted `sequences`."""
+    pairs = zip([(), *sequences], sequences)
     return sum(len(ids) - common_prefix_length(before, ids) for before, ids in pairs)
 
 

@@ -39,7 +39,7 @@ def test_a_chat_reward_model_is_trained_and_judged_on_what_its_template_writes(
 
     monkeypatch.setattr(DataCollatorForPreference, "torch_call", recorded)
     judge, tokenizer = load_reward_model(
-        str(train_judge(tmp_path / "lm", preferences, tmp_path / "rm")), "cpu", "float32"
+        str(train_judge(tmp_path / "lm", preferences, tmp_path / "rm")), "cpu"
     )
     judged = []
     for row in read_json_lines(preferences):
@@ -62,7 +62,7 @@ def test_texts_without_a_template_end_in_eos_once_which_the_score_head_reads(
     reward_model, tokenizer, sample_text, tmp_path
 ):
     """Pad was EOS, which score heads skip: the reward model has got a pad token of its own."""
-    model, own = load_reward_model(str(reward_model), "cpu", "float32")
+    model, own = load_reward_model(str(reward_model), "cpu")
     assert model.config.pad_token_id == own.pad_token_id == 600 and own.eos_token_id == 1
     plain = [0, *tokenizer("Is it? yes", add_special_tokens=False)["input_ids"], 1]
     assert reward_ids(own, "Is it?", " yes") == plain
