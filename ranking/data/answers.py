@@ -104,18 +104,14 @@ def read_shp(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:
     return Reading(text_of(row, "history"), completions, ranks, cluster=f"post {row['post_id']}")
 
 
-def read_ultrafeedback(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:
-    """K graded responses, ranked by overall_score."""
-    answers = list_of(row, "completions", ("response", "overall_score"))
-    ranks = ranks_from_scores([answer["overall_score"] for answer in answers])
-    return make_reading(row, asked, [text_of(a, "response") for a in answers], ranks)
-
-
-def read_stack_exchange(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:
-    """Answers to a question, ranked by pm_score."""
-    answers = list_of(row, "answers", ("text", "pm_score"))
-    ranks = ranks_from_scores([answer["pm_score"] for answer in answers])
-    return make_reading(row, asked, [text_of(a, "text") for a in answers], ranks)
+def read_graded_list(
+    row: Row, columns: Sequence[str], asked: PromptColumns, text: str, score: str
+) -> Reading:
+    """Answers in the second column, objects with a text and the score that ranks it by these keys:
+    those of UltraFeedback and Stack Exchange."""
+    answers = list_of(row, columns[1], (text, score))
+    ranks = ranks_from_scores([answer[score] for answer in answers])
+    return make_reading(row, asked, [text_of(answer, text) for answer in answers], ranks)
 
 
 def read_list(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:

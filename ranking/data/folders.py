@@ -199,12 +199,11 @@ def choose_part(
     config: str | None,
     word: str | None,
     split: str | None,
-    usual: Sequence[str] = EVALUATION_SPLITS,
 ) -> Part:
     """The files that `NAME[:CONFIG][:SPLIT]` and --split ask for.
 
     word: what stands alone after the name, a configuration or a split by what there is. Without a
-    split, the first of `usual`, else the only one. FileNotFoundError lists what there is.
+    split, the first of EVALUATION_SPLITS, else the only one. FileNotFoundError lists what there is.
     """
     named = config
     config, split = choose_config(layout, name, config, word, split)
@@ -216,7 +215,7 @@ def choose_part(
         return Part(config, split, [file for files in splits.values() for file in files], [])
     chosen_from: list[str] = []
     if split is None:
-        found = next((s for s in usual if s in splits), None)
+        found = next((s for s in EVALUATION_SPLITS if s in splits), None)
         if found is None and len(splits) > 1:
             raise FileNotFoundError(
                 f"{label}: expected one data file, found {', '.join(splits)}: choose one by "

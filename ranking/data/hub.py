@@ -97,16 +97,13 @@ def find_repository(name: str) -> Repository | str:
     import huggingface_hub
     from huggingface_hub import errors
 
-    def download(revision: str | None) -> Path:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, repo_type="dataset", revision=revision, allow_patterns=["README.md"]
-            )
-        )
-
     try:
         with quiet_downloads():
-            folder = download(None)
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    name, repo_type="dataset", allow_patterns=["README.md"]
+                )
+            )
     except errors.GatedRepoError as error:
         raise OSError(explain_hub_error(name, error)) from None
     except errors.RepositoryNotFoundError:
@@ -179,11 +176,7 @@ def layout_of(repository: Repository, config: str | None) -> Layout:
 
 
 def choose_hub_part(
-    repository: Repository,
-    config: str | None,
-    word: str | None,
-    split: str | None,
-    usual: Sequence[str],
+    repository: Repository, config: str | None, word: str | None, split: str | None
 ) -> Part:
     """The files of a repository that are asked for. OSError says why none can be read."""
     name = repository.name
@@ -209,7 +202,7 @@ def choose_hub_part(
             )
         kinds = sorted({Path(file).suffix for file in repository.sizes} - {"", ".md"})
         raise FileNotFoundError(f"{name}: no data file (found {', '.join(kinds) or 'none'})")
-    return choose_part(layout, name, config, word, split, usual)
+    return choose_part(layout, name, config, word, split)
 
 
 def download_files(repository: Repository, files: Sequence[str]) -> list[Path]:
@@ -317,14 +310,14 @@ def explain_hub_error(name: str, error: BaseException) -> str:
 
 
 def read_prepared(
-    name: str, config: str | None, word: str | None, split: str | None, usual: Sequence[str]
+    name: str, config: str | None, word: str | None, split: str | None
 ) -> Found | None:
     """Rows of a dataset that `datasets` has prepared in its own cache, of which the hub's cache has
     no files; None where there are none. FileNotFoundError lists what there is."""
     layout = prepared_layout(name)
     if not layout.configs:
         return None
-    part = choose_part(layout, name, config, word, split, usual)
+    part = choose_part(layout, name, config, word, split)
     rows, origins = read_files([prepared_folder(name) / f for f in part.files], whole=False)
     commit = Path(part.files[0]).parts[-2]
     known = commit if re.fullmatch("[0-9a-f]{40}", commit) else None

@@ -16,6 +16,7 @@ from ranking.data.answers import (
     common_words,
     holds_entries,
     read_entries,
+    read_graded_list,
     read_hh,
     read_implicit,
     read_list,
@@ -23,9 +24,7 @@ from ranking.data.answers import (
     read_pair,
     read_scored_list,
     read_shp,
-    read_stack_exchange,
     read_targets,
-    read_ultrafeedback,
 )
 from ranking.data.cells import Reading, Row, holds_nothing, is_texts, parsed, plain_name, text_of
 from ranking.data.columns import EXAMPLE, names_of, values_of
@@ -211,9 +210,11 @@ def read_with_reference(
 SCHEMAS: list[Schema] = [
     Schema(("instruction", "output_1", "output_2", "preference"), "AlpacaFarm", None, " "),
     Schema(("post_id", "history", "human_ref_A", "human_ref_B", "labels"), "SHP", read_shp, " "),
-    Schema(("instruction", "completions"), "UltraFeedback", read_ultrafeedback, " ",
+    Schema(("instruction", "completions"), "UltraFeedback",
+           partial(read_graded_list, text="response", score="overall_score"), " ",
            lambda row, asked: is_listed(row["completions"], "overall_score")),
-    Schema(("question", "answers"), "Stack Exchange", read_stack_exchange, " ",
+    Schema(("question", "answers"), "Stack Exchange",
+           partial(read_graded_list, text="text", score="pm_score"), " ",
            lambda row, asked: is_listed(row["answers"], "pm_score")),
     *[Schema((texts, ranks), "ranked list", read_list)
       for texts in LISTS for ranks in ("ranks", "rankings")],

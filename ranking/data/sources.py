@@ -2,7 +2,6 @@
 folders, folders under --data-dir, the hub."""
 
 import difflib
-from collections.abc import Sequence
 from pathlib import Path
 
 from ranking.data.files import Progress, read_files, read_saved, saved_splits
@@ -73,9 +72,8 @@ def read_dataset(
     buffer: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
-    usual: Sequence[str] = EVALUATION_SPLITS,
 ) -> Found:
-    """The rows that `spec` and `split` name, the first of the `usual` splits where they name none.
+    """The rows that `spec` and `split` name, the first of EVALUATION_SPLITS where they name none.
 
     n_rows, buffer, seed: of a hub dataset too large to be fetched for a sample, as `read_hub`.
     Raises FileNotFoundError or OSError with one line: what is missing, and what there is.
@@ -83,14 +81,14 @@ def read_dataset(
     name, config, word = split_name(spec)
     path = local_path(name, data_dir)
     if path is not None:
-        found = read_local(name, path, config, word, split, n_rows is None, progress, usual)
+        found = read_local(name, path, config, word, split, n_rows is None, progress)
         found.notes[:0] = describe_choice(found.part, word, split)
         return found
     repository = find_repository(name)
     if not isinstance(repository, str):
-        part = choose_hub_part(repository, config, word, split, usual)
+        part = choose_hub_part(repository, config, word, split)
         found = read_hub(repository, part, n_rows, buffer, seed, progress)
-    elif (prepared := read_prepared(name, config, word, split, usual)) is not None:
+    elif (prepared := read_prepared(name, config, word, split)) is not None:
         found = prepared
     else:
         raise FileNotFoundError(unknown_dataset(name, data_dir, repository))
@@ -120,7 +118,6 @@ def read_local(
     split: str | None,
     whole: bool,
     progress: Progress | None,
-    usual: Sequence[str],
 ) -> Found:
     """Rows of a local file or folder; whole: all of them are wanted."""
     if path.is_file():
@@ -137,13 +134,13 @@ def read_local(
         splits = saved_splits(path)
         split = word or split
         chosen_from = splits if split is None and len(splits) > 1 else []
-        split = split or next((s for s in usual if s in splits), None)
+        split = split or next((s for s in EVALUATION_SPLITS if s in splits), None)
         rows = read_saved(path, split)
         part, origins = Part(config, split, [], chosen_from), [(path, len(rows))]
     else:
         if source is not None and config == source.config:
             config = None  # in the folder of one of the paper's, its default is no configuration
-        part = choose_part(folder_layout(path), name, config, word, split, usual)
+        part = choose_part(folder_layout(path), name, config, word, split)
         if not (part.chosen_from or word or split):
             part = part._replace(split=None)  # the only one
         if source is not None and part.config is None:
