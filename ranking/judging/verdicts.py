@@ -87,12 +87,8 @@ def make_judge(
         return partial(ask_judge, client, served, judge_concurrency, judge_price), facts
     check_model_path(model)
     facts["judge_fingerprint"] = model_fingerprint(model)
-    loaded = load_reward_model(
-        model,
-        choose_device(device),
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-    )
+    trust = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    loaded = load_reward_model(model, choose_device(device), **trust)
     return partial(compare_rewards, *loaded), facts
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from ranking.metrics.loss_names import OWN_LOSSES
 from ranking.plumbing.processes import announce
-from ranking.training.flags import DataArguments, ModelFlags, TrainingDefaults, check_number
+from ranking.training.flags import DataArguments, TrainingDefaults, check_number
 from ranking.training.help_texts import RETIRED
 from ranking.training.loss_flags import GammaFlags
 from ranking.training.parsing import FlagSet
@@ -90,4 +90,4 @@ class DPOFlags(TrainingDefaults, GammaFlags):
                 announce(f"--{name} has no effect: --eval_strategy is no")
 
 
-DPO = FlagSet(DPODataArguments, ModelFlags, DPOFlags, "DPOConfig", DPO_RETIRED, "dpo.py")
+DPO = FlagSet(DPODataArguments, DPOFlags, "DPOConfig", DPO_RETIRED, "dpo.py")

@@ -20,6 +20,7 @@ from ranking.scoring.models import (
     is_local,
 )
 from ranking.training.config_file import check_saved
+from ranking.training.flags import ModelFlags
 from ranking.training.known_flags import (
     Known,
     KnownFlags,
@@ -49,7 +50,7 @@ def check_values(flags: FlagSet, known: KnownFlags, argv: Sequence[str], descrip
     given = read_given(parser, argv, flags)
     values = vars(parser.parse_args(given.words))
     data = flags.data(**{f.name: values[f.name] for f in fields(flags.data) if f.init})
-    model = instance_of(flags.model, flags_of_class(known, "ModelConfig"), values)
+    model = instance_of(ModelFlags, flags_of_class(known, "ModelConfig"), values)
     training = instance_of(flags.training, flags_of_class(known, flags.library), values)
     check_saved(data.save_config, given.values)
     model.check_given(given.names)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
+from ranking.training.flags import ModelFlags
 from ranking.training.parsing import FlagFormatter, FlagParser, FlagSet
 
 KNOWN_FILE = Path(__file__).with_name("known_flags.json")
@@ -82,7 +83,7 @@ def add_known(parser: argparse.ArgumentParser, name: str, flag: KnownFlag) -> No
 def make_parser_of(flags: FlagSet, known: KnownFlags, description: str) -> FlagParser:
     """A parser that takes what HfArgumentParser takes of the dataclasses."""
     parser = FlagParser(description=description, allow_abbrev=False, formatter_class=FlagFormatter)
-    for kind, library in ((flags.data, None), (flags.model, "ModelConfig"),
+    for kind, library in ((flags.data, None), (ModelFlags, "ModelConfig"),
                           (flags.training, flags.library)):  # fmt: skip
         own = {f.name: f for f in fields(kind) if f.init}
         hints = get_type_hints(kind)

@@ -44,11 +44,10 @@ class FlagFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class FlagSet(NamedTuple):
-    """What a script's flags are of: dataclasses of ours, two of which are mixins of TRL's."""
+    """What a script's flags are of, beside those of its model: dataclasses of ours."""
 
     data: type
-    model: type  # of ModelConfig
-    training: type  # of what `library` names
+    training: type  # a mixin of what `library` names
     library: str
     retired: Mapping[str, str]
     script: str  # sft.py or dpo.py

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ranking.training.flags import DataArguments, ModelFlags, TrainingDefaults
+from ranking.training.flags import DataArguments, TrainingDefaults
 from ranking.training.help_texts import RETIRED
 from ranking.training.parsing import FlagSet
 
@@ -69,4 +69,4 @@ class SFTFlags(TrainingDefaults):
             )
 
 
-SFT = FlagSet(SFTDataArguments, ModelFlags, SFTFlags, "SFTConfig", SFT_RETIRED, "sft.py")
+SFT = FlagSet(SFTDataArguments, SFTFlags, "SFTConfig", SFT_RETIRED, "sft.py")
