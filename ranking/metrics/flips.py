@@ -5,6 +5,7 @@ reference. By Theorem 4.1 the loss at which a pair is ranked correctly, âˆ’log Ï
 of pairs that reach like losses, those of small c flip.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -16,6 +17,7 @@ from ranking.metrics.intervals import auc, auc_95, wilson_interval
 
 PAIRS_PER_GROUP_BY_C = 10  # at least, of groups by c
 MOST_GROUPS_BY_C = 10
+PLACES = re.compile(r":\d+>\d+$")  # behind an example's id, in that of one of its several pairs
 
 
 class CountedShare(TypedDict):
@@ -107,7 +109,7 @@ def summarize_flips(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> Flips:
     logps = [np.array([row[name] for row in rows], dtype=float) for name in names]
     better, same = rewards_moved(*logps, rounding=first.get("rounding", 2.0**-23))
     wrong = ~before & np.isfinite(ref)
-    examples = [row["id"].split(":")[0] for row, is_wrong in zip(rows, wrong) if is_wrong]
+    examples = [PLACES.sub("", row["id"]) for row, is_wrong in zip(rows, wrong) if is_wrong]
     return {
         "part": first["part"],
         "step": first["step"],

@@ -7,6 +7,7 @@ preferred completion minus that of the other.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
@@ -18,6 +19,7 @@ from ranking.metrics.orders import Baselines
 
 N_BINS = 5
 DIVIDED = "a difference of length divides right from wrong"  # why there is nothing at equal length
+NOT_CONVERGED = "the regression does not converge"
 
 
 class LengthColumns(TypedDict):
@@ -90,28 +92,34 @@ def rate_at_equal_length(
     extremes do not decide (as AlpacaEval's length-controlled win rate): σ(intercept), and
     σ(intercept ± 1.96 s.e.) with the sandwich variance over clusters.
 
-    outcomes: (n,) in [0, 1]. Undefined where the regression has no finite optimum: all outcomes
-    alike, or a difference that divides those that are right from those that are wrong (Albert and
-    Anderson 1984).
+    outcomes: (n,) in [0, 1]. Undefined where all differences are to one side, so that 0 lies beyond
+    them, and where the regression has no finite optimum: all outcomes alike, or a difference that
+    divides those that are right from those that are wrong (Albert and Anderson 1984).
     """
     from scipy.special import expit
 
     y, x = np.asarray(outcomes, dtype=float), np.asarray(differences, dtype=float)
     spread = x.std() if len(x) else 0.0
     scaled = np.tanh(x / spread) if spread > 0 else x
-    reason = why_no_optimum(y, scaled)
+    reason = why_undefined(y, scaled)
     if reason is not None:
         return AtEqualLength(None, [None, None], reason)
     from statsmodels.discrete.discrete_model import Logit
+    from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
     design = np.column_stack([np.ones(len(y)), scaled]) if x.any() else np.ones((len(y), 1))
     how: dict = {"disp": 0, "maxiter": 100, "warn_convergence": False}
     if clusters is not None and len(set(clusters)) > 1:
         groups = np.unique(np.asarray(clusters), return_inverse=True)[1]
         how |= {"cov_type": "cluster", "cov_kwds": {"groups": groups}}
-    fit = Logit(y, design).fit(**how)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PerfectSeparationWarning)  # outcomes that are all 1/2
+            fit = Logit(y, design).fit(**how)
+    except np.linalg.LinAlgError:  # nearly all differences alike
+        return AtEqualLength(None, [None, None], NOT_CONVERGED)
     if not fit.mle_retvals["converged"] or not np.isfinite(fit.params).all():
-        return AtEqualLength(None, [None, None], "the regression does not converge")
+        return AtEqualLength(None, [None, None], NOT_CONVERGED)
     interval: list[float | None] = [None, None]
     if "cov_type" in how:
         low, high = expit(fit.conf_int()[0])
@@ -119,8 +127,9 @@ def rate_at_equal_length(
     return AtEqualLength(float(expit(fit.params[0])), interval, None)
 
 
-def why_no_optimum(outcomes: np.ndarray, x: np.ndarray) -> str | None:
-    """Why a logistic regression on x and a constant has no single finite optimum; None: it has.
+def why_undefined(outcomes: np.ndarray, x: np.ndarray) -> str | None:
+    """Why a logistic regression on x and a constant says nothing at 0: it has no single finite
+    optimum, or all x are to one side of 0. None: it does.
 
     An outcome between 0 and 1 counts as both. Separated: an x divides those of one kind from those
     of the other, which may share that x.
@@ -134,8 +143,8 @@ def why_no_optimum(outcomes: np.ndarray, x: np.ndarray) -> str | None:
         return "all are wrong"
     if not x.any():
         return None  # a constant alone
-    if x.min() == x.max():
-        return "all differences of length are the same"
+    if x.min() > 0 or x.max() < 0:
+        return "all differences of length are to one side"
     if ones.min() >= zeros.max() or ones.max() <= zeros.min():
         return DIVIDED
     return None

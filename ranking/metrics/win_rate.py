@@ -47,7 +47,7 @@ class WinRateRow(TypedDict):
     versions: dict[str, str]  # library → version
     win_rate: float | None  # share in [0, 1], ties half; null: no clear verdict
     bootstrap_95: list[float | None]  # over prompts
-    length_controlled_win_rate: float | None  # at equal lengths; null: no finite optimum
+    length_controlled_win_rate: float | None  # at equal lengths; null: as `why_undefined` says
     n: int  # pairs with a clear verdict
     n_wins: int  # of more than one half
     n_ties: int  # of exactly one half

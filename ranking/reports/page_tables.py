@@ -51,11 +51,11 @@ def data_table(files: Sequence[ResultFile]) -> Table:
                "prompts cut"]  # fmt: skip
     lines = []
     for file in files:
-        by_dataset = {
-            dataset_of(row): row
-            for row in file.rows
-            if row.get("dataset_name") and "benchmark" not in row
-        }
+        by_dataset: dict[str, Any] = {}
+        for row in file.rows:
+            if row.get("dataset_name") and "benchmark" not in row:
+                # the first: others are of fewer examples (correlations), or of pairs (rewards)
+                by_dataset.setdefault(dataset_of(row), row)
         for dataset, row in by_dataset.items():
             size = "all" if row.get("sample_size") is None else str(row["sample_size"])
             drops: dict[str, int] = {}

@@ -71,6 +71,16 @@ def test_ties_of_c_count_half():
     assert summarize_flips(rows)["auc"] == 0.75
 
 
+def test_examples_are_told_apart_whatever_their_ids_are():
+    """An id that the data give may hold a colon; only the places behind it are the pair's."""
+    rows = tuned_rows()
+    named = [{**row, "id": f"train:{row['id']}"} for row in rows]
+    interval = summarize_flips(named)["auc_95"]
+    assert interval == summarize_flips(rows)["auc_95"] and None not in interval
+    apart = [{**row, "id": str(k)} for k, row in enumerate(rows)]  # no example with several pairs
+    assert interval != summarize_flips(apart)["auc_95"]
+
+
 def exact_loss(margin: Decimal) -> Decimal:
     return (1 + (-margin).exp()).ln()
 

@@ -78,7 +78,9 @@ def test_the_interval_holds_the_truth_of_19_in_20_samples():
         ([], [], "no pair"),
         ([1, 1], [1, -1], "all are right"),
         ([0, 0], [1, -1], "all are wrong"),
-        ([1, 0, 0.5], [3, 3, 3], "all differences of length are the same"),
+        ([1, 0, 0.5], [3, 3, 3], "all differences of length are to one side"),
+        ([1, 0, 1, 0], [1900, 2000, 2100, 2050], "all differences of length are to one side"),
+        ([1, 0, 1, 0], [-500, -600, -610, -400], "all differences of length are to one side"),
         ([1, 1, 0, 0], [-9, -8, 8, 9], "a difference of length divides right from wrong"),
         ([1, 1, 0, 0], [-9, 8, 8, 9], "a difference of length divides right from wrong"),
         ([1, 0.5, 0, 0], [9, 8, 8, -9], "a difference of length divides right from wrong"),
@@ -95,6 +97,19 @@ def test_equal_lengths_and_one_prompt():
     assert value == pytest.approx(0.625) and interval[0] < 0.625 < interval[1]
     value, interval, _ = rate_at_equal_length([1, 0, 1, 0], [-1, 1, 2, -2], ["p"] * 4)
     assert 0 < value < 1 and interval == [None, None]
+
+
+def test_differences_that_are_nearly_alike_are_no_error():
+    """Beside one pair of equal length, all differ by 297 to 303 tokens, of which tanh says nothing."""
+    differences = [0, *(297 + 5 * k % 7 for k in range(59))]
+    right = [1, *(k % 2 == 0 for k in range(59))]
+    assert rate_at_equal_length(right, differences).undefined == "the regression does not converge"
+
+
+def test_ties_alone_are_one_half_without_a_warning(recwarn):
+    for differences in ([-2, 0, 5, 9], [0, 0, 0, 0]):
+        assert rate_at_equal_length([0.5] * 4, differences).value == pytest.approx(0.5)
+    assert not recwarn.list
 
 
 def test_correlation_is_pearsons():

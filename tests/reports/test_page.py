@@ -189,6 +189,19 @@ def test_how_it_was_scored_and_what_is_not_there(tmp_path):
     assert 'id="pairs"' not in html and embedded(html)["pairs"] == []
 
 
+def test_the_table_of_data_counts_examples(tmp_path):
+    """Also where rows of correlations (of one list) and of rewards (of pairs) follow."""
+    for reference in (None, few_records("r", seed=5)):
+        records = few_records("p")
+        for record in records[:3]:
+            record["completions"][0]["truncated"] = True
+        table = Tables(page_of(write_run(tmp_path, "run", records, reference)))
+        columns, *lines = table.with_columns("data commit")
+        shown = [dict(zip(columns, line)) for line in lines]
+        assert [line["n"] for line in shown] == ["13", "11"]
+        assert [line["prompts cut"] for line in shown] == ["2", "1"]
+
+
 def test_examples_of_another_run_are_not_shown(tmp_path):
     summary = write_run(tmp_path, "run", few_records())
     others = [{**record, "config_hash": "another"} for record in few_records()]
