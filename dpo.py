@@ -5,9 +5,9 @@ r"""DPO and DPO^γ training (§4, Eq. 4), with the ranking dynamics of Fig. 2-7.
         --evaluation_strategy=steps --eval_steps=50 --optim=rmsprop
 
 --alpha is γ: 1 is DPO, 0 is reference-free. The flags of TRL's DPOConfig and ModelConfig work too.
-Writes the best model (or adapter) and tokenizer, checkpoints, ranking_dynamics.jsonl with the
-values of every followed pair at every evaluation, and four pictures, into the output directory.
-The same command resumes a killed run.
+Writes the model (or adapter) of the last step, or with --load_best_model_at_end of the best one,
+tokenizer, checkpoints, ranking_dynamics.jsonl with the values of every followed pair at every
+evaluation, and four pictures, into the output directory. The same command resumes a killed run.
 """
 
 import sys

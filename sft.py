@@ -5,8 +5,9 @@ r"""Supervised fine-tuning on preferred completions (App. D), before DPO.
         --output_dir=SFT_DIR --wandb_run_name=sft --learning_rate=1e-5 --num_train_epochs=1
 
 Dialogues are trained on every response turn and nothing else; other data on the preferred
-completion. Every flag of TRL's SFTConfig and ModelConfig works too. Writes the best model (or
-adapter) and tokenizer into the output directory. The same command resumes a killed run.
+completion. The flags of TRL's SFTConfig and ModelConfig work too. Writes the model (or adapter) of
+the last step, or with --load_best_model_at_end of the best one, tokenizer and checkpoints into the
+output directory. The same command resumes a killed run.
 """
 
 import sys

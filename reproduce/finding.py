@@ -1,8 +1,8 @@
 r"""The paper's finding in one picture: what rankings are, could be, and stay under DPO.
 
     python -m reproduce.finding --idealized reproduce/results/smollm2_idealized_accuracy.jsonl \
-        --dataset tatsu-lab/alpaca_eval --dynamics reproduce/results/smollm2_dpo_dynamics.jsonl \
-        --caption "SmolLM2-135M-Instruct after SFT, Anthropic/hh-rlhf, seed 42" \
+        --dataset tatsu-lab/alpaca_eval --dynamics reproduce/results/claim/gamma1_seed0.jsonl.gz \
+        --caption "SmolLM2-135M-Instruct after SFT, Anthropic/hh-rlhf, seed 0" \
         --output reproduce/results/finding.png
 
 Left: observed ranking accuracy of one dataset and, between the smallest and the largest β, the

@@ -153,7 +153,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data-dir", type=os.path.abspath, help="look for DATA_DIR/<hub name>/ instead of the hub")
     add("--train", **names, help="models to train")
     add("--models", **names, help="models to rank, beside ours")
-    add("--datasets", **names, help=f"to rank; {TIES}: AlpacaFarm")
+    add("--datasets", **names, help=f"to rank; {TIES}: AlpacaFarm, its tied pairs too")
     add("--gammas", nargs="+", type=float, metavar="γ", help="of DPO^γ (default: the scale's)")
     add("--seeds", nargs="+", type=int, metavar="SEED", help="of training (default: the scale's)")
     add("--allow-pickle", action="store_true", help="rank models saved by pickle")

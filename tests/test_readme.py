@@ -18,7 +18,19 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from ranking.judging.responses import Answer
+from ranking.judging.verdicts import Judged
+from ranking.metrics.accuracy import AccuracyRow
+from ranking.metrics.benchmarks import BenchmarkPart, BenchmarkRow
+from ranking.metrics.comparison import ComparedModel, ComparedPair, ComparisonRow
+from ranking.metrics.groups import GroupMean, GroupValue
+from ranking.metrics.idealized import CurveRow, IdealizedGroup, IdealizedRow, PairRow
+from ranking.metrics.rewards import ChesPrediction, RewardGroupValue, RewardPair, RewardRow
+from ranking.metrics.win_rate import WinRateRow
 from ranking.reports.page_columns import COMPLETION_COLUMNS, PAIR_COLUMNS
+from ranking.scoring.examples_file import ExampleRecord, ScoredCompletion
+from ranking.training.dynamics_file import DynamicsRow
+from ranking.training.run_directory import Results, TrainingRun
 from reproduce import update_readmes
 
 ROOT = Path(__file__).parents[1]
@@ -253,6 +265,29 @@ def test_every_column_is_defined_in_the_page_on_reading():
     assert [title for title in sorted(titles) if title not in text] == []
     for column in COMPLETION_COLUMNS:
         assert column.title.removesuffix(", %") in text, column.title
+
+
+ACCURACY, IDEALIZED = "Ranking accuracy", "Idealized ranking accuracy"
+OF_FILES = [  # sections of docs/outputs.md, and what the lines of their files are
+    ([ACCURACY], (ExampleRecord, ScoredCompletion, AccuracyRow, BenchmarkRow, BenchmarkPart)),
+    ([ACCURACY], (RewardRow, RewardPair, RewardGroupValue, ChesPrediction, GroupValue, GroupMean)),
+    ([ACCURACY], (ComparisonRow, ComparedModel, ComparedPair)),
+    ([IDEALIZED, ACCURACY], (IdealizedRow, IdealizedGroup, CurveRow)),
+    ([IDEALIZED], (PairRow,)),
+    (["Training"], (DynamicsRow, TrainingRun, Results)),
+    (["Win rate"], (WinRateRow, Judged, Answer)),
+]
+
+
+@pytest.mark.parametrize(
+    "sections, kind", [(sections, kind) for sections, kinds in OF_FILES for kind in kinds]
+)
+def test_every_key_of_a_result_file_is_documented(sections, kind):
+    text = page_text("docs/outputs.md")
+    found = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, re.S | re.M))
+    code = re.findall(r"`([^`\n]+)`", "".join(found[section] for section in sections))
+    words = set(re.findall(r"\w+", " ".join(code)))
+    assert kind.__required_keys__ | kind.__optional_keys__ <= words
 
 
 @pytest.mark.parametrize(

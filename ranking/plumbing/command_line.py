@@ -34,6 +34,19 @@ WAIT = 10.0  # seconds that a process gives another one to print the error of bo
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the description as it stands, and behind each flag its default, where there is one that
+    its help does not say."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        unsaid = default is None or default is False or default in (argparse.SUPPRESS, [])
+        if unsaid or "default" in text.lower():
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        return f"{text} (default: {shown.replace('%', '%%')})"
+
+
 class Parser(argparse.ArgumentParser):
     """Errors are one line; an unknown flag names the nearest known one."""
 
@@ -95,11 +108,7 @@ def sample_size(text: str) -> int | None:
 def make_parser(description: str | None) -> Parser:
     """A parser that shows `description` (the script's docstring) as it stands."""
     print_any_text()
-    return Parser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    return Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
 def print_any_text() -> None:

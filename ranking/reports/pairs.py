@@ -120,10 +120,11 @@ def pair_table(records: Sequence[Record], rewards: Sequence[Mapping[str, Any]]) 
 
 
 def followed_pair_table(kinds: Mapping[str, Sequence[Record]], texts: Mapping[str, Any]) -> Columns:
-    """Pairs that training followed, by kind. texts: id → prompt, chosen, rejected."""
+    """Pairs that training followed, by kind. texts: id → prompt, chosen, rejected, among others."""
     return filled_columns(
         [
-            {"kind": kind, "part": row["part"], "id": row["id"], **texts[row["id"]],
+            {"kind": kind, "part": row["part"], "id": row["id"],
+             **{name: texts[row["id"]][name] for name in ("prompt", *SIDES)},
              **titled(followed_line(row))}
             for kind, rows in kinds.items()
             for row in rows

@@ -65,7 +65,8 @@ FLAG_GROUPS: dict[str, dict[str, str | dict[str, str]]] = {
         "data_dir": "Look for DATA_DIR/<hub name>/ instead of the hub.",
         "columns": "Which column is what: prompt=question chosen=answer_a rejected=answer_b.",
         "train_split": "Split to train on (default: train, or the only one).",
-        "eval_split": "Split to validate on (default: validation, or half of test).",
+        "eval_split": "Split to validate on (default: validation, else test), halved where no "
+        "other is left to test on.",
         "split_seed": "Seed that divides data with one split, and draws subsets.",
         "max_train_samples": "Train on a random subset of so many examples.",
         "max_eval_samples": "Most examples of a dataset's validation and test, each, and of an "

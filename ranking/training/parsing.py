@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ranking.plumbing.command_line import suggestion
+from ranking.plumbing.command_line import HelpFormatter, suggestion
 from ranking.training.config_file import NOT_SAVED, config_words
 from ranking.training.help_texts import (
     FLAG_GROUPS,
@@ -19,8 +19,8 @@ from ranking.training.help_texts import (
 SWITCHES = ("truth", "string_to_bool")  # types of flags that are true or false
 
 
-class FlagFormatter(argparse.RawDescriptionHelpFormatter):
-    """Flags once, as `--max_length, --seq_length N`, with defaults where the text has none."""
+class FlagFormatter(HelpFormatter):
+    """Flags once, as `--max_length, --seq_length N`."""
 
     def __init__(self, prog: str, **kwargs):
         super().__init__(prog, max_help_position=32, **kwargs)
@@ -33,14 +33,6 @@ class FlagFormatter(argparse.RawDescriptionHelpFormatter):
         default = "N" if action.type in (int, float) else "NAME"
         several = " …" if action.nargs == "+" else ""
         return f"{names} {METAVARS.get(action.dest, default)}{several}"
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        default = action.default
-        if default in (None, argparse.SUPPRESS) or default is False or "default" in text.lower():
-            return text
-        shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
-        return f"{text} (default: {shown.replace('%', '%%')})"
 
 
 class FlagSet(NamedTuple):

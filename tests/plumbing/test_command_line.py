@@ -283,3 +283,22 @@ def test_stopped_is_an_interrupt():
     """Libraries that catch Exception must not swallow it."""
     assert issubclass(Stopped, KeyboardInterrupt) and not issubclass(Stopped, Exception)
     assert json.dumps(str(Stopped(signal.SIGTERM))) == '"SIGTERM"'
+
+
+@pytest.mark.parametrize(
+    "script, flag, default",
+    [
+        ("calculate_calibration_metrics", "--sample-size SAMPLE_SIZE", "1000"),
+        ("calculate_upper_bound_rlhf", "--betas BETAS [BETAS ...]", "0.01 0.1 1.0 5.0 10.0"),
+        ("calculate_win_rate", "--max-new-tokens MAX_NEW_TOKENS", "256"),
+        ("calculate_win_rate", "--seed SEED", "0"),
+        ("plot_results", "--at {lowest-loss,last}", "lowest-loss"),
+    ],
+)
+def test_help_says_defaults(script, flag, default, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(script).parse_args(["--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    of_flag = words.split(f" {flag} ")[1].split(" --")[0]
+    assert of_flag.endswith(f"(default: {default})") or f"(default: {default}) " in of_flag
+    assert "default: None" not in words and "default: False" not in words

@@ -1,10 +1,13 @@
 """Pairs with their texts and numbers, as tables of wandb."""
 
+import json
 import math
 
 import pytest
 from result_rows import scored_record
 
+from ranking.data.conversions import preference_pairs
+from ranking.data.preferences import load_preferences
 from ranking.metrics.rewards import reward_pairs
 from ranking.reports.pairs import followed_pair_table, pair_table
 
@@ -91,3 +94,19 @@ def test_pairs_that_training_followed():
     assert (line["ranked (R)"], line["ranked (R̃)"]) == ("wrong", "right")
     assert (line["chosen: change, nats"], line["chosen: reward, nats"]) == (1.0, 0.5)
     assert "rejected: change, nats" not in line and line["ranking group"] == "correct → incorrect"
+
+
+def test_pairs_of_dialogues_are_texts_and_numbers(tmp_path):
+    """What a tracker's table can hold: it refuses an object, and all tables with it."""
+    file = tmp_path / "pairs.jsonl"
+    answers = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    file.write_text(json.dumps({"prompt": [{"role": "user", "content": "Why?"}], **answers}))
+    (pair,) = preference_pairs(load_preferences(str(file)).examples)
+    assert pair["dialogue"] is not None
+    row = {"id": pair["id"], "part": "train", "chosen": -6.0, "rejected": -4.0, "ref_chosen": -7.0,
+           "ref_rejected": -5.0, "n_chosen": 3, "n_rejected": 1, "reward_margin": 0.5, "loss": 0.25,
+           "group": "correct_to_incorrect", "beta": 0.5}  # fmt: skip
+    columns, lines = followed_pair_table({"easiest": [row]}, {pair["id"]: pair})
+    assert all(isinstance(cell, str | int | float) for cell in lines[0])
+    assert dict(zip(columns, lines[0]))["chosen"] == "chosen"
+    assert not {"separators", "dialogue", "reference"} & set(columns)
