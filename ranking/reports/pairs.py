@@ -124,11 +124,12 @@ def pair_table(records: Sequence[Record], rewards: Sequence[Mapping[str, Any]]) 
 
 
 def followed_pair_table(kinds: Mapping[str, Sequence[Record]], texts: Mapping[str, Any]) -> Columns:
-    """Pairs that training followed, by kind. texts: id → prompt, chosen, rejected."""
+    """Pairs that training followed, by kind. texts: id → the pair, as `preference_pairs` has it."""
+    shown = ("prompt", *SIDES)
     return filled_columns(
         [
-            {"kind": kind, "part": row["part"], "id": row["id"], **texts[row["id"]],
-             **titled(followed_line(row))}
+            {"kind": kind, "part": row["part"], "id": row["id"],
+             **{key: texts[row["id"]][key] for key in shown}, **titled(followed_line(row))}
             for kind, rows in kinds.items()
             for row in rows
         ]

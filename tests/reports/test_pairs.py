@@ -1,10 +1,13 @@
 """Pairs with their texts and numbers, as tables of wandb."""
 
+import json
 import math
 
 import pytest
 from result_rows import scored_record
 
+from ranking.data.conversions import preference_pairs
+from ranking.data.examples import Dialogue, GivenScores, PreferenceExample
 from ranking.metrics.rewards import reward_pairs
 from ranking.reports.pairs import followed_pair_table, pair_table
 
@@ -91,3 +94,18 @@ def test_pairs_that_training_followed():
     assert (line["ranked (R)"], line["ranked (R̃)"]) == ("wrong", "right")
     assert (line["chosen: change, nats"], line["chosen: reward, nats"]) == (1.0, 0.5)
     assert "rejected: change, nats" not in line and line["ranking group"] == "correct → incorrect"
+
+
+def test_pairs_of_dialogues_are_cells_of_any_tracker():
+    """Messages and a reference's scores are no columns: no tracker takes them."""
+    example = PreferenceExample(
+        "a", "p", "\n\nHuman: p\n\nAssistant:", ("good", "bad"), (" ", " "), (1, 2), None, "d", 1,
+        dialogue=Dialogue(({"role": "user", "content": "p"},)), reference=GivenScores((-7.0, -4.0)),
+    )  # fmt: skip
+    (pair,) = preference_pairs([example])
+    row = {"id": "a", "part": "train", "chosen": -6.0, "rejected": -4.0, "ref_chosen": -7.0,
+           "ref_rejected": -4.0, "n_chosen": 3, "n_rejected": 1, "group": "correct_to_incorrect",
+           "reward_margin": 0.5, "loss": 0.25, "beta": 0.5}  # fmt: skip
+    columns, (line,) = followed_pair_table({"easiest": [row]}, {"a": pair})
+    assert columns[:6] == ["kind", "part", "id", "prompt", "chosen", "rejected"]
+    assert json.loads(json.dumps(line))[3:6] == [example.prompt, "good", "bad"]
