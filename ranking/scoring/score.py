@@ -237,6 +237,9 @@ def score_dataset(
         add_eos=scorer.add_eos, max_length=scorer.max_length,
     )  # fmt: skip
     counts = {r: data.dropped.get(r, 0) + dropped.get(r, 0) for r in {**data.dropped, **dropped}}
+    if dropped:
+        reasons = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
+        announce(f"{where}: of these, dropped: {reasons}")
     if not kept:
         announce(f"{where}: no example left to score ({counts})")
         return Scored([], {**scorer.facts, "dropped": counts})

@@ -152,6 +152,7 @@ def test_no_pad_no_bos_and_a_context_of_128(tokenizer_without_bos, tmp_path, cap
     long, short = found
     assert set(long) == {0, 1, 2, 3} and set(short) == {0, 1, 2}
     assert summaries[1]["dropped"] == {"too long": 1} and summaries[1]["n_truncated_prompts"] == 1
+    assert capsys.readouterr().err.count("rows.jsonl: of these, dropped: too long: 1\n") == 1
     for row in (0, 1):
         for ours, theirs in zip(short[row]["completions"], long[row]["completions"]):
             assert ours["logp"] == pytest.approx(theirs["logp"], abs=1e-3)
