@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ranking.data.examples import PreferenceData, dataset_label
+from ranking.data.examples import PreferenceData, counts_text, dataset_label
 from ranking.plumbing.command_line import progress_bar, until_stopped
 from ranking.plumbing.outputs import Output, begin_run, merge_parts, part_file, row_key
 from ranking.plumbing.processes import (
@@ -238,7 +238,7 @@ def score_dataset(
     )  # fmt: skip
     counts = {r: data.dropped.get(r, 0) + dropped.get(r, 0) for r in {**data.dropped, **dropped}}
     if dropped:
-        reasons = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
+        reasons = counts_text(dropped)
         announce(f"{where}: of these, dropped: {reasons}")
     if not kept:
         announce(f"{where}: no example left to score ({counts})")
