@@ -32,6 +32,7 @@ GROUPS = {
 }
 
 
+@np.errstate(invalid="ignore")  # NaN, of pairs that are not finite
 def pair_values(
     logps: dict[str, np.ndarray],
     beta: float,
@@ -58,14 +59,16 @@ def pair_values(
     Prop. 2.6: `in_proposition_2_6` is π_ref(y_w) ≥ π_ref(y_l) and L ≤ 0.6, of which follows that
     the pair is ranked correctly: L ≤ log 2 iff log-ratio ≥ γ reference log-ratio, which is ≥ 0.
     """
-    policy_logratios = logps["chosen"] - logps["rejected"]
-    ref_logratios = logps["ref_chosen"] - logps["ref_rejected"]
+    policy_logratios = or_nan(logps["chosen"] - logps["rejected"])
+    ref_logratios = or_nan(logps["ref_chosen"] - logps["ref_rejected"])
     needed = required_margin(ref_logratios, beta, gamma)
     margins = beta * policy_logratios + needed  # β(policy_logratio − γ ref_logratio)
     losses = np.logaddexp(0.0, -margins)
     per_token = {
-        side: logps[f"{side}chosen"] / logps["n_chosen"]
-        - logps[f"{side}rejected"] / logps["n_rejected"]
+        side: or_nan(
+            logps[f"{side}chosen"] / logps["n_chosen"]
+            - logps[f"{side}rejected"] / logps["n_rejected"]
+        )
         for side in ("", "ref_")
     }
     values = {
@@ -99,6 +102,11 @@ def pair_values(
                 discopop_tau=discopop_tau, target_margin=target_margin, penalties=penalties,
             )  # fmt: skip
     return values
+
+
+def or_nan(values: np.ndarray) -> np.ndarray:
+    """The values, NaN in place of infinite ones: a pair that is not finite is wrong on any side."""
+    return np.where(np.isfinite(values), values, math.nan)
 
 
 def rewards_moved(

@@ -21,7 +21,8 @@ from ranking.metrics.groups import record_groups
 from ranking.metrics.orders import chance_level
 
 # RewardBench 1 (its repository, rewardbench/constants.py): section → subset → weight. Weights are
-# the numbers of examples, but for math-prm (447), which weighs as much as the six of code.
+# the numbers of examples, but for math-prm (447), which weighs as much as the six of code, and for
+# XSTest's two: 154 are to be refused and 250 to be answered, and its leaderboard weighs them so.
 REWARD_BENCH = {
     "Chat": {
         "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95,

@@ -18,6 +18,8 @@ from ranking.metrics.dynamics import (
     summarize_pairs,
     sweep_points,
 )
+from ranking.metrics.flips import summarize_flips
+from ranking.training.dynamics_file import dynamics_rows
 
 NAMES = ("chosen", "rejected", "ref_chosen", "ref_rejected", "n_chosen", "n_rejected")
 
@@ -126,6 +128,21 @@ def test_proposition_2_6(logps, beta, gamma):
         assert means["ranking/proposition_2_6_right"] == (ratios[inside] >= 0).mean() == 1
     else:
         assert "ranking/proposition_2_6_right" not in means
+
+
+def test_pairs_that_are_not_finite_are_wrong():
+    """As in ranking accuracy, also where the dispreferred completion is impossible."""
+    rows = [HAND[0], (-10, -math.inf, -12, -11, 5, 5), (-math.inf, -10, -12, -11, 5, 5)]
+    values = values_of(rows)
+    assert values["correct"].tolist() == values["correct_normalized"].tolist() == [1, 0, 0]
+    assert values["meets_theorem_4_1"].tolist() == [1, 0, 0]
+    evaluation = {"step": 1, "epoch": 0.1, "part": "train", "beta": 0.1, "gamma": 1.0}
+    recorded = dynamics_rows(values, "abc", evaluation)
+    groups = ["correct_to_correct", "incorrect_to_incorrect", "incorrect_to_incorrect"]
+    assert [row["group"] for row in recorded] == groups
+    assert [row["loss"] is None for row in recorded] == [False, True, True]
+    found = summarize_flips(recorded)
+    assert found["accuracy"]["k"] == 1 and found["n_against_theorem"] == 0
 
 
 def test_hand_worked_proposition_2_6():
