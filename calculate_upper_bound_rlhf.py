@@ -78,6 +78,7 @@ from ranking.scoring.rated_pairs import (
     PairRules,
     check_all_scored,
     check_assumed_proportion,
+    check_some_pair_counts,
     rated_pairs,
 )
 from ranking.scoring.runs import (
@@ -107,6 +108,7 @@ def check_runs(reference: ScoringRun, policy: ScoringRun | None, rules: PairRule
         if policy.found is not None:
             check_all_scored(reference.records, policy.records, rules)
     check_assumed_proportion(reference.records, rules.assumed_proportion)
+    check_some_pair_counts(reference.records, rules)
 
 
 def idealized_rows(

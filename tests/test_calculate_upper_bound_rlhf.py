@@ -690,6 +690,17 @@ def test_export_of_data_without_votes_needs_a_proportion(tmp_path, capsys):
     assert [(row["alpha"], row["votes"]) for row in rows] == [(0.75, None)] * 3
 
 
+def test_data_without_votes_are_refused_before_a_model_scores_them(
+    tiny_model_directory, tmp_path, capsys
+):
+    rows = [{"prompt": f"Question {k}?", "chosen": "Yes.", "rejected": "No."} for k in range(3)]
+    write_json_lines(tmp_path / "pairs.jsonl", rows)
+    more = ["--lm-name-or-path", tiny_model_directory, "--dataset", tmp_path / "pairs.jsonl"]
+    error = error_of(capsys, tmp_path, *more)
+    assert "no usable pair (no votes: 3)" in error and "or --assumed-proportion" in error
+    assert not (tmp_path / "ideal.examples.jsonl").exists()
+
+
 def test_conventions_script(files, capsys):
     from reproduce import conventions
 

@@ -74,6 +74,21 @@ def check_all_scored(
         )
 
 
+def no_usable_pair(drops: Counter[str]) -> ValueError:
+    """The error where no pair counts. drops: how many do not, by reason."""
+    return ValueError(
+        f"no usable pair ({counts_text(+drops)}): idealized accuracy needs votes, or "
+        "--assumed-proportion"
+    )
+
+
+def check_some_pair_counts(reference: Sequence[Record], rules: PairRules) -> None:
+    """Raise ValueError where no pair of the examples can count, however they are scored."""
+    counted = [usable_pairs(record, rules) for record in reference]
+    if counted and not any(usable for usable, _ in counted):
+        raise no_usable_pair(sum((drops for _, drops in counted), Counter()))
+
+
 def check_assumed_proportion(reference: Sequence[Record], assumed: float | None) -> None:
     """Raise ValueError where every pair has votes; a line names the datasets where all have."""
     if assumed is None:
@@ -119,9 +134,5 @@ def rated_pairs(
                 drops["non-finite reference"] += 1
         dropped[key] += drops  # of which those above 0 stay
     if not pairs:
-        total = sum(dropped.values(), Counter())
-        counts = counts_text(total)
-        raise ValueError(
-            f"no usable pair ({counts}): idealized accuracy needs votes, or --assumed-proportion"
-        )
+        raise no_usable_pair(sum(dropped.values(), Counter()))
     return pairs, dropped
