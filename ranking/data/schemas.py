@@ -5,6 +5,7 @@ from it (`prompts.py`), so that every schema takes text or messages, a system co
 """
 
 import difflib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -329,6 +330,9 @@ def explain_unknown(columns: Sequence[str]) -> str:
     for known, why in NO_PAIRS:
         if set(known) <= set(columns) and not (known[0] == "winner" and "prompt" in columns):
             return f"{why} (found {', '.join(columns)})"
+    for schema in SCHEMAS:
+        if schema.kind == "two answers" and set(schema.columns[:2]) <= set(columns):
+            return without_label(columns, *schema.columns[:2])
 
     def nearest(column: str) -> str | None:
         if column in LISTS:
@@ -362,11 +366,23 @@ def explain_unknown(columns: Sequence[str]) -> str:
     )
     example = EXAMPLE
     if {"chosen", "rejected"} <= set(needed):
-        sides = [f"{c}={hints.get(c, c if c in columns else 'COLUMN')}" for c in needed]
-        example = f"--columns prompt={asked or 'COLUMN'} {' '.join(sides)}"
+        names = {c: hints.get(c, c if c in columns else "COLUMN") for c in needed}
+        pairs = {"prompt": asked or "COLUMN", **names}
+        example = f"--columns {shlex.join(f'{c}={name}' for c, name in pairs.items())}"
     return (
         f"missing column {missing_names} (found {found}; nearest: {', '.join(needed)}); other "
         f"names are given by the flag, as in {example}"
+    )
+
+
+def without_label(columns: Sequence[str], first: str, second: str) -> str:
+    """What is said of two answers of which nothing says the better one."""
+    asked = find_prompt_columns(columns, (first, second)).main
+    others = [column for column in columns if column not in (first, second, asked)]
+    label = others[0] if len(others) == 1 else "COLUMN"
+    return (
+        f"missing column label (found {', '.join(columns)}): which of {first} and {second} is "
+        f"preferred; it is named by the flag, as in --columns {shlex.join([f'label={label}'])}"
     )
 
 

@@ -66,12 +66,25 @@ class Parser(argparse.ArgumentParser):
         unknown = [flag for flag in flags if flag not in self._option_string_actions]
         message = re.sub(r"^argument (-\S+): (?=[^:]*: give )", r"\1 ", message)
         if message.startswith("unrecognized arguments: "):
-            unknown += (message.removeprefix("unrecognized arguments: ").split() or ['""'])[:1]
+            stray = (message.removeprefix("unrecognized arguments: ").split() or ['""'])[0]
+            unknown += [stray] if stray.startswith("-") else []
+            message = self.explain_stray(stray)
         if unknown:  # said before what is missing, which may be what was meant
             close = suggestion(unknown[0], self._option_string_actions)
             message = f"unknown flag {unknown[0]}{close}"
         print(f"error: {message} ({self.prog} --help shows all flags)", file=sys.stderr)
         sys.exit(2)
+
+    def explain_stray(self, word: str) -> str:
+        """What is said of a word that is no flag's value; it names the flag before."""
+        before = self.given[: self.given.index(word)] if word in self.given else []
+        flag = next((w.partition("=")[0] for w in reversed(before) if w.startswith("--")), "")
+        action = self._option_string_actions.get(flag)
+        if action is None:
+            return f"{word}: give flags, as --name value"
+        again = isinstance(action, argparse._AppendAction)
+        hint = f"; give it again for another, as in {flag} A {flag} B" if again else ""
+        return f"{word} after {flag}: it takes {'no' if action.nargs == 0 else 'one'} value{hint}"
 
 
 def suggestion(flag: str, known: Iterable[str]) -> str:

@@ -63,12 +63,15 @@ def plan_output(
     """Where a run will write, checked before anything is loaded; `begin_run` takes it.
 
     reads: files and datasets of this run (None: none). writes: NAME's suffixes, beside the summary.
-    Raises ValueError where the summary is a directory, or by its name gzipped; where it exists, or
-    examples of an unfinished run that this one has no part in (unless `overwrite`); and where
-    something that is read would be written, or belongs to a finished run that is discarded before
-    this one ends.
+    Raises ValueError where the directory is a file; where the summary is a directory, or by its
+    name gzipped; where it exists, or examples of an unfinished run that this one has no part in
+    (unless `overwrite`); and where something that is read would be written, or belongs to a
+    finished run that is discarded before this one ends.
     """
     summary = Path(output_dir) / output_filename
+    above = next(folder for folder in summary.parents if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"{above} is a file: give --output-dir a directory")
     if summary.is_dir():
         raise ValueError(f"{summary} is a directory: give --output-filename the name of a file")
     if summary.suffix == ".gz":

@@ -53,6 +53,8 @@ from ranking.reports.tables import (
     with_interval,
 )
 
+ACROSS = "ranking accuracy (%),\n95 % Wilson interval"
+
 # row → what the paper has of it: whose (" (gpt2)", "": the same model's) and R̃, R in percent
 Published = Callable[[AccuracyRow], tuple[str, list[float]] | None]
 
@@ -220,7 +222,7 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
         return
     labels = setting_labels(accuracies)
     places = list(labels)
-    figure, axes = subplots(figsize=(0.75 * WIDTH, 1.2 + 0.45 * len(places)))
+    figure, axes = subplots(figsize=(WIDTH, 1.2 + 0.45 * len(places)), layout="constrained")
     styles = {
         "ranking_length-normalized": (BLUE, "o", -0.14, "length-normalized"),
         "ranking_non-length-normalized": (ORANGE, "s", 0.14, "summed"),
@@ -241,14 +243,9 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
     mark_baselines(axes, enumerate(last[setting] for setting in places))
     names = [f"{labels[setting]}\n(n = {last[setting]['n']})" for setting in places]
     axes.set_yticks(range(len(places)), names)
-    axes.invert_yaxis()
     axes.set_title(plain(accuracies[0]["model"]))
-    finish_accuracy_axes(axes)
-    axes.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.35 / figure.get_figheight() - 0.12),
-        ncols=3,
-    )
+    finish_accuracy_axes(axes, len(places))
+    legend_outside(figure, ncols=3)
     save_figure(figure, path)
 
 
@@ -298,10 +295,9 @@ def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Pat
                     label="chance",
                 )  # fmt: skip
         axes.set_title(title)
-        finish_accuracy_axes(axes)
+        finish_accuracy_axes(axes, len(places))
     names = [f"{labels[s]}\n(n = {max(row['n'] for row in of_setting[s])})" for s in places]
     grid[0].set_yticks(range(len(places)), names)
-    grid[0].invert_yaxis()
     legend_outside(figure, ncols=3)
     save_figure(figure, path)
 
@@ -322,7 +318,7 @@ def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
     ]
     figure, grid = group_grid(
         [(labels[setting_of(chosen[0])], chosen[0], column) for column, chosen in panels],
-        height=max(0.24, 0.13 * len(models)), across="ranking accuracy (%), 95 % Wilson interval",
+        height=max(0.24, 0.13 * len(models)), across=ACROSS,
     )  # fmt: skip
     for line, (column, chosen) in zip(grid, panels):
         shown = names_to_show(chosen[0], column)
@@ -374,8 +370,9 @@ def accuracy_bars(rows: Sequence[AccuracyRow]) -> tuple[np.ndarray, np.ndarray]:
     return percents(values, [row["wilson_95"] for row in rows])
 
 
-def finish_accuracy_axes(axes) -> None:
-    """From 0 to 100 %, named, with a grid."""
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("ranking accuracy (%), 95 % Wilson interval")
+def finish_accuracy_axes(axes, n_places: int) -> None:
+    """Named, from 0 to 100 % with room for whole marks at both, a grid, the first place on top."""
+    axes.set_xlim(-2, 102)
+    axes.set_ylim(n_places - 0.4, -0.6)
+    axes.set_xlabel(ACROSS)
     axes.grid(axis="x", alpha=0.3)

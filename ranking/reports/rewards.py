@@ -306,7 +306,7 @@ def plot_rewards(pairs: Sequence[RewardPair], path: Path) -> None:
         title = plain(dataset_label(*dataset))
         if several:
             title = f"{plain(short(model))} from {plain(short(reference))}, {title}"
-        axes[0].set_title(wrapped(f"{title} (n = {len(own)} pairs)", 2.0), loc="left")
+        axes[0].set_title(wrapped(f"{title} (n = {len(own)} pairs)", 1.6), loc="left")
         draw_outcomes(axes[0], own)
         draw_changes(axes[1], own)
         draw_changes_by_group(axes[2], own)

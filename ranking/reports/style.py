@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -25,6 +26,7 @@ FONTS: Any = {
 LOG_REF = r"$\log \pi_{\mathrm{ref}}(%s|x)$"  # of y_w, y_l or y
 DISTANCE = r"$\|\theta - \theta_{\mathrm{ref}}\|^2$"
 NO_BREAK = "\N{NO-BREAK SPACE}"
+WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
 LOSS_NEEDED = r"$-\log\,\sigma(\gamma\beta c)$"  # Theorem 4.1
 
 
@@ -52,17 +54,19 @@ def captioned(figure, text: str) -> None:
 
 
 def wrapped(title: str, inches: float) -> str:
-    """A panel's title in lines of its width, broken between words, and not in `(n = …)`; a path
-    that is longer, after its slashes."""
-    how: Any = {"width": int(17 * inches), "break_long_words": False, "break_on_hyphens": False}
+    """A panel's title in lines of its width, broken between words, and not in `(n = …)`; a name
+    that is longer, after its slashes, and what is longer still, after `_`, `-` and `.`."""
+    width = int(17 * inches)
     kept = re.sub(r"\(n = [^)]*\)", lambda size: size[0].replace(" ", NO_BREAK), title)
-    kept = re.sub(
-        rf"\S{{{how['width'] + 1},}}",
-        lambda path: fill(path[0].replace("/", "/ "), **how).replace("/ ", "/"),
-        kept,
-    )
-    lines = (fill(line, **how) for line in kept.split("\n"))
-    return "\n".join(lines).replace(NO_BREAK, " ")
+    for marks in ("/", "_.-"):
+        kept = re.sub(rf"\S{{{width + 1},}}", partial(broken_after, marks, width), kept)
+    return "\n".join(fill(line, width, **WHOLE) for line in kept.split("\n")).replace(NO_BREAK, " ")
+
+
+def broken_after(marks: str, width: int, name: re.Match) -> str:
+    """A name in lines that end with one of the marks."""
+    lines = fill(re.sub(rf"([{marks}])", r"\1 ", name[0]), width, **WHOLE)
+    return re.sub(rf"([{marks}]) ", r"\1", lines)
 
 
 def legend_outside(figure, ncols: int, **settings) -> None:

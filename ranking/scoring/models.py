@@ -291,6 +291,8 @@ def explain(error: Exception) -> str:
         return OWN_CODE
     if "file named model.safetensors" in text:
         return f"no safetensors weights there; pickled ones need {PICKLE_FLAG}"
+    if "instantiate the backend tokenizer" in text:
+        return "it holds none: put that of the model it was tuned from beside its weights"
     if "ignore_mismatched_sizes" in text:
         return "its weights have other shapes than its config.json says"
     if line.endswith(":") and len(text.splitlines()) > 1:

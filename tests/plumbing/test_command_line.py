@@ -235,6 +235,23 @@ def test_an_unknown_flag_is_said_before_a_missing_one(capsys):
     assert "unknown flag --ouput; did you mean --output?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (["--dataset", "a", "b"], "b after --dataset: it takes one value; give it again for another, as in --dataset A --dataset B"),
+        (["--seed=1", "2"], "2 after --seed: it takes one value"),
+        (["--overwrite", "yes"], "yes after --overwrite: it takes no value"),
+        (["-x"], "unknown flag -x"),
+    ],
+)  # fmt: skip
+def test_a_word_too_many_names_the_flag_before_it(given, said, capsys):
+    required = ["--lm-name-or-path", "m", "--output-dir", "o", "--output-filename", "f"]
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module("calculate_calibration_metrics").parse_args([*required, *given])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {said} (")
+
+
 def test_help_in_a_terminal_without_these_characters():
     run = subprocess.run(
         [sys.executable, "calculate_win_rate.py", "--help"], cwd=ROOT, capture_output=True,

@@ -96,6 +96,13 @@ def test_a_directory_is_not_overwritten(name, overwrite, tmp_path):
         plan_output(str(tmp_path), name, overwrite, [])
 
 
+@pytest.mark.parametrize("folder", ["file", "file/sub"])
+def test_a_directory_that_is_a_file_is_said(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is a file: give --output-dir a directory"):
+        plan_output(str(tmp_path / folder), "run.jsonl", False, [])
+
+
 def test_a_name_that_says_gzip_is_refused(tmp_path):
     """Files are written as they are, and those of such a name would be read as gzip's."""
     with pytest.raises(ValueError, match="--output-filename run.jsonl.gz: files are not gzipped"):

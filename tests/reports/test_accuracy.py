@@ -54,6 +54,32 @@ def test_ranking_accuracy_figure(tmp_path, monkeypatch):
     assert (tmp_path / "f.png").stat().st_size > 5000
 
 
+def test_many_datasets_with_long_names_keep_apart(tmp_path, monkeypatch):
+    """As drawn: the legend lies right below the axis' name, marks at 0 and 100 % are whole, and the
+    names of two panels' axes do not touch."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    names = [f"someone-with-a-long-name/preferences-of-kind-{k}" for k in range(20)]
+    rows = [{**row, "dataset_name": name, "distance_metric_value_mean": value,
+             "wilson_95": [max(0, value - 0.2), min(1, value + 0.2)]}
+            for k, name in enumerate(names)
+            for row, value in zip(ROWS[:2], (k % 2, 1 - k % 2))]  # fmt: skip
+    plot_ranking_accuracy(rows, tmp_path / "f.png")
+    figure = plt.gcf()
+    axes = figure.axes[0]
+    figure.canvas.draw()
+    drawn = (figure.legends[0], axes.xaxis.label, axes)
+    legend, label, panel = (artist.get_window_extent() for artist in drawn)
+    assert 0 < (label.y0 - legend.y1) / figure.dpi < 0.2  # inches
+    (left, _), (right, _) = axes.transData.transform([(0, 0), (100, 0)])
+    assert left - panel.x0 > 3 and panel.x1 - right > 3  # points of half a mark
+    assert axes.get_ylim() == (19.6, -0.6)
+    plot_ranking_accuracy([*rows, *({**row, "model": "other"} for row in rows)], tmp_path / "f.png")
+    figure = plt.gcf()
+    figure.canvas.draw()
+    left, right = (axes.xaxis.label.get_window_extent() for axes in figure.axes)
+    assert left.x1 < right.x0
+
+
 def test_baselines_are_marked(tmp_path, monkeypatch):
     """At the place of their dataset; rows of older files have none, and no entry in the legend."""
     monkeypatch.setattr(plt, "close", lambda figure: None)
@@ -64,7 +90,7 @@ def test_baselines_are_marked(tmp_path, monkeypatch):
     assert marks["prefer the shorter"] == [[pytest.approx(30), 1]]
     assert marks["prefer the longer"] == [[pytest.approx(70), 1]]
     plot_ranking_accuracy(ROWS, tmp_path / "f.png")
-    texts = [text.get_text() for text in plt.gcf().axes[0].get_legend().get_texts()]
+    texts = [text.get_text() for text in plt.gcf().legends[0].get_texts()]
     assert texts == ["chance", "length-normalized", "summed"]
 
 

@@ -115,6 +115,19 @@ def test_what_is_said_below_the_tables(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    "name", ["togethercomputer/rewardbench2_dpo", "princeton-pli/rewardbench_code_save_to_disk"]
+)
+def test_a_long_name_keeps_to_its_panel(name, tmp_path, monkeypatch):
+    """As drawn: the title ends before the next panel with its numbers begins."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    plot_rewards([{**pair, "dataset": name} for pair in made()[0]], tmp_path / "r.png")
+    plt.gcf().canvas.draw()
+    first, second, _ = plt.gcf().axes
+    assert first.get_title("left").replace("\n", "").startswith(name)
+    assert first._left_title.get_window_extent().x1 <= second.get_tightbbox().x0
+
+
 def test_picture(tmp_path, monkeypatch):
     """The four counts, every pair at its changes, mean changes by group; a line per run."""
     monkeypatch.setattr(plt, "close", lambda figure: None)
@@ -123,7 +136,7 @@ def test_picture(tmp_path, monkeypatch):
     plot_rewards([*pairs, lost, *made("other")[0]], tmp_path / "r.png")
     axes = plt.gcf().axes
     assert len(axes) == 6
-    assert axes[0].get_title("left") == "tuned from base, d (n = 5 pairs)"
+    assert axes[0].get_title("left") == "tuned from base, d\n(n = 5 pairs)"
     assert plt.gcf().get_suptitle() == r"log-likelihoods summed over tokens, $\beta$ = 0.5"
     texts = [text.get_text().split("\n")[1] for text in axes[0].texts]
     assert texts == ["1", "1", "1", "2"]  # one that is not finite: ranked right, reward wrong

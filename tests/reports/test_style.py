@@ -10,7 +10,7 @@ def test_titles_break_between_words_and_not_in_sizes():
     )
     assert wrapped("d,\nEOS scored (n = 4)", 2.9) == "d,\nEOS scored (n = 4)"
     assert (
-        wrapped("gemma-3-270m-q4_k_m.gguf from-here", 0.5) == "gemma-3-270m-q4_k_m.gguf\nfrom-here"
+        wrapped("gemma-3-270m-q4_k_m.gguf from-here", 1.5) == "gemma-3-270m-q4_k_m.gguf\nfrom-here"
     )
 
 
@@ -19,3 +19,9 @@ def test_paths_longer_than_a_panel_break_after_slashes():
         "results/claim/seed0/\ntest_half.jsonl\n(n = 381 pairs)"
     )
     assert wrapped("results/claim/test_half.jsonl", 2.0) == "results/claim/test_half.jsonl"
+
+
+def test_names_longer_than_a_panel_break_after_their_parts():
+    assert wrapped("princeton-pli/rewardbench_code_save_to_disk (n = 5 pairs)", 1.6) == (
+        "princeton-pli/\nrewardbench_code_save_\nto_disk (n = 5 pairs)"
+    )

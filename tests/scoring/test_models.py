@@ -93,7 +93,7 @@ def test_missing_or_foreign_tokenizer(model_copy, tokenizer, tmp_path, capsys):
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (model_copy / file).unlink()
     message = error_of(capsys, model_copy, tmp_path, "--overwrite")
-    assert f"cannot load the tokenizer of {model_copy}" in message
+    assert f"cannot load the tokenizer of {model_copy}: it holds none: put that of the" in message
 
 
 def test_encoder_decoders_are_refused(tokenizer, tmp_path, capsys):
