@@ -6,8 +6,8 @@ r"""The paper's finding in one picture: what rankings are, could be, and stay un
         --output reproduce/results/finding.png
 
 Left: observed ranking accuracy of one dataset and, between the smallest and the largest β, the
-idealized one (Corollary 3.3). Right: DPO's training loss and the share of followed pairs that are
-ranked wrongly, as percentages of where they began (§4); dashed: the lowest validation loss.
+idealized one (Corollary 3.3). Right: DPO's training loss, and the share of followed training and of
+validation pairs that are ranked wrongly, as percentages of where they began (§4).
 """
 
 import argparse
@@ -37,6 +37,7 @@ SCORES = {  # calib_property → label, colour
     "ranks_length-normalized": ("per token, R̃", BLUE),
     "ranks_non-length-normalized": ("summed, R", ORANGE),
 }
+BELOW: dict = {"fontsize": 6, "loc": "upper center", "bbox_to_anchor": (0.5, -0.25)}  # legends
 
 
 def draw_accuracies(axes, rows: list[dict]) -> None:
@@ -55,10 +56,9 @@ def draw_accuracies(axes, rows: list[dict]) -> None:
                label="its median"),
         Line2D([], [], color=GREY, linestyle="dashed", label="a coin"),
     ]  # fmt: skip
-    axes.legend(handles=legend, ncols=4, fontsize=6, loc="lower center", columnspacing=0.8,
-                handletextpad=0.3, handlelength=1.3)  # fmt: skip
+    axes.legend(handles=legend, ncols=2, **BELOW)
     axes.set_yticks(range(2), [label for label, _ in SCORES.values()])
-    axes.set_ylim(1.75, -0.4)
+    axes.set_ylim(1.4, -0.4)
     shares = [x for row in rows for x in (row["observed_accuracy"], row["min_median_max"][0])]
     axes.set_xlim(min(30, 100 * min(shares) - 2), 102)
     axes.set_xlabel(f"pairs ranked as people did (%), n = {rows[0]['n']}")
@@ -67,28 +67,31 @@ def draw_accuracies(axes, rows: list[dict]) -> None:
 
 
 def draw_training(axes, rows: list[dict]) -> None:
-    """Loss and share of wrongly ranked pairs against the step, both as a share of the first.
-    ValueError where no training pairs are followed, or none was ranked wrongly at first."""
+    """Loss and share of wrongly ranked pairs against the step, as shares of the first; of the
+    validation pairs the latter, where some are wrong at first. ValueError where no training pairs
+    are followed, or none was ranked wrongly at first."""
     means = means_by_step(rows, "train")
-    steps = list(means)
-    curves = {
-        "training loss": [mean["loss"] for mean in means.values()],
-        "pairs ranked wrongly": [1 - mean["accuracy"] for mean in means.values()],
+    wrong = {
+        part: {step: 1 - mean["accuracy"] for step, mean in means_by_step(rows, part).items()}
+        for part in ("train", "validation")
     }
-    if not all(values and values[0] > 0 for values in curves.values()):
+    curves = [  # label, step → value, colour, marker, line
+        ("training loss", {step: mean["loss"] for step, mean in means.items()}, GREY, "s", "-"),
+        ("wrongly ranked training pairs", wrong["train"], ORANGE, "o", "-"),
+        ("wrongly ranked validation pairs", wrong["validation"], ORANGE, "^", ":"),
+    ]
+    begins = [next(iter(values.values()), 0) for _, values, *_ in curves]
+    if not all(begin > 0 for begin in begins[:2]):
         raise ValueError("no followed training pairs, or none that is ranked wrongly at first")
-    for (label, values), colour, marker in zip(curves.items(), (GREY, ORANGE), ("s", "o")):
-        relative = [100 * value / values[0] for value in values]
-        axes.plot(steps, relative, color=colour, marker=marker)
-        place = len(steps) * 3 // 4
-        axes.annotate(label, (steps[place], relative[place]), xytext=(0, 7),
-                      textcoords="offset points", color=colour, ha="center")  # fmt: skip
+    for (label, values, colour, marker, line), begin in zip(curves, begins):
+        if begin > 0:
+            shares = [100 * value / begin for value in values.values()]
+            axes.plot(list(values), shares, line, color=colour, marker=marker, label=label)
     axes.set_ylim(0, 115)
-    best = lowest_loss_step(rows)
-    axes.axvline(best, color=GREY, linestyle="dashed", linewidth=1)
-    axes.annotate("lowest validation loss", (best, 3), xytext=(-3, 0), textcoords="offset points",
-                  fontsize=6, color=GREY, ha="right")  # fmt: skip
-    axes.set_xlabel(f"step of DPO (n = {means[steps[0]]['n']} training pairs)")
+    axes.axvline(lowest_loss_step(rows), color=GREY, linestyle="dashed", linewidth=1,
+                 label="lowest validation loss")  # fmt: skip
+    axes.legend(ncols=2, **BELOW)
+    axes.set_xlabel(f"step of DPO (n = {next(iter(means.values()))['n']} training pairs)")
     axes.set_ylabel("% of where it began")
     axes.set_title("what DPO lowers, and what it leaves")
     whole_numbers(axes.xaxis)
@@ -112,7 +115,7 @@ def main(args: argparse.Namespace) -> None:
     if not rows:
         raise ValueError(f"{args.idealized}: no row of {args.dataset}")
     dynamics = read_dynamics(args.dynamics)
-    figure, (left, right) = subplots(1, 2, figsize=(WIDTH, 2.4), layout="constrained")
+    figure, (left, right) = subplots(1, 2, figsize=(WIDTH, 2.7), layout="constrained")
     draw_accuracies(left, rows)
     draw_training(right, dynamics)
     run = run_caption(dynamics, args.caption or name_run(args.dynamics))

@@ -21,15 +21,17 @@ def drawn(folder, pairs, **changes):
 
 def test_the_two_panels(tmp_path, monkeypatch):
     """Observed 5 % is inside of the axis; the loss goes from 0.7 by 0.55 to 0.725, wrong pairs from
-    half by half to none."""
+    half by half to none, the two of validation that are kept from both by one to none."""
+    pairs = [row for row in evaluated_pairs() if row["part"] == "train" or row["id"] in "23"]
     monkeypatch.setattr(plt, "close", lambda figure: None)
-    left, right = drawn(tmp_path, evaluated_pairs(), observed_accuracy=0.05)
+    left, right = drawn(tmp_path, pairs, observed_accuracy=0.05)
     low, high = left.get_xlim()
     marks = [line.get_xdata()[0] for line in left.lines if line.get_marker() == "o"]
     assert marks == [5, 5] and low < 5 and high > 100
-    loss, wrong = (line.get_ydata() for line in right.lines[:2])
+    loss, wrong, of_validation = (line.get_ydata() for line in right.lines[:3])
     assert list(loss) == pytest.approx([100, 55 / 0.7, 72.5 / 0.7])
     assert list(wrong) == pytest.approx([100, 100, 0])
+    assert list(of_validation) == pytest.approx([100, 50, 0])
 
 
 def test_without_wrong_training_pairs_it_is_one_line(tmp_path):
