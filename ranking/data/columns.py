@@ -174,6 +174,30 @@ def groups_of(row: Row, columns: Sequence[str]) -> dict[str, str]:
     return groups
 
 
+def shared_columns(
+    rows: Sequence[Row], members: Sequence[Sequence[int]], columns: Sequence[str], asked: bool
+) -> tuple[list[str], list[str]]:
+    """The columns to group by in which the rows of each example agree, and notes on the others.
+
+    members: the rows of each example. ValueError for a column that was asked for.
+    """
+    differing: dict[str, str] = {}
+    several = [numbers for numbers in members if len(numbers) > 1]
+    for column in columns:
+        for numbers in several:
+            values = {f"{cell(rows[k], column)}" for k in numbers} - {"", "None"}
+            if len(values) > 1:
+                differing[column] = " and ".join(sorted(values)[:2])
+                break
+    if differing and asked:
+        column, two = next(iter(differing.items()))
+        raise ValueError(
+            f"no groups by {column}: the rows of one example differ in it, as in {two}"
+        )
+    notes = [f"{c} differs between the rows of one example: not grouped" for c in differing]
+    return [column for column in columns if column not in differing], notes
+
+
 def file_domain(where: str) -> dict[str, str]:
     """The domain of a row of RM-Bench, which its files are named by (`chat_filtered.json`)."""
     found = re.search(r"([\w-]+)_filtered\.", where)

@@ -14,6 +14,7 @@ from ranking.data.columns import (
     file_domain,
     group_columns,
     groups_of,
+    shared_columns,
 )
 from ranking.data.conversations import plan_conversations
 from ranking.data.files import Origins, Rows, place
@@ -21,7 +22,7 @@ from ranking.data.gathering import expand_trees, group_graded, trees_of
 from ranking.data.joining import are_whole_texts
 from ranking.data.prompts import unread
 from ranking.data.schemas import Plan, make_plan, unread_prompt_column
-from ranking.data.votes import NumberedReading, group_raters
+from ranking.data.votes import Gathered, group_raters
 
 
 class Drawn(NamedTuple):
@@ -80,7 +81,11 @@ def draw_examples(
     listed = isinstance(rows, list)
     if listed or plan.gather != "rows":  # of a table, only the rows that are drawn are made
         check_columns(named, range(len(rows)), plan, origins)
-    items, notes = gather(named, plan, where)
+    items, members, notes = gather(named, plan, where) or (None, [], [])
+    try:
+        grouped_by, differing = shared_columns(rows, members, grouped_by, group_by is not None)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
     n_items = len(rows) if items is None else len(items)
     if sample_size is not None and sample_size > n_items:
         notes.append(f"{n_items} examples, fewer than the {sample_size} asked for: all taken")
@@ -115,7 +120,7 @@ def draw_examples(
     whole_texts = plan.separator is None and are_whole_texts(some, read_item)
     rules = [plan.rule] if plan.rule else []
     return Drawn(plan, numbers, read, groups, whole_texts, where, named[0],
-                 [*rules, *notes, *group_notes])  # fmt: skip
+                 [*rules, *notes, *group_notes, *differing])  # fmt: skip
 
 
 def sampled_rows(n_rows: int, sample_size: int | None, seed: int, streamed: bool) -> Sequence[int]:
@@ -128,10 +133,8 @@ def sampled_rows(n_rows: int, sample_size: int | None, seed: int, streamed: bool
     return np.random.default_rng(seed).choice(n_rows, sample_size, replace=False).tolist()
 
 
-def gather(
-    rows: Sequence[Row], plan: Plan, where: Callable[[int], str]
-) -> tuple[list[NumberedReading] | None, list[str]]:
-    """What becomes an example where that is not a row by itself (else None), and notes."""
+def gather(rows: Sequence[Row], plan: Plan, where: Callable[[int], str]) -> Gathered | None:
+    """What becomes an example where that is not a row by itself; else None."""
 
     def read(number: int) -> Reading | Dropped:
         try:
@@ -149,9 +152,9 @@ def gather(
         return expand_trees(rows, where)
     if plan.gather == "messages":
         trees, starts, lost = trees_of(rows, where)
-        items, notes = expand_trees(trees, lambda tree: where(starts[tree]))
-        return [(starts[tree], reading) for tree, reading in items], [*lost, *notes]
-    return None, []
+        items, _, notes = expand_trees(trees, lambda tree: where(starts[tree]))
+        return Gathered([(starts[tree], item) for tree, item in items], [], [*lost, *notes])
+    return None
 
 
 def check_columns(

@@ -6,6 +6,7 @@ from typing import Any
 from ranking.data.cells import Dropped, Reading, Row, ranks_from_scores, says
 from ranking.data.examples import Message, Votes
 from ranking.data.votes import (
+    Gathered,
     NumberedReading,
     describe_raters,
     is_missing,
@@ -30,7 +31,7 @@ def group_graded(
     read: Callable[[int], Reading | Dropped],
     grade: str,
     where: Callable[[int], str],
-) -> tuple[list[NumberedReading], list[str]]:
+) -> Gathered:
     """Rows of one prompt with a graded answer each → one item, ranked by the grade.
 
     Where a grade is a list, it is the mean that ranks, and the raters, in their order, are votes
@@ -67,7 +68,7 @@ def group_graded(
     notes = [f"rows of one prompt are its answers, ranked by {grade}"]
     if n_raters:
         notes.append(f"votes by {grade}, rater by rater: {describe_raters(n_raters)}")
-    return grouped, notes
+    return Gathered(grouped, list(prompts.values()), notes)
 
 
 def votes_of_grades(grades: Sequence[Any]) -> Votes | None:
@@ -86,9 +87,7 @@ def votes_of_grades(grades: Sequence[Any]) -> Votes | None:
     )
 
 
-def expand_trees(
-    rows: Sequence[Row], where: Callable[[int], str]
-) -> tuple[list[NumberedReading], list[str]]:
+def expand_trees(rows: Sequence[Row], where: Callable[[int], str]) -> Gathered:
     """Trees of messages {text, role, replies} → one item for each prompt with ranked answers: the
     path to it as messages, its assistant replies by `rank` (0 is the best).
 
@@ -121,7 +120,7 @@ def expand_trees(
         "prompts of the trees without two ranked answers": n_single,
         "answers without a rank beside ranked ones, left out": n_unranked,
     }
-    return items, [f"{what}: {n}" for what, n in counts.items() if n]
+    return Gathered(items, [], [f"{what}: {n}" for what, n in counts.items() if n])
 
 
 def trees_of(

@@ -48,6 +48,18 @@ Share = float | None  # of a vote that goes to the second answer; None: no prefe
 NumberedReading = tuple[int, Reading | Dropped]  # row number, and what the row says
 
 
+class Gathered(NamedTuple):
+    """What becomes an example where that is not a row by itself.
+
+    items: in their order. members: the rows of each (none given where it is part of a row). notes:
+    what is said of them.
+    """
+
+    items: list[NumberedReading]
+    members: list[list[int]]
+    notes: list[str]
+
+
 class Rule(NamedTuple):
     """Whom the cells of a column prefer: `share` of one cell, and a sentence that says so."""
 
@@ -303,8 +315,8 @@ def same_pair(reading: Reading, turn: Any) -> tuple:
 
 def group_raters(
     rows: Sequence[Row], read: Callable[[int], Reading | Dropped], rated: bool | None
-) -> tuple[list[NumberedReading], list[str]]:
-    """Rows of one pair → one item with all their votes, in the order of the first, and notes.
+) -> Gathered:
+    """Rows of one pair → one item with all their votes, in the order of the first.
 
     rated: the rows are raters' (None: if a column names the rater, or a tenth of the rows are
     further ones of a pair). Where they are not, each row is an item without votes.
@@ -319,7 +331,8 @@ def group_raters(
     n_further = len(items) - len(pairs)
     named = not set(RATERS).isdisjoint(names_of(rows))
     if rated is None and not (n_further and (named or n_further >= 0.1 * len(items))):
-        return [(k, without_votes(reading)) for k, reading in items], []
+        alone = [(k, without_votes(reading)) for k, reading in items]
+        return Gathered(alone, [[k] for k, _ in items], [])
     votes: dict[int, list[float]] = {}
     raters: Counter[int] = Counter()
     n_missing = 0
@@ -335,7 +348,9 @@ def group_raters(
         total[0] += counts[flipped]
         total[1] += counts[not flipped]
     grouped: list[NumberedReading] = []
+    members: dict[int, list[int]] = {}
     for k, reading in items:
+        members.setdefault(first_of[k], []).append(k)
         if k != first_of[k]:
             continue
         if isinstance(reading, Reading):
@@ -346,7 +361,7 @@ def group_raters(
     notes = ["a row is a rater's vote, half for each answer where it is a tie"]
     if n_missing:
         notes.append(f"rater rows without a preference: {n_missing}")
-    return grouped, [*notes, describe_raters(raters.values())]
+    return Gathered(grouped, list(members.values()), [*notes, describe_raters(raters.values())])
 
 
 def describe_raters(numbers: Iterable[float]) -> str:

@@ -69,7 +69,7 @@ def plan_output(
     finished run that is discarded before this one ends.
     """
     summary = Path(output_dir) / output_filename
-    above = next(folder for folder in summary.parents if folder.exists())
+    above = next((folder for folder in summary.parents if folder.exists()), summary)
     if not above.is_dir():
         raise ValueError(f"{above} is a file: give --output-dir a directory")
     if summary.is_dir():

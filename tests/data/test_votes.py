@@ -130,3 +130,19 @@ def test_votes_are_counted_beside_two_answers(tmp_path):
     assert first.votes is None and second.votes == {(0, 1): (3, 1)}
     upvoted = write(tmp_path / "r.jsonl", [{**pair, "votes": 17}])
     assert load_preferences(upvoted).examples[0].votes is None
+
+
+def test_a_column_in_which_the_rows_of_a_pair_differ_is_no_group(tmp_path):
+    """It says who rated, not what was rated: the first row's value would stand for all."""
+    pair = {"prompt": "p", "response_a": "good", "response_b": "bad", "label": "A"}
+    rows = [{**pair, "judge": judge, "source": judge[0], "topic": "t", "id": k}
+            for k, judge in enumerate(("ann", "bob"))]  # fmt: skip
+    rows.append({**rows[0], "prompt": "q", "topic": "u"})
+    path = write(tmp_path / "v.jsonl", rows)
+    with pytest.raises(ValueError, match="no groups by judge: .* differ in it, as in ann and bob$"):
+        load_preferences(path, group_by=["topic", "judge"])
+    assert [e.groups for e in load_preferences(path, group_by=["topic"]).examples] == [
+        {"topic": "t"}, {"topic": "u"}]  # fmt: skip
+    data = load_preferences(path)
+    assert "source differs between the rows of one example: not grouped" in data.notes
+    assert [e.groups for e in data.examples] == [{}, {}]

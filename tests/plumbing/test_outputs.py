@@ -94,6 +94,8 @@ def test_a_directory_is_not_overwritten(name, overwrite, tmp_path):
     (tmp_path / "sub").mkdir()
     with pytest.raises(ValueError, match="is a directory: give --output-filename"):
         plan_output(str(tmp_path), name, overwrite, [])
+    with pytest.raises(ValueError, match="is a directory: give --output-filename"):
+        plan_output(".", "", overwrite, [])
 
 
 @pytest.mark.parametrize("folder", ["file", "file/sub"])
