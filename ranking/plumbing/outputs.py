@@ -71,7 +71,7 @@ def plan_output(
     summary = Path(output_dir) / output_filename
     above = next((folder for folder in summary.parents if folder.exists()), summary)
     if not above.is_dir():
-        raise ValueError(f"{above} is a file: give --output-dir a directory")
+        raise ValueError(f"--output-dir {output_dir}: {above} is a file: give a directory")
     if summary.is_dir():
         raise ValueError(f"{summary} is a directory: give --output-filename the name of a file")
     if summary.suffix == ".gz":
