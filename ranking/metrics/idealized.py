@@ -307,6 +307,7 @@ class PairRow(TunedColumns):
     id: str  # of the example, as in the examples file
     prompt_id: str
     dataset: str
+    dataset_config: str | None
     split: str | None
     winner: int  # index of the completion that most raters prefer
     loser: int
@@ -383,7 +384,9 @@ def pair_rows(
     rows = []
     for k, pair in enumerate(pairs):
         row: Any = {
-            **{key: pair["record"][key] for key in ("id", "prompt_id", "dataset", "split")},
+            **{key: pair["record"][key] for key in ("id", "prompt_id", "dataset")},
+            "dataset_config": pair["record"].get("dataset_config"),  # older files have none
+            "split": pair["record"]["split"],
             **{key: pair[key] for key in ("winner", "loser", "alpha", "votes", "tied")},
             **{key: pair[key] for key in TunedColumns.__annotations__ if key in pair},
             "c": -summed[k],

@@ -9,6 +9,7 @@ import numpy as np
 
 from ranking.data.examples import dataset_label
 from ranking.metrics.idealized import BETAS, CurveRow, IdealizedRow, PairRow, curve_steps
+from ranking.plumbing.outputs import dataset_key
 from ranking.plumbing.result_files import Record
 from ranking.reports.groups import (
     columns_to_show,
@@ -370,6 +371,6 @@ def plot_required_loss(pairs: Sequence[PairRow], path: Path) -> None:
     axes.set_title(f"right of 0: the reference ranks the pair wrongly (n = {len(ordered)})")
     axes.grid(alpha=0.3)
     axes.legend()
-    datasets = dict.fromkeys(dataset_label(pair["dataset"], pair["split"]) for pair in pairs)
+    datasets = dict.fromkeys(dataset_label(*dataset_key(pair)) for pair in pairs)
     captioned(figure, rf"{plain(', '.join(datasets))}, $\gamma$ = {pairs[0]['gamma']:g}")
     save_figure(figure, path)

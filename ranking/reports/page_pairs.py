@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ranking.metrics.dynamics import GROUPS
 from ranking.metrics.rewards import is_right
-from ranking.plumbing.outputs import row_key
+from ranking.plumbing.outputs import dataset_key, row_key
 from ranking.plumbing.result_files import Record
 from ranking.reports.labels import model_names, run_label
 from ranking.reports.page_files import IDEALIZED, ResultFile
@@ -79,8 +79,8 @@ def page_pairs(files: Sequence[ResultFile]) -> PagePairs:
                 numbers[place] = len(examples)
                 examples.append(pair_example(record))
             for line in lines_of_record(record, rewards):
-                own = (model, record["dataset"], record["split"], record["id"])
-                rated_pair = rated.get((*own, line["chosen"]["place"], line["rejected"]["place"]))
+                sides = (line["chosen"]["place"], line["rejected"]["place"])
+                rated_pair = rated.get((model, *dataset_key(record), record["id"], *sides))
                 pairs.append(
                     {"example": numbers[place], "model": names[file.path], **line,
                      **(rated_pair or {})}
@@ -89,7 +89,7 @@ def page_pairs(files: Sequence[ResultFile]) -> PagePairs:
 
 
 def rated_pairs_of(files: Sequence[ResultFile]) -> dict[tuple, Record]:
-    """What idealized runs say of pairs: by policy, dataset, split, id, winner and loser."""
+    """What idealized runs say of pairs: by policy, `dataset_key`, id, winner and loser."""
     found = {}
     for file in files:
         if file.kind != IDEALIZED:
@@ -106,6 +106,6 @@ def rated_pairs_of(files: Sequence[ResultFile]) -> dict[tuple, Record]:
             if reference != model and not pair["tied"]:
                 group = GROUPS[is_right(summed["ref_logratio"]), summed["observed_correct"]]
                 line["group"] = group_label(group)
-            key = (pair["dataset"], pair["split"], pair["id"], pair["winner"], pair["loser"])
+            key = (*dataset_key(pair), pair["id"], pair["winner"], pair["loser"])
             found[model, *key] = without_unknown(line)
     return found

@@ -50,6 +50,7 @@ class ExportedPair(TunedColumns):
     id: str  # of the example; of more than two completions, with :winner>loser
     prompt_id: str
     dataset: str
+    dataset_config: str | None
     split: str | None
     prompt: str | list[Message]
     chosen: str | list[Message]  # what most raters prefer, behind its separator
@@ -82,7 +83,8 @@ class ExportedPair(TunedColumns):
 
 # of columns that may hold nothing but null
 ARROW_TYPES = {
-    "split": "string", "tools": "string", "critical_beta": "float64", "votes": "[float64]",
+    "dataset_config": "string", "split": "string", "tools": "string", "critical_beta": "float64",
+    "votes": "[float64]",
     "tuned_loss": "float64", "ches": "float64", "ches_normalized": "float64",
     "reference_dtype": "string", "add_eos": "bool", "template": "string", "config_hash": "string",
 }  # fmt: skip
@@ -152,7 +154,9 @@ def export_row(
     is_text = isinstance(texts["prompt"], str)
     return {
         "id": pair_id(record["id"], len(record["completions"]), winner, loser),
-        **{key: record[key] for key in ("prompt_id", "dataset", "split")},
+        **{key: record[key] for key in ("prompt_id", "dataset")},
+        "dataset_config": record.get("dataset_config"),
+        "split": record["split"],
         "prompt": texts.pop("prompt"),
         "chosen": texts.pop("completion"),
         "rejected": other["completion"],

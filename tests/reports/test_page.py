@@ -296,19 +296,22 @@ def test_rewards_and_the_groups_of_rankings(tmp_path):
 
 
 def test_votes_and_what_idealized_runs_say(tmp_path):
+    """Of each configuration of a dataset, where an example is in two."""
     record = scored(1, [-5.0, -3.0], [2, 1], votes={"0,1": [1.0, 3.0]})
-    summary = write_run(tmp_path, "run", [record])
+    summary = write_run(tmp_path, "run", [record, {**record, "dataset_config": "hard"}])
     rows = [{**row, "model": "m", "reference_model": "before", "dataset_split": "test"}
             for row in idealized_rows()]  # fmt: skip
     write_json_lines(tmp_path / "ideal.jsonl", rows)
     kinds = {"ref_logratio": -1.0, "critical_beta": 0.25, "observed_correct": True}
     write_json_lines(tmp_path / "ideal.pairs.jsonl", [
-        {"id": "1", "dataset": "d", "split": "test", "winner": 1, "loser": 0, "alpha": 0.75,
-         "tied": False, "non-length-normalized": kinds, "length-normalized": kinds}
+        {"id": "1", "dataset": "d", "dataset_config": config, "split": "test", "winner": 1,
+         "loser": 0, "alpha": alpha, "tied": False, "non-length-normalized": kinds,
+         "length-normalized": kinds}
+        for config, alpha in ((None, 0.75), ("hard", 0.6))
     ])  # fmt: skip
     html = page_of(summary, tmp_path / "ideal.jsonl")
-    (pair,) = embedded(html)["pairs"]
-    assert (pair["alpha"], pair["critical_beta"]) == (0.75, 0.25)
+    pair, hard = embedded(html)["pairs"]
+    assert (pair["alpha"], hard["alpha"], pair["critical_beta"]) == (0.75, 0.6, 0.25)
     assert pair["group"] == "incorrect → correct"
     assert (pair["chosen"]["votes"], pair["rejected"]["votes"]) == (3.0, 1.0)
     line = Tables(html).with_columns("reference → model")[1]

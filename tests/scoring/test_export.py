@@ -60,8 +60,8 @@ def test_columns_of_a_pair_by_hand(tmp_path):
     products = [[4.0, 1.0], [1.0, 9.0]]
     row = record(votes={"0,1": [1, 3]}, groups={"domain": "chat"}, hidden_products=products)
     want = {
-        "id": "id0-1", "prompt_id": "p0", "dataset": "d", "split": None, "prompt": "Who?",
-        "chosen": " y1", "rejected": " y0", "ref_chosen_logps": -5.0, "ref_rejected_logps": -9.0,
+        "id": "id0-1", "prompt_id": "p0", "dataset": "d", "dataset_config": None, "split": None,
+        "prompt": "Who?", "chosen": " y1", "rejected": " y0", "ref_chosen_logps": -5.0, "ref_rejected_logps": -9.0,
         "n_chosen": 4, "n_rejected": 3, "n_chars_chosen": 2, "n_chars_rejected": 2, "c": -4.0,
         "critical_beta": None, "alpha": 0.75, "votes": [3.0, 1.0], "ches": 1.0 - 9.0,
         "ches_normalized": 1 / 12 - 9 / 16, "truncated": False, "reference_model": "ref",
