@@ -47,4 +47,15 @@ def parse_flags(
         announce(note)
     for checked in parsed[1:]:
         checked.check_given(given.names)
+    check_launch(parsed[-1].n_gpu, flags.script)
     return parsed
+
+
+def check_launch(n_gpu: int, script: str) -> None:
+    """ValueError where one process sees several GPUs, among which Trainer would split its batches
+    by nn.DataParallel: said before the reference is scored, which may take hours."""
+    if n_gpu > 1:
+        raise ValueError(
+            f"{n_gpu} GPUs are visible to one process: start one for each (torchrun "
+            f"--nproc_per_node {n_gpu} {script} ...), or choose one GPU (CUDA_VISIBLE_DEVICES=0)"
+        )

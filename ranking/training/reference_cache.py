@@ -4,8 +4,8 @@ A line of the file is the JSON array [key, log π_ref(y|x)]: 32 hex digits, nats
 Empty and torn lines count for nothing, and of lines with one key the last. The key hashes the token
 ids (which say everything about the text, the tokenizer, the separator or template, EOS and
 truncation) and where the completion starts; the file's name hashes the reference's weights and
-configuration, the precision and the versions that compute. So a sweep over γ, β and seeds pays
-once, and a changed input never finds a stale entry.
+configuration, the precision, the kind of device and the versions that compute. So a sweep over γ, β
+and seeds pays once, and a changed input never finds a stale entry.
 """
 
 import hashlib
@@ -46,11 +46,15 @@ def hash_model(model) -> str:
 
 
 def cache_file(model, autocast: torch.dtype | None) -> Path:
-    """The cache of this reference model, precision, and library versions."""
+    """The cache of this reference model, precision, kind of device, and library versions."""
+    device = model.device.type
     facts = [
         SCORING_VERSION,
         hash_model(model),
+        type(model).__module__,  # names the version of code that came with the model
         str(autocast),
+        device,
+        device == "cuda" and torch.backends.cuda.matmul.fp32_precision,  # TF32 or not
         version("torch"),
         version("transformers"),
     ]

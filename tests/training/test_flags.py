@@ -4,6 +4,7 @@ import pytest
 
 import dpo
 import sft
+from ranking.training.arguments import check_launch
 
 BASE = ["--model_name_or_path=m", "--output_dir=o"]
 # of a run of dpo.py before there were dialogues and mixtures: that run goes on by the same command
@@ -95,3 +96,10 @@ def test_bad_flags(flags, message):
         with pytest.raises(ValueError) as error:
             data_args(script, *flags)
         assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_one_process_for_several_gpus_is_told_at_once():
+    check_launch(0, "dpo.py")
+    check_launch(1, "dpo.py")
+    with pytest.raises(ValueError, match="4 GPUs .*torchrun --nproc_per_node 4 dpo.py"):
+        check_launch(4, "dpo.py")

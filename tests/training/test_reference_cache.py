@@ -74,6 +74,9 @@ def test_key_of_the_model(model):
     same.config.rope_parameters["rope_theta"] = 123.0
     assert hash_model(same) != hash_model(model)
     assert cache_file(model, None) != cache_file(model, torch.bfloat16)
+    as_cached = cache_file(same, None)
+    same.__class__ = type("Own", (type(same),), {"__module__": "transformers_modules.own.4f2c"})
+    assert cache_file(same, None) != as_cached  # of other code
     assert hash_model(model.to(torch.bfloat16)) != hash_model(make_model("llama", SMALL))
 
 
