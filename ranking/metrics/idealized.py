@@ -18,6 +18,7 @@ from ranking.metrics.groups import (
     Groups,
     group_means,
     record_groups,
+    shares_of_groups,
 )
 from ranking.metrics.intervals import bootstrap_95
 from ranking.metrics.losses import check_threshold
@@ -155,13 +156,15 @@ def idealized_groups(
     observed: np.ndarray,
 ) -> tuple[list[Any], list[Any]]:
     """`group_means` of R* at one β, with the observed accuracy and the gap."""
-    found = group_means(groups, clusters, seed, correct)
-    seen = group_means(groups, clusters, seed, observed)
+    by_group, over_groups = found = group_means(groups, clusters, seed, correct)
+    seen = shares_of_groups(groups, observed, np.ones(len(observed)))
+    for entry in by_group:
+        entry["observed_accuracy"] = seen[entry["column"], entry["group"]]
+    for entry in over_groups:
+        entry["observed_accuracy"] = seen.get((entry["column"],))
     gaps = group_means(groups, clusters, seed, correct.astype(float) - observed)
-    for entries, observations, differences in zip(found, seen, gaps):
-        for entry, observation, difference in zip(entries, observations, differences):
-            entry["observed_accuracy"] = observation["value"]
-            entry["gap"], entry["gap_95"] = difference["value"], difference["bootstrap_95"]
+    for entry, gap in zip([*by_group, *over_groups], [*gaps[0], *gaps[1]]):
+        entry["gap"], entry["gap_95"] = gap["value"], gap["bootstrap_95"]
     return found
 
 
