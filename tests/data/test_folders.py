@@ -151,6 +151,8 @@ def test_a_saved_dictionary_may_lack_a_split_it_names(tmp_path):
     assert first_words(str(tmp_path / "d")) == ["saved"]
     with pytest.raises(FileNotFoundError, match="expected split 'test', found train"):
         load_preferences(str(tmp_path / "d"), split="test")
+    with pytest.raises(FileNotFoundError, match="no configuration 'chat': it holds no configurati"):
+        load_preferences(f"{tmp_path}/d:chat:train")
 
 
 def test_of_a_table_only_the_drawn_rows_are_made(tmp_path):
