@@ -163,9 +163,8 @@ def write_results(output: Output, rows: list, curves: list, per_pair: list) -> d
 
 
 def log_bounds(project: str, settings: Record, rows: list, files: dict[str, Path]) -> None:
-    """Rows and pictures to wandb."""
-    names = {"picture": "curve", "losses": "required_loss", "groups": "groups"}
-    pictures = {names[name]: path for name, path in files.items() if name in names}
+    """Rows and pictures to wandb, these as their files are named: curve, required_loss, groups."""
+    pictures = {p.stem.rpartition(".")[2]: p for p in files.values() if p.suffix == ".png"}
     run = start_wandb(project=project, config=settings)
     with finishing_wandb(run):
         log_idealized(run, rows, pictures)

@@ -27,7 +27,7 @@ from benchmarks.command import benchmark_parser, measure_apart, print_figures, w
 from benchmarks.machine import device_name, forget_peak, matmul_rate, memory_gib
 from benchmarks.models import make_or_load
 from benchmarks.ours import differences, n_computed, n_reordered, row_size, score
-from benchmarks.steps import forward_operations
+from benchmarks.steps import draw_sides, forward_operations
 from ranking.data.preferences import load_preferences
 from ranking.plumbing.command_line import run_script
 from ranking.scoring.loading import load_tokenizer
@@ -178,26 +178,14 @@ def compare(results: dict[str, dict]) -> None:
 
 def plot_speed(summary: dict, path: Path) -> None:
     """Bars: completions per second and peak memory of every side."""
-    import matplotlib.pyplot as plt
-
-    sides = [side for side in SIDES if side in summary]
-    labels = ["ours, bfloat16" if side == "bfloat16" else side for side in sides]
-    figure, axes = plt.subplots(1, 2, figsize=(8, 1 + 0.45 * len(sides)), layout="constrained")
-    for axis, key, label in (
-        (axes[0], "completions_per_second", "completions / s"),
-        (axes[1], "peak_gib_above_model", "peak memory above the model, GiB"),
-    ):
-        colors = ["#1f77b4" if side in ("ours", "bfloat16") else "#9a9a9a" for side in sides]
-        bars = axis.barh(labels, [summary[side][key] for side in sides], color=colors)
-        axis.bar_label(bars, fmt="%.2f", padding=3)
-        axis.margins(x=0.18)
-        axis.set_xlabel(label)
-        axis.spines[["top", "right"]].set_visible(False)
+    results = {side: summary[side] for side in SIDES if side in summary}
+    labels = ["ours, bfloat16" if side == "bfloat16" else side for side in results]
+    keys = {"completions / s": "completions_per_second",
+            "peak memory above the model, GiB": "peak_gib_above_model"}  # fmt: skip
+    panels = {label: [result[key] for result in results.values()] for label, key in keys.items()}
     about = [summary.get(key) for key in ("model", "dtype", "device")]  # older files lack them
     about = [summary["dataset"], f"{summary['n_completions']} completions", *about]
-    figure.suptitle(", ".join(filter(None, about)))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    draw_sides(panels, labels, ", ".join(filter(None, about)), path)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

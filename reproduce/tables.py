@@ -23,7 +23,7 @@ Models that the paper does not have are shown beside --beside MODEL, one that it
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -178,23 +178,24 @@ def conventions_table(rows: list[Record], beside: str | None = None) -> Table:
     return columns, lines
 
 
-SUMMARIES = {  # table → its builder, from the rows of all files and --beside
+SUMMARIES: dict[str, Callable[..., Table]] = {  # table → its builder, from the rows of all files
     "ranking": accuracy_beside_paper,
-    "idealized": lambda rows, beside: idealized_beside_paper(rows),
-    "idealized-by-dataset": lambda rows, beside: idealized_by_dataset(rows),
+    "idealized": idealized_beside_paper,
+    "idealized-by-dataset": idealized_by_dataset,
     "conventions": conventions_table,
-    "length": lambda rows, beside: length_table(rows),
-    "pairs": lambda rows, beside: hard_pairs_table(rows),
-    "win-rate": lambda rows, beside: win_rate_table(rows),
-    "benchmarks": lambda rows, beside: benchmark_table(rows),
-    "rewards": lambda rows, beside: reward_table(rows),
-    "displacement": lambda rows, beside: reward_displacement_table(rows),
-    "ranking-and-reward": lambda rows, beside: ranking_and_reward_table(rows),
-    "comparison": lambda rows, beside: comparison_table(rows),
-    "search": lambda rows, beside: search_table(rows),
-    "settings": lambda rows, beside: settings_table(rows),
-    "mcnemar": lambda rows, beside: mcnemar_table(rows),
+    "length": length_table,
+    "pairs": hard_pairs_table,
+    "win-rate": win_rate_table,
+    "benchmarks": benchmark_table,
+    "rewards": reward_table,
+    "displacement": reward_displacement_table,
+    "ranking-and-reward": ranking_and_reward_table,
+    "comparison": comparison_table,
+    "search": search_table,
+    "settings": settings_table,
+    "mcnemar": mcnemar_table,
 }
+BESIDE = ("ranking", "conventions")  # whose builders take --beside, too
 FORMATS = {"markdown": as_markdown, "latex": as_latex}
 
 
@@ -218,7 +219,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.at == "last" and args.table != "sweep":
         parser.error(f"--at: {args.table} does not take it, sweep does")
-    if args.beside and args.table not in ("ranking", "conventions"):
+    if args.beside and args.table not in BESIDE:
         parser.error(f"--beside: {args.table} does not take it, ranking and conventions do")
     return args
 
@@ -244,7 +245,8 @@ def main(args: argparse.Namespace) -> None:
         try:
             if not rows:
                 raise ValueError("no rows")
-            table = SUMMARIES[args.table](rows, args.beside)
+            more = [args.beside] if args.table in BESIDE else []
+            table = SUMMARIES[args.table](rows, *more)
         except (ValueError, KeyError) as error:
             what = f"no {error} in a line" if isinstance(error, KeyError) else error
             raise ValueError(f"{', '.join(map(str, args.files))}: {what}") from None

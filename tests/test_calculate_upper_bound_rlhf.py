@@ -67,6 +67,19 @@ def flags(folder, *more, name="ideal.jsonl"):
     return [str(x) for x in ("--output-dir", folder, "--output-filename", name, *more)]
 
 
+def run(folder, *more, name="ideal.jsonl") -> None:
+    run_script(main, parse_args(flags(folder, *more, name=name)))
+
+
+def error_of(capsys, *arguments) -> str:
+    """The one line by which the script refuses arguments."""
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert stop.value.code == 2 and len(errors) == 1
+    return errors[0]
+
+
 @pytest.fixture
 def files(tmp_path):
     """400 pairs of two log-likelihoods with votes, and a policy that moved them."""
@@ -158,7 +171,7 @@ def test_wandb_run_is_written_offline(files, wandb_offline):
 
     folder, *_ = files
     more = ["--reference-examples", folder / "ref.jsonl", "--wandb-project", "ideal"]
-    run_script(main, parse_args(flags(folder, *more)))
+    run(folder, *more)
     (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     names = {"accuracy", "by_beta", "curve", "required_loss"}
     assert {f"idealized/{name}" for name in names} <= read_wandb_keys(log)
@@ -209,7 +222,7 @@ def test_pairs_are_joined_with_the_losses_of_runs(followed, capsys):
     runs = [tuned_run(folder, "1.jsonl", pairs, 1), tuned_run(folder, "2.jsonl", half, 2)]
     more = ["--dynamics", folder / "1.jsonl", folder / "2.jsonl", "--hardest", 3]
     common = ["--reference-examples", folder / "ref.jsonl"]
-    run_script(main, parse_args(flags(folder, *common, *more)))
+    run(folder, *common, *more)
     out, err = capsys.readouterr()
     n = len(pairs)
     assert f"1.jsonl: step 5, {n} of {n} pairs joined" in err
@@ -231,20 +244,20 @@ def test_pairs_of_more_completions_are_joined_by_their_places(tmp_path, capsys):
     """Those that the run follows; the others show no loss."""
     record = make_record([-50.0, -60.0, -70.0], None, [2, 1, 3])
     write_json_lines(tmp_path / "e.jsonl", [record])
-    run = tuned_run(tmp_path, "1.jsonl", {"id0:1>0": (-60.0, -50.0), "id0:0>2": (-50, -70)}, 0)
+    losses = tuned_run(tmp_path, "1.jsonl", {"id0:1>0": (-60.0, -50.0), "id0:0>2": (-50, -70)}, 0)
     more = ["--assumed-proportion", 0.75, "--dynamics", tmp_path / "1.jsonl", "--easiest", 3]
     common = ["--reference-examples", tmp_path / "e.jsonl"]
-    run_script(main, parse_args(flags(tmp_path, *common, *more)))
+    run(tmp_path, *common, *more)
     rows = {(r["winner"], r["loser"]): r for r in read_json_lines(tmp_path / "ideal.pairs.jsonl")}
-    assert rows[1, 0]["tuned_loss"] == pytest.approx(run["id0:1>0"][0])
-    assert rows[0, 2]["tuned_loss"] == pytest.approx(run["id0:0>2"][0])
+    assert rows[1, 0]["tuned_loss"] == pytest.approx(losses["id0:1>0"][0])
+    assert rows[0, 2]["tuned_loss"] == pytest.approx(losses["id0:0>2"][0])
     assert rows[1, 2]["tuned_loss"] is None and rows[1, 2]["n_runs"] == 0
     out, err = capsys.readouterr()
     assert " – " in out and "1.jsonl: step" in err and "2 of 3 pairs joined" in err
     assert err.count("2 of 3 pairs") == 1  # of a single run, said once
     twice = [*common, *more[:3], tmp_path / "1.jsonl", tmp_path / "2.jsonl", "--overwrite"]
     tuned_run(tmp_path, "2.jsonl", {"id0:1>2": (-60.0, -70.0)}, 0)
-    run_script(main, parse_args(flags(tmp_path, *twice)))
+    run(tmp_path, *twice)
     assert "3 of 3 pairs are in at least one of the 2 runs" in capsys.readouterr().err
 
 
@@ -262,13 +275,9 @@ def test_runs_that_cannot_be_joined_are_refused(followed, capsys):
         (("policy",), "policy.jsonl: not a ranking_dynamics.jsonl of dpo.py"),
         (("missing",), "missing.jsonl"),
     ):
-        more = ["--dynamics", *(folder / f"{name}.jsonl" for name in names)]
-        with pytest.raises(SystemExit) as stop:
-            run_script(
-                main, parse_args(flags(folder, "--reference-examples", folder / "ref.jsonl", *more))
-            )
-        errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
-        assert stop.value.code == 2 and len(errors) == 1 and message in errors[0]
+        more = ["--reference-examples", folder / "ref.jsonl", "--dynamics"]
+        more += [folder / f"{name}.jsonl" for name in names]
+        assert message in error_of(capsys, folder, *more)
         assert not (folder / "ideal.jsonl").exists()
 
 
@@ -281,22 +290,20 @@ def test_ties_follow_def_c1(tmp_path):
     ]
     write_json_lines(tmp_path / "e.jsonl", records)
     common = ["--reference-examples", tmp_path / "e.jsonl"]
-    run_script(main, parse_args(flags(tmp_path, *common, "--include-ties")))
+    run(tmp_path, *common, "--include-ties")
     for row in read_json_lines(tmp_path / "ideal.jsonl"):
         if row["calib_property"] == "ranks_non-length-normalized":
             assert row["example_distance_metric_values"] == [1.0, 0.0, 1.0]
-    run_script(main, parse_args(flags(tmp_path, *common, name="no_ties.jsonl")))
+    run(tmp_path, *common, name="no_ties.jsonl")
     assert {r["n"] for r in read_json_lines(tmp_path / "no_ties.jsonl")} == {1}
 
 
 def test_assumed_proportion_only_on_demand(tmp_path, capsys):
     write_json_lines(tmp_path / "e.jsonl", [make_record([-9.0, -5.0], None, [1, 2])])
     common = ["--reference-examples", tmp_path / "e.jsonl"]
-    with pytest.raises(SystemExit) as stop:
-        run_script(main, parse_args(flags(tmp_path, *common)))
-    assert stop.value.code == 2 and "no votes: 1" in capsys.readouterr().err
+    assert "no votes: 1" in error_of(capsys, tmp_path, *common)
     more = ["--assumed-proportion", 0.75, "--betas", 0.27, 0.28]
-    run_script(main, parse_args(flags(tmp_path, *common, *more)))
+    run(tmp_path, *common, *more)
     rows = read_json_lines(tmp_path / "ideal.jsonl")
     values = [r["distance_metric_value_mean"] for r in rows if "non-length" in r["calib_property"]]
     assert values == [1.0, 0.0]  # critical β = ln 3 / 4 = 0.2747
@@ -313,12 +320,12 @@ def test_pairs_of_lists_that_some_raters_saw(tmp_path, capsys):
     )
     write_json_lines(tmp_path / "e.jsonl", [voted, plain, lost])
     common = ["--reference-examples", tmp_path / "e.jsonl"]
-    run_script(main, parse_args(flags(tmp_path, *common)))
+    run(tmp_path, *common)
     assert "d: dropped no votes: 5, tied pair: 1" in capsys.readouterr().err
     row, *_ = read_json_lines(tmp_path / "ideal.jsonl")
     assert (row["n"], row["dropped_pairs"]) == (3, {"no votes": 5, "tied pair": 1})
     more = ["--assumed-proportion", 0.75]
-    run_script(main, parse_args(flags(tmp_path, *common, *more, name="a.jsonl")))
+    run(tmp_path, *common, *more, name="a.jsonl")
     row, *_ = read_json_lines(tmp_path / "a.jsonl")
     assert (row["n"], row["dropped_pairs"]) == (7, {"tied pair": 2})
     pairs = [(p["id"], p["winner"], p["loser"], p["alpha"], p["votes"])
@@ -358,9 +365,7 @@ def test_errors_are_one_line(files, capsys, more, message):
     names = {"other": folder / "other.jsonl", "broken": folder / "broken.jsonl", "folder": folder}
     more = [x.format(**names) for x in more]
     with pytest.raises(SystemExit) as stop:
-        run_script(
-            main, parse_args(flags(folder, "--reference-examples", folder / "ref.jsonl", *more))
-        )
+        run(folder, "--reference-examples", folder / "ref.jsonl", *more)
     lines = [x for x in capsys.readouterr().err.splitlines() if "could not be checked" not in x]
     assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
     assert not (folder / "ideal.jsonl").exists()
@@ -369,9 +374,8 @@ def test_errors_are_one_line(files, capsys, more, message):
 def test_existing_output_is_refused(files, capsys):
     folder, *_ = files
     (folder / "ideal.jsonl").write_text("mine\n")
-    with pytest.raises(SystemExit):
-        run_script(main, parse_args(flags(folder, "--reference-examples", folder / "ref.jsonl")))
-    assert "--overwrite" in capsys.readouterr().err
+    given = ["--reference-examples", folder / "ref.jsonl"]
+    assert "--overwrite" in error_of(capsys, folder, *given)
     assert (folder / "ideal.jsonl").read_text() == "mine\n"
 
 
@@ -430,7 +434,7 @@ def test_smaller_files_are_read_with_what_lies_beside_them(files, capsys):
     smaller = folder / "a.examples.jsonl.gz"
     smaller.write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
-    run_script(main, parse_args(flags(folder, "--reference-examples", smaller)))
+    run(folder, "--reference-examples", smaller)
     assert read_json_lines(folder / "ideal.jsonl")[0]["max_length"] == 77
     assert "could not be checked" not in capsys.readouterr().err
     (folder / "a.jsonl").rename(folder / "a.jsonl.gz")
@@ -443,16 +447,16 @@ def test_smaller_files_are_read_with_what_lies_beside_them(files, capsys):
 def test_a_β_given_twice_counts_once(files):
     folder, *_ = files
     common = ["--reference-examples", folder / "ref.jsonl", "--betas", 10, 0.1, 1, 10.0]
-    run_script(main, parse_args(flags(folder, *common)))
+    run(folder, *common)
     assert [row["beta"] for row in read_json_lines(folder / "ideal.jsonl")] == [0.1, 1, 10] * 2
 
 
 def test_models_are_scored_when_no_file_is_given(tiny_model_directory, tmp_path):
     more = ["--lm-name-or-path", tiny_model_directory, "--dataset", "sample", "--sample-size", 20]
-    run_script(main, parse_args(flags(tmp_path, *more)))
+    run(tmp_path, *more)
     again = ["--reference-examples", tmp_path / "ideal.examples.jsonl", "--policy-name-or-path",
              tiny_model_directory, "--dataset", "sample", "--sample-size", 20]  # fmt: skip
-    run_script(main, parse_args(flags(tmp_path, *again, name="again.jsonl")))
+    run(tmp_path, *again, name="again.jsonl")
     first, second = (read_json_lines(tmp_path / f"{n}.jsonl") for n in ("ideal", "again"))
     key = "distance_metric_value_mean"
     assert [r[key] for r in first] == [r[key] for r in second]
@@ -497,10 +501,7 @@ def test_files_that_cannot_be_compared_are_refused(files, capsys, changes, rows,
     a = scored(folder, "a", reference)
     b = scored(folder, "b", first_changed(policy, **rows), **changes)
     both = ["--reference-examples", a, "--policy-examples", b]
-    with pytest.raises(SystemExit) as stop:
-        run_script(main, parse_args(flags(folder, *both, *more)))
-    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
-    assert stop.value.code == 2 and len(errors) == 1 and message.format(b=b) in errors[0]
+    assert message.format(b=b) in error_of(capsys, folder, *both, *more)
     assert not (folder / "ideal.jsonl").exists()
 
 
@@ -509,7 +510,7 @@ def test_files_that_differ_harmlessly_are_compared_and_rows_say_how(files, capsy
     folder, reference, policy = files
     a = scored(folder, "a", reference[:300], sample_size=300, max_length=4096)
     b = scored(folder, "b", policy, dtype="bfloat16", revision="v2")
-    run_script(main, parse_args(flags(folder, "--reference-examples", a, "--policy-examples", b)))
+    run(folder, "--reference-examples", a, "--policy-examples", b)
     said = capsys.readouterr().err
     assert "differ in dtype float32 and bfloat16, sample_size 300 and 1000" in said
     row = read_json_lines(folder / "ideal.jsonl")[0]
@@ -521,7 +522,7 @@ def test_files_that_differ_harmlessly_are_compared_and_rows_say_how(files, capsy
 def test_flags_of_the_policy_are_compared_before_it_is_scored(files, tiny_model_directory, capsys):
     folder, *_ = files
     more = ["--dataset", "sample", "--sample-size", 8, "--lm-name-or-path", tiny_model_directory]
-    run_script(main, parse_args(flags(folder, *more)))
+    run(folder, *more)
     more[-2:] = ["--reference-examples", folder / "ideal.examples.jsonl"]
     for flag, message in (
         (["--add-eos"], "add_eos"), (["--max-length", 64], "max_length"),
@@ -530,9 +531,7 @@ def test_flags_of_the_policy_are_compared_before_it_is_scored(files, tiny_model_
         (["--revision", "v1"], "--revision v1: no model that it could be of is given"),
     ):  # fmt: skip
         policy = ["--policy-name-or-path", tiny_model_directory, *flag]
-        with pytest.raises(SystemExit):
-            run_script(main, parse_args(flags(folder, *more, *policy, name="p.jsonl")))
-        assert message in capsys.readouterr().err
+        assert message in error_of(capsys, folder, *more, *policy, "--output-filename", "p.jsonl")
         assert not list(folder.glob("p.*"))
 
 
@@ -542,7 +541,7 @@ def test_splits_are_named_and_drawn_apart(tmp_path, capsys, monkeypatch):
     write_json_lines(tmp_path / "e.jsonl", records)
     plt.close("all")  # of other tests
     monkeypatch.setattr(plt, "close", lambda figure: None)
-    run_script(main, parse_args(flags(tmp_path, "--reference-examples", tmp_path / "e.jsonl")))
+    run(tmp_path, "--reference-examples", tmp_path / "e.jsonl")
     printed = capsys.readouterr().out
     assert "d (test)" in printed and "d (train)" in printed
     assert [r["split"] for r in read_json_lines(tmp_path / "ideal.pairs.jsonl")] == [
@@ -565,7 +564,7 @@ def test_exact_ties_are_counted_and_said(tmp_path, caplog):
     for name, records in (("r", reference), ("p", policy)):
         write_json_lines(tmp_path / f"{name}.jsonl", records)
     both = ["--reference-examples", tmp_path / "r.jsonl", "--policy-examples", tmp_path / "p.jsonl"]
-    run_script(main, parse_args(flags(tmp_path, *both)))
+    run(tmp_path, *both)
     rows = [r for r in read_json_lines(tmp_path / "ideal.jsonl") if "non-l" in r["calib_property"]]
     assert {(r["n_exact_ties"], r["reference_n_exact_ties"]) for r in rows} == {(2, 0)}
     assert rows[0]["observed_accuracy"] == 0.75
@@ -577,7 +576,7 @@ def test_assumed_proportion_is_said_to_do_nothing_where_all_have_votes(tmp_path,
                make_record([-9.0, -5.0], None, [1, 2], 1, "plain")]  # fmt: skip
     write_json_lines(tmp_path / "e.jsonl", records)
     more = ["--reference-examples", tmp_path / "e.jsonl", "--assumed-proportion", 0.75]
-    run_script(main, parse_args(flags(tmp_path, *more)))
+    run(tmp_path, *more)
     said = capsys.readouterr().err
     assert "--assumed-proportion does nothing for voted: all have votes" in said
     assert "for plain" not in said
@@ -612,15 +611,6 @@ def test_export_of_scored_files_needs_no_torch(files):
     assert f"{file}: {len(kept)} of {len(pairs)} pairs kept, left out: by --keep: " in (
         finished.stdout
     )
-
-
-def error_of(capsys, *arguments) -> str:
-    """The one line by which the script refuses arguments."""
-    with pytest.raises(SystemExit) as stopped:
-        run_script(main, parse_args(flags(*arguments)))
-    assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    return line
 
 
 def test_exports_that_cannot_be_are_refused_before_anything_is_written(files, capsys):
@@ -658,21 +648,19 @@ def test_a_run_killed_behind_its_export_goes_on(files, n_files, capsys):
     before = (folder / "x.jsonl").read_bytes()
     (folder / "x.jsonl").write_bytes(before[:1000])
     assert not (folder / "ideal.jsonl").exists()
-    run_script(main, parse_args(flags(folder, *arguments)))
+    run(folder, *arguments)
     assert (folder / "x.jsonl").read_bytes() == before and (folder / "ideal.jsonl").exists()
     assert f"export    {folder}/x.jsonl" in capsys.readouterr().out
     assert not [path for path in folder.iterdir() if "claim" in path.name]
-    again = flags(folder, *arguments, name="another.jsonl")
-    with pytest.raises(SystemExit):
-        run_script(main, parse_args(again))
-    assert "x.jsonl exists: choose another name" in capsys.readouterr().err
+    again = [*arguments, "--output-filename", "another.jsonl"]
+    assert "x.jsonl exists: choose another name" in error_of(capsys, folder, *again)
 
 
 def test_a_summary_is_written_though_no_pair_is_left_to_export(files, capsys):
     folder, reference, _ = files
     write_joined(folder / "ref.jsonl", reference)
     more = ["--export", folder / "x.jsonl", "--keep", "c > 1e9"]
-    run_script(main, parse_args(flags(folder, "--reference-examples", folder / "ref.jsonl", *more)))
+    run(folder, "--reference-examples", folder / "ref.jsonl", *more)
     printed = capsys.readouterr()
     assert "x.jsonl: not written, no pair is left of" in printed.err
     assert (folder / "ideal.jsonl").exists() and not (folder / "x.jsonl").exists()
@@ -685,7 +673,7 @@ def test_export_of_data_without_votes_needs_a_proportion(tmp_path, capsys):
     more = ["--reference-examples", tmp_path / "e.jsonl", "--export", tmp_path / "x.jsonl"]
     error = error_of(capsys, tmp_path, *more)
     assert "no usable pair (no votes: 3)" in error and "or --assumed-proportion" in error
-    run_script(main, parse_args(flags(tmp_path, *more, "--assumed-proportion", 0.75)))
+    run(tmp_path, *more, "--assumed-proportion", 0.75)
     rows = read_json_lines(tmp_path / "x.jsonl")
     assert [(row["alpha"], row["votes"]) for row in rows] == [(0.75, None)] * 3
 
@@ -728,7 +716,7 @@ def test_what_only_the_reference_can_score_is_dropped_and_counted(
     (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 200}))
     more = ["--lm-name-or-path", tiny_model_directory, "--policy-name-or-path", short,
             "--dataset", "sample", "--sample-size", 20]  # fmt: skip
-    run_script(main, parse_args(flags(tmp_path, *more)))
+    run(tmp_path, *more)
     rows = read_json_lines(tmp_path / "ideal.jsonl")
     assert_documented(rows, IdealizedRow)
     scored = [read_json_lines(tmp_path / f"ideal{x}.examples.jsonl") for x in ("", ".policy")]
@@ -745,13 +733,13 @@ def test_a_run_that_is_overwritten_leaves_no_examples_of_other_models(
     folder, *_ = files
     data = ["--dataset", "sample", "--sample-size", 4]
     two = ["--lm-name-or-path", tiny_model_directory, "--policy-name-or-path", tiny_model_directory]
-    run_script(main, parse_args(flags(folder, *two, *data)))
+    run(folder, *two, *data)
     own, of_policy = (folder / f"ideal.{side}examples.jsonl" for side in ("", "policy."))
     again = ["--reference-examples", own, *two[2:], *data, "--overwrite"]
     assert "is read, and of the run that --overwrite" in error_of(capsys, folder, *again)
     assert own.exists() and (folder / "ideal.jsonl").exists()
-    run_script(main, parse_args(flags(folder, *two[:2], *data, "--overwrite")))
+    run(folder, *two[:2], *data, "--overwrite")
     assert own.exists() and not list(folder.glob("ideal.policy.*"))
     other = ["--reference-examples", folder / "ref.jsonl", "--overwrite"]
-    run_script(main, parse_args(flags(folder, *other)))
+    run(folder, *other)
     assert not own.exists() and not (folder / "ideal.config.json").exists()

@@ -107,9 +107,9 @@ def read_shp(row: Row, columns: Sequence[str], asked: PromptColumns) -> Reading:
 def read_graded_list(
     row: Row, columns: Sequence[str], asked: PromptColumns, text: str, score: str
 ) -> Reading:
-    """Answers in the second column, objects with a text and the score that ranks it by these keys:
-    those of UltraFeedback and Stack Exchange."""
-    answers = list_of(row, columns[1], (text, score))
+    """Answers that are objects with a text and the score that ranks it by these keys: those of
+    UltraFeedback and Stack Exchange."""
+    answers = list_of(row, columns[0], (text, score))
     ranks = ranks_from_scores([answer[score] for answer in answers])
     return make_reading(row, asked, [text_of(answer, text) for answer in answers], ranks)
 

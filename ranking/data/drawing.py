@@ -144,8 +144,8 @@ def gather(rows: Sequence[Row], plan: Plan, where: Callable[[int], str]) -> Gath
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where(number)}: {error}") from None
 
-    if plan.gather == "raters":
-        return group_raters(rows, read, plan.rated)
+    if plan.gather in ("raters", "labels"):
+        return group_raters(rows, read, plan.gather == "raters")
     if plan.gather == "graded":
         return group_graded(rows, read, plan.needed[-1], where)
     if plan.gather == "trees":

@@ -214,9 +214,13 @@ def check_shards(where: Path | str, names: Sequence[str]) -> None:
 def read_files(
     files: Sequence[Path], progress: Progress | None = None, whole: bool = True
 ) -> tuple[Rows, Origins]:
-    """Rows of files, one after the other, and where they stand. whole: all of them are wanted."""
-    if not whole and all(file_kind(file) in TABLES for file in files):
-        parts: list[Any] = [read_file(file, whole=False) for file in files]
+    """Rows of files, one after the other, and where they stand; folders are saved datasets. whole:
+    all of them are wanted."""
+    saved = all(file.is_dir() for file in files)
+    if saved or (not whole and all(file_kind(file) in TABLES for file in files)):
+        parts: list[Any] = [
+            read_saved(file) if saved else read_file(file, whole=False) for file in files
+        ]
         try:
             rows = parts[0] if len(parts) == 1 else TableRows([part.table for part in parts])
         except Exception as error:  # pyarrow's errors share no base class
@@ -229,28 +233,12 @@ def read_files(
     return (lists[0] if len(lists) == 1 else [row for part in lists for row in part]), origins
 
 
-def saved_splits(folder: Path) -> list[str]:
-    """Splits of a `datasets.save_to_disk` folder of several; none where it is something else."""
-    if not (folder / "dataset_dict.json").is_file():
-        return []
-    return sorted(f.parent.name for f in folder.glob("*/state.json"))
-
-
-def read_saved(folder: Path, split: str | None) -> Rows:
-    """Rows of a folder that `datasets.save_to_disk` wrote. FileNotFoundError names its splits."""
+def read_saved(folder: Path) -> Rows:
+    """Rows of a dataset that `datasets.save_to_disk` wrote."""
     import datasets
 
-    splits = saved_splits(folder)
-    if splits and split is None and len(splits) == 1:
-        split = splits[0]
-    if (split not in splits) if splits else (split is not None):
-        raise FileNotFoundError(
-            f"{folder}: expected {f'split {split!r}' if split else 'one split'}, found "
-            f"{', '.join(splits) or 'one without a name'}"
-        )
     try:
-        saved = datasets.load_from_disk(str(folder / split if splits else folder))
-        return TableRows([saved.data.table])
+        return TableRows([datasets.load_from_disk(str(folder)).data.table])
     except Exception as error:  # arrow's and datasets' errors share no base class
         first_line = (str(error).splitlines() or [""])[0]
         raise ValueError(

@@ -57,9 +57,12 @@ def files_below(folder: Path, depth: int = 5) -> Iterator[str]:
 
 # ---------------------------------------------------------------------------- layouts
 def folder_layout(folder: Path) -> Layout:
-    """A local folder: what its README.md declares, as the hub's do; else each file (with its
-    shards) in it, or in its `data`, is a split, and so are those of each folder inside, which is a
-    configuration."""
+    """A local folder: what `datasets.save_to_disk` wrote; what its README.md declares, as the hub's
+    do; else each file (with its shards) in it, or in its `data`, is a split, and so are those of
+    each folder inside, which is a configuration."""
+    if (folder / "dataset_dict.json").is_file():
+        saved = sorted(file.parent.name for file in folder.glob("*/state.json"))
+        return Layout({None: {split: [split] for split in saved}}, None)
     readme = folder / "README.md"
     declared = declared_configs(readme) if readme.is_file() else []
     if declared:

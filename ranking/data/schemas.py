@@ -35,6 +35,7 @@ from ranking.data.messages import has_messages
 from ranking.data.prompts import (
     PROMPT_COLUMNS,
     SOME,
+    TEXTS,
     PromptColumns,
     find_prompt_columns,
     is_absent,
@@ -79,8 +80,8 @@ class Plan(NamedTuple):
     """How the rows of one file are read.
 
     needed: columns that every row has. gather: how rows become examples: "rows" (each by itself),
-    "raters", "graded", "trees" or "messages" (of trees), "single" (each by itself, without a
-    preference). rated: the rows are raters' (None: if they look so).
+    "raters", "labels" (raters' if they look so), "graded", "trees" or "messages" (of trees),
+    "single" (each by itself, without a preference).
     """
 
     kind: str
@@ -90,7 +91,6 @@ class Plan(NamedTuple):
     read: Callable[[Row], Reading]
     separator: str | None
     gather: str = "rows"
-    rated: bool | None = None
     rule: str | None = None
 
 
@@ -262,6 +262,11 @@ NO_PAIRS = (
 )  # fmt: skip
 
 
+def own_columns(schema: Schema) -> tuple[str, ...]:
+    """A schema's columns without that of the prompt (whose name is none of a tree's `text`)."""
+    return tuple(column for column in schema.columns if column not in TEXTS[:-1])
+
+
 def recognize_schema(
     columns: Sequence[str], rows: Sequence[Row], named: Mapping[str, str]
 ) -> tuple[Schema, PromptColumns]:
@@ -279,12 +284,8 @@ def recognize_schema(
             continue
         if schema.columns == ("response", "scores") and "scores" not in named:
             continue
-        asked = find_prompt_columns(columns, schema.columns if schema.kind != "tree" else ())
-        if schema.kind in ("AlpacaFarm", "UltraFeedback", "Stack Exchange"):
-            asked = find_prompt_columns(columns, schema.columns[1:])
-        answers = schema.columns if schema.reader is not None else schema.columns[:2]
-        if schema.kind == "AlpacaFarm":
-            answers = schema.columns[1:3]
+        own = own_columns(schema)
+        asked, answers = find_prompt_columns(columns, own), own if schema.reader else own[:2]
         if answers in found or not schema.fits(filled(rows, schema.columns), asked):
             continue
         lacking = [t for t in DECIDING if t in named and t not in schema.columns]
@@ -409,16 +410,15 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
             f"flag, as in {EXAMPLE}"
         )
     reader: Any = schema.reader
-    gather, rated, rule = "rows", None, None
+    gather, rule = "rows", None
     if reader is None:
-        reader, gather, rated, rule = two_answers(schema, columns, rows, named)
+        reader, gather, rule = two_answers(schema, columns, rows, named)
     elif schema.kind in VOTED and has_votes(rows, columns, named):
         reader = partial(read_voted, reader=reader)
     if schema.kind in PAIRED and set(REFERENCE_COLUMNS) <= set(columns):
         reader = partial(read_with_reference, reader=reader)
     asked = asked._replace(texts=text_columns(rows, needed))
-    own = schema.columns[1:3] if schema.kind == "AlpacaFarm" else schema.columns
-    read = partial(reader, columns=own, asked=asked)
+    read = partial(reader, columns=own_columns(schema), asked=asked)
     gather = {
         "tree": "trees",
         "messages of trees": "messages",
@@ -429,8 +429,9 @@ def make_plan(rows: Sequence[Row], named: Mapping[str, str] | None = None) -> Pl
         taken = set(schema.columns)
     unread = [c for c in columns if plain_name(c) in PROMPT_COLUMNS and c not in taken]
     check_read(schema, asked, named, has_votes(rows, columns, named))
-    return Plan(schema.kind, tuple(needed), tuple(unread), asked, read, schema.separator, gather,
-                rated, rule)  # fmt: skip
+    return Plan(
+        schema.kind, tuple(needed), tuple(unread), asked, read, schema.separator, gather, rule
+    )
 
 
 def without_magnitudes(
@@ -468,12 +469,10 @@ def check_read(schema: Schema, asked: PromptColumns, named: Mapping[str, str], v
 
 def two_answers(
     schema: Schema, columns: Sequence[str], rows: Sequence[Row], named: Mapping[str, str]
-) -> tuple[Any, str, bool | None, str]:
-    """Reader of two answers with a label or raters, how its rows are gathered, whether they are
-    raters', and the rule by which labels are read."""
-    first, second, *labels = schema.columns
-    if schema.kind == "AlpacaFarm":
-        first, second, labels = "output_1", "output_2", ["preference"]
+) -> tuple[Any, str, str]:
+    """Reader of two answers with a label or raters, how its rows are gathered, and the rule by
+    which labels are read."""
+    first, second, *labels = own_columns(schema)
     if schema.kind == "summaries":
         first, second, labels = "summaries[0]", "summaries[1]", ["choice"]
     raters = [c for c in columns if c in RATER_LISTS or ANNOTATOR.match(c)]
@@ -482,18 +481,18 @@ def two_answers(
         if "label" in named:
             raise ValueError(unread_target("label", named, [first, second, "votes"]))
         sentence = f"votes counts those for {first} and for {second}"
-        return partial(reader, votes_of=given_votes), "rows", None, sentence
+        return partial(reader, votes_of=given_votes), "rows", sentence
     if raters and "label" not in named:
         votes_of = votes_by_raters(raters, first, second)
         sentence = (
             f"votes of the raters in {', '.join(raters)}: a grade counts by its sign, no "
             "preference half for each answer"
         )
-        return partial(reader, votes_of=votes_of), "rows", None, sentence
+        return partial(reader, votes_of=votes_of), "rows", sentence
     if len(labels) == 2:
         votes_of = votes_by_scores(*labels)
         sentence = f"the answer with the higher of {labels[0]} and {labels[1]} is preferred"
-        return partial(reader, votes_of=votes_of), "raters", None, sentence
+        return partial(reader, votes_of=votes_of), "labels", sentence
     (label,) = labels
     if schema.kind == "AlpacaFarm":
         rule = Rule(share_of_second, "preference 1 is output_1, 2 is output_2, divided in between")
@@ -502,8 +501,8 @@ def two_answers(
     else:
         name = named.get(label, label).rpartition(".")[2]  # which may say how labels are meant
         rule = label_rule(values_of(rows, label), name, first, second)
-    rated = True if schema.kind == "AlpacaFarm" else None
-    return partial(reader, votes_of=votes_by_label(rule, label)), "raters", rated, rule.sentence
+    gather = "raters" if schema.kind == "AlpacaFarm" else "labels"
+    return partial(reader, votes_of=votes_by_label(rule, label)), gather, rule.sentence
 
 
 def unread_prompt_column(row: Row, plan: Plan) -> str | None:

@@ -4,14 +4,8 @@ folders, folders under --data-dir, the hub."""
 import difflib
 from pathlib import Path
 
-from ranking.data.files import Progress, read_files, read_saved, saved_splits
-from ranking.data.folders import (
-    EVALUATION_SPLITS,
-    Part,
-    choose_config,
-    choose_part,
-    folder_layout,
-)
+from ranking.data.files import Progress, read_files
+from ranking.data.folders import Part, choose_config, choose_part, folder_layout
 from ranking.data.hub import (
     DATASETS,
     Found,
@@ -120,38 +114,31 @@ def read_local(
     progress: Progress | None,
 ) -> Found:
     """Rows of a local file or folder; whole: all of them are wanted."""
-    if path.is_file():
+    if is_single(path):
         if config or word or split:
+            kind = "file" if path.is_file() else "saved dataset"
             raise ValueError(
-                f"{name}, split {word or split}: {path.name} is one file, without splits"
+                f"{name}, split {word or split}: {path.name} is one {kind}, without splits"
             )
         rows, origins = read_files([path], progress, whole)
         return Found(Part(None, None, [path.name], []), rows, origins, None, False, [])
     source = DATASETS.get(name)
     if source is not None and word is None:
         split = split or source.split
-    if is_saved(path):
-        splits = saved_splits(path)
-        split = word or split
-        chosen_from = splits if split is None and len(splits) > 1 else []
-        split = split or next((s for s in EVALUATION_SPLITS if s in splits), None)
-        rows = read_saved(path, split)
-        part, origins = Part(config, split, [], chosen_from), [(path, len(rows))]
-    else:
-        if source is not None and config == source.config:
-            config = None  # in the folder of one of the paper's, its default is no configuration
-        part = choose_part(folder_layout(path), name, config, word, split)
-        if not (part.chosen_from or word or split):
-            part = part._replace(split=None)  # the only one
-        if source is not None and part.config is None:
-            part = part._replace(config=source.config)
-        rows, origins = read_files([path / file for file in part.files], progress, whole)
+    if source is not None and config == source.config:
+        config = None  # in the folder of one of the paper's, its default is no configuration
+    part = choose_part(folder_layout(path), name, config, word, split)
+    if not (part.chosen_from or word or split):
+        part = part._replace(split=None)  # the only one
+    if source is not None and part.config is None:
+        part = part._replace(config=source.config)
+    rows, origins = read_files([path / file for file in part.files], progress, whole)
     return Found(part, rows, origins, None, False, [])
 
 
-def is_saved(path: Path) -> bool:
-    """Whether `datasets.save_to_disk` wrote a folder."""
-    return any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))
+def is_single(path: Path) -> bool:
+    """Whether a path is a file, or one dataset that `datasets.save_to_disk` wrote."""
+    return path.is_file() or (path / "state.json").is_file()
 
 
 def available_splits(spec: str, data_dir: str | Path | None = None) -> list[str]:
@@ -169,10 +156,8 @@ def available_splits(spec: str, data_dir: str | Path | None = None) -> list[str]
                 raise FileNotFoundError(unknown_dataset(name, data_dir, repository))
         else:
             layout = layout_of(repository, found)
-    elif path.is_file() or (path / "state.json").is_file():
+    elif is_single(path):
         return []
-    elif is_saved(path):
-        return saved_splits(path)
     else:
         layout = folder_layout(path)
     if not any(layout.configs.values()):

@@ -1,13 +1,13 @@
 """Train, validation and test parts of a dataset; no prompt is in two of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ranking.data.examples import PreferenceData, PreferenceExample, counts_text
-from ranking.data.files import Progress
 from ranking.data.folders import ALL_FILES
 from ranking.data.hub import split_name
 from ranking.data.preferences import load_preferences
@@ -64,11 +64,7 @@ def load_training_splits(
     train_split: str | None = None,
     eval_split: str | None = None,
     seed: int = 0,
-    sample_size: int | None = None,
-    separator: str | None = None,
-    progress: Progress | None = None,
-    columns: Mapping[str, str] | None = None,
-    conversations: bool = False,
+    **how: Any,
 ) -> tuple[dict[str, PreferenceData], list[str]]:
     """Train, validation and test parts of a dataset, and notes that say where they come from.
 
@@ -77,8 +73,8 @@ def load_training_splits(
     evaluation split (HH-RLHF's test) is halved with seed 0; a lone split is divided 80/10/10 by
     `seed`. Halving and division go by prompt, so that no prompt is in two parts; after a division,
     dialogues that also open a training dialogue are left out of validation and test, and counted.
-    Where that leaves a part empty, they go by example, which the notes say. `sample_size` limits
-    the rows read of a split; `columns`, `conversations`: as for `load_preferences`.
+    Where that leaves a part empty, they go by example, which the notes say. how: sample_size (rows
+    read of a split), separator, columns, progress and conversations, as for `load_preferences`.
     Raises as `load_preferences`, and ValueError where a split has to be named.
     """
     name, config, named_split, splits = named_parts(spec, data_dir)
@@ -100,11 +96,8 @@ def load_training_splits(
     test_split = first_split(TEST_SPLITS, left, like=train_split)
 
     def load(split: str | None) -> PreferenceData:
-        return load_preferences(
-            spec_of(name, config, split), split=split, data_dir=data_dir,
-            sample_size=sample_size, separator=separator, progress=progress, columns=columns,
-            conversations=conversations,
-        )  # fmt: skip
+        spec = spec_of(name, config, split)
+        return load_preferences(spec, split=split, data_dir=data_dir, **how)
 
     train = load(train_split)
     notes = [describe(train)]
@@ -146,27 +139,16 @@ def load_training_splits(
 
 
 def load_evaluation_set(
-    spec: str,
-    *,
-    data_dir: str | Path | None = None,
-    sample_size: int | None = None,
-    separator: str | None = None,
-    progress: Progress | None = None,
-    columns: Mapping[str, str] | None = None,
-    conversations: bool = False,
+    spec: str, *, data_dir: str | Path | None = None, **how: Any
 ) -> PreferenceData:
     """A whole split to evaluate on: the one that `spec` names, else validation, else test (in the
-    order of `VALIDATION_SPLITS`), else the only one. Parameters and errors: as
-    `load_training_splits`."""
+    order of `VALIDATION_SPLITS`), else the only one. how and errors: as `load_training_splits`."""
     name, config, split, splits = named_parts(spec, data_dir)
     split = split or first_split(VALIDATION_SPLITS, splits)
     if split is None and len(splits) > 1:
         raise ValueError(f"{name} has the splits {', '.join(splits)}: name one, {spec}:SPLIT")
     split = split or (splits[0] if splits else None)
-    return load_preferences(
-        spec_of(name, config, split), split=split, data_dir=data_dir, sample_size=sample_size,
-        separator=separator, progress=progress, columns=columns, conversations=conversations,
-    )  # fmt: skip
+    return load_preferences(spec_of(name, config, split), split=split, data_dir=data_dir, **how)
 
 
 def named_parts(

@@ -314,12 +314,12 @@ def same_pair(reading: Reading, turn: Any) -> tuple:
 
 
 def group_raters(
-    rows: Sequence[Row], read: Callable[[int], Reading | Dropped], rated: bool | None
+    rows: Sequence[Row], read: Callable[[int], Reading | Dropped], rated: bool
 ) -> Gathered:
     """Rows of one pair → one item with all their votes, in the order of the first.
 
-    rated: the rows are raters' (None: if a column names the rater, or a tenth of the rows are
-    further ones of a pair). Where they are not, each row is an item without votes.
+    rated: the rows are raters' for certain, and not only if a column names the rater, or a tenth of
+    the rows are further ones of a pair. Where they are not, each row is an item without votes.
     """
     items = [(k, read(k)) for k in range(len(rows))]
     pairs: dict[tuple, int] = {}
@@ -330,7 +330,7 @@ def group_raters(
         first_of.append(pairs.setdefault(key, k))
     n_further = len(items) - len(pairs)
     named = not set(RATERS).isdisjoint(names_of(rows))
-    if rated is None and not (n_further and (named or n_further >= 0.1 * len(items))):
+    if not rated and not (n_further and (named or n_further >= 0.1 * len(items))):
         alone = [(k, without_votes(reading)) for k, reading in items]
         return Gathered(alone, [[k] for k, _ in items], [])
     votes: dict[int, list[float]] = {}

@@ -1,8 +1,6 @@
 """Likelihood displacement: completions that tuning made less likely than the reference has them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, TypedDict
 
 import numpy as np
@@ -34,6 +32,11 @@ class DisplacementWithIntervals(Displacement):
     both_fell_95: list[float | None]
     mean_chosen_change_95: list[float | None]
     mean_rejected_change_95: list[float | None]
+
+
+def logp_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """LOGPS of rows of pairs, (n_pairs,) each, nats, float64; null is NaN."""
+    return {name: np.array([row[name] for row in rows], dtype=float) for name in LOGPS}
 
 
 def fell(logps: np.ndarray, ref_logps: np.ndarray, rounding: float) -> np.ndarray:
@@ -107,18 +110,3 @@ def displacement_by_group(
     members |= {str(name): names == name for name in dict.fromkeys(names)}
     found = {name: displacement(moves, own) for name, own in members.items()}
     return {name: moved for name, moved in found.items() if moved["n"] > 0}
-
-
-def displacement_by_step(
-    rows: Sequence[Mapping[str, Any]], part: str
-) -> dict[int, dict[str, Mapping[str, Any]]]:
-    """step → `displacement_by_group` of a part, from the rows of ranking_dynamics.jsonl, in the
-    order of the steps. Older rows do not have the rounding of their run: that of float32."""
-    ordered = sorted((row for row in rows if row["part"] == part), key=itemgetter("step"))
-    found = {}
-    for step, evaluated in groupby(ordered, itemgetter("step")):
-        pairs = list(evaluated)
-        logps = {name: np.array([pair[name] for pair in pairs], dtype=float) for name in LOGPS}
-        rounding = pairs[0].get("rounding", 2.0**-23)
-        found[step] = displacement_by_group(logps, (pair["group"] for pair in pairs), rounding)
-    return found

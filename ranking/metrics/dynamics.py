@@ -2,14 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from ranking.metrics.displacement import displacement_by_group
+from ranking.metrics.displacement import LOGPS, displacement_by_group, logp_columns
 from ranking.metrics.idealized import required_margin
 from ranking.metrics.losses import (
     EQUATION_4,
@@ -140,8 +140,7 @@ def summarize_pairs(
     correct, ref_correct = values["correct"], values["ref_correct"]
     chosen_rewards = beta * (values["chosen"] - values["ref_chosen"])
     rejected_rewards = beta * (values["rejected"] - values["ref_rejected"])
-    logps = [values[name] for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")]
-    better, same = rewards_moved(*logps, rounding=rounding)
+    better, same = rewards_moved(**{name: values[name] for name in LOGPS}, rounding=rounding)
     means = {
         "ranking/accuracy": correct,
         "ranking/accuracy_normalized": values["correct_normalized"],
@@ -221,12 +220,27 @@ def summarize_evaluation(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def rows_by_step(rows: Sequence[dict[str, Any]], part: str) -> dict[int, list[dict[str, Any]]]:
+    """step → the rows of a part, in the order of the steps."""
+    ordered = sorted((row for row in rows if row["part"] == part), key=itemgetter("step"))
+    return {step: list(evaluated) for step, evaluated in groupby(ordered, itemgetter("step"))}
+
+
 def means_by_step(rows: Sequence[dict[str, Any]], part: str) -> dict[int, dict[str, Any]]:
     """step → `summarize_evaluation` of a part, in the order of the steps."""
-    ordered = sorted((row for row in rows if row["part"] == part), key=itemgetter("step"))
+    return {step: summarize_evaluation(own) for step, own in rows_by_step(rows, part).items()}
+
+
+def displacement_by_step(
+    rows: Sequence[dict[str, Any]], part: str
+) -> dict[int, dict[str, Mapping[str, Any]]]:
+    """step → `displacement_by_group` of a part, in the order of the steps. Older rows do not have
+    the rounding of their run: that of float32."""
     return {
-        step: summarize_evaluation(list(evaluated))
-        for step, evaluated in groupby(ordered, itemgetter("step"))
+        step: displacement_by_group(
+            logp_columns(own), [row["group"] for row in own], own[0].get("rounding", 2.0**-23)
+        )
+        for step, own in rows_by_step(rows, part).items()
     }
 
 
@@ -285,8 +299,7 @@ def sweep_points(
         step = lowest_loss_step(rows) if at == "lowest-loss" else max(row["step"] for row in rows)
         distance = distances_by_step(rows).get(step)
         for part in parts:
-            chosen = [row for row in rows if (row["part"], row["step"]) == (part, step)]
-            if chosen:
+            if chosen := rows_by_step(rows, part).get(step):
                 points.append(
                     {**summarize_evaluation(chosen), "part": part, "step": step,
                      "squared_distance": distance}

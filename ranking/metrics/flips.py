@@ -11,7 +11,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from ranking.metrics.dynamics import lowest_loss_step, parts_of, rewards_moved
+from ranking.metrics.displacement import logp_columns
+from ranking.metrics.dynamics import lowest_loss_step, parts_of, rewards_moved, rows_by_step
 from ranking.metrics.idealized import required_margin
 from ranking.metrics.intervals import auc, auc_95, wilson_interval
 
@@ -55,14 +56,9 @@ def share_of(members: np.ndarray) -> CountedShare:
     return {"k": k, "n": n, "value": k / n, "wilson_95": wilson_interval(k, n)}
 
 
-def logratios(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """The policy's and the reference's log π(y_w|x) − log π(y_l|x) of rows of
-    ranking_dynamics.jsonl, (n_pairs,) each, nats, float64; NaN where one is not finite."""
-    columns = [
-        np.array([row[name] for row in rows], dtype=float)
-        for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")
-    ]
-    return columns[0] - columns[1], columns[2] - columns[3]
+def logratios(logps: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The policy's and the reference's log π(y_w|x) − log π(y_l|x), (n_pairs,) each, nats."""
+    return logps["chosen"] - logps["rejected"], logps["ref_chosen"] - logps["ref_rejected"]
 
 
 def margins_of_losses(losses: np.ndarray) -> np.ndarray:
@@ -99,15 +95,13 @@ def summarize_flips(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> Flips:
     """
     if not rows:
         raise ValueError("no rows of this part at this step")
-    first = rows[0]
-    policy, ref = logratios(rows)
+    first, logps = rows[0], logp_columns(rows)
+    policy, ref = logratios(logps)
     losses = np.array([row["loss"] for row in rows], dtype=float)
     meets, cannot_tell = meets_theorem(losses, ref, first["beta"], first["gamma"])
     groups = [row["group"].split("_to_") for row in rows]
     before, after = np.array([[side == "correct" for side in group] for group in groups]).T
-    names = ("chosen", "rejected", "ref_chosen", "ref_rejected")
-    logps = [np.array([row[name] for row in rows], dtype=float) for name in names]
-    better, same = rewards_moved(*logps, rounding=first.get("rounding", 2.0**-23))
+    better, same = rewards_moved(**logps, rounding=first.get("rounding", 2.0**-23))
     wrong = ~before & np.isfinite(ref)
     examples = [PLACES.sub("", row["id"]) for row, is_wrong in zip(rows, wrong) if is_wrong]
     return {
@@ -132,17 +126,16 @@ def flips_of_run(rows: Sequence[dict[str, Any]], seed: int = 0) -> list[Flips]:
     where that is another. rows: of ranking_dynamics.jsonl."""
     best, found = lowest_loss_step(rows), []
     for part in parts_of(rows):
-        own = [row for row in rows if row["part"] == part]
-        steps = {row["step"] for row in own}
-        for step in sorted({best, max(steps)} & steps):
-            found.append(summarize_flips([row for row in own if row["step"] == step], seed))
+        own = rows_by_step(rows, part)
+        steps = sorted({best, max(own)} & own.keys())
+        found += [summarize_flips(own[step], seed) for step in steps]
     return found
 
 
 def wrong_pairs(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """c > 0 and the policy's log-ratio of the pairs that the reference ranks wrongly, both nats,
     ordered by c; pairs with a log-likelihood that is not finite are left out."""
-    policy, ref = logratios(rows)
+    policy, ref = logratios(logp_columns(rows))
     own = np.flatnonzero((ref < 0) & np.isfinite(policy))
     own = own[np.argsort(-ref[own], kind="stable")]
     return -ref[own], policy[own]

@@ -65,6 +65,15 @@ def columns_of(groups: Sequence[Groups]) -> list[str]:
     return list(dict.fromkeys(column for values in groups for column in values))
 
 
+def cells_of(groups: Sequence[Groups], column: str) -> tuple[list[str | None], np.ndarray]:
+    """The groups of a column, ordered by name, None (examples that have no value) last; and which
+    of them each example is of."""
+    values = [own.get(column) for own in groups]
+    names = sorted(set(values), key=lambda name: (name is None, name))
+    numbers = {name: k for k, name in enumerate(names)}
+    return names, np.array([numbers[value] for value in values])
+
+
 def group_means(
     groups: Sequence[Groups],
     clusters: Sequence[str],
@@ -83,28 +92,23 @@ def group_means(
     by_group: list[GroupColumns] = []
     over_groups: list[GroupMeanColumns] = []
     for column in columns_of(groups):
-        values = [own.get(column) for own in groups]
-        names = sorted(set(values), key=lambda name: (name is None, name))
-        named = [name for name in names if name is not None]
-        if len(named) > MAX_GROUPS:
+        names, cells = cells_of(groups, column)
+        n = len(names) - (None in names)
+        if n > MAX_GROUPS:
             over_groups.append(
-                {"column": column, "n_groups": len(named), "value": None,
-                 "bootstrap_95": [None, None]}
-            )  # fmt: skip
+                {"column": column, "n_groups": n, "value": None, "bootstrap_95": [None, None]}
+            )
             continue
-        numbers = {name: k for k, name in enumerate(names)}
-        cells = np.array([numbers[value] for value in values])
         means = np.bincount(cells, top) / np.bincount(cells, bottom)
         drawn = resampled_means(top, bottom, clusters, cells, len(names), seed)
-        sizes = Counter(values)
-        prompts = Counter(value for _, value in set(zip(clusters, values)))
+        sizes = np.bincount(cells).tolist()
+        prompts = Counter(cell for _, cell in set(zip(clusters, cells.tolist())))
         for k, name in enumerate(names):
-            interval = interval_95(drawn[:, k] if prompts[name] > 1 else np.array([]))
+            interval = interval_95(drawn[:, k] if prompts[k] > 1 else np.array([]))
             by_group.append(
-                {"column": column, "group": name, "n": sizes[name], "value": float(means[k]),
+                {"column": column, "group": name, "n": sizes[k], "value": float(means[k]),
                  "bootstrap_95": interval}
             )  # fmt: skip
-        n = len(named)
         over_groups.append(
             {"column": column, "n_groups": n, "value": float(means[:n].mean()),
              "bootstrap_95": interval_95(mean_of_known(drawn[:, :n]))}
@@ -127,16 +131,12 @@ def shares_of_groups(
     top, bottom = np.asarray(tops, dtype=float), np.asarray(bottoms, dtype=float)
     found: dict[tuple, float] = {}
     for column in columns_of(groups):
-        values = [own.get(column) for own in groups]
-        names = list(dict.fromkeys(values))
-        if len(names) - (None in names) > MAX_GROUPS:
-            continue
-        numbers = {name: k for k, name in enumerate(names)}
-        cells = np.array([numbers[value] for value in values])
-        means = (np.bincount(cells, top) / np.bincount(cells, bottom)).tolist()
-        found |= {(column, name): mean for name, mean in zip(names, means)}
-        named = [mean for name, mean in zip(names, means) if name is not None]
-        found[(column,)] = float(np.mean(named))
+        names, cells = cells_of(groups, column)
+        n = len(names) - (None in names)
+        if n <= MAX_GROUPS:
+            means = np.bincount(cells, top) / np.bincount(cells, bottom)
+            found |= {(column, name): mean for name, mean in zip(names, means.tolist())}
+            found[(column,)] = float(means[:n].mean())
     return found
 
 

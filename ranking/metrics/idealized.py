@@ -18,9 +18,10 @@ from ranking.metrics.groups import (
     Groups,
     group_means,
     record_groups,
+    shares_of_groups,
 )
 from ranking.metrics.intervals import bootstrap_95
-from ranking.metrics.losses import check_threshold, pair_loss
+from ranking.metrics.losses import check_threshold
 
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)
 
@@ -82,32 +83,13 @@ def required_margin(
     return -gamma * beta * np.asarray(ref_logratios, dtype=float)
 
 
-def required_loss(
-    ref_logratios: np.ndarray,
-    beta: float,
-    gamma: float = 1.0,
-    loss_type: str = "alpha_scaling",
-    *,
-    label_smoothing: float = 0.0,
-    discopop_tau: float = 0.05,
-    target_margin: float = 0.0,
-) -> np.ndarray:
-    """The loss L* at the required margin z* = γβc: −log σ(γβc) of Eq. 4 (Theorem 4.1), nats.
+def required_loss(ref_logratios: np.ndarray, beta: float, gamma: float = 1.0) -> np.ndarray:
+    """The loss L* of Eq. 4 at the required margin: −log σ(γβc) (Theorem 4.1), nats.
 
-    Where the loss falls with z everywhere, L ≤ L* iff z ≥ z*, iff the pair is ranked correctly;
-    L* of alpha_scaling_norm is −log σ(γβc − target_margin). Let m be `lowest_loss_margin`. Where
-    the loss rises beyond m (IPO, Prop. A.7; exo_pair) and z* ≤ m: correct iff L ≤ L* or z > m.
-    Where z* > m, the lowest loss ranks the pair wrongly: correct iff z > m and L ≥ L*; hinge is 0
-    there and cannot tell. discopop has a bump around 0: L ≤ L* is the condition where L* is outside
-    the values that the bump repeats.
-    alpha_scaling_dpop is −log σ(z − p) with a penalty p ≥ 0, and L* is that without one: of
-    L ≤ L* follows z ≥ z* + p ≥ z*, that the pair is ranked correctly, but with z* ≤ z < z* + p it
-    is so at a higher loss.
+    L ≤ L* iff the pair is ranked correctly; what other losses say is in docs/reading.md.
     Underflows to 0 for γβc beyond about 745; compare `required_margin` instead of losses.
     """
-    margins = required_margin(ref_logratios, beta, gamma, loss_type)
-    of_loss = {"label_smoothing": label_smoothing, "discopop_tau": discopop_tau}
-    return pair_loss(margins, loss_type, beta=beta, target_margin=target_margin, **of_loss)
+    return np.logaddexp(0.0, -required_margin(ref_logratios, beta, gamma))
 
 
 def observed_correctness(logratios: np.ndarray, tied: np.ndarray) -> np.ndarray:
@@ -174,13 +156,15 @@ def idealized_groups(
     observed: np.ndarray,
 ) -> tuple[list[Any], list[Any]]:
     """`group_means` of R* at one β, with the observed accuracy and the gap."""
-    found = group_means(groups, clusters, seed, correct)
-    seen = group_means(groups, clusters, seed, observed)
+    by_group, over_groups = found = group_means(groups, clusters, seed, correct)
+    seen = shares_of_groups(groups, observed, np.ones(len(observed)))
+    for entry in by_group:
+        entry["observed_accuracy"] = seen[entry["column"], entry["group"]]
+    for entry in over_groups:
+        entry["observed_accuracy"] = seen.get((entry["column"],))
     gaps = group_means(groups, clusters, seed, correct.astype(float) - observed)
-    for entries, observations, differences in zip(found, seen, gaps):
-        for entry, observation, difference in zip(entries, observations, differences):
-            entry["observed_accuracy"] = observation["value"]
-            entry["gap"], entry["gap_95"] = difference["value"], difference["bootstrap_95"]
+    for entry, gap in zip([*by_group, *over_groups], [*gaps[0], *gaps[1]]):
+        entry["gap"], entry["gap_95"] = gap["value"], gap["bootstrap_95"]
     return found
 
 

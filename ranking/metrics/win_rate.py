@@ -11,16 +11,6 @@ from ranking.metrics.intervals import bootstrap_95, correlation_test
 from ranking.metrics.length import rate_at_equal_length
 
 
-def length_controlled_win_rate(
-    wins: Sequence[float], length_differences: Sequence[int]
-) -> float | None:
-    """Win rate at equal lengths, as `rate_at_equal_length`; None where that is undefined.
-
-    length_differences: policy − other, in characters.
-    """
-    return rate_at_equal_length(wins, length_differences).value
-
-
 class WinRateRow(TypedDict):
     """One line of NAME.jsonl of the win-rate script: a policy against the reference.
 
@@ -47,7 +37,7 @@ class WinRateRow(TypedDict):
     versions: dict[str, str]  # library → version
     win_rate: float | None  # share in [0, 1], ties half; null: no clear verdict
     bootstrap_95: list[float | None]  # over prompts
-    length_controlled_win_rate: float | None  # at equal lengths; null: as `why_undefined` says
+    length_controlled_win_rate: float | None  # by `rate_at_equal_length` of characters
     n: int  # pairs with a clear verdict
     n_wins: int  # of more than one half
     n_ties: int  # of exactly one half
@@ -76,7 +66,7 @@ def summarize_win_rate(rows: list[dict[str, Any]], common: dict[str, Any], seed:
         **common,
         "win_rate": float(np.mean(wins)) if wins else None,
         "bootstrap_95": bootstrap_95(wins, prompts, seed),
-        "length_controlled_win_rate": length_controlled_win_rate(wins, differences),
+        "length_controlled_win_rate": rate_at_equal_length(wins, differences).value,
         "n": len(judged),
         "n_wins": sum(win > 0.5 for win in wins),
         "n_ties": sum(win == 0.5 for win in wins),

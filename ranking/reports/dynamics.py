@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ranking.metrics.displacement import displacement_by_step
 from ranking.metrics.dynamics import (
     GROUPS,
+    displacement_by_step,
     lowest_loss_step,
     means_by_step,
     means_over_seeds,

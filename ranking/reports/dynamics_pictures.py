@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ranking.metrics.displacement import displacement_by_step
 from ranking.metrics.dynamics import (
     PARTS,
+    displacement_by_step,
     distances_by_step,
     loss_column,
     lowest_loss_step,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from preference_rows import write
+from preference_rows import PAIR, write
 
 from ranking.data.columns import RenamedRows, names_of, parse_columns, values_of
 from ranking.data.files import read_file
@@ -90,9 +90,6 @@ def test_a_column_that_is_not_there(tmp_path):
     ):
         load_preferences(path, columns={"prompt": "questoin"})
     assert parse_columns(None) is None
-
-
-PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 
 
 def grouped(path, rows, **options):

@@ -151,27 +151,8 @@ def test_a_saved_dictionary_may_lack_a_split_it_names(tmp_path):
     assert first_words(str(tmp_path / "d")) == ["saved"]
     with pytest.raises(FileNotFoundError, match="expected split 'test', found train"):
         load_preferences(str(tmp_path / "d"), split="test")
-
-
-@pytest.mark.parametrize("kind", ["tsv", "ndjson", "arrow", "feather.arrow", "TSV", "arrow.gz"])
-def test_more_kinds_of_files(tmp_path, kind):
-    rows = [{"prompt": "p\t\n“q”", "chosen": "ja 👍", "rejected": " b"}, *rows_of("more")]
-    path, table = tmp_path / f"rows.{kind}", pyarrow.Table.from_pylist(rows)
-    if kind.lower() == "tsv":
-        quoted = [[f'"{value}"' for value in row.values()] for row in rows]
-        lines = ["\t".join(row) for row in [list(PAIR), *quoted]]
-        path.write_text("\n".join(lines), encoding="utf-8")
-    elif kind == "ndjson":
-        write(path, rows)
-    else:
-        new = pyarrow.ipc.new_file if kind.startswith("feather") else pyarrow.ipc.new_stream
-        sink = pyarrow.BufferOutputStream()
-        with new(sink, table.schema) as writer:
-            writer.write_table(table)
-        raw = sink.getvalue().to_pybytes()
-        path.write_bytes(gzip.compress(raw) if kind.endswith("gz") else raw)
-    examples = load_preferences(str(path)).examples
-    assert [(e.prompt, *e.completions) for e in examples] == [tuple(row.values()) for row in rows]
+    with pytest.raises(FileNotFoundError, match="no configuration 'chat': it holds no configurati"):
+        load_preferences(f"{tmp_path}/d:chat:train")
 
 
 def test_of_a_table_only_the_drawn_rows_are_made(tmp_path):

@@ -217,6 +217,7 @@ def test_unknown_names_come_with_the_nearest_known_ones(hub_cache, tmp_path):
         ("hh-rlhf", "no such file or folder.*did you mean Anthropic/hh-rlhf"),
         ("data/train.jsonl", "no such file or folder"),
         ("smaple", "did you mean sample"),
+        ("nope", "not one of sample, Anthropic/hh-rlhf"),
     ):
         with pytest.raises(FileNotFoundError, match=f"unknown dataset '{name}': .*{expected}") as e:
             load_preferences(name)

@@ -254,8 +254,6 @@ def test_groups_are_kept(tmp_path):
         load_preferences(path, group_by=["domian"])
     with pytest.raises(ValueError, match="row 1: column 'context' holds a list: no group"):
         load_preferences(path, group_by=["context"])
-    many = [{"prompt": ASK, **PAIR, "source": str(k)} for k in range(51)]
-    assert load_preferences(write(tmp_path / "many.jsonl", many)).examples[0].groups == {}
     nested = [{"prompt": ASK, **PAIR, "metadata": {"domain": "a"}}]
     by = load_preferences(write(tmp_path / "nested.jsonl", nested), group_by=["metadata.domain"])
     assert by.examples[0].groups == {"metadata.domain": "a"}

@@ -77,10 +77,6 @@ def test_what_cannot_be_honoured_is_refused(tmp_path):
         load_preferences("sample:train")
     with pytest.raises(ValueError, match="one file, without splits"):
         load_preferences("sample", split="train")
-    comma = tmp_path / "comma.csv"
-    comma.write_text("prompt,chosen,rejected\nHi, how are you?,good,bad\n")
-    with pytest.raises(ValueError, match="row 1: not as many fields as the header"):
-        load_preferences(str(comma))
 
 
 def test_bundled_sample():

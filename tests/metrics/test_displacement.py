@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from ranking.metrics.displacement import displacement_by_group, displacement_by_step, fell
+from ranking.metrics.displacement import displacement_by_group, fell
+from ranking.metrics.dynamics import displacement_by_step
 
 GROUPS = ("correct_to_correct", "incorrect_to_incorrect", "correct_to_incorrect")
 

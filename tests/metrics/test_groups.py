@@ -4,15 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from result_rows import bootstrap_of_scipy, scored_record
+from result_rows import scored_record
 
 from ranking.metrics.accuracy import summarize_dataset
 from ranking.metrics.groups import MAX_GROUPS, group_means
-from ranking.metrics.intervals import (
-    interval_95,
-    resampled_means,
-    wilson_interval,
-)
+from ranking.metrics.intervals import resampled_means, wilson_interval
 from ranking.metrics.orders import chance_level
 
 GROUPS = [{"domain": "b"}, {"domain": "a"}, {"domain": "b"}, {}, {"domain": "b"}]
@@ -58,15 +54,6 @@ def test_groups_add_up_to_the_whole(examples):
     for entry in by_group:
         low, high = entry["bootstrap_95"]
         assert (low is None) == (high is None) and (low is None or 0 <= low <= high <= 1)
-
-
-def test_one_cell_has_the_bootstrap_of_scipy():
-    rng = np.random.default_rng(3)
-    clusters = [str(k) for k in rng.integers(60, size=200)]
-    tops, bottoms = rng.integers(3, size=200), np.full(200, 2)
-    drawn = resampled_means(tops, bottoms, clusters, np.zeros(200, int), 1, 0, 4000)
-    expected = bootstrap_of_scipy(tops, bottoms, clusters, 0, 4000)
-    assert interval_95(drawn[:, 0]) == pytest.approx(expected, rel=1e-12)
 
 
 def test_cells_of_one_draw_stay_together():

@@ -63,13 +63,6 @@ def test_p_values_are_exact_with_ties_and_up_to_nine():
         assert p_value == pytest.approx(np.mean(np.abs(everyone) >= abs(found) - 1e-9))
 
 
-def test_wilson_interval_closed_form():
-    z, n, p = 1.959963984540054, 50, 0.4
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    assert wilson_interval(20, 50) == pytest.approx((centre - half, centre + half))
-
-
 def test_clustered_bootstrap_sees_the_clusters():
     """50 clusters of 20 identical values are as uncertain as 50 values, not 1000."""
     values = np.random.default_rng(0).integers(0, 2, 50).astype(float)

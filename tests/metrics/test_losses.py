@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from trl import DPOTrainer
 
-from ranking.metrics.idealized import required_loss, required_margin
+from ranking.metrics.idealized import required_margin
 from ranking.metrics.loss_names import OWN_LOSSES
 from ranking.metrics.losses import (
     IPO,
@@ -132,7 +132,7 @@ def test_alpha_scaling_is_eq_4():
 @pytest.mark.parametrize("beta", [0.05, 0.5])
 @pytest.mark.parametrize("loss_type", THRESHOLDS)
 def test_thresholds_are_equivalences(loss_type, beta):
-    """The margin's condition always, the loss's as `required_loss` words it for each loss."""
+    """The margin's condition always, the loss's as docs/reading.md words it for each loss."""
     pairs = random_pairs()
     gamma = 0.5 if loss_type in OWN_LOSSES else 1.0
     of_loss = {"label_smoothing": SMOOTHING.get(loss_type, 0.0), "discopop_tau": 0.05,
@@ -144,7 +144,7 @@ def test_thresholds_are_equivalences(loss_type, beta):
     needed = required_margin(ref, beta, gamma, loss_type)
     assert np.array_equal(margins >= needed, correct)
     losses = pair_loss(margins, loss_type, beta=beta, **of_loss)
-    threshold = required_loss(ref, beta, gamma, loss_type, **of_loss)
+    threshold = pair_loss(needed, loss_type, beta=beta, **of_loss)
     low = losses <= threshold
     lowest = lowest_loss_margin(loss_type, of_loss["label_smoothing"])
     if loss_type == "discopop":  # the bump: L = 0.79 at z = −0.16, 0.87 at z = 0.09
@@ -215,7 +215,8 @@ def test_a_low_loss_with_the_penalty_of_dpop_is_enough_and_not_needed(gamma):
     penalties = dpop_penalties(pairs["chosen"], pairs["ref_chosen"], beta, 0.5)
     margins = beta * (policy - gamma * ref)
     losses = pair_loss(margins, loss_type, beta=beta, penalties=penalties)
-    low, correct = losses <= required_loss(ref, beta, gamma, loss_type), policy >= 0
+    threshold = pair_loss(required_margin(ref, beta, gamma, loss_type), loss_type, beta=beta)
+    low, correct = losses <= threshold, policy >= 0
     assert correct[low].all() and low.any()
     kept = penalties == 0
     assert np.array_equal(low[kept], correct[kept]) and 0.3 < kept.mean() < 0.7
@@ -226,7 +227,7 @@ def test_of_two_hand_worked_pairs_ipo_ranks_one_wrongly_at_its_lowest():
     """β = ½: the loss is lowest at a log-ratio of 1 per token above the reference's. That is too
     little where the reference is wrong by 3 per token: ranked correctly from a loss of 4 on."""
     assert required_margin([-0.5, -3.0], 0.5, loss_type="ipo").tolist() == [0.25, 1.5]
-    assert required_loss([-0.5, -3.0], 0.5, loss_type="ipo").tolist() == [0.25, 4.0]
+    assert pair_loss([0.25, 1.5], "ipo", beta=0.5).tolist() == [0.25, 4.0]
     assert lowest_loss_margin("ipo") == 0.5
 
 
@@ -243,7 +244,7 @@ def test_extreme_margins_neither_overflow_nor_vanish():
 def test_losses_without_threshold_say_why():
     for name, why in NO_THRESHOLD.items():
         with pytest.raises(ValueError, match=f"loss {name} has no threshold: {why}"):
-            required_loss([1.0], 0.1, loss_type=name)
+            required_margin([1.0], 0.1, loss_type=name)
     with pytest.raises(ValueError, match="loss dpo: give one of alpha_scaling, alpha_scaling_norm"):
         required_margin([1.0], 0.1, loss_type="dpo")
     with pytest.raises(ValueError, match=r"label_smoothing=0.0 of exo_pair: give one in \(0, 1\)"):

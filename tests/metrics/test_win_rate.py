@@ -1,32 +1,13 @@
 """Win rates at equal lengths, by order of asking, beside ranking accuracy."""
 
-import numpy as np
 import pytest
 
 from ranking.metrics.win_rate import (
     correlations,
-    length_controlled_win_rate,
     means_by_gamma,
     position_bias,
     summarize_win_rate,
 )
-
-
-def test_length_controlled_win_rate_is_the_intercept():
-    """Wins drawn with a known preference at equal lengths, and a known taste for length."""
-    rng = np.random.default_rng(0)
-    differences = rng.normal(80, 100, 20_000)
-    squashed = np.tanh(differences / differences.std())
-    for intercept, slope in ((0.0, 2.0), (0.7, -1.0)):
-        chance = 1 / (1 + np.exp(-(intercept + slope * squashed)))
-        wins = (rng.random(len(chance)) < chance).astype(float).tolist()
-        found = length_controlled_win_rate(wins, differences.tolist())
-        assert found == pytest.approx(1 / (1 + np.exp(-intercept)), abs=0.02)
-    assert abs(np.mean(wins) - found) > 0.05  # the raw rate is another
-    assert length_controlled_win_rate([1.0, 1.0, 0.0, 0.0], [9, 8, -9, -8]) is None  # separated
-    assert length_controlled_win_rate([1.0, 0.0, 0.5], [3, 3, 3]) is None
-    assert length_controlled_win_rate([1.0, 0.0, 0.5], [0, 0, 0]) == 0.5
-    assert length_controlled_win_rate([1.0, 1.0], [0, 1]) is None
 
 
 def test_correlations_of_near_and_far_half():
@@ -79,6 +60,7 @@ def test_shares_of_a_win_count_as_what_they_are_nearer_to():
     assert (row["n_wins"], row["n_ties"], row["n_losses"]) == (1, 1, 1)
     assert row["order_disagreement"] == pytest.approx(1 / 3)  # the last: 0.6, then 1 − 1
     assert row["first_reply_share"] == pytest.approx((0.85 + 0.05 + 1.0 + 1.6) / 6)
+    assert row["length_controlled_win_rate"] == pytest.approx(1.6 / 3)  # all are of one length
 
 
 def test_position_bias_is_of_clear_verdicts():
