@@ -43,13 +43,7 @@ from ranking.reports.dynamics import (
 from ranking.reports.flips import dynamics_names, flips_table
 from ranking.reports.hard_pairs import hard_pairs_table
 from ranking.reports.idealized import idealized_table
-from ranking.reports.labels import (
-    SYMBOLS,
-    by_normalization,
-    refuse_two_runs,
-    setting_label,
-    short,
-)
+from ranking.reports.labels import by_normalization, refuse_two_runs, setting_label, short
 from ranking.reports.length import length_table
 from ranking.reports.rewards import (
     ranking_and_reward_table,
@@ -162,10 +156,10 @@ def conventions_table(rows: list[Record], beside: str | None = None) -> Table:
     columns = ["what", "dataset", "model", "convention", "n", "R̃", "R", "paper R̃, R"]
     lines = []
     for pair in by_normalization(rows, "what", "convention"):
-        row = pair["non-length-normalized"]
+        row = pair[1]
         line = [row["what"], setting_label(row, rows), short(row["model"]), row["convention"]]
         line.append(str(row["n"]))
-        for value in (pair[normalization]["value"] for normalization in SYMBOLS):
+        for value in (of_kind["value"] for of_kind in pair):
             values = value if isinstance(value, list) else [value]
             line.append(BETWEEN.join(map(percent, values)))
         published = None

@@ -22,6 +22,7 @@ from ranking.reports.labels import (
     by_normalization,
     dataset_of,
     model_labels,
+    normalization_of,
     panel_names,
     plain,
     refuse_two_runs,
@@ -30,6 +31,7 @@ from ranking.reports.labels import (
     setting_labels,
     setting_of,
     short,
+    symbol_of,
 )
 from ranking.reports.length import baseline_table, show_baselines, with_baselines
 from ranking.reports.pairs import Columns, pair_table
@@ -82,9 +84,11 @@ def accuracy_table(rows: Sequence[AccuracyRow], published: Published | None = No
         for symbol in SYMBOLS.values():
             columns += [f"{symbol} paper", f"{symbol} ours [95 %]", "difference"]
     settings = list(dict.fromkeys(map(setting_of, accuracies)))
-    pairs = [(pair["non-length-normalized"], pair) for pair in by_normalization(accuracies)]
     lines = []
-    for row, pair in sorted(pairs, key=lambda both: settings.index(setting_of(both[0]))):
+    for pair in sorted(
+        by_normalization(accuracies), key=lambda pair: settings.index(setting_of(pair[0]))
+    ):
+        row = pair[1]
         if alone:
             name = dataset_of(row)
             sizes = dict.fromkeys((row["k_min"], row["k_max"]))
@@ -93,9 +97,9 @@ def accuracy_table(rows: Sequence[AccuracyRow], published: Published | None = No
             line = [setting_label(row, accuracies), short(row["model"])]
         line += [str(row["n"]), percent(row["chance"])]
         found = None if alone else published(row)
-        for k, normalization in enumerate(SYMBOLS):
-            value = pair[normalization]["distance_metric_value_mean"]
-            low, high = pair[normalization]["wilson_95"]
+        for k, own in enumerate(pair):
+            value = own["distance_metric_value_mean"]
+            low, high = own["wilson_95"]
             ours = with_interval(value, (low, high), digits=int(alone))
             if alone:
                 line.append(ours)
@@ -109,7 +113,7 @@ def accuracy_table(rows: Sequence[AccuracyRow], published: Published | None = No
             line += [str(sum(row["dropped"].values())), str(row["n_examples_with_ties"])]
         lines.append(line)
         if alone:
-            lines += group_lines([pair[kind] for kind in SYMBOLS], len(columns))
+            lines += group_lines(pair, len(columns))
     return columns, lines
 
 
@@ -148,7 +152,7 @@ def report_accuracy_ties(rows: Sequence[AccuracyRow]) -> None:
         if "n_exact_ties" not in row:
             continue  # a benchmark, where they are wrong
         metric = row["distance_metric"]
-        where = f"{dataset_of(row)}, {SYMBOLS[row['calib_property'].removeprefix('ranking_')]}"
+        where = f"{dataset_of(row)}, {symbol_of(row)}"
         value, strict = row["distance_metric_value_mean"], row["mean_if_exact_ties_are_wrong"]
         if metric == "acc" and row["n_exact_ties"]:
             n = row["n_exact_ties"]
@@ -199,16 +203,16 @@ def accuracy_numbers(rows: Sequence[AccuracyRow]) -> Columns:
         if row["distance_metric"] == "benchmark":
             continue
         own = {**row, "value": row["distance_metric_value_mean"]}
-        kind = row["calib_property"].removeprefix("ranking_")
         what = [row["model"], dataset_of(row)]
         entries: list[Any] = [own, *row.get("by_group", []), *row.get("mean_over_groups", [])]
         for entry in entries:
             low, high = interval_of(entry)
             baselines = entry.get("baselines") or {}
             lines.append(
-                [*what, entry.get("column"), entry.get("group"), kind, row["distance_metric"],
-                 entry.get("n"), entry["value"], low, high, entry.get("chance"),
-                 baselines.get("shorter"), baselines.get("longer"), entry.get("at_equal_length")]
+                [*what, entry.get("column"), entry.get("group"), normalization_of(row),
+                 row["distance_metric"], entry.get("n"), entry["value"], low, high,
+                 entry.get("chance"), baselines.get("shorter"), baselines.get("longer"),
+                 entry.get("at_equal_length")]
             )  # fmt: skip
     return columns, lines
 
@@ -224,11 +228,11 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
     places = list(labels)
     figure, axes = subplots(figsize=(WIDTH, 1.2 + 0.45 * len(places)), layout="constrained")
     styles = {
-        "ranking_length-normalized": (BLUE, "o", -0.14, "length-normalized"),
-        "ranking_non-length-normalized": (ORANGE, "s", 0.14, "summed"),
+        "length-normalized": (BLUE, "o", -0.14, "length-normalized"),
+        "non-length-normalized": (ORANGE, "s", 0.14, "summed"),
     }
     for kind, (colour, marker, shift, label) in styles.items():
-        chosen = [row for row in accuracies if row["calib_property"] == kind]
+        chosen = [row for row in accuracies if normalization_of(row) == kind]
         x, bars = accuracy_bars(chosen)
         y = [places.index(setting_of(row)) + shift for row in chosen]
         axes.errorbar(x, y, xerr=bars, fmt=marker, color=colour, capsize=2, label=label)
@@ -277,9 +281,7 @@ def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Pat
     for axes, (kind, title) in zip(grid, titles.items()):
         for k, (model, name) in enumerate(models.items()):
             chosen = [
-                row
-                for row in accuracies
-                if row["model"] == model and row["calib_property"] == f"ranking_{kind}"
+                row for row in accuracies if row["model"] == model and normalization_of(row) == kind
             ]
             x, bars = accuracy_bars(chosen)
             shift = 0.6 * ((k + 0.5) / len(models) - 0.5)
@@ -323,7 +325,7 @@ def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
     for line, (column, chosen) in zip(grid, panels):
         shown = names_to_show(chosen[0], column)
         for row in chosen:
-            axes = line[list(SYMBOLS).index(row["calib_property"].removeprefix("ranking_"))]
+            axes = line[list(SYMBOLS).index(normalization_of(row))]
             draw_groups(axes, row, column, shown, models)
             if row["model"] == chosen[0]["model"]:
                 mark_chance(axes, row, column, shown)

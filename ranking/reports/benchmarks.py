@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ranking.metrics.benchmarks import IMPLICIT_REWARD, BenchmarkPart, BenchmarkRow
-from ranking.reports.labels import SYMBOLS, by_normalization, refuse_two_runs, scoring_label, short
+from ranking.reports.labels import by_normalization, refuse_two_runs, scoring_label, short
 from ranking.reports.tables import Table, interval_of, percent, show_table, with_interval
 
 
@@ -28,12 +28,12 @@ def benchmark_table(rows: Sequence, alone: bool = False) -> Table:
         columns = ["benchmark", "model", *columns]
     lines = []
     for pair in by_normalization(found, "benchmark", "scored_by"):
-        row = pair["non-length-normalized"]
+        row = pair[1]
         by_reward = row["scored_by"] == IMPLICIT_REWARD
         how = f"by implicit reward from {short(row['reference_model'])}" if by_reward else ""
         model = ", ".join(filter(None, (short(row["model"]), how, scoring_label(row))))
-        kinds: list[list[BenchmarkPart]] = [pair[kind]["parts"] for kind in SYMBOLS]
-        for entries in zip(*kinds):
+        parts: list[list[BenchmarkPart]] = [of_kind["parts"] for of_kind in pair]
+        for entries in zip(*parts):
             part = entries[0]
             line = [] if alone else [row["benchmark"], model]
             line += [part["part"], part["kind"], str(part["n"]), percent(part["chance"])]
@@ -46,10 +46,10 @@ def benchmark_table(rows: Sequence, alone: bool = False) -> Table:
 def show_benchmarks(rows: Sequence) -> None:
     """A table for each benchmark of a run, and lines for what is missing or was left out."""
     for pair in by_normalization(benchmarks_of(rows), "benchmark", "scored_by"):
-        row = pair["non-length-normalized"]
+        row = pair[1]
         name = row["benchmark"]
         title = f"{name}, by {row['scored_by']}, % [95 % interval]"
-        show_table(benchmark_table(list(pair.values()), alone=True), title)
+        show_table(benchmark_table(pair, alone=True), title)
         if row["scored_by"] == IMPLICIT_REWARD:
             name += f", by {IMPLICIT_REWARD}"
         if row["missing"]:

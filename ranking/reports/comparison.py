@@ -12,6 +12,7 @@ from ranking.reports.labels import (
     model_names,
     setting_labels,
     setting_of,
+    symbol_of,
 )
 from ranking.reports.style import (
     GREY,
@@ -25,11 +26,6 @@ from ranking.reports.style import (
 from ranking.reports.tables import Table, bracketed, percent, show_table, with_interval
 
 SIGNIFICANT = 0.05  # of p-values corrected by Holm's method
-
-
-def symbol_of(row: ComparisonRow) -> str:
-    """R̃ or R."""
-    return SYMBOLS[row["calib_property"].removeprefix("ranking_")]
 
 
 def both_normalizations(rows: Sequence[ComparisonRow]) -> list[list[ComparisonRow]]:

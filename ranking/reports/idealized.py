@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from ranking.reports.labels import (
     by_normalization,
     dataset_of,
     model_labels,
+    normalization_of,
     page_label,
     plain,
     refuse_two_runs,
@@ -77,7 +79,7 @@ def idealized_table(
         columns += [symbol, *(f"{symbol}* {name}" for name in over_betas), "gap [95 %]"]
     lines = []
     for pair in by_normalization(rows):
-        row = pair["non-length-normalized"]
+        row = pair[1]
         if alone:
             line = [dataset_of(row)]
         else:
@@ -85,9 +87,8 @@ def idealized_table(
             where = (page_label if sortable else setting_label)(row, rows)
             line = [where, " → ".join(map(short, models))]
         line.append(str(row["n"]))
-        both = [pair[normalization] for normalization in SYMBOLS]
-        lines.append(line + idealized_cells(both, alone, sortable))
-        for label, entries in groups_to_show(both) if alone else []:
+        lines.append(line + idealized_cells(pair, alone, sortable))
+        for label, entries in groups_to_show(pair) if alone else []:
             line = [label, ""]
             if entries:
                 line = [
@@ -127,17 +128,14 @@ def report_idealized_ties(rows: Sequence[IdealizedRow], same_model: bool) -> Non
     sides = [("observed", "observed_accuracy", "n_exact_ties")]
     if not same_model:
         sides.append(("reference's", "reference_accuracy", "reference_n_exact_ties"))
-    for row in (
-        pair[normalization] for pair in by_normalization(rows) for normalization in SYMBOLS
-    ):
+    for row in chain.from_iterable(by_normalization(rows)):
         for whose, accuracy, ties in sides:
             if row[ties]:
                 value, strict = row[accuracy], row[accuracy] - row[ties] / row["n"]
                 logging.warning(
                     "%s, %s: %d untied pairs have exactly equal scores: %s accuracy %.1f %% as "
                     "Def. 2.3 counts them (right), %.1f %% if they were wrong",
-                    dataset_of(row),
-                    row["calib_property"].removeprefix("ranks_"), row[ties], whose, 100 * value,
+                    dataset_of(row), normalization_of(row), row[ties], whose, 100 * value,
                     100 * strict,
                 )  # fmt: skip
 
@@ -211,12 +209,10 @@ def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:
     for axes in grid.flat[len(panels) :]:
         axes.remove()
     for axes, panel in zip(grid.flat, panels):
-        breakpoints = [beta for curve in panel.values() for beta in curve["critical_betas"]]
+        breakpoints = [beta for curve in panel for beta in curve["critical_betas"]]
         left = min([1e-3, *(beta / 2 for beta in breakpoints)])
         right = max([20.0, *(2 * beta for beta in breakpoints)])
-        for normalization, curve in panel.items():
-            summed = normalization == "non-length-normalized"
-            colour, label = (ORANGE, "summed") if summed else (BLUE, "length-normalized")
+        for curve, colour, label in zip(panel, (BLUE, ORANGE), ("length-normalized", "summed")):
             betas = [left, *curve["critical_betas"], right]
             steps = curve_steps(curve)
             values = 100 * np.append(steps, steps[-1])
@@ -228,7 +224,7 @@ def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:
         axes.set_xlim(left, min(right, 1000))
         axes.set_xlabel(r"$\beta$")
         axes.set_ylim(0, 102)
-        first = next(iter(panel.values()))
+        first = panel[0]
         whose = f"{models[first['model']]}, " if len(models) > 1 else ""
         reference = first.get("reference_model")
         if n_references > 1 and reference != first["model"]:
@@ -254,7 +250,6 @@ def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
     ValueError for more datasets than colours, or more references than line styles.
     """
     refuse_two_runs(curves, "calib_property")
-    of_curve = by_normalization(curves)
     settings = setting_labels(curves)
     references = model_labels(str(c["reference_model"]) for c in curves)
     for what, found, most in (
@@ -264,18 +259,18 @@ def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
             raise ValueError(f"{len(found)} {what}, of which {len(most)} can be told apart")
     colours = dict(zip(settings, MODEL_COLOURS))
     styles = dict(zip(references, LINE_STYLES))
-    names = {
-        "length-normalized": r"$\tilde{R}^*(\beta)$: log-likelihoods per token",
-        "non-length-normalized": r"$R^*(\beta)$: summed log-likelihoods",
-    }
+    titles = (
+        r"$\tilde{R}^*(\beta)$: log-likelihoods per token",
+        r"$R^*(\beta)$: summed log-likelihoods",
+    )
     breakpoints = [beta for curve in curves for beta in curve["critical_betas"]]
     left = min([BETAS[0] / 4, *(beta / 1.5 for beta in breakpoints)])
     right = max([BETAS[-1] * 4, *(beta * 1.5 for beta in breakpoints)])
     figure, (row,) = subplots(
         1, 2, figsize=(WIDTH, 3.6), sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
-    for axes, normalization in zip(row, SYMBOLS):
-        for curve in (pair[normalization] for pair in of_curve):
+    for axes, title, of_kind in zip(row, titles, zip(*by_normalization(curves))):
+        for curve in of_kind:
             steps = curve_steps(curve)
             axes.step(
                 [left, *curve["critical_betas"], right], 100 * np.append(steps, steps[-1]),
@@ -284,7 +279,7 @@ def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
             )  # fmt: skip
         axes.axvspan(BETAS[0], BETAS[-1], color=GREY, alpha=0.12, linewidth=0)
         axes.set_xlabel(r"$\beta$")
-        axes.set_title(names[normalization])
+        axes.set_title(title)
         axes.grid(alpha=0.3)
     row[0].set_xscale("log")
     row[0].set_xlim(left, min(right, 1000))
@@ -307,22 +302,18 @@ def plot_idealized_by_group(rows: Sequence[IdealizedRow], path: Path) -> None:
     """Observed accuracy of each group (the 30 largest of a column), and from least to most R* over
     the run's β, with its median; rows of one policy."""
     refuse_two_runs(rows, "calib_property", "beta")
-    if len({row["model"] for row in rows}) > 1:
+    if len({(row["model"], row.get("reference_model")) for row in rows}) > 1:
         raise ValueError("groups of several models: draw each file by itself")
     labels = setting_labels(rows)
-    pairs = {setting_of(pair["length-normalized"]): pair for pair in by_normalization(rows)}
     panels = [
-        (setting, column)
-        for setting, pair in pairs.items()
-        for column in columns_to_show(pair["length-normalized"])
+        (pair, column) for pair in by_normalization(rows) for column in columns_to_show(pair[0])
     ]
     figure, grid = group_grid(
-        [(labels[s], pairs[s]["length-normalized"], column) for s, column in panels],
+        [(labels[setting_of(pair[0])], pair[0], column) for pair, column in panels],
         height=0.24, across="ranking accuracy (%)",
     )  # fmt: skip
-    for line, (setting, column) in zip(grid, panels):
-        for axes, (kind, colour) in zip(line, zip(SYMBOLS, (BLUE, ORANGE))):
-            row = pairs[setting][kind]
+    for line, (pair, column) in zip(grid, panels):
+        for axes, row, colour in zip(line, pair, (BLUE, ORANGE)):
             shown = names_to_show(row, column)
             entries = [e for e in row["by_group"] if e["column"] == column and e["group"] in shown]
             places = np.array([shown.index(entry["group"]) for entry in entries])

@@ -150,17 +150,26 @@ def refuse_two_runs(rows: Iterable[ResultRow], *columns: str) -> None:
         seen.add(key)
 
 
-def by_normalization(rows: Iterable[ResultRow], *columns: str) -> list[dict[str, Any]]:
-    """Normalization → row, of each model, setting and values of `columns`, as they come. ValueError
+def normalization_of(row: ResultRow) -> str:
+    """The key of SYMBOLS that a row of any result file is of."""
+    return row.get("normalization") or row["calib_property"].partition("_")[2]
+
+
+def symbol_of(row: ResultRow) -> str:
+    """R̃ or R."""
+    return SYMBOLS[normalization_of(row)]
+
+
+def by_normalization(rows: Iterable[ResultRow], *columns: str) -> list[list[Any]]:
+    """The rows of R̃ and R of each model, setting and values of `columns`, as they come. ValueError
     where one of the two is missing."""
     groups: dict[tuple, dict[str, Any]] = {}
     for row in rows:
         key = (row.get("reference_model"), setting_of(row), row["model"], *map(row.get, columns))
-        normalization = row.get("normalization") or row["calib_property"].partition("_")[2]
-        groups.setdefault(key, {})[normalization] = row
+        groups.setdefault(key, {})[normalization_of(row)] = row
     for pair in groups.values():
         if missing := [kind for kind in SYMBOLS if kind not in pair]:
             (row,) = pair.values()
             where = f"{row['model']} on {setting_label(row)}"
             raise ValueError(f"no {missing[0]} row of {where} beside the other: the file is cut")
-    return list(groups.values())
+    return [[pair[kind] for kind in SYMBOLS] for pair in groups.values()]

@@ -17,6 +17,7 @@ from ranking.reports.labels import (
     setting_labels,
     setting_of,
     short,
+    symbol_of,
 )
 from ranking.reports.style import (
     GREY,
@@ -62,15 +63,14 @@ def baseline_table(rows: Sequence[ResultRow]) -> Table:
         columns += [symbol, f"{symbol} at equal length", f"r ({symbol})"]
     lines = []
     for pair in by_normalization(found, "distance_metric"):
-        entries = [pair[kind] for kind in SYMBOLS]
-        row, *_ = entries
+        row = pair[0]
         label = setting_label(row, found) if several else dataset_of(row)
         of_pairs = row["distance_metric"] == "pairwise_acc"
         if of_pairs:
             label = f"{label}, untied pairs" if row["include_ties"] else "  untied pairs"
         model = [short(row["model"])] if several else []
-        lines.append([label, *model, *baseline_cells(entries)])
-        for of_group, values in [] if of_pairs else groups_to_show(entries):
+        lines.append([label, *model, *baseline_cells(pair)])
+        for of_group, values in [] if of_pairs else groups_to_show(pair):
             line = [of_group, *([""] if several else [])]
             line += baseline_cells(values) if values else []
             lines.append(line + [""] * (len(columns) - len(line)))
@@ -98,7 +98,7 @@ def show_baselines(rows: Sequence[ResultRow]) -> None:
     show_table(baseline_table(rows), title)
     for row in rows:
         if row["distance_metric"] == "pairwise_acc" and row["at_equal_length"] is None:
-            symbol = SYMBOLS[row["calib_property"].removeprefix("ranking_")]
+            symbol = symbol_of(row)
             why = row["at_equal_length_undefined"]
             if why == DIVIDED:
                 enough = "short" if row["length_correlation"] < 0 else "long"
@@ -119,7 +119,7 @@ def length_table(rows: Sequence[ResultRow]) -> Table:
     for row in rows:
         correlation = signed_with_interval(row["correlation"], row["correlation_95"])
         lines.append(
-            [setting_label(row, rows), short(row["model"]), SYMBOLS[row["normalization"]],
+            [setting_label(row, rows), short(row["model"]), symbol_of(row),
              str(row["n"]), correlation,
              f"{percent(row['accuracy_shorter'])} (n = {row['n_shorter']})",
              f"{percent(row['accuracy_longer'])} (n = {row['n_longer']})"]

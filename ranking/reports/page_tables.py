@@ -8,7 +8,6 @@ from typing import Any
 from ranking.reports.accuracy import accuracies_of
 from ranking.reports.groups import groups_to_show
 from ranking.reports.labels import (
-    SYMBOLS,
     by_normalization,
     dataset_of,
     model_names,
@@ -96,12 +95,11 @@ def result_table(rows: Sequence[Any]) -> Table:
     columns += ["reward accuracy per token", "reward accuracy"] * bool(rewards)
     lines = []
     for pair in by_normalization(accuracies):
-        both = [pair[kind] for kind in SYMBOLS]
-        row = both[-1]
-        own = [rewards.get((r["model"], setting_of(r), r["calib_property"])) for r in both]
+        row = pair[1]
+        own = [rewards.get((r["model"], setting_of(r), r["calib_property"])) for r in pair]
         line = [names[row["model"]], page_label(row, accuracies), ""]
-        lines.append(line + number_cells(both, own, columns))
-        for label, entries in groups_to_show(both):
+        lines.append(line + number_cells(pair, own, columns))
+        for label, entries in groups_to_show(pair):
             numbers = [""] * (len(columns) - 3)
             if entries:
                 numbers = number_cells(
@@ -161,8 +159,8 @@ def metric_table(rows: Sequence[Any]) -> Table:
     names = model_names(row["model"] for row in rows)
     lines = []
     for pair in by_normalization(rows, "distance_metric"):
-        row = pair["non-length-normalized"]
-        cells = [f"{pair[kind]['distance_metric_value_mean']:.3f}" for kind in SYMBOLS]
+        row = pair[1]
+        cells = [f"{of_kind['distance_metric_value_mean']:.3f}" for of_kind in pair]
         what = [names[row["model"]], page_label(row, rows), row["distance_metric"]]
         lines.append([*what, str(row["n"]), *cells])
     return ["model", "dataset", "metric", "n", "R̃ (per token)", "R (summed)"], lines

@@ -11,9 +11,9 @@ from ranking.metrics.rewards import RewardPair, RewardRow
 from ranking.reports.dynamics import GROUP_STYLES
 from ranking.reports.groups import groups_to_show
 from ranking.reports.labels import (
-    SYMBOLS,
     by_normalization,
     dataset_of,
+    normalization_of,
     page_label,
     panel_names,
     plain,
@@ -57,14 +57,11 @@ def rewards_of(rows: Sequence[Any]) -> list[RewardRow]:
 
 
 def reward_lines(
-    rows: Sequence[Any],
-    alone: bool,
-    kinds: Sequence[str] = tuple(SYMBOLS),
-    sortable: bool = False,
+    rows: Sequence[Any], alone: bool, sortable: bool, summed_only: bool = False
 ) -> list[tuple[list[str], Mapping[str, Any]]]:
     """First cells of each line of a table about rewards, and the row or group that it shows.
 
-    A line per dataset, models and normalization of `kinds`, which one of these is not named; with
+    A line per dataset, models and normalization (`summed_only`: of one, which is not named); with
     `alone`, of one run whose models stand elsewhere, also one per group of pairs, and the second
     line of a dataset or group does not name it again; `sortable`: one per group, which stands in a
     cell of its own, after all that the line is about.
@@ -76,8 +73,8 @@ def reward_lines(
         )
     lines: list[tuple[list[str], Mapping[str, Any]]] = []
     for pair in by_normalization(found, "beta"):
-        both = [pair[kind] for kind in kinds]
-        hows = [[REWARD_KINDS[kind]] for kind in kinds] if len(kinds) > 1 else [[]]
+        both = pair[1:] if summed_only else pair
+        hows = [[]] if summed_only else [[kind] for kind in REWARD_KINDS.values()]
         row = both[0]
         models = f"{short(row['reference_model'])} → {short(row['model'])}"
         groups = [
@@ -94,7 +91,7 @@ def reward_lines(
                 lines += list(zip(cells, entries))
         elif alone:
             for label, entries in [(dataset_of(row), both), *groups]:
-                labels = [label, *[""] * (len(kinds) - 1)]
+                labels = [label, *[""] * (len(both) - 1)]
                 lines += [([x, *how], entry) for x, how, entry in zip(labels, hows, entries)]
         else:
             label = setting_label(row, found)
@@ -117,7 +114,7 @@ def reward_table(rows: Sequence[Any], alone: bool = False, sortable: bool = Fals
     if not alone:
         columns.insert(1, "reference → model")
     lines = []
-    for cells, found in reward_lines(rows, alone, sortable=sortable):
+    for cells, found in reward_lines(rows, alone, sortable):
         is_group = "value" in found
         value = found["value"] if is_group else found["distance_metric_value_mean"]
         baselines = [percent(found["baselines"][length]) for length in lengths]
@@ -152,7 +149,7 @@ def reward_displacement_table(
         columns = ["dataset", "group", "pairs", "chosen fell", "rejected fell", "both fell"]
         columns += ["chosen, nats", "rejected, nats"]
     at = -1 if sortable else 0  # where a line says of which group it is
-    found_lines = reward_lines(rows, alone, ["non-length-normalized"], sortable)
+    found_lines = reward_lines(rows, alone, sortable, summed_only=True)
     with_ches = any(row.get("ches") for _, row in found_lines)
     columns += list(CHES_COLUMNS.values()) * with_ches
     if not alone:
@@ -198,7 +195,7 @@ def ranking_and_reward_table(
     if not alone:
         columns.insert(1, "reference → model")
     lines = []
-    for cells, found in reward_lines(rows, alone, sortable=sortable):
+    for cells, found in reward_lines(rows, alone, sortable):
         table = found["ranking_and_reward"]
         shares = [percent(table[name] / table["n"]) for name in OUTCOMES]
         lines.append([*cells, str(table["n"]), *shares, f"{table['mcnemar_p']:.2g}"])
@@ -229,7 +226,7 @@ def show_rewards(rows: Sequence[Any]) -> None:
         "Ranking by log-likelihood and by implicit reward, right or wrong, % of pairs",
     )
     for row in found:
-        kind = REWARD_KINDS[row["calib_property"].removeprefix("ranking_")]
+        kind = REWARD_KINDS[normalization_of(row)]
         where = f"{dataset_of(row)}, rewards {kind}"
         n, n_within, n_ties = row["n_non_finite"], row["n_within_rounding"], row["n_ties"]
         if n:
@@ -259,7 +256,7 @@ def log_rewards(run, rows: Sequence[Any], picture: Path | None) -> None:
     names = panel_names(found)
     for row in found:
         counts: Mapping[str, Any] = row["ranking_and_reward"]
-        end = "_per_token" if row["calib_property"] == "ranking_length-normalized" else ""
+        end = "_per_token" if normalization_of(row) == "length-normalized" else ""
         values = {
             "accuracy": row["distance_metric_value_mean"],
             "margin": row["mean_margin"],
@@ -272,8 +269,7 @@ def log_rewards(run, rows: Sequence[Any], picture: Path | None) -> None:
             run.summary[f"{names[dataset_of(row)]}/reward_{name}{end}"] = value
     for row in rows:
         if row.get("distance_metric") == "benchmark" and "reference_model" in row:
-            kind = row["calib_property"].removeprefix("ranking_")
-            key = f"{row['benchmark']}/reward_{kind}"
+            key = f"{row['benchmark']}/reward_{normalization_of(row)}"
             run.summary[key] = row["distance_metric_value_mean"]
     tables = {
         "rewards/table": reward_table(found),

@@ -117,3 +117,6 @@ def test_figure_of_groups(tmp_path, monkeypatch):
         assert list(observed.get_xdata()) == [50, 50] and list(observed.get_ydata()) == [0, 1]
     with pytest.raises(ValueError, match="no column of groups"):
         plot_idealized_by_group(idealized_rows(), tmp_path / "g.png")
+    other = [{**row, "reference_model": "a/base"} for row in grouped_rows()]
+    with pytest.raises(ValueError, match="groups of several models: draw each file by itself"):
+        plot_idealized_by_group(grouped_rows() + other, tmp_path / "g.png")
