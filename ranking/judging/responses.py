@@ -182,7 +182,7 @@ def ends_of_turn(
         eos = load_config(path, None, trust_remote_code).get_text_config().eos_token_id
     ends = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id}
     if chat is not None:
-        ends |= {end_of_turn_id(tokenizer, chat)} & tokenizer.added_tokens_decoder.keys()
+        ends |= {end_of_turn_id(tokenizer, chat)}
     return sorted(ends - {None})
 
 

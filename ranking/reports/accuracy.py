@@ -247,7 +247,7 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
     mark_baselines(axes, enumerate(last[setting] for setting in places))
     names = [f"{labels[setting]}\n(n = {last[setting]['n']})" for setting in places]
     axes.set_yticks(range(len(places)), names)
-    axes.set_title(plain(accuracies[0]["model"]))
+    axes.set_title(plain(short(accuracies[0]["model"])))
     finish_accuracy_axes(axes, len(places))
     legend_outside(figure, ncols=3)
     save_figure(figure, path)

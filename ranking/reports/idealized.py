@@ -343,20 +343,22 @@ def plot_required_loss(pairs: Sequence[PairRow], path: Path) -> None:
     if len({(pair["gamma"], *pair["required_loss"]) for pair in pairs}) > 1:
         raise ValueError("pairs of several γ or β: draw each file by itself")
     ordered = sorted((pair for pair in pairs if not pair["tied"]), key=lambda pair: pair["c"])
+    lowest = 1e-4  # nats
     figure, axes = subplots(figsize=(0.75 * WIDTH, 3.4), layout="constrained")
     betas = sorted(pairs[0]["required_loss"], key=float)
     colours = matplotlib.colormaps["viridis"]
     for k, beta in enumerate(betas):
+        losses = [pair["required_loss"][beta] for pair in ordered]
+        below = ", below the axis" * (max(losses, default=1.0) < lowest)
         axes.plot(
-            [pair["c"] for pair in ordered],
-            [pair["required_loss"][beta] for pair in ordered],
+            [pair["c"] for pair in ordered], losses,
             marker=".", markersize=3, linewidth=0.8, linestyle="dashed",
-            color=colours(0.9 * k / max(1, len(betas) - 1)), label=rf"$\beta$ = {beta}",
+            color=colours(0.9 * k / max(1, len(betas) - 1)), label=rf"$\beta$ = {beta}{below}",
         )  # fmt: skip
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set_yscale("log")
     largest = max((p["required_loss"][beta] for p in ordered for beta in betas), default=1.0)
-    axes.set_ylim(1e-4, 2 * max(largest, 1.0))
+    axes.set_ylim(lowest, 2 * max(largest, 1.0))
     axes.set_xlabel(f"$c$ = {LOG_REF % 'y_l'} − {LOG_REF % 'y_w'} (nats)")
     axes.set_ylabel(f"loss needed, {LOSS_NEEDED} (nats)")
     axes.set_title(f"right of 0: the reference ranks the pair wrongly (n = {len(ordered)})")

@@ -92,14 +92,16 @@ def with_scoring(label: str, row: ResultRow, beside: Iterable[ResultRow]) -> str
 
 def setting_labels(rows: Sequence[ResultRow]) -> dict[tuple, str]:
     """setting → the dataset, with its split (a long one only beside another), its configuration
-    where there are two, "ties", and how it was scored. For pictures."""
+    where there are two or it is not the hub's default, "ties", and how it was scored. For
+    pictures."""
     labels = {}
     for row in rows:
         name, config, split, ties = setting_of(row)[:4]
         parts = {
             key: {r.get(key) for r in rows if r["dataset_name"] == name} for key in DATASET_COLUMNS
         }
-        shown_config = config if len(parts["dataset_config"]) > 1 else None
+        default = DATASETS[name].config if name in DATASETS else None
+        shown_config = config if len(parts["dataset_config"]) > 1 or config != default else None
         short_split = split is not None and len(split) <= 12
         shown_split = split if short_split or len(parts["dataset_split"]) > 1 else None
         label = dataset_label(name, shown_split, shown_config)

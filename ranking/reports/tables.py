@@ -10,6 +10,11 @@ from typing import Any
 
 Table = tuple[list[str], list[list[str]]]  # columns, lines of cells
 BETWEEN = " / "  # min / median / max over β
+LATEX = {
+    "R̃": r"\tilde{R}", "α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "θ": r"\theta",
+    "λ": r"\lambda", "π": r"\pi", "σ": r"\sigma", "τ": r"\tau", "→": r"\rightarrow", "−": "-",
+    "≤": r"\leq", "≥": r"\geq", "‖": r"\|", "²": "^2", "×": r"\times", "±": r"\pm",
+}  # fmt: skip
 
 
 def percent(value: float | None) -> str:
@@ -104,11 +109,14 @@ def as_texts(table: tuple[Sequence[str], Sequence[Sequence[Any]]]) -> Table:
 
 
 def as_latex(table: Table) -> str:
-    """For booktabs."""
+    """For booktabs. Symbols are LaTeX's: pdflatex ends at letters that its fonts lack."""
     from tabulate import tabulate
 
     columns, lines = table
-    return tabulate(lines, columns, tablefmt="latex_booktabs", disable_numparse=True)
+    text = tabulate(lines, columns, tablefmt="latex_booktabs", disable_numparse=True)
+    for symbol, command in LATEX.items():
+        text = text.replace(symbol, rf"\ensuremath{{{command}}}")
+    return text
 
 
 def as_html(table: Table, definitions: Mapping[str, str]) -> str:

@@ -265,11 +265,13 @@ def closes_turns(tokenizer, chat: ChatOptions) -> bool:
 
 
 def end_of_turn_id(tokenizer, chat: ChatOptions = AUTO) -> int | None:
-    """Id of the token that closes an assistant's turn in the chat template, else EOS."""
+    """Id of the token that closes an assistant's turn in the chat template; EOS where nothing
+    closes it; None where text does that has no token of its own: answers can hold its parts."""
     closing = closing_text(tokenizer, chat).strip()
-    ids = tokenizer(closing, add_special_tokens=False)["input_ids"] if closing else []
-    special = [i for i in ids if i in tokenizer.added_tokens_decoder]
-    return (special or ids or [tokenizer.eos_token_id])[0]
+    if not closing:
+        return tokenizer.eos_token_id
+    ids = tokenizer(closing, add_special_tokens=False)["input_ids"]
+    return next((i for i in ids if i in tokenizer.added_tokens_decoder), None)
 
 
 def messages_of(item: Asked, chat: ChatOptions) -> list[Message]:

@@ -9,7 +9,13 @@ import torch
 
 from ranking.data.examples import PreferenceExample
 from ranking.plumbing.processes import announce
-from ranking.scoring.chat import ChatOptions, end_of_turn_id, goes_through_template
+from ranking.scoring.chat import (
+    ChatOptions,
+    closes_turns,
+    closing_text,
+    end_of_turn_id,
+    goes_through_template,
+)
 from ranking.scoring.loading import load_model
 from ranking.training.run_directory import MERGED
 
@@ -50,7 +56,12 @@ def prepare_generation(
         return
     end, known = end_of_turn_id(tokenizer, chat), settings.eos_token_id
     stops = [known] if isinstance(known, int) else list(known or [])
-    if end is not None and end not in stops:
+    if end is None and closes_turns(tokenizer, chat):
+        announce(
+            f"the template ends a turn with {closing_text(tokenizer, chat).strip()!r}, which is no "
+            "token of its own: generation stops there only by generate(stop_strings=…)"
+        )
+    elif end is not None and end not in stops:
         settings.eos_token_id = [*stops, end]
         announce(
             f"generation_config.json: generation also stops at {tokenizer.decode([end])!r}, where "

@@ -1,6 +1,7 @@
 """What is shown of idealized accuracy equals the result rows."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from result_rows import idealized_rows
 
@@ -51,6 +52,19 @@ def test_idealized_curves_of_two_runs_have_a_panel_each(tmp_path, monkeypatch):
     ]
     with pytest.raises(ValueError, match="several γ or β"):
         plot_required_loss(pairs, tmp_path / "l.png")
+
+
+def test_a_required_loss_that_is_not_seen_is_said(tmp_path, monkeypatch):
+    """The axis ends at 1e-4 nats: of c = 2 the loss at β = 10 is e^-20."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    pairs = [
+        {"c": c, "tied": False, "gamma": 1.0, "dataset": "d", "split": None,
+         "required_loss": {str(beta): float(np.log1p(np.exp(-beta * c))) for beta in (0.1, 10.0)}}
+        for c in (2.0, 3.0)
+    ]  # fmt: skip
+    plot_required_loss(pairs, tmp_path / "l.png")
+    names = [text.get_text() for text in plt.gca().get_legend().get_texts()]
+    assert names == [r"$\beta$ = 0.1", r"$\beta$ = 10.0, below the axis"]
 
 
 def test_critical_betas_of_datasets_share_a_panel(tmp_path, monkeypatch):

@@ -30,6 +30,11 @@ def test_renderers(capsys):
     )
     latex = as_latex(TABLE)
     assert "\\toprule" in latex and "a\\_b" in latex and "50.0 \\%" in latex
+    columns = ["R̃* min", "R̃ ours [95 %]", "‖θ − θ_ref‖², γ", "a → b, π ≥ 1"]
+    # pdflatex prints letters of Latin-1 and dashes; of others it ends with an error
+    head = as_latex((columns, [["é – …"] * 4])).split("\\midrule")[0]
+    assert head.isascii()
+    assert r"\ensuremath{\tilde{R}}* min" in head and r"\ensuremath{\rightarrow} b" in head
     show_table(TABLE, "Title [of]")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["Title", "[of]"]

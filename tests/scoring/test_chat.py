@@ -250,6 +250,9 @@ def test_an_end_of_turn_is_scored_if_asked_and_once(chat_tokenizer):
     unclosed = ChatOptions(template="{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
                            "{% if add_generation_prompt %}<assistant>{% endif %}")  # fmt: skip
     assert end_of_turn_id(chat_tokenizer, unclosed) == 1
+    text = ChatOptions(template="{% for m in messages %}<{{ m.role }}>{{ m.content }}<|stop|>{% endfor %}"
+                       "{% if add_generation_prompt %}<assistant>{% endif %}")  # fmt: skip
+    assert end_of_turn_id(chat_tokenizer, text) is None  # "<" is the answer's, too
     (eos,) = tokenize_examples(chat_tokenizer, [plain], unclosed, add_eos=True).completions
     assert [c.ids[-1] for c in eos] == [1, 1]
 

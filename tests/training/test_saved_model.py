@@ -45,6 +45,16 @@ def test_generation_stops_where_the_template_ends_a_turn(
     assert (saved.eos_token_id, saved.temperature, saved.do_sample) == (wanted, 0.6, True)
 
 
+def test_generation_does_not_stop_at_a_part_of_what_ends_a_turn(tmp_path, sample_text, capsys):
+    """Text that is several tokens: answers can hold the first of them."""
+    model = as_published(tmp_path / "model", eos_token_id=1)
+    tokenizer = chat_tokenizer(sample_text, CHATML.replace("<|im_end|>", "<|stop|>"))
+    talks = split_folder(tmp_path / "talks", [explicit(row) for row in dialogues()])
+    prepare_generation(model, tokenizer, ChatOptions(), load_parts([talks])["train"].examples)
+    assert model.generation_config.eos_token_id == 1
+    assert "ends a turn with '<|stop|>', which is no token of its own" in capsys.readouterr().err
+
+
 def test_tied_weights_that_were_gathered_twice_are_saved_once(
     tmp_path, tokenizer, texts, caplog, monkeypatch
 ):
