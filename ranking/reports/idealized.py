@@ -349,7 +349,7 @@ def plot_required_loss(pairs: Sequence[PairRow], path: Path) -> None:
     colours = matplotlib.colormaps["viridis"]
     for k, beta in enumerate(betas):
         losses = [pair["required_loss"][beta] for pair in ordered]
-        below = ", below the axis" * (max(losses, default=1.0) < lowest)
+        below = ", below the axis" if max(losses, default=1.0) < lowest else ""
         axes.plot(
             [pair["c"] for pair in ordered], losses,
             marker=".", markersize=3, linewidth=0.8, linestyle="dashed",

@@ -59,7 +59,7 @@ def test_a_required_loss_that_is_not_seen_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(plt, "close", lambda figure: None)
     pairs = [
         {"c": c, "tied": False, "gamma": 1.0, "dataset": "d", "split": None,
-         "required_loss": {str(beta): float(np.log1p(np.exp(-beta * c))) for beta in (0.1, 10.0)}}
+         "required_loss": {str(beta): np.log1p(np.exp(-beta * c)) for beta in (0.1, 10.0)}}
         for c in (2.0, 3.0)
     ]  # fmt: skip
     plot_required_loss(pairs, tmp_path / "l.png")
