@@ -400,7 +400,9 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
         for name, weight in self.own_terms:
             loss = loss + weight * self.own_losses(name, logps, lengths).mean()
         if mode == "eval":
-            self.lines.append(pair_sums(inputs, outputs.log_probs))
+            sums = pair_sums(inputs, outputs.log_probs)
+            of_row = loss.detach().double().expand(len(sums), 1)
+            self.lines.append(torch.cat([sums, of_row], 1))
         return (loss, logits) if return_outputs else loss
 
     def own_losses(
@@ -446,9 +448,10 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
 
     # ------------------------------------------------------------------------ ranking metrics
     def keep_lines(self, lines: torch.Tensor) -> None:
-        """Keep the `pair_sums` of a batch, from all processes; repeated pairs count once."""
+        """Keep a batch's `pair_sums`, from all processes, with the mean loss of each pair's row;
+        repeated pairs count once."""
         for row in self.accelerator.gather(lines).cpu():
-            self.pairs[int(row[0])] = row[1:]
+            self.pairs.setdefault(int(row[0]), row[1:])
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         """Trainer's loop over each set of the evaluation at hand; the metrics of all in one."""
@@ -493,7 +496,7 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
             distance = [finite(squared_distance(self.model, self.initial))]
             broadcast_object_list(distance)  # the first process has the initial weights
             metrics["distance/squared"] = distance[0]
-        metrics |= self.mean_loss(values)
+        metrics |= {"loss": float(table[-1].mean())} | self.mean_loss(values)
         named = of_trainer | {one.start + name: value for name, value in metrics.items()}
         for name, members in members_of_datasets(one, order).items():
             of_name = {k: v[members] for k, v in values.items()}
