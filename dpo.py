@@ -48,10 +48,9 @@ from ranking.training.models import (
     with_base,
 )
 from ranking.training.pairs import prepare_pairs
-from ranking.training.run_card import metrics_at
 from ranking.training.saved_model import prepare_generation, save_merged
 from ranking.training.splits import has_dialogues, load_parts, named_sets
-from ranking.training.start_and_end import finish_and_publish, start_run
+from ranking.training.start_and_end import finish_and_publish, metrics_at, start_run
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
 from ranking.training.trackers import start_trackers

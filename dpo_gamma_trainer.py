@@ -8,7 +8,7 @@ command line), never the share of raters. γ = 1 is DPO, γ = 0 is reference-fre
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -41,7 +41,7 @@ from ranking.training.dynamics_file import (
     forget_later_steps,
 )
 from ranking.training.given_reference import reference_in_row
-from ranking.training.loss_flags import OPTIONS, GammaFlags
+from ranking.training.loss_flags import GammaFlags
 from ranking.training.packed_steps import TOKEN_METRICS, PackedSteps, keep_outputs_in_float32
 from ranking.training.pairs import (
     COLUMNS,
@@ -134,9 +134,7 @@ class DPOGammaConfig(GammaFlags, DPOConfig):
     that the loss_type does not use.
     """
 
-    tokens_per_batch: int | None = field(
-        default=None, metadata={"help": "Tokens of a forward pass (None: by device)."}
-    )
+    tokens_per_batch: int | None = None  # tokens of a forward pass; None: by device
 
     def __post_init__(self):
         if self.bf16 is None and not torch.accelerator.is_available():
@@ -200,11 +198,9 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
         if data_collator is None:
             self.data_collator = partial(collate_pairs, pad_token_id=self._tokenizer.pad_token_id)
         keep_outputs_in_float32(self.accelerator)
-        options = {
-            name: getattr(self.args, name, neutral) for name, (neutral, _) in OPTIONS.items()
-        }
-        self.gamma = options["alpha"]
-        self.target_margin, self.dpop_lambda = options["target_margin"], options["dpop_lambda"]
+        own = self.args if isinstance(self.args, GammaFlags) else GammaFlags()
+        self.gamma = own.alpha
+        self.target_margin, self.dpop_lambda = own.target_margin, own.dpop_lambda
         terms = list(zip(self.loss_types, self.loss_weights, strict=True))
         self.own_terms = [(name, weight) for name, weight in terms if name in OWN_LOSSES]
         # what is left is computed by TRL
@@ -400,7 +396,9 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
         for name, weight in self.own_terms:
             loss = loss + weight * self.own_losses(name, logps, lengths).mean()
         if mode == "eval":
-            self.lines.append(pair_sums(inputs, outputs.log_probs))
+            sums = pair_sums(inputs, outputs.log_probs)
+            of_row = loss.detach().double().expand(len(sums), 1)
+            self.lines.append(torch.cat([sums, of_row], 1))
         return (loss, logits) if return_outputs else loss
 
     def own_losses(
@@ -446,9 +444,10 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
 
     # ------------------------------------------------------------------------ ranking metrics
     def keep_lines(self, lines: torch.Tensor) -> None:
-        """Keep the `pair_sums` of a batch, from all processes; repeated pairs count once."""
+        """Keep a batch's `pair_sums`, from all processes, with the mean loss of each pair's row;
+        repeated pairs count once."""
         for row in self.accelerator.gather(lines).cpu():
-            self.pairs[int(row[0])] = row[1:]
+            self.pairs.setdefault(int(row[0]), row[1:])
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         """Trainer's loop over each set of the evaluation at hand; the metrics of all in one."""
@@ -493,7 +492,7 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
             distance = [finite(squared_distance(self.model, self.initial))]
             broadcast_object_list(distance)  # the first process has the initial weights
             metrics["distance/squared"] = distance[0]
-        metrics |= self.mean_loss(values)
+        metrics |= {"loss": float(table[-1].mean())} | self.mean_loss(values)
         named = of_trainer | {one.start + name: value for name, value in metrics.items()}
         for name, members in members_of_datasets(one, order).items():
             of_name = {k: v[members] for k, v in values.items()}

@@ -1,6 +1,6 @@
 """The text of a training run's model card: README.md of its output directory, and on the hub.
 
-Of values only; `ranking/training/run_card.py` takes them from a run and writes the file.
+Of values only; `ranking/training/start_and_end.py` takes them from a run and writes the file.
 """
 
 import json

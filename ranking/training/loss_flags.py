@@ -1,14 +1,14 @@
 """The flags of DPO^γ's losses beyond TRL's, and which of TRL's would silently change them."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ranking.metrics.loss_names import OWN_LOSSES
 
-OPTIONS: dict[str, tuple[float, tuple[str, ...]]] = {  # neutral value, and the losses that use it
-    "alpha": (1.0, OWN_LOSSES),
-    "target_margin": (0.0, ("alpha_scaling_norm",)),
-    "dpop_lambda": (50.0, ("alpha_scaling_dpop",)),
+USERS: dict[str, tuple[str, ...]] = {  # of an option: the losses that use it
+    "alpha": OWN_LOSSES,
+    "target_margin": ("alpha_scaling_norm",),
+    "dpop_lambda": ("alpha_scaling_dpop",),
 }
 
 
@@ -16,23 +16,17 @@ OPTIONS: dict[str, tuple[float, tuple[str, ...]]] = {  # neutral value, and the 
 class GammaFlags:
     """Mixin for TRL's DPOConfig: what OWN_LOSSES take beside β."""
 
-    alpha: float = field(
-        default=1.0, metadata={"help": "γ of Eq. 4: 1 is DPO, 0 is reference-free."}
-    )
-    target_margin: float = field(
-        default=0.0, metadata={"help": "Margin that alpha_scaling_norm asks for; SimPO's γ."}
-    )
-    dpop_lambda: float = field(
-        default=50.0, metadata={"help": "λ of alpha_scaling_dpop's penalty; 50 in its paper."}
-    )
+    alpha: float = 1.0  # γ of Eq. 4: 1 is DPO, 0 is reference-free
+    target_margin: float = 0.0  # that alpha_scaling_norm asks for; SimPO's γ
+    dpop_lambda: float = 50.0  # λ of alpha_scaling_dpop's penalty; 50 in its paper
 
     def check_loss(self, dashes=""):
         """ValueError for options that would silently change one of OWN_LOSSES, and for those that
         the loss_type does not use. dashes: what comes before a name in messages."""
         given = " ".join(self.loss_type)
-        for name, (neutral, users) in OPTIONS.items():
+        for name, users in USERS.items():
             value = getattr(self, name)
-            if value != neutral and not set(users) & set(self.loss_type):
+            if value != getattr(GammaFlags, name) and not set(users) & set(self.loss_type):
                 raise ValueError(f"{dashes}{name} {value}: needs {dashes}loss_type "
                                  f"{' or '.join(users)}, not {given}")  # fmt: skip
             if name != "alpha" and not 0 <= value < math.inf:

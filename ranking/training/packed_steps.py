@@ -127,7 +127,6 @@ class PackedSteps(Trainer):
     row_bytes: Sequence[tuple[int, int]] = ()  # tokens and bytes of a GPU, rows of the first step
     rows_are_fitted = False  # to the memory that they took
     rows: Sequence[list[int]] = ()  # of the step or batch at hand
-    loss_sums = torch.zeros(2, dtype=torch.float64)  # of an evaluation: losses by weight, weights
 
     def sequences_of(self, batch) -> list[list[TokenizedCompletion]]:
         """The sequences of each example of a batch."""
@@ -215,9 +214,6 @@ class PackedSteps(Trainer):
             lines = lines[order.argsort().to(lines.device)]
             repeated = lines[:1].expand(n_examples - len(lines), -1)  # as many in all processes
             self.keep_lines(torch.cat([lines, repeated]))
-        if mode == "eval" and total:
-            sums = torch.tensor([total * float(result), total], dtype=torch.float64)
-            self.loss_sums = self.loss_sums + sums
         return result
 
     def count_once(self, n: int) -> int:
@@ -337,20 +333,6 @@ class PackedSteps(Trainer):
         inputs = self._prepare_inputs(inputs)
         run = partial(self.run_rows, [inputs], "eval", compute)
         return self.within_memory("eval", run), None, None
-
-    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        """Trainer's loop; where it went row by row, with the mean by weight of all rows' losses in
-        place of that over batches of the size that was asked for."""
-        self.loss_sums = torch.zeros_like(self.loss_sums)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        sums = self.loss_sums
-        if self.args.world_size > 1:
-            sums = sums.to(self.accelerator.device)
-            torch.distributed.all_reduce(sums)
-        loss, weight = sums.tolist()
-        if weight:
-            output.metrics[f"{metric_key_prefix}_loss"] = loss / weight
-        return output
 
     def log(self, logs, start_time=None):
         """Without Trainer's steps of an evaluation per second, which are not the batches it had."""

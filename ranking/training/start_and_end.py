@@ -1,6 +1,8 @@
 """What sft.py and dpo.py do alike before a model is loaded, and when all results are on disk."""
 
+import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,16 +10,27 @@ from datasets import Dataset
 from transformers import set_seed
 
 from ranking.plumbing.model_hub import push_results
+from ranking.plumbing.processes import announce
+from ranking.plumbing.result_files import write_text_atomically
+from ranking.reports.model_card import CARD_FILE, model_card, results_table
 from ranking.reports.pairs import Columns
 from ranking.training.best_metric import check_best_metric
 from ranking.training.checkpoints import SavedStep
 from ranking.training.config_file import save_config
+from ranking.training.mixtures import by_dataset
+from ranking.training.models import is_adapter
 from ranking.training.parsing import FlagSet
 from ranking.training.pushing import PushCheckpoints, start_pushing
-from ranking.training.run_card import write_card
-from ranking.training.run_directory import claim_directory, finish_run, run_description
-from ranking.training.splits import Parts
+from ranking.training.run_directory import (
+    claim_directory,
+    finish_run,
+    has_run_card,
+    run_description,
+)
+from ranking.training.splits import Parts, named_sets
 from ranking.training.trackers import finish_trackers
+
+CARD_LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
 
 
 class Run(NamedTuple):
@@ -64,6 +77,51 @@ def start_run(
     return Run(flags.script, given, folder, settings, checkpoint, pushing)
 
 
+def metrics_at(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
+    """The metrics of the last evaluation at a step, by Trainer's names; none where there was
+    none."""
+    found = [entry for entry in history if entry["step"] == step and "eval_loss" in entry]
+    return dict(found[-1]) if found else {}
+
+
+def write_card(
+    run: Run,
+    saved: SavedStep,
+    metrics: Mapping[str, float],
+    parts: Mapping[str, Dataset],
+    *,
+    data_commit: str | None,
+    pictures: Mapping[str, Path],
+) -> None:
+    """Write README.md into the output directory, unless one is there that is the user's own.
+
+    metrics: of validation (eval_…, of the saved step) and test (test_…). parts: what was trained on
+    and evaluated, train, validation, test and evaluation sets by their names.
+    """
+    file = run.folder / CARD_FILE
+    if file.exists() and not has_run_card(run.folder):
+        announce(f"{file} is your own: no model card is written")
+        return
+    shown = {}  # how the metrics of a part begin → what it is called, its rows
+    for part, prefix in (("validation", "eval_"), ("test", "test_")):
+        shown[prefix] = part, parts[part]
+        for name, rows in by_dataset(parts[part]).items():
+            shown[f"{prefix}{name}/"] = f"{part} {name}", rows
+        if part == "validation":
+            shown |= {f"eval_{name}/": (name, rows) for name, rows in named_sets(parts).items()}
+    sizes = {prefix: len(rows) for prefix, (_, rows) in shown.items()}
+    names = {prefix: name for prefix, (name, _) in shown.items()}
+    is_tuned_again = run.settings.get("use_peft") and is_adapter(run.settings["model_name_or_path"])
+    card = model_card(
+        run.folder.resolve().name, run.script, run.given, run.settings, saved,
+        results_table(metrics, sizes, names), data_commit=data_commit,
+        pictures=[path.name for path in pictures.values()],
+        versions={"Python": platform.python_version(), **{x: version(x) for x in CARD_LIBRARIES}},
+        n_trained=len(parts["train"]), own_base=bool(is_tuned_again),
+    )  # fmt: skip
+    write_text_atomically(file, card)
+
+
 def finish_and_publish(
     run: Run,
     trackers: Sequence[Any],
@@ -81,10 +139,8 @@ def finish_and_publish(
 
     validation, test: metrics by Trainer's names. parts, pictures: as `write_card` takes them.
     """
-    write_card(
-        run.folder, run.script, run.given, run.settings, saved, {**validation, **test}, parts,
-        data_commit=data_commit, pictures=pictures,
-    )  # fmt: skip
+    metrics = {**validation, **test}
+    write_card(run, saved, metrics, parts, data_commit=data_commit, pictures=pictures)
     finish_run(run.folder, run.settings, saved, test, len(parts["test"]))
     for push in run.pushing:
         push_results(run.folder, push.repository, push.revision, push.jobs)

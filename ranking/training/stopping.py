@@ -194,7 +194,7 @@ def train_until_stopped(
     if (patience := args.early_stopping_patience) is not None:
         trainer.add_callback(StopEarly(patience))
         args.restore_callback_states_from_checkpoint = True
-    # TRL's says "fine-tuned version of None" of a local model, peft's nothing: run_card writes ours
+    # TRL's says "fine-tuned version of None" of local models, peft's nothing: write_card has ours
     trainer.create_model_card = lambda *_, **__: None
     trainer.model.create_or_update_model_card = lambda *_, **__: None
     args.eval_on_start = args.eval_on_start and checkpoint is None
