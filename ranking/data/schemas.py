@@ -263,7 +263,7 @@ NO_PAIRS = (
 
 
 def own_columns(schema: Schema) -> tuple[str, ...]:
-    """A schema's columns without that of the prompt (whose name is none of a tree's `text`)."""
+    """A schema's columns but for the prompt's. `text`, the last of TEXTS, is an answer in trees."""
     return tuple(column for column in schema.columns if column not in TEXTS[:-1])
 
 
