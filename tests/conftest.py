@@ -82,6 +82,12 @@ def make_model(model_type: str, config: dict):
     return model.float().eval()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory):
+    """One cache of converted models and reference log-likelihoods for all tests, never the user's."""
+    os.environ["RANKING_ACC_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def figures_end_with_their_test():
     """Those that a test keeps open to look into them."""
@@ -216,12 +222,6 @@ class LimitedMemory(torch.nn.Module):
 
 
 # ---------------------------------------------------------------------------- for judges
-@pytest.fixture
-def converted_models(tmp_path_factory, monkeypatch):
-    """One cache of converted models for the session; judges' answers are kept apart by model."""
-    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture(scope="session")
 def preferences(tmp_path_factory) -> Path:
     """Pairs that differ in one thing: the preferred completion ends with thanks."""

@@ -19,7 +19,6 @@ from ranking.plumbing.result_files import read_json_lines, write_json_lines
 from ranking.training.run_directory import find_checkpoints, gamma_of
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.usefixtures("converted_models")
 
 
 def test_chosen_responses_beat_rejected_ones_and_sides_mirror(

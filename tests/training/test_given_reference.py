@@ -251,7 +251,9 @@ def test_trl_takes_the_file_and_scores_no_reference(tmp_path, sample_text, form,
     )
     data = write(tmp_path / "data.jsonl", rows)
     file = export(tmp_path / "model", data, tmp_path, f"x.{kind}", "--add-eos")
-    dataset = load_dataset("json" if kind == "jsonl" else kind, data_files=file, split="train")
+    dataset = load_dataset(
+        "json" if kind == "jsonl" else kind, data_files=file, split="train", cache_dir=tmp_path
+    )
     assert len(dataset) == 16
     bare = dataset.select_columns(["prompt", "chosen", "rejected"])
 
