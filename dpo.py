@@ -49,7 +49,7 @@ from ranking.training.models import (
 )
 from ranking.training.pairs import prepare_pairs
 from ranking.training.saved_model import prepare_generation, save_merged
-from ranking.training.splits import has_dialogues, load_parts, named_sets
+from ranking.training.splits import load_parts, named_sets
 from ranking.training.start_and_end import finish_and_publish, metrics_at, start_run
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
@@ -120,8 +120,7 @@ def main(argv: list[str]) -> None:
     reference = reference_source(policy, *asked)
     parts = load_parts(**data_args.of_parts())
     examples, chat = parts["train"].examples, data_args.of_chat()
-    described = [data_args.of_description(has_dialogues(parts)), model_args.of_description(),
-                 training_args.of_description()]  # fmt: skip
+    described = [data_args.of_description(), vars(model_args), training_args.to_dict()]
     run = start_run(
         DPO, described, [policy, reference], parts, **data_args.of_run(), **training_args.of_run(),
         local_base=model_args.local_base(),

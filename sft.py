@@ -35,7 +35,7 @@ from ranking.training.models import (
     with_base,
 )
 from ranking.training.saved_model import prepare_generation, save_merged
-from ranking.training.splits import has_dialogues, load_parts, named_sets
+from ranking.training.splits import load_parts, named_sets
 from ranking.training.start_and_end import finish_and_publish, start_run
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
@@ -70,8 +70,7 @@ def main(argv: list[str]) -> None:
     source = model_source(model_args.model_name_or_path, model_args.model_revision)
     parts = load_parts(**data_args.of_parts(), conversations=True)
     examples, chat = parts["train"].examples, data_args.of_chat()
-    described = [data_args.of_description(has_dialogues(parts)), model_args.of_description(),
-                 training_args.of_description()]  # fmt: skip
+    described = [data_args.of_description(), vars(model_args), training_args.to_dict()]
     run = start_run(
         SFT, described, [source], parts, **data_args.of_run(), **training_args.of_run(),
         local_base=model_args.local_base(),

@@ -253,8 +253,3 @@ def named_sets(parts: Mapping[str, Any], with_test: bool = False) -> dict[str, A
     too, for its loss beside the validation loss (Fig. 9b)."""
     tested = {"test": parts["test"]} if with_test else {}
     return tested | {name: part for name, part in parts.items() if name not in TAKEN_NAMES}
-
-
-def has_dialogues(parts: Parts) -> bool:
-    """Whether an example is a dialogue, for which a chat template is."""
-    return any(e.dialogue is not None for data in parts.values() for e in data.examples)
