@@ -37,7 +37,6 @@ from ranking.reports.dynamics import (
 from ranking.reports.dynamics_pictures import draw_dynamics, name_run
 from ranking.training.arguments import ModelArguments, parse_flags
 from ranking.training.checkpoints import describe_step
-from ranking.training.mixtures import by_dataset, print_datasets
 from ranking.training.models import (
     check_adapter,
     check_same_tokens,
@@ -49,8 +48,13 @@ from ranking.training.models import (
 )
 from ranking.training.pairs import prepare_pairs
 from ranking.training.saved_model import prepare_generation, save_merged
-from ranking.training.splits import load_parts, named_sets
-from ranking.training.start_and_end import finish_and_publish, metrics_at, start_run
+from ranking.training.splits import by_dataset, load_parts, named_sets
+from ranking.training.start_and_end import (
+    finish_and_publish,
+    metrics_at,
+    print_datasets,
+    start_run,
+)
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
 from ranking.training.trackers import start_trackers
@@ -109,8 +113,7 @@ def print_test(test: dict[str, float], pairs: Dataset) -> None:
         if share := test[f"test_ranking/{name}"]:
             announce(f"test: {name} {share:.3f} of the pairs, which ranking accuracy counts as "
                      "right (Def. 2.3)")  # fmt: skip
-    counts = {name: len(part) for name, part in by_dataset(pairs).items()}
-    print_datasets(test, counts, "ranking/accuracy")
+    print_datasets(test, by_dataset(pairs), "ranking/accuracy")
 
 
 def main(argv: list[str]) -> None:

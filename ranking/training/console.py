@@ -16,8 +16,8 @@ from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ranking.training.checkpoints import tokens_seen
-from ranking.training.mixtures import by_dataset
 from ranking.training.plan import Outlook, announce_plan, n_times, row_name
+from ranking.training.splits import by_dataset
 
 PART_NAMES = {"eval": "validation", "eval_train": "train"}  # prefix of metrics → whose they are
 

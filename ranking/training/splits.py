@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from ranking.data.examples import PreferenceData, PreferenceExample, describe_joining
 from ranking.data.hub import DATASETS, split_name
@@ -246,6 +247,16 @@ def describe_mixture(examples: Sequence[PreferenceExample]) -> str:
     names = [example.dataset for example in examples]
     counts = {name: names.count(name) for name in dict.fromkeys(names)}
     return ", ".join(f"{name} {n} ({100 * n / len(names):.1f} %)" for name, n in counts.items())
+
+
+def by_dataset(dataset: Dataset | None) -> dict[str, Dataset]:
+    """The rows of each dataset of a mixture, by the column `dataset`; none where there is one."""
+    if dataset is None or "dataset" not in dataset.column_names:
+        return {}
+    rows: dict[str, list[int]] = {}
+    for k, name in enumerate(dataset["dataset"][:]):  # a list: row by row takes seconds
+        rows.setdefault(name, []).append(k)
+    return {name: dataset.select(own) for name, own in rows.items()}
 
 
 def named_sets(parts: Mapping[str, Any], with_test: bool = False) -> dict[str, Any]:

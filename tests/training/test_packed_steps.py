@@ -16,7 +16,6 @@ from ranking.data.conversions import preference_pairs, sft_texts
 from ranking.data.preferences import load_preferences
 from ranking.scoring.log_likelihood import ScoringPath
 from ranking.training import packed_steps
-from ranking.training.mixtures import MixtureTrainer, by_dataset
 from ranking.training.packed_steps import divide_further, fitting_tokens, take_examples
 from ranking.training.sft_trainer import PackedSFTTrainer
 from ranking.training.texts import IGNORED, tokenize_texts
@@ -110,7 +109,7 @@ def test_another_dataset_is_evaluated_alone(tmp_path, tokenizer, rows):
     names = ["one"] * 3 + ["two"] * 2
     mixture = Dataset.from_list([{**row, "dataset": name} for row, name in zip(rows, names)])
     other = Dataset.from_list(rows[7:9])
-    kind = partial(MixtureTrainer, datasets={"eval": by_dataset(mixture)}, eval_sets={"A": other})
+    kind = partial(PackedSFTTrainer, eval_sets={"A": other})
     run = sft(tmp_path, tokenizer, rows, kind, eval_dataset=mixture)
     own, found = run.evaluate(), run.evaluate(other)
     assert {"eval_one/loss", "eval_two/loss", "eval_A/loss"} <= own.keys()
