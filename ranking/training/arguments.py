@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import HfArgumentParser
 from trl import ModelConfig
 
 from ranking.plumbing.processes import announce
 from ranking.training.flags import ModelFlags
-from ranking.training.parsing import FlagFormatter, FlagParser, FlagSet, read_given
+from ranking.training.parsing import FlagSet, read_flags
 
 
 @dataclass
@@ -23,26 +22,12 @@ class ModelArguments(ModelFlags, ModelConfig):
             self.lora_target_modules = [targets]  # TRL makes a regular expression of a lone name
 
 
-class TrainingParser(HfArgumentParser, FlagParser):
-    """The parser that TRL's scripts have, with errors and --help as ours."""
-
-
 def parse_flags(
     flags: FlagSet, types: Sequence[type], argv: Sequence[str], description: str
 ) -> tuple:
     """The values of a command line: an instance of `flags.data` and of each of `types`, which are
-    TRL's ModelConfig and `flags.library` with our mixins. ValueError as `read_given` and where they
-    are no values of a run."""
-    parser = TrainingParser(  # type: ignore[call-arg]  # mypy does not see HfArgumentParser
-        dataclass_types=[flags.data, *types], description=description, allow_abbrev=False,
-        formatter_class=FlagFormatter,
-    )  # fmt: skip
-    given = read_given(parser, argv, flags)
-    try:
-        parsed = parser.parse_args_into_dataclasses(given.words, look_for_args_file=False)
-    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
-        raise ValueError(" ".join(str(error).split())) from error  # TRL's can have several lines
-    parsed[0].given = given.values
+    TRL's ModelConfig and `flags.library` with our mixins. ValueError as `read_flags`."""
+    parsed, given = read_flags(flags, (flags.data, *types), argv, description)
     for note in given.notes:
         announce(note)
     for checked in parsed[1:]:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Container, Sequence
-from dataclasses import field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,8 @@ from ranking.scoring.models import (
 )
 from ranking.training.config_file import check_saved
 from ranking.training.flags import ModelFlags
-from ranking.training.known_flags import (
-    Known,
-    KnownFlags,
-    flags_of_class,
-    make_parser_of,
-    read_known_flags,
-)
-from ranking.training.parsing import FlagSet, read_given
+from ranking.training.known_flags import KnownFlags, read_known_flags, stand_in
+from ranking.training.parsing import FlagSet, read_flags
 
 
 def check_flags(flags: FlagSet, argv: Sequence[str], description: str) -> None:
@@ -46,33 +39,13 @@ def check_flags(flags: FlagSet, argv: Sequence[str], description: str) -> None:
 
 def check_values(flags: FlagSet, known: KnownFlags, argv: Sequence[str], description: str) -> None:
     """ValueError or OSError for flags that no run can have."""
-    parser = make_parser_of(flags, known, description)
-    given = read_given(parser, argv, flags)
-    values = vars(parser.parse_args(given.words))
-    data = flags.data(**{f.name: values[f.name] for f in fields(flags.data) if f.init})
-    model = instance_of(ModelFlags, flags_of_class(known, "ModelConfig"), values)
-    training = instance_of(flags.training, flags_of_class(known, flags.library), values)
+    model_type = stand_in(ModelFlags, "ModelConfig", known)
+    training_type = stand_in(flags.training, flags.library, known)
+    types = (flags.data, model_type, training_type)
+    (data, model, training), given = read_flags(flags, types, argv, description)
     check_saved(data.save_config, given.values)
     model.check_given(given.names)
     check_paths(data, model, training, known["model_types"])
-
-
-def instance_of(mixin: type, known: Known, values: dict[str, Any]) -> Any:
-    """The values of a mixin's and of TRL's flags, as the mixin's methods take them; checked."""
-    own = {f.name for f in fields(mixin)}
-    others = {name: flags[0].get("default") for name, flags in known.items() if name not in own}
-    kind = make_dataclass(
-        mixin.__name__, [(name, Any, default_field(value)) for name, value in others.items()],
-        bases=(mixin,), namespace={"__post_init__": lambda self: self.check()},
-    )  # fmt: skip
-    return kind(**{f.name: values[f.name] for f in fields(kind)})
-
-
-def default_field(value: Any) -> Any:
-    """A dataclass field of this default."""
-    if isinstance(value, list | dict):
-        return field(default_factory=lambda: value)
-    return field(default=value)
 
 
 def check_paths(data: Any, model: Any, training: Any, model_types: Container[str]) -> None:

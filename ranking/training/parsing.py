@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+
 from ranking.plumbing.command_line import HelpFormatter, suggestion
 from ranking.training.config_file import NOT_SAVED, config_words
 from ranking.training.help_texts import (
@@ -15,8 +18,6 @@ from ranking.training.help_texts import (
     of_other_script,
     successor,
 )
-
-SWITCHES = ("truth", "string_to_bool")  # types of flags that are true or false
 
 
 class FlagFormatter(HelpFormatter):
@@ -45,8 +46,9 @@ class FlagSet(NamedTuple):
     script: str  # sft.py or dpo.py
 
 
-class FlagParser(argparse.ArgumentParser):
-    """Errors are raised as ValueError; --help shows FLAG_GROUPS, --help-all all flags."""
+class FlagParser(HfArgumentParser):
+    """The parser that TRL's scripts have. Errors are raised as ValueError; --help shows
+    FLAG_GROUPS, --help-all all flags."""
 
     retired: Mapping[str, str] = {}
     script = ""
@@ -88,6 +90,25 @@ class Given(NamedTuple):
     notes: list[str]  # on keys of the file that have no effect
 
 
+def read_flags(
+    flags: FlagSet, types: Sequence[type], argv: Sequence[str], description: str
+) -> tuple[tuple, Given]:
+    """The values of a command line, an instance of each of `types` (dataclasses of flags of data,
+    model and training), and what of them is given. ValueError as `read_given`, and where they are
+    no values of a run."""
+    parser = FlagParser(
+        dataclass_types=types, description=description, allow_abbrev=False,
+        formatter_class=FlagFormatter,
+    )  # fmt: skip
+    given = read_given(parser, argv, flags)
+    try:
+        values = parser.parse_args_into_dataclasses(given.words, look_for_args_file=False)
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise ValueError(" ".join(str(error).split())) from error  # TRL's can have several lines
+    values[0].given = given.values
+    return values, given
+
+
 def read_given(parser: FlagParser, argv: Sequence[str], flags: FlagSet) -> Given:
     """The flags given on a command line and in its --config file; ValueError for unknown and
     retired ones, with what to use instead, and for values of another type.
@@ -99,7 +120,7 @@ def read_given(parser: FlagParser, argv: Sequence[str], flags: FlagSet) -> Given
     parser.add_argument("--no_add_eos", "--no-add-eos", dest="add_eos", action="store_false",
                         default=None)  # fmt: skip
     for action in parser._actions:
-        if action.nargs is None and getattr(action.type, "__name__", "") in SWITCHES:
+        if action.nargs is None and action.type is string_to_bool:
             action.nargs, action.const = "?", True  # the bare flag switches on, as of other flags
     if "--help-all" in argv:
         print(parser.format_help(everything=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "scipy", "wandb")
+HEAVY = ("torch", "trl", "datasets", "peft", "accelerate", "scipy", "wandb")
 # runs a script of the command line, and says which of HEAVY are imported when it ends
 RUN = f"""
 import atexit, runpy, sys
