@@ -28,7 +28,6 @@ class KnownFlags(TypedDict):
     """known_flags.json."""
 
     versions: dict[str, str]  # of FLAG_LIBRARIES
-    model_types: list[str]  # of the models whose code transformers has
     flags: dict[str, Known]  # by dataclass; TrainingArguments: what SFTConfig and DPOConfig share
 
 
@@ -94,7 +93,7 @@ def name_of_kind(kind: Any) -> str:
 def find_flags() -> KnownFlags:
     """What the installed dataclasses have."""
     import trl
-    from transformers import CONFIG_MAPPING, HfArgumentParser
+    from transformers import HfArgumentParser
 
     every: dict[str, Known] = {}
     for name in ("ModelConfig", "SFTConfig", "DPOConfig"):
@@ -106,8 +105,7 @@ def find_flags() -> KnownFlags:
     classes = {"ModelConfig": every["ModelConfig"], "TrainingArguments": shared}
     for name in ("SFTConfig", "DPOConfig"):
         classes[name] = {k: v for k, v in every[name].items() if k not in shared}
-    types = sorted(CONFIG_MAPPING.keys())
-    return {"versions": installed_versions(), "model_types": types, "flags": classes}
+    return {"versions": installed_versions(), "flags": classes}
 
 
 def write_known_flags() -> None:
@@ -117,8 +115,8 @@ def write_known_flags() -> None:
     for name, flags in found["flags"].items():
         lines = [f"{json.dumps(field)}: {json.dumps(how)}" for field, how in flags.items()]
         parts.append(f"{json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n}")
-    versions, types = json.dumps(found["versions"]), json.dumps(found["model_types"])
-    text = f'{{"versions": {versions},\n"model_types": {types},\n"flags": {{\n' + ",\n".join(parts)
+    versions = json.dumps(found["versions"])
+    text = f'{{"versions": {versions},\n"flags": {{\n' + ",\n".join(parts)
     KNOWN_FILE.write_text(text + "\n}}\n", encoding="utf-8")
 
 
