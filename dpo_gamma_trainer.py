@@ -34,6 +34,7 @@ from ranking.scoring.rotary import by_length_class, length_class
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import TokenizedCompletion
 from ranking.training.distance import initial_weights, squared_distance
+from ranking.training.dpo_flags import GammaFlags
 from ranking.training.dynamics_file import (
     Evaluation,
     append_dynamics,
@@ -41,7 +42,6 @@ from ranking.training.dynamics_file import (
     forget_later_steps,
 )
 from ranking.training.given_reference import reference_in_row
-from ranking.training.loss_flags import GammaFlags
 from ranking.training.packed_steps import TOKEN_METRICS, PackedSteps, keep_outputs_in_float32
 from ranking.training.pairs import (
     COLUMNS,
