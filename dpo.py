@@ -35,9 +35,9 @@ from ranking.reports.dynamics import (
     show_dynamics,
 )
 from ranking.reports.dynamics_pictures import draw_dynamics, name_run
-from ranking.training.arguments import ModelArguments, parse_flags
 from ranking.training.checkpoints import describe_step
 from ranking.training.models import (
+    ModelArguments,
     check_adapter,
     check_same_tokens,
     keep_adapters_in_float32,
@@ -47,6 +47,7 @@ from ranking.training.models import (
     with_base,
 )
 from ranking.training.pairs import prepare_pairs
+from ranking.training.parsing import parse_flags
 from ranking.training.saved_model import prepare_generation, save_merged
 from ranking.training.splits import by_dataset, load_parts, named_sets
 from ranking.training.start_and_end import (

@@ -25,14 +25,15 @@ from datasets import Dataset
 from trl import SFTConfig, get_peft_config
 
 from ranking.data.examples import joining
-from ranking.training.arguments import ModelArguments, parse_flags
 from ranking.training.checkpoints import describe_step
 from ranking.training.models import (
+    ModelArguments,
     check_adapter,
     keep_adapters_in_float32,
     load_for_training,
     with_base,
 )
+from ranking.training.parsing import parse_flags
 from ranking.training.saved_model import prepare_generation, save_merged
 from ranking.training.sft_trainer import PackedSFTTrainer
 from ranking.training.splits import by_dataset, load_parts, named_sets

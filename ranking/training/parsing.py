@@ -10,6 +10,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from ranking.plumbing.command_line import HelpFormatter, suggestion
+from ranking.plumbing.processes import announce
 from ranking.training.config_file import NOT_SAVED, config_words
 from ranking.training.help_texts import (
     FLAG_GROUPS,
@@ -88,6 +89,30 @@ class Given(NamedTuple):
     names: set[str]  # of the flags given
     values: dict[str, Any]  # of these, as --save_config writes them
     notes: list[str]  # on keys of the file that have no effect
+
+
+def parse_flags(
+    flags: FlagSet, types: Sequence[type], argv: Sequence[str], description: str
+) -> tuple:
+    """The values of a command line: an instance of `flags.data` and of each of `types`, which are
+    TRL's ModelConfig and `flags.library` with our mixins. ValueError as `read_flags`."""
+    parsed, given = read_flags(flags, (flags.data, *types), argv, description)
+    for note in given.notes:
+        announce(note)
+    for checked in parsed[1:]:
+        checked.check_given(given.names)
+    check_launch(parsed[-1].n_gpu, flags.script)
+    return parsed
+
+
+def check_launch(n_gpu: int, script: str) -> None:
+    """ValueError where one process sees several GPUs, among which Trainer would split its batches
+    by nn.DataParallel: said before the reference is scored, which may take hours."""
+    if n_gpu > 1:
+        raise ValueError(
+            f"{n_gpu} GPUs are visible to one process: start one for each (torchrun "
+            f"--nproc_per_node {n_gpu} {script} ...), or choose one GPU (CUDA_VISIBLE_DEVICES=0)"
+        )
 
 
 def read_flags(

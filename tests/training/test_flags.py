@@ -4,7 +4,7 @@ import pytest
 
 import dpo
 import sft
-from ranking.training.arguments import check_launch
+from ranking.training.parsing import check_launch
 
 BASE = ["--model_name_or_path=m", "--output_dir=o"]
 

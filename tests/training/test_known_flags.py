@@ -7,9 +7,9 @@ import pytest
 import dpo
 import sft
 from ranking.training import known_flags
-from ranking.training.arguments import ModelArguments
 from ranking.training.early_checks import check_flags
 from ranking.training.flags import ModelFlags
+from ranking.training.models import ModelArguments
 from ranking.training.parsing import FlagParser
 
 KINDS = {"sft": (sft.SFT, sft.SFTArguments), "dpo": (dpo.DPO, dpo.DPOArguments)}
