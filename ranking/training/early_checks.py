@@ -32,9 +32,9 @@ def check_values(flags: FlagSet, known: KnownFlags, argv: Sequence[str], descrip
     model_type = stand_in(ModelFlags, "ModelConfig", known)
     training_type = stand_in(flags.training, flags.library, known)
     types = (flags.data, model_type, training_type)
-    (data, model, training), given = read_flags(flags, types, argv, description)
-    check_saved(data.save_config, given.values)
-    model.check_given(given.names)
+    (data, model, training), names, _ = read_flags(flags, types, argv, description)
+    check_saved(data.save_config, data.given)
+    model.check_given(names)
     check_paths(data, model, training)
 
 

@@ -2,9 +2,8 @@
 
 What each of them means stands in `help_texts.FLAG_GROUPS`, which --help shows. Checked twice, by
 the same code: with TRL's flags as `known_flags` knows them, at once (`early_checks`), and as fields
-of TRL's classes, of which these are mixins. What one script alone has: `sft_flags`,
-`dpo_flags`, of the losses `loss_flags`. A command line becomes values in `parsing`, with the file
-of --config in `config_file`.
+of TRL's classes, of which these are mixins. What one script alone has: `sft_flags`, `dpo_flags`. A
+command line becomes values in `parsing`, with the file of --config in `config_file`.
 """
 
 import importlib.util
