@@ -83,7 +83,7 @@ def load_dataset_parts(
     """The parts of one dataset, whole but for one of millions of rows, with lines that say what
     they are. how: as `load_training_splits` takes it."""
     sample_size = None
-    if split_name(dataset_name)[0] == "HuggingFaceH4/stack-exchange-preferences":
+    if is_streamed(dataset_name):
         if how["data_dir"] is None and n_train is None:
             raise ValueError(
                 f"{dataset_name} has 10 million rows: give --max_train_samples (or --data_dir)"
@@ -100,6 +100,12 @@ def load_dataset_parts(
     return parts
 
 
+def is_streamed(spec: str) -> bool:
+    """Whether a dataset of the hub has millions of rows, of which the first are taken."""
+    name = split_name(spec)[0]
+    return name in DATASETS and DATASETS[name].streamed
+
+
 def load_evaluation_sets(
     specs: Mapping[str, str], trained: set[str], *, n_eval: int, seed: int, **how: Any
 ) -> Parts:
@@ -111,12 +117,8 @@ def load_evaluation_sets(
     """
     parts = {}
     for label, spec in specs.items():
-        name = split_name(spec)[0]
-        streamed = name in DATASETS and DATASETS[name].streamed
-        data = load_evaluation_set(
-            spec, sample_size=n_eval if streamed and n_eval > 0 else None, progress=progress_bar,
-            **how,
-        )  # fmt: skip
+        n = n_eval if is_streamed(spec) and n_eval > 0 else None
+        data = load_evaluation_set(spec, sample_size=n, progress=progress_bar, **how)
         kept = [example for example in data.examples if first_question(example) not in trained]
         n_left_out = len(data.examples) - len(kept)
         announce(
