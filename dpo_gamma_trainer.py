@@ -457,7 +457,6 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
         output = self.loop_over_pairs(first, dataloader, *args, **kwargs)
         of_first = dict(self._metrics["eval"])
         for one in others:
-            self._eval_dataloaders = {}  # Trainer keeps persistent loaders as "eval"
             more = self.loop_over_pairs(one, self.get_eval_dataloader(one.dataset), *args, **kwargs)
             n = output.num_samples + more.num_samples
             output = output._replace(metrics=output.metrics | more.metrics, num_samples=n)
@@ -561,7 +560,6 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
         self.evaluated = evaluated_sets(
             given, metric_key_prefix, self.eval_dataset, self.eval_sets, self.dynamics_dataset
         )
-        self._eval_dataloaders: dict = {}  # Trainer keeps persistent loaders as "eval"
         try:  # DPOTrainer's would tokenize again
             metrics = Trainer.evaluate(self, given, ignore_keys, metric_key_prefix)
         finally:

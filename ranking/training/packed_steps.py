@@ -343,6 +343,7 @@ class PackedSteps(Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None):
         """Trainer's, with more examples at a time where rows are what memory is needed for."""
+        self._eval_dataloaders: dict = {}  # of persistent workers, kept whatever the next set is
         args = self.args
         own, drops = args.per_device_eval_batch_size, args.dataloader_drop_last
         args.dataloader_drop_last = False  # which is for training: all rows are evaluated

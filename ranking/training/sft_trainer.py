@@ -181,7 +181,7 @@ class PackedSFTTrainer(TiedOnce, PackedSteps, SFTTrainer):
         parts = by_dataset(self.evaluated)
         outputs, totals = {}, torch.zeros_like(self.totals)
         for name, part in parts.items():
-            outputs[name] = self.loop_over(self.loader_of(part), *args, **kwargs)
+            outputs[name] = self.loop_over(self.get_eval_dataloader(part), *args, **kwargs)
             totals += self.totals
         if parts:
             nats, n_tokens = totals.tolist()
@@ -190,7 +190,7 @@ class PackedSFTTrainer(TiedOnce, PackedSteps, SFTTrainer):
             output = self.loop_over(dataloader, *args, **kwargs)
         of_trl = dict(self._metrics["eval"])  # means of batch means, which `log` adds
         for name, dataset in self.eval_sets.items() if is_own else ():
-            outputs[name] = self.loop_over(self.loader_of(dataset), *args, **kwargs)
+            outputs[name] = self.loop_over(self.get_eval_dataloader(dataset), *args, **kwargs)
         self._metrics["eval"].clear()
         if metric_key_prefix == "eval":  # the log would call them those of the validation set
             self._metrics["eval"].update(of_trl)
@@ -199,11 +199,6 @@ class PackedSFTTrainer(TiedOnce, PackedSteps, SFTTrainer):
                 output.metrics[f"{prefix}{name}/{key.removeprefix(prefix)}"] = value
         n = output.num_samples + sum(other.num_samples for other in outputs.values())
         return output._replace(num_samples=n)
-
-    def loader_of(self, dataset: Dataset):
-        """Batches of one of several evaluated sets."""
-        self._eval_dataloaders: dict = {}  # Trainer keeps persistent loaders as "eval"
-        return self.get_eval_dataloader(dataset)
 
     def loop_over(self, dataloader, *args, metric_key_prefix, **kwargs) -> EvalLoopOutput:
         """Trainer's loop over a set, with the mean over its response tokens."""

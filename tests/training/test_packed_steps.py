@@ -117,6 +117,15 @@ def test_another_dataset_is_evaluated_alone(tmp_path, tokenizer, rows):
     assert not [name for name in found if "/" in name]
 
 
+def test_persistent_workers_read_the_set_that_is_asked_for(tmp_path, tokenizer, rows):
+    """Not the one before, whose loader Trainer keeps."""
+    own, other, losses = Dataset.from_list(rows[:4]), Dataset.from_list(rows[7:9]), []
+    for more in ({}, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}):
+        run = sft(tmp_path, tokenizer, rows, eval_dataset=own, **more)
+        losses.append([run.evaluate()["eval_loss"], run.evaluate(other)["eval_loss"]])
+    assert losses[0] == losses[1] and losses[0][0] != losses[0][1]
+
+
 def test_sft_with_an_adapter_checkpointing_and_bfloat16(tmp_path, tokenizer, rows):
     """As TRL's, with and without; bfloat16 to its own rounding."""
     lora = LoraConfig(r=4, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "down_proj"],
