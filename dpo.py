@@ -35,10 +35,9 @@ from ranking.reports.dynamics import (
     show_dynamics,
 )
 from ranking.reports.dynamics_pictures import draw_dynamics, name_run
-from ranking.training.arguments import ModelArguments, parse_flags
 from ranking.training.checkpoints import describe_step
-from ranking.training.mixtures import by_dataset, print_datasets
 from ranking.training.models import (
+    ModelArguments,
     check_adapter,
     check_same_tokens,
     keep_adapters_in_float32,
@@ -48,9 +47,15 @@ from ranking.training.models import (
     with_base,
 )
 from ranking.training.pairs import prepare_pairs
+from ranking.training.parsing import parse_flags
 from ranking.training.saved_model import prepare_generation, save_merged
-from ranking.training.splits import has_dialogues, load_parts, named_sets
-from ranking.training.start_and_end import finish_and_publish, metrics_at, start_run
+from ranking.training.splits import by_dataset, load_parts, named_sets
+from ranking.training.start_and_end import (
+    finish_and_publish,
+    metrics_at,
+    print_datasets,
+    start_run,
+)
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
 from ranking.training.trackers import start_trackers
@@ -109,8 +114,7 @@ def print_test(test: dict[str, float], pairs: Dataset) -> None:
         if share := test[f"test_ranking/{name}"]:
             announce(f"test: {name} {share:.3f} of the pairs, which ranking accuracy counts as "
                      "right (Def. 2.3)")  # fmt: skip
-    counts = {name: len(part) for name, part in by_dataset(pairs).items()}
-    print_datasets(test, counts, "ranking/accuracy")
+    print_datasets(test, by_dataset(pairs), "ranking/accuracy")
 
 
 def main(argv: list[str]) -> None:
@@ -120,8 +124,7 @@ def main(argv: list[str]) -> None:
     reference = reference_source(policy, *asked)
     parts = load_parts(**data_args.of_parts())
     examples, chat = parts["train"].examples, data_args.of_chat()
-    described = [data_args.of_description(has_dialogues(parts)), model_args.of_description(),
-                 training_args.of_description()]  # fmt: skip
+    described = [data_args.of_description(), vars(model_args), training_args.to_dict()]
     run = start_run(
         DPO, described, [policy, reference], parts, **data_args.of_run(), **training_args.of_run(),
         local_base=model_args.local_base(),

@@ -34,6 +34,7 @@ from ranking.scoring.rotary import by_length_class, length_class
 from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import TokenizedCompletion
 from ranking.training.distance import initial_weights, squared_distance
+from ranking.training.dpo_flags import GammaFlags
 from ranking.training.dynamics_file import (
     Evaluation,
     append_dynamics,
@@ -41,7 +42,6 @@ from ranking.training.dynamics_file import (
     forget_later_steps,
 )
 from ranking.training.given_reference import reference_in_row
-from ranking.training.loss_flags import GammaFlags
 from ranking.training.packed_steps import TOKEN_METRICS, PackedSteps, keep_outputs_in_float32
 from ranking.training.pairs import (
     COLUMNS,
@@ -457,7 +457,6 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
         output = self.loop_over_pairs(first, dataloader, *args, **kwargs)
         of_first = dict(self._metrics["eval"])
         for one in others:
-            self._eval_dataloaders = {}  # Trainer keeps persistent loaders as "eval"
             more = self.loop_over_pairs(one, self.get_eval_dataloader(one.dataset), *args, **kwargs)
             n = output.num_samples + more.num_samples
             output = output._replace(metrics=output.metrics | more.metrics, num_samples=n)
@@ -561,7 +560,6 @@ class DPOGammaTrainer(TiedOnce, PackedSteps, DPOTrainer):
         self.evaluated = evaluated_sets(
             given, metric_key_prefix, self.eval_dataset, self.eval_sets, self.dynamics_dataset
         )
-        self._eval_dataloaders: dict = {}  # Trainer keeps persistent loaders as "eval"
         try:  # DPOTrainer's would tokenize again
             metrics = Trainer.evaluate(self, given, ignore_keys, metric_key_prefix)
         finally:

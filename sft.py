@@ -25,18 +25,19 @@ from datasets import Dataset
 from trl import SFTConfig, get_peft_config
 
 from ranking.data.examples import joining
-from ranking.training.arguments import ModelArguments, parse_flags
 from ranking.training.checkpoints import describe_step
-from ranking.training.mixtures import MixtureTrainer, by_dataset, print_datasets
 from ranking.training.models import (
+    ModelArguments,
     check_adapter,
     keep_adapters_in_float32,
     load_for_training,
     with_base,
 )
+from ranking.training.parsing import parse_flags
 from ranking.training.saved_model import prepare_generation, save_merged
-from ranking.training.splits import has_dialogues, load_parts, named_sets
-from ranking.training.start_and_end import finish_and_publish, start_run
+from ranking.training.sft_trainer import PackedSFTTrainer
+from ranking.training.splits import by_dataset, load_parts, named_sets
+from ranking.training.start_and_end import finish_and_publish, print_datasets, start_run
 from ranking.training.stopping import train_and_evaluate
 from ranking.training.templates import use_template
 from ranking.training.texts import prepare_texts
@@ -60,9 +61,9 @@ def print_losses(
     unit = "nats per response token" if loss_type == "nll" else loss_type
     validation, test = losses["eval"]["eval_loss"], losses["test"]["test_loss"]
     print(f"validation loss {validation:.4f} {unit}, n = {len(texts['validation'])}")
-    print_datasets(losses["eval"], {k: len(v) for k, v in named_sets(texts).items()}, prefix="eval")
+    print_datasets(losses["eval"], named_sets(texts), prefix="eval")
     print(f"test       loss {test:.4f} {unit}, n = {len(texts['test'])}")
-    print_datasets(losses["test"], {k: len(v) for k, v in by_dataset(texts["test"]).items()})
+    print_datasets(losses["test"], by_dataset(texts["test"]))
 
 
 def main(argv: list[str]) -> None:
@@ -70,8 +71,7 @@ def main(argv: list[str]) -> None:
     source = model_source(model_args.model_name_or_path, model_args.model_revision)
     parts = load_parts(**data_args.of_parts(), conversations=True)
     examples, chat = parts["train"].examples, data_args.of_chat()
-    described = [data_args.of_description(has_dialogues(parts)), model_args.of_description(),
-                 training_args.of_description()]  # fmt: skip
+    described = [data_args.of_description(), vars(model_args), training_args.to_dict()]
     run = start_run(
         SFT, described, [source], parts, **data_args.of_run(), **training_args.of_run(),
         local_base=model_args.local_base(),
@@ -93,11 +93,10 @@ def main(argv: list[str]) -> None:
         **data_args.of_trackers(), **training_args.of_trackers(),
     )  # fmt: skip
     training_args.push_to_hub = False  # by Trainer
-    of_datasets = {"eval": by_dataset(texts["validation"]), "test": by_dataset(texts["test"])}
-    trainer = MixtureTrainer(
+    trainer = PackedSFTTrainer(
         model=model, args=training_args, train_dataset=texts["train"],
         eval_dataset=texts["validation"], processing_class=tokenizer, peft_config=lora,
-        callbacks=[*trackers, *run.pushing], datasets=of_datasets,
+        callbacks=[*trackers, *run.pushing],
         eval_sets=named_sets(texts, data_args.evaluate_test),
     )  # fmt: skip
     keep_adapters_in_float32(trainer.model)

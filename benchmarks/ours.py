@@ -78,7 +78,7 @@ def sft_trainer(model, tokenizer, texts: list, folder: str, by_trl: bool = False
     tokens_per_batch."""
     from trl import SFTConfig, SFTTrainer
 
-    from ranking.training.mixtures import MixtureTrainer
+    from ranking.training.sft_trainer import PackedSFTTrainer
 
     tokens_per_batch = settings.pop("tokens_per_batch", None)
     config = SFTConfig(
@@ -96,7 +96,7 @@ def sft_trainer(model, tokenizer, texts: list, folder: str, by_trl: bool = False
         "model": model, "args": config, "train_dataset": train, "eval_dataset": evaluated,
         "processing_class": tokenizer,
     }  # fmt: skip
-    return SFTTrainer(**given) if by_trl else MixtureTrainer(**given, datasets={})
+    return SFTTrainer(**given) if by_trl else PackedSFTTrainer(**given)
 
 
 def dpo_trainer(models: list, tokenizer, pairs, folder: str, by_trl: bool = False, **settings):

@@ -1,6 +1,7 @@
 """The house's three rules, read from imports and signatures: what may call what, and with what."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,14 @@ def test_no_circle():
         leaves = {name for name, called in arrows.items() if not called & arrows.keys()}
         assert leaves, f"a circle among {sorted(arrows)}"
         arrows = {name: called for name, called in arrows.items() if name not in leaves}
+
+
+def test_the_largest_room_names_its_modules():
+    """In its docstring, in the order of a run."""
+    folder = ROOT / "ranking/training"
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    modules = {file.stem for file in folder.glob("*.py")} - {"__init__"}
+    assert modules <= {*re.findall(r"\w+", text)}
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("ranking/metrics/*.py")), ids=lambda f: f.stem)

@@ -70,12 +70,6 @@ def checkpoint_state(path: str | Path) -> TrainerState:
     return TrainerState.load_from_json(str(Path(path) / TRAINER_STATE_NAME))
 
 
-def tokens_seen(state: TrainerState) -> int:
-    """Tokens trained on so far; a checkpoint of an earlier version knows those of its last log."""
-    logged = [int(entry["num_tokens"]) for entry in state.log_history if "num_tokens" in entry]
-    return max([state.num_input_tokens_seen, *logged])
-
-
 def best_metric_name(metric_for_best_model: str | None) -> str:
     """The logged name of --metric_for_best_model."""
     return f"eval_{(metric_for_best_model or 'loss').removeprefix('eval_')}"

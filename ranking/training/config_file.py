@@ -10,7 +10,6 @@ from typing import Any
 from ranking.plumbing.command_line import suggestion
 from ranking.plumbing.processes import process_rank
 from ranking.plumbing.result_files import write_text_atomically
-from ranking.training.flags import JSON_FLAGS, JSON_OR_FILE_FLAGS
 from ranking.training.help_texts import is_neutral, of_other_script, successor
 
 # keys of TRL's scripts and of the alignment-handbook that are called otherwise here
@@ -230,30 +229,11 @@ def check_saved(file: str | None, values: Mapping[str, Any]) -> None:
     import yaml
 
     try:
-        same = yaml.safe_load(Path(file).read_text(encoding="utf-8")) == as_written(values)
+        same = yaml.safe_load(Path(file).read_text(encoding="utf-8")) == values
     except (OSError, ValueError, yaml.YAMLError):
         same = False
     if not same:
         raise ValueError(f"--save_config {file} holds other settings: choose another file")
-
-
-def as_written(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as one writes them: 2.0 as 2, and JSON as a mapping, where its text does not matter or
-    is what the mapping is read as."""
-    written = {}
-    for name, value in values.items():
-        if isinstance(value, list):
-            value = [as_integer(number) for number in value]
-        elif name in (*JSON_FLAGS, *JSON_OR_FILE_FLAGS, "chat_template_kwargs"):
-            mapping = json.loads(value) if str(value).startswith("{") else value
-            value = mapping if name in JSON_FLAGS or json.dumps(mapping) == value else value
-        written[name] = as_integer(value)
-    return written
-
-
-def as_integer(value: Any) -> Any:
-    """A float without decimals as an int; else the value."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def save_config(file: str | None, values: Mapping[str, Any], script: str) -> None:
@@ -264,6 +244,6 @@ def save_config(file: str | None, values: Mapping[str, Any], script: str) -> Non
     check_saved(file, values)
     import yaml
 
-    text = yaml.safe_dump(as_written(values), sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(Path(file), f"# python {script} --config {file}\n{text}")

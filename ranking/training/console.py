@@ -15,9 +15,8 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ranking.training.checkpoints import tokens_seen
-from ranking.training.mixtures import by_dataset
 from ranking.training.plan import Outlook, announce_plan, n_times, row_name
+from ranking.training.splits import by_dataset
 
 PART_NAMES = {"eval": "validation", "eval_train": "train"}  # prefix of metrics → whose they are
 
@@ -184,7 +183,7 @@ class Console(TrainerCallback):
         self.clock.lap("start")
         self.is_training = True
         self.first_step = self.logged["step"] = state.global_step
-        self.logged["tokens"] = float(tokens_seen(state))  # of what is resumed
+        self.logged["tokens"] = float(state.num_input_tokens_seen)  # of what is resumed
         if self.has_bar and state.is_world_process_zero:
             self.bar = tqdm(
                 total=state.max_steps, initial=state.global_step, file=sys.stderr,

@@ -2,12 +2,8 @@
 
 What each of them means stands in `help_texts.FLAG_GROUPS`, which --help shows. Checked twice, by
 the same code: with TRL's flags as `known_flags` knows them, at once (`early_checks`), and as fields
-of TRL's classes, of which these are mixins (`arguments`). What one script alone has: `sft_flags`,
-`dpo_flags`, of the losses `loss_flags`. A command line becomes values in `parsing`, with the file
-of --config in `config_file`.
-
-run_config.json has the flags of earlier runs as these wrote them, so that they go on by the same
-command: a flag that came later is left out where it changes nothing (`of_description`).
+of TRL's classes, of which these are mixins. What one script alone has: `sft_flags`, `dpo_flags`. A
+command line becomes values in `parsing`, with the file of --config in `config_file`.
 """
 
 import importlib.util
@@ -15,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +29,6 @@ JSON_FLAGS = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"
 JSON_OR_FILE_FLAGS = ("accelerator_config", "fsdp_config", "deepspeed")
 SWITCH = {"true": "always", "false": "never"}  # when --chat_template was a switch
 NOT_DESCRIBED = ("config", "save_config", "given")
-# what came later
-LATER_DATA_FLAGS = (
-    "eval_dataset_name", "evaluate_test", "dataset_shares", "columns", "chat_template_file",
-    "chat_template_kwargs", "system",
-)  # fmt: skip
-LATER_MODEL_FLAGS = (
-    "trust_remote_code", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type",
-    "use_bnb_nested_quant", "bnb_4bit_quant_storage",
-)  # fmt: skip
-LATER_TRAINING_FLAGS = (
-    "target_margin", "dpop_lambda", "early_stopping_patience", "early_stopping_threshold",
-    "trust_remote_code",
-)  # fmt: skip
 
 
 def flag(default: Any, *aliases: str, **how: Any) -> Any:
@@ -131,21 +114,12 @@ class DataArguments:
         """How dialogues are rendered."""
         return chat_options(vars(self))
 
-    def of_description(self, with_dialogues: bool) -> dict[str, Any]:
-        """The flags for run_config.json. with_dialogues: whether there are some in the data,
-        without which --chat_template and --add_eos are the switches they were."""
+    def of_description(self) -> dict[str, Any]:
+        """The flags for run_config.json, with the template itself for its file."""
         described = {name: value for name, value in vars(self).items() if name not in NOT_DESCRIBED}
-        for name in LATER_DATA_FLAGS:
-            if described[name] in (None, False):
-                del described[name]
         if len(self.dataset_name) == 1:
             (described["dataset_name"],) = self.dataset_name
-        if "chat_template_file" in described:
-            described["chat_template_file"] = self.of_chat().template
-        if not with_dialogues:
-            described["chat_template"] = self.chat_template == "always"
-            described["add_eos"] = bool(self.add_eos)
-        return described
+        return described | {"chat_template_file": self.of_chat().template}
 
 
 @dataclass
@@ -205,11 +179,6 @@ class ModelFlags:
                 "bnb_4bit_quant_storage": self.bnb_4bit_quant_storage,
             }
         return values
-
-    def of_description(self: Any) -> dict[str, Any]:
-        """The flags for run_config.json."""
-        later = LATER_MODEL_FLAGS if self.quantization is None else ()
-        return {name: value for name, value in vars(self).items() if name not in later}
 
     def check_given(self: Any, given: set[str]) -> None:
         """ValueError for flags of LoRA, or of 4-bit weights, among those given, where neither is
@@ -320,14 +289,6 @@ class TrainingDefaults:
                    "private": self.hub_private_repo}  # fmt: skip
         return {"report_to": self.report_to, "name": self.run_name, "project": self.project,
                 "trackio": trackio}  # fmt: skip
-
-    def of_description(self):
-        """The flags for run_config.json."""
-        defaults = {f.name: f.default for f in fields(self)}
-        return {
-            name: value for name, value in self.to_dict().items()
-            if name not in LATER_TRAINING_FLAGS or value != defaults[name]
-        }  # fmt: skip
 
     def check_best(self):
         """ValueError where the best model is asked for and cannot be known or is not saved."""

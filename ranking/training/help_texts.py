@@ -21,10 +21,7 @@ RETIRED = {
     "model_init_kwargs": "--dtype, --attn_implementation and --model_revision",
     "do_train|do_predict": "nothing: the scripts train, and evaluate the test split at the end",
     "do_eval": "--eval_strategy",
-    "hub_token|use_auth_token": "the environment variable HF_TOKEN: all users see flags",
-    "evaluate_during_training": "--eval_strategy=steps",
-    "per_gpu_(train|eval)_batch_size": "--per_device_train_batch_size or --per_device_eval_...",
-    "overwrite_cache": "nothing: caches are keyed by content",
+    "hub_token": "the environment variable HF_TOKEN: all users see flags",
     "dataset_num_proc|dataset_kwargs|pad_token|length_column_name|logging_nan_inf_filter":
         "nothing: the scripts set it themselves",
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A parser with the flags of TRL's and transformers' dataclasses, without importing these.
+"""The flags of TRL's and transformers' dataclasses, without importing these.
 
     python -m ranking.training.known_flags
 
@@ -6,44 +6,28 @@ writes known_flags.json anew, after a change of their versions. Where other vers
 than the file was written with, nothing is known, and the dataclasses decide.
 """
 
-import argparse
 import importlib.metadata
 import json
-from dataclasses import MISSING, Field, fields
-from enum import Enum
+from dataclasses import MISSING, Field, field, fields, make_dataclass
+from enum import Enum, EnumType
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypedDict, get_args, get_origin, get_type_hints
-
-from ranking.training.flags import ModelFlags
-from ranking.training.parsing import FlagFormatter, FlagParser, FlagSet
+from typing import Any, Literal, TypedDict, get_args, get_origin
 
 KNOWN_FILE = Path(__file__).with_name("known_flags.json")
 FLAG_LIBRARIES = ("transformers", "trl")
-TYPES = {"int": int, "float": float, "dict": dict}  # of values; other ones are checked as text
+KINDS: dict[str, Any] = {  # of values; other ones are checked as text
+    "int": int, "float": float, "dict": dict, "str": str, "bool": bool, "bool | None": bool | None,
+    "list[str]": list[str], "list[float]": list[float],
+}  # fmt: skip
 
-
-class KnownFlag(TypedDict, total=False):
-    """A flag as argparse takes it; what is not there has argparse's default."""
-
-    options: list[str]
-    default: Any
-    choices: list[str]
-    type: str  # bool, or one of TYPES
-    nargs: str
-    const: Any
-    action: str
-    help: str
-
-
-Known = dict[str, list[KnownFlag]]  # by field, of which true ones are switched off by a flag more
+# by field: its `type` of KINDS, its `default`, and its metadata (help, choices, …)
+Known = dict[str, dict[str, Any]]
 
 
 class KnownFlags(TypedDict):
     """known_flags.json."""
 
     versions: dict[str, str]  # of FLAG_LIBRARIES
-    model_types: list[str]  # of the models whose code transformers has
     flags: dict[str, Known]  # by dataclass; TrainingArguments: what SFTConfig and DPOConfig share
 
 
@@ -58,109 +42,70 @@ def installed_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in FLAG_LIBRARIES}
 
 
-def flags_of_class(known: KnownFlags, name: str) -> Known:
-    """The flags of ModelConfig, SFTConfig or DPOConfig, inherited ones too."""
-    flags = known["flags"]
-    return flags[name] if name == "ModelConfig" else {**flags["TrainingArguments"], **flags[name]}
+def stand_in(mixin: type, library: str, known: KnownFlags) -> type:
+    """A dataclass of a mixin's flags and those of TRL's class `library`, as the class itself would
+    be with the mixin, whose `check` it has."""
+    shared = {} if library == "ModelConfig" else known["flags"]["TrainingArguments"]
+    of_library = make_dataclass(
+        library,
+        [(name, KINDS[how["type"]], known_field(how))
+         for name, how in {**shared, **known["flags"][library]}.items()],
+    )  # fmt: skip
+    return make_dataclass(
+        mixin.__name__, [], bases=(mixin, of_library),
+        namespace={"__post_init__": lambda self: self.check()},
+    )  # fmt: skip
 
 
-def truth(text: str) -> bool:
-    """An argparse type: yes, true, t, y, 1 or no, false, f, n, 0, as transformers reads them."""
-    word = text.lower()
-    if word not in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
-        raise argparse.ArgumentTypeError(f"{text}: give true or false")
-    return word in ("yes", "true", "t", "y", "1")
-
-
-def add_known(parser: argparse.ArgumentParser, name: str, flag: KnownFlag) -> None:
-    """Give the parser a flag of the file."""
-    how: dict[str, Any] = {key: value for key, value in flag.items() if key != "options"}
-    if "type" in how:
-        how["type"] = truth if how["type"] == "bool" else TYPES[how["type"]]
-    parser.add_argument(*flag["options"], dest=name, **how)
-
-
-def make_parser_of(flags: FlagSet, known: KnownFlags, description: str) -> FlagParser:
-    """A parser that takes what HfArgumentParser takes of the dataclasses."""
-    parser = FlagParser(description=description, allow_abbrev=False, formatter_class=FlagFormatter)
-    for kind, library in ((flags.data, None), (ModelFlags, "ModelConfig"),
-                          (flags.training, flags.library)):  # fmt: skip
-        own = {f.name: f for f in fields(kind) if f.init}
-        hints = get_type_hints(kind)
-        for name, known_flags in (flags_of_class(known, library) if library else {}).items():
-            for one in known_flags if name not in own else []:
-                add_known(parser, name, one)
-        for name, its_field in own.items():
-            add_field(parser, its_field, hints[name])
-    return parser
-
-
-def add_field(parser: argparse.ArgumentParser, its_field: Field, kind: Any) -> None:
-    """Give the parser a field of ours as a flag, by the rules of HfArgumentParser."""
-    name = its_field.name
-    how = dict(its_field.metadata)
-    options = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}", *how.pop("aliases", [])])
-    default = its_field.default
-    if its_field.default_factory is not MISSING:
-        default = its_field.default_factory()
-    how["default"] = default
-    if isinstance(kind, UnionType):  # X | None
-        (kind,) = (k for k in get_args(kind) if k is not type(None))
-    if kind is bool:
-        how["type"] = truth
-        if default is not None:
-            how |= {"nargs": "?", "const": True}
-    elif get_origin(kind) is list:
-        how |= {"type": get_args(kind)[0], "nargs": "+"}
-    else:
-        how["type"] = kind
-    parser.add_argument(*options, **how)
-    if default is True:
-        off = (f"--no_{name}", f"--no-{name.replace('_', '-')}")
-        parser.add_argument(*off, dest=name, action="store_false", default=False)
+def known_field(how: dict[str, Any]) -> Any:
+    """A dataclass field of the file."""
+    default = how["default"]
+    metadata = {name: value for name, value in how.items() if name not in ("type", "default")}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 # ---------------------------------------------------------------------------- the file anew
-def describe_flag(action: argparse.Action) -> KnownFlag:
-    """A flag of HfArgumentParser's."""
-    kind = getattr(action.type, "__name__", "str")
-    flag = KnownFlag(options=list(action.option_strings))
-    if action.default is not None:
-        default = action.default
-        flag["default"] = default.value if isinstance(default, Enum) else default
-    if action.choices is not None:
-        flag["choices"] = [str(choice) for choice in action.choices]
-    if kind == "string_to_bool" or kind in TYPES:
-        flag["type"] = "bool" if kind == "string_to_bool" else kind
-    if isinstance(action, argparse._StoreFalseAction):
-        flag["action"] = "store_false"
-    elif action.nargs is not None:
-        flag["nargs"] = str(action.nargs)
-        if action.const is not None:
-            flag["const"] = action.const
-    if action.help:
-        flag["help"] = action.help
-    return flag
+def describe_field(one: Field) -> dict[str, Any]:
+    """A field of the file, of one whose type HfArgumentParser has resolved."""
+    kind: Any = one.type
+    how = dict(one.metadata)
+    if isinstance(one.type, EnumType):
+        how["choices"] = [choice.value for choice in kind]
+    elif get_origin(kind) is Literal:
+        how["choices"] = get_args(kind)
+    if "choices" in how:
+        how["choices"] = [str(choice) for choice in how["choices"]]
+    default = one.default if one.default_factory is MISSING else one.default_factory()
+    default = default.value if isinstance(default, Enum) else default
+    return {"type": name_of_kind(kind), "default": default, **how}
+
+
+def name_of_kind(kind: Any) -> str:
+    """What KINDS calls it."""
+    if get_origin(kind) is list:
+        return f"list[{name_of_kind(get_args(kind)[0])}]"
+    found = (name for name, known in KINDS.items() if known in (kind, get_origin(kind)))
+    return next(found, "str")
 
 
 def find_flags() -> KnownFlags:
     """What the installed dataclasses have."""
     import trl
-    from transformers import CONFIG_MAPPING, HfArgumentParser
+    from transformers import HfArgumentParser
 
     every: dict[str, Known] = {}
     for name in ("ModelConfig", "SFTConfig", "DPOConfig"):
-        parser = HfArgumentParser(getattr(trl, name), add_help=False)
-        every[name] = {}
-        for action in parser._actions:
-            every[name].setdefault(action.dest, []).append(describe_flag(action))
+        HfArgumentParser(getattr(trl, name))  # which resolves the types of the fields
+        own = fields(getattr(trl, name))
+        every[name] = {one.name: describe_field(one) for one in own if one.init}
     sft, dpo = every["SFTConfig"], every["DPOConfig"]
-    shared = {name: flags for name, flags in sft.items() if dpo.get(name) == flags}
+    shared = {name: how for name, how in sft.items() if dpo.get(name) == how}
     classes = {"ModelConfig": every["ModelConfig"], "TrainingArguments": shared}
     for name in ("SFTConfig", "DPOConfig"):
         classes[name] = {k: v for k, v in every[name].items() if k not in shared}
-    types = sorted(CONFIG_MAPPING.keys())
-    return {"versions": installed_versions(), "model_types": types, "flags": classes}
+    return {"versions": installed_versions(), "flags": classes}
 
 
 def write_known_flags() -> None:
@@ -170,8 +115,8 @@ def write_known_flags() -> None:
     for name, flags in found["flags"].items():
         lines = [f"{json.dumps(field)}: {json.dumps(how)}" for field, how in flags.items()]
         parts.append(f"{json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n}")
-    versions, types = json.dumps(found["versions"]), json.dumps(found["model_types"])
-    text = f'{{"versions": {versions},\n"model_types": {types},\n"flags": {{\n' + ",\n".join(parts)
+    versions = json.dumps(found["versions"])
+    text = f'{{"versions": {versions},\n"flags": {{\n' + ",\n".join(parts)
     KNOWN_FILE.write_text(text + "\n}}\n", encoding="utf-8")
 
 

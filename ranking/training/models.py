@@ -1,8 +1,9 @@
-"""The model that is trained, its tokenizer, and its LoRA adapter."""
+"""The model that is trained, its tokenizer, its LoRA adapter, and their flags."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,24 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 from transformers.pytorch_utils import Conv1D
+from trl import ModelConfig
 
 from ranking.plumbing.processes import announce
 from ranking.scoring.loading import load_model, load_tokenizer, quantize
+from ranking.training.flags import ModelFlags
 from ranking.training.run_directory import BASE
+
+
+@dataclass
+class ModelArguments(ModelFlags, ModelConfig):
+    """TRL's model and LoRA flags, with the original spellings."""
+
+    def __post_init__(self):
+        self.check()
+        super().__post_init__()
+        targets = self.lora_target_modules
+        if isinstance(targets, str) and targets.isidentifier():
+            self.lora_target_modules = [targets]  # TRL makes a regular expression of a lone name
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ranking.scoring.log_likelihood import ScoringPath
 from ranking.scoring.packing import count_new_tokens, pack_rows
 from ranking.scoring.score import is_out_of_memory
 from ranking.scoring.tokenization import TokenizedCompletion
-from ranking.training.checkpoints import checkpoint_state, tokens_seen
+from ranking.training.checkpoints import checkpoint_state
 
 # tokens of a row in training and evaluation, where no others are asked for
 CPU_ROWS = {"train": 1024, "eval": 1024}
@@ -270,7 +270,7 @@ class PackedSteps(Trainer):
     def train(self, resume_from_checkpoint=None, **kwargs):
         """Trainer's; a resumed run goes on counting tokens, where TRL starts at 0 again."""
         if (state := self.resumed_state(resume_from_checkpoint)) is not None:
-            self._total_train_tokens = tokens_seen(state)
+            self._total_train_tokens = state.num_input_tokens_seen
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -343,6 +343,7 @@ class PackedSteps(Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None):
         """Trainer's, with more examples at a time where rows are what memory is needed for."""
+        self._eval_dataloaders: dict = {}  # of persistent workers, kept whatever the next set is
         args = self.args
         own, drops = args.per_device_eval_batch_size, args.dataloader_drop_last
         args.dataloader_drop_last = False  # which is for training: all rows are evaluated

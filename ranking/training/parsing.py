@@ -4,9 +4,13 @@ import argparse
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from ranking.plumbing.command_line import HelpFormatter, suggestion
+from ranking.plumbing.processes import announce
 from ranking.training.config_file import NOT_SAVED, config_words
 from ranking.training.help_texts import (
     FLAG_GROUPS,
@@ -15,8 +19,6 @@ from ranking.training.help_texts import (
     of_other_script,
     successor,
 )
-
-SWITCHES = ("truth", "string_to_bool")  # types of flags that are true or false
 
 
 class FlagFormatter(HelpFormatter):
@@ -45,8 +47,9 @@ class FlagSet(NamedTuple):
     script: str  # sft.py or dpo.py
 
 
-class FlagParser(argparse.ArgumentParser):
-    """Errors are raised as ValueError; --help shows FLAG_GROUPS, --help-all all flags."""
+class FlagParser(HfArgumentParser):
+    """The parser that TRL's scripts have. Errors are raised as ValueError; --help shows
+    FLAG_GROUPS, --help-all all flags."""
 
     retired: Mapping[str, str] = {}
     script = ""
@@ -79,57 +82,88 @@ class FlagParser(argparse.ArgumentParser):
         return formatter.format_help()
 
 
-class Given(NamedTuple):
-    """A command line, read."""
+def parse_flags(
+    flags: FlagSet, types: Sequence[type], argv: Sequence[str], description: str
+) -> tuple:
+    """The values of a command line: an instance of `flags.data` and of each of `types`, which are
+    TRL's ModelConfig and `flags.library` with our mixins. ValueError as `read_flags`."""
+    parsed, names, notes = read_flags(flags, (flags.data, *types), argv, description)
+    for note in notes:
+        announce(note)
+    for checked in parsed[1:]:
+        checked.check_given(names)
+    check_launch(parsed[-1].n_gpu, flags.script)
+    return parsed
 
-    words: list[str]  # what of it, and of its --config file, is to be parsed
-    names: set[str]  # of the flags given
-    values: dict[str, Any]  # of these, as --save_config writes them
-    notes: list[str]  # on keys of the file that have no effect
+
+def check_launch(n_gpu: int, script: str) -> None:
+    """ValueError where one process sees several GPUs, among which Trainer would split its batches
+    by nn.DataParallel: said before the reference is scored, which may take hours."""
+    if n_gpu > 1:
+        raise ValueError(
+            f"{n_gpu} GPUs are visible to one process: start one for each (torchrun "
+            f"--nproc_per_node {n_gpu} {script} ...), or choose one GPU (CUDA_VISIBLE_DEVICES=0)"
+        )
 
 
-def read_given(parser: FlagParser, argv: Sequence[str], flags: FlagSet) -> Given:
-    """The flags given on a command line and in its --config file; ValueError for unknown and
-    retired ones, with what to use instead, and for values of another type.
+def read_flags(
+    flags: FlagSet, types: Sequence[type], argv: Sequence[str], description: str
+) -> tuple[tuple, set[str], list[str]]:
+    """The values of a command line and its --config file, an instance of each of `types`
+    (dataclasses of flags of data, model and training); the names of the flags given; and notes on
+    keys of the file that have no effect.
 
-    parser: one with all of `flags`.
+    ValueError for unknown and retired flags, with what to use instead, and for values of another
+    type, or that no run can have.
     """
-    retired = flags.retired
-    parser.retired, parser.script = retired, flags.script
-    parser.add_argument("--no_add_eos", "--no-add-eos", dest="add_eos", action="store_false",
-                        default=None)  # fmt: skip
-    for action in parser._actions:
-        if action.nargs is None and getattr(action.type, "__name__", "") in SWITCHES:
-            action.nargs, action.const = "?", True  # the bare flag switches on, as of other flags
+    parser = make_parser_of(flags, types, description)
     if "--help-all" in argv:
         print(parser.format_help(everything=True))
         raise SystemExit(0)
-    actions = parser._option_string_actions
-    argv = without_neutral(argv, retired)
-    known = {option for option in actions if option.startswith("--")}
-    names = set()
-    for flag in flags_among(argv):
-        if text := successor(name_of(flag), retired):
-            raise ValueError(f"{flag} cannot be honoured; use {text}")
-        if flag not in known:
-            hint = of_other_script(name_of(flag), flags.script) or suggestion(flag, known)
-            raise ValueError(f"unknown flag {flag}{hint}")
-        names.add(actions[flag].dest)
+    argv = without_neutral(argv, flags.retired)
+    given = names_among(parser, argv)
     check_strays(parser, argv)
-    of_file, notes = config_words(parser, argv, names, retired, flags.script)
+    of_file, notes = config_words(parser, argv, given, flags.retired, flags.script)
     words = [*of_file, *argv]
-    names = {actions[flag].dest for flag in flags_among(words)}
+    names = names_among(parser, words)
     values = vars(parser.parse_args(words))
+    try:
+        parsed = parser.parse_dict(values)
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise ValueError(" ".join(str(error).split())) from error  # TRL's can have several lines
     order = [name for texts in FLAG_GROUPS.values() for name in texts]
     saved = [name for name in order if name in names] + sorted(names - {*order})
-    return Given(
-        words, names, {name: values[name] for name in saved if name not in NOT_SAVED}, notes
-    )
+    parsed[0].given = {name: values[name] for name in saved if name not in NOT_SAVED}
+    return parsed, names, notes
 
 
-def flags_among(words: Sequence[str]) -> list[str]:
-    """The flags of a command line, without their values."""
-    return [word.split("=")[0] for word in words if word.startswith("--")]
+def make_parser_of(flags: FlagSet, types: Sequence[type], description: str) -> FlagParser:
+    """A parser of a script's flags, the fields of `types`."""
+    parser = FlagParser(
+        dataclass_types=types, description=description, allow_abbrev=False,
+        formatter_class=FlagFormatter,
+    )  # fmt: skip
+    parser.retired, parser.script = flags.retired, flags.script
+    parser.add_argument("--no_add_eos", "--no-add-eos", dest="add_eos", action="store_false",
+                        default=None)  # fmt: skip
+    for action in parser._actions:
+        if action.nargs is None and action.type is string_to_bool:
+            action.nargs, action.const = "?", True  # the bare flag switches on, as of other flags
+    return parser
+
+
+def names_among(parser: FlagParser, words: Sequence[str]) -> set[str]:
+    """The flags of a command line. ValueError for unknown and retired ones."""
+    actions, names = parser._option_string_actions, set()
+    for flag in (word.split("=")[0] for word in words if word.startswith("--")):
+        if text := successor(name_of(flag), parser.retired):
+            raise ValueError(f"{flag} cannot be honoured; use {text}")
+        if flag not in actions:
+            known = [option for option in actions if option.startswith("--")]
+            hint = of_other_script(name_of(flag), parser.script) or suggestion(flag, known)
+            raise ValueError(f"unknown flag {flag}{hint}")
+        names.add(actions[flag].dest)
+    return names
 
 
 def name_of(flag: str) -> str:

@@ -1,6 +1,5 @@
 """What a run is going to do, how much of its time evaluations take, what it writes: said first."""
 
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,9 @@ import numpy as np
 from datasets import Dataset
 
 from ranking.plumbing.processes import announce
-from ranking.training.dynamics_file import DynamicsRow
 from ranking.training.run_directory import BASE
 
+DYNAMICS_ROW = 500  # bytes of a line of ranking_dynamics.jsonl, about
 WANTED_SHARE, LARGE_SHARE = 0.10, 0.25  # of the time, for evaluations
 OPTIMIZER_STATES = {"sgd": 0, "adafactor": 0, "rmsprop": 1, "lion": 1, "adagrad": 1}  # others: 2
 
@@ -94,19 +93,6 @@ def checkpoint_bytes(n_saved: int, n_trained: int, width: int, optim: str, only_
     n_states = next((n for name, n in OPTIMIZER_STATES.items() if name in optim), 2)
     state_width = 1 if "8bit" in optim else width
     return n_saved * width + (not only_model) * n_states * n_trained * state_width
-
-
-def dynamics_row_bytes(pair_id: str, part: str = "validation") -> int:
-    """Size of a typical line of ranking_dynamics.jsonl."""
-    third = 100 / 3
-    row: DynamicsRow = {
-        "step": 10000, "epoch": third, "part": part, "beta": 0.1, "gamma": 1.0,
-        "squared_distance": third, "loss_type": "alpha_scaling", "rounding": 2.0**-23,
-        "id": pair_id, "group": "correct_to_incorrect", "chosen": -third, "rejected": -third,
-        "ref_chosen": -third, "ref_rejected": -third, "n_chosen": 100, "n_rejected": 100,
-        "loss": third, "reward_margin": third,
-    }  # fmt: skip
-    return len(json.dumps(row)) + 1
 
 
 def size_text(n_bytes: float) -> str:
@@ -285,7 +271,7 @@ def dynamics_bytes(trainer, parts: Sequence[Dataset]) -> int:
     """What an evaluation of these parts adds to the dynamics file."""
     if getattr(trainer, "dynamics_file", None) is None:
         return 0
-    return sum(len(part) * dynamics_row_bytes(str(part[0].get("id", 0))) for part in parts)
+    return DYNAMICS_ROW * sum(map(len, parts))
 
 
 def row_name(dataset: Dataset) -> str:

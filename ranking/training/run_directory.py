@@ -103,7 +103,8 @@ def claim_directory(
         folder.mkdir(parents=True, exist_ok=True)
         lock_outputs(folder / RUN_FILE)
     earlier = read_run(folder)
-    differing = [k for k in settings if earlier and settings[k] != earlier["settings"].get(k)]
+    known = earlier["settings"] if earlier else {}  # an earlier version may not have had some
+    differing = [name for name in settings if name in known and settings[name] != known[name]]
     gives_way = bool(differing) and not trained_names(folder)
     state.wait_for_everyone()  # all have read before one writes
     if gives_way:

@@ -1,7 +1,6 @@
 """Flags of sft.py: those of its data, what must hold of TRL's, and the flags it cannot honour."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from ranking.training.flags import DataArguments, TrainingDefaults
 from ranking.training.help_texts import RETIRED
@@ -34,12 +33,6 @@ class SFTDataArguments(DataArguments):
                     raise ValueError(f"--{name} is empty")
         if (self.instruction_template is None) != (self.response_template is None):
             raise ValueError("--instruction_template and --response_template go together")
-
-    def of_description(self, with_dialogues: bool) -> dict[str, Any]:
-        values = super().of_description(with_dialogues)
-        if values["chat_template"] is False:
-            del values["chat_template"]  # which earlier runs did not have
-        return values
 
     @property
     def templates(self) -> tuple[str, str] | None:

@@ -7,6 +7,7 @@ from itertools import islice
 
 import torch
 from datasets import Dataset
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from ranking.plumbing.processes import announce
@@ -16,6 +17,7 @@ from ranking.scoring.start_up_check import check_fast_path
 from ranking.scoring.tokenization import TokenizedCompletion
 from ranking.training.packed_steps import TOKEN_METRICS, PackedSteps, keep_outputs_in_float32
 from ranking.training.saved_model import TiedOnce
+from ranking.training.splits import by_dataset
 from ranking.training.texts import IGNORED, check_packing
 
 
@@ -71,11 +73,21 @@ class PackedSFTTrainer(TiedOnce, PackedSteps, SFTTrainer):
     """SFTTrainer whose steps go through packed rows, and whose evaluation loss is the mean over all
     response tokens of a dataset.
 
-    The datasets have the columns input_ids and labels. A model or loss that cannot take packed rows
-    is trained as by TRL; a line says why.
+    The datasets have the columns input_ids and labels; one with a column `dataset` is evaluated by
+    these names too: eval_<name>/loss, beside that of all. So are eval_sets, with the validation
+    set. A model or loss that cannot take packed rows is trained as by TRL; a line says why.
     """
 
-    def __init__(self, model, args, *more, train_dataset: Dataset, **kwargs):
+    def __init__(
+        self,
+        model,
+        args,
+        *more,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        eval_sets: dict[str, Dataset] | None = None,
+        **kwargs,
+    ):
         autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self.path = choose_sft_path(model, vars(args), train_dataset, autocast)
         if self.path.is_packed and args.packing:
@@ -86,8 +98,12 @@ class PackedSFTTrainer(TiedOnce, PackedSteps, SFTTrainer):
             announce(f"SFT by TRL's own forward pass ({self.path})")
             self.check_plain(model, train_dataset, args.packing)
         self.lines = []
+        self.validation, self.eval_sets = eval_dataset, eval_sets or {}
+        self.evaluated: Dataset | None = None  # while an evaluation runs
         self.totals = torch.zeros(2, dtype=torch.float64)  # of an evaluation: nats, tokens
-        super().__init__(model, args, *more, train_dataset=train_dataset, **kwargs)
+        super().__init__(
+            model, args, *more, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs
+        )
         keep_outputs_in_float32(self.accelerator)
         if self.is_fsdp_enabled and length_class(model, 1):
             self.path = ScoringPath("plain", "rotary frequencies that depend on the length")
@@ -148,14 +164,50 @@ class PackedSFTTrainer(TiedOnce, PackedSteps, SFTTrainer):
         """Add a batch's texts, of all processes and each once, to the totals."""
         self.totals += self.accelerator.gather_for_metrics(lines).sum(0).cpu()
 
-    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        """Trainer's loop, with the mean over response tokens in place of that over batches."""
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Trainer's; another dataset than the validation set is evaluated without eval_sets."""
+        is_own = eval_dataset is None or eval_dataset is self.eval_dataset
+        self.evaluated = self.validation if is_own else eval_dataset
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self.evaluated = None
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
+        """Trainer's loop, of each dataset by itself, with the mean over response tokens in place of
+        that over batches."""
+        kwargs["metric_key_prefix"], prefix = metric_key_prefix, f"{metric_key_prefix}_"
+        is_own = metric_key_prefix == "eval" and self.evaluated is self.validation
+        parts = by_dataset(self.evaluated)
+        outputs, totals = {}, torch.zeros_like(self.totals)
+        for name, part in parts.items():
+            outputs[name] = self.loop_over(self.get_eval_dataloader(part), *args, **kwargs)
+            totals += self.totals
+        if parts:
+            nats, n_tokens = totals.tolist()
+            output = EvalLoopOutput(None, None, {f"{prefix}loss": nats / n_tokens}, 0)
+        else:
+            output = self.loop_over(dataloader, *args, **kwargs)
+        of_trl = dict(self._metrics["eval"])  # means of batch means, which `log` adds
+        for name, dataset in self.eval_sets.items() if is_own else ():
+            outputs[name] = self.loop_over(self.get_eval_dataloader(dataset), *args, **kwargs)
+        self._metrics["eval"].clear()
+        if metric_key_prefix == "eval":  # the log would call them those of the validation set
+            self._metrics["eval"].update(of_trl)
+        for name, other in outputs.items():
+            for key, value in other.metrics.items():
+                output.metrics[f"{prefix}{name}/{key.removeprefix(prefix)}"] = value
+        n = output.num_samples + sum(other.num_samples for other in outputs.values())
+        return output._replace(num_samples=n)
+
+    def loop_over(self, dataloader, *args, metric_key_prefix, **kwargs) -> EvalLoopOutput:
+        """Trainer's loop over a set, with the mean over its response tokens."""
         self.totals = torch.zeros_like(self.totals)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(
+            dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
+        )
         nats, n = self.totals.tolist()
         if not n:
             raise ValueError(f"{metric_key_prefix}: no text has a response token to evaluate")
         output.metrics[f"{metric_key_prefix}_loss"] = nats / n
-        if metric_key_prefix != "eval":  # TRL would log its means as those of the validation set
-            self._metrics["eval"].clear()
         return output

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from ranking.data.examples import PreferenceData, PreferenceExample, describe_joining
 from ranking.data.hub import DATASETS, split_name
@@ -82,7 +83,7 @@ def load_dataset_parts(
     """The parts of one dataset, whole but for one of millions of rows, with lines that say what
     they are. how: as `load_training_splits` takes it."""
     sample_size = None
-    if split_name(dataset_name)[0] == "HuggingFaceH4/stack-exchange-preferences":
+    if is_streamed(dataset_name):
         if how["data_dir"] is None and n_train is None:
             raise ValueError(
                 f"{dataset_name} has 10 million rows: give --max_train_samples (or --data_dir)"
@@ -99,6 +100,12 @@ def load_dataset_parts(
     return parts
 
 
+def is_streamed(spec: str) -> bool:
+    """Whether a dataset of the hub has millions of rows, of which the first are taken."""
+    name = split_name(spec)[0]
+    return name in DATASETS and DATASETS[name].streamed
+
+
 def load_evaluation_sets(
     specs: Mapping[str, str], trained: set[str], *, n_eval: int, seed: int, **how: Any
 ) -> Parts:
@@ -110,12 +117,8 @@ def load_evaluation_sets(
     """
     parts = {}
     for label, spec in specs.items():
-        name = split_name(spec)[0]
-        streamed = name in DATASETS and DATASETS[name].streamed
-        data = load_evaluation_set(
-            spec, sample_size=n_eval if streamed and n_eval > 0 else None, progress=progress_bar,
-            **how,
-        )  # fmt: skip
+        n = n_eval if is_streamed(spec) and n_eval > 0 else None
+        data = load_evaluation_set(spec, sample_size=n, progress=progress_bar, **how)
         kept = [example for example in data.examples if first_question(example) not in trained]
         n_left_out = len(data.examples) - len(kept)
         announce(
@@ -248,13 +251,18 @@ def describe_mixture(examples: Sequence[PreferenceExample]) -> str:
     return ", ".join(f"{name} {n} ({100 * n / len(names):.1f} %)" for name, n in counts.items())
 
 
+def by_dataset(dataset: Dataset | None) -> dict[str, Dataset]:
+    """The rows of each dataset of a mixture, by the column `dataset`; none where there is one."""
+    if dataset is None or "dataset" not in dataset.column_names:
+        return {}
+    rows: dict[str, list[int]] = {}
+    for k, name in enumerate(dataset["dataset"][:]):  # a list: row by row takes seconds
+        rows.setdefault(name, []).append(k)
+    return {name: dataset.select(own) for name, own in rows.items()}
+
+
 def named_sets(parts: Mapping[str, Any], with_test: bool = False) -> dict[str, Any]:
     """The evaluation sets among the parts of the data, by their labels; `with_test`: the test part
     too, for its loss beside the validation loss (Fig. 9b)."""
     tested = {"test": parts["test"]} if with_test else {}
     return tested | {name: part for name, part in parts.items() if name not in TAKEN_NAMES}
-
-
-def has_dialogues(parts: Parts) -> bool:
-    """Whether an example is a dialogue, for which a chat template is."""
-    return any(e.dialogue is not None for data in parts.values() for e in data.examples)

@@ -17,7 +17,6 @@ from ranking.reports.pairs import Columns
 from ranking.training.best_metric import check_best_metric
 from ranking.training.checkpoints import SavedStep
 from ranking.training.config_file import save_config
-from ranking.training.mixtures import by_dataset
 from ranking.training.models import is_adapter
 from ranking.training.parsing import FlagSet
 from ranking.training.pushing import PushCheckpoints, start_pushing
@@ -27,7 +26,7 @@ from ranking.training.run_directory import (
     has_run_card,
     run_description,
 )
-from ranking.training.splits import Parts, named_sets
+from ranking.training.splits import Parts, by_dataset, named_sets
 from ranking.training.trackers import finish_trackers
 
 CARD_LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
@@ -75,6 +74,18 @@ def start_run(
     pushing = start_pushing(hub, local_base)
     set_seed(seed)
     return Run(flags.script, given, folder, settings, checkpoint, pushing)
+
+
+def print_datasets(
+    metrics: Mapping[str, float],
+    datasets: Mapping[str, Dataset],
+    what: str = "loss",
+    prefix: str = "test",
+) -> None:
+    """A line for each dataset of a mixture, or named set: its part of the metrics."""
+    for name, dataset in datasets.items():
+        value = metrics[f"{prefix}_{name}/{what}"]
+        print(f"  {name}: {what} {value:.4f}, n = {len(dataset)}")
 
 
 def metrics_at(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:

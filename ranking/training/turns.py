@@ -10,6 +10,7 @@ from ranking.data.examples import Message
 from ranking.scoring.chat import (
     ChatOptions,
     Texts,
+    applied_to,
     apply_template,
     assistant_turn,
     closing_text,
@@ -41,9 +42,7 @@ def rendered_turns(
     try:
         render = partial(apply_template, tokenizer, chat=chat, item=item)
         text = render(messages)
-        template = chat.template or tokenizer.get_chat_template(
-            None, list(item.dialogue.tools) if item.dialogue and item.dialogue.tools else None
-        )
+        template = applied_to(tokenizer, chat, item.dialogue).template
         spans = None
         if GENERATION.search(template):
             marked = GENERATION.sub(rf"{{%\1 if true %}}{MARK}{{% endif \2%}}", template)

@@ -11,7 +11,7 @@ from test_readme import page_commands, without_launcher
 import dpo
 import sft
 from ranking.reports.model_card import shown_command
-from ranking.training.config_file import as_written, save_config
+from ranking.training.config_file import save_config
 from ranking.training.early_checks import check_values
 from ranking.training.known_flags import read_known_flags
 
@@ -175,7 +175,7 @@ def test_a_saved_config_is_the_same_run(script, tmp_path, parsed):
         "--warmup_steps=0.1", "--no_add_eos", "--chat_template", "--system=yes: no", "--use_peft",
         "--lora_target_modules", "q_proj", "--eval_strategy=no", "--columns", "prompt=a.b",
         '--lr_scheduler_kwargs={"min_lr": 1e-6}', "--lr_scheduler_type=cosine_with_min_lr",
-        '--chat_template_kwargs={"a": 1}' if script == "sft" else '--chat_template_kwargs={"a":1}',
+        '--chat_template_kwargs={"a":1}',
         "--run_name=1e5", "--seed=3", "--eval_steps=2",
     ]  # fmt: skip
     first = module.parse_args(flags)
@@ -183,15 +183,14 @@ def test_a_saved_config_is_the_same_run(script, tmp_path, parsed):
     save_config(file, first[0].given, f"{script}.py")
     again = module.parse_args(["--config", file])
     assert values_of(again) == values_of(first)
-    assert as_written(again[0].given) == as_written(first[0].given)
+    assert again[0].given == first[0].given
     card = module.parse_args(shlex.split(shown_command(f"{script}.py", again[0].given))[2:])
     assert values_of(card) == values_of(first)
     text = Path(file).read_text()
     assert text.startswith(f"# python {script}.py --config {file}\nmodel_name_or_path: m\n")
     saved = yaml.safe_load(text)
-    assert saved["learning_rate"] == 1e-5 and "\neval_steps: 2\n" in text
-    assert saved["lr_scheduler_kwargs"] == {"min_lr": 1e-6}
-    assert saved["chat_template_kwargs"] == ({"a": 1} if script == "sft" else '{"a":1}')
+    assert saved["learning_rate"] == 1e-5 and saved["eval_steps"] == 2
+    assert json.loads(saved["lr_scheduler_kwargs"]) == {"min_lr": 1e-6}
     save_config(file, again[0].given, f"{script}.py")  # the same: nothing to write
     with pytest.raises(ValueError, match="run.yaml holds other settings: choose another file"):
         save_config(file, module.parse_args([*flags, "--seed=4"])[0].given, f"{script}.py")

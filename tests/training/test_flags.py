@@ -4,39 +4,13 @@ import pytest
 
 import dpo
 import sft
-from ranking.training.arguments import check_launch
+from ranking.training.parsing import check_launch
 
 BASE = ["--model_name_or_path=m", "--output_dir=o"]
-# of a run of dpo.py before there were dialogues and mixtures: that run goes on by the same command
-EARLIER = {
-    "add_eos": False, "chat_template": False, "data_dir": None, "dataset_name": "d.jsonl",
-    "dynamics_sample_size": 1000, "eval_split": None, "max_eval_samples": 1000,
-    "max_train_samples": None, "overwrite_output_dir": False, "ref_model_name_or_path": None,
-    "ref_model_revision": None, "sanity_check": False, "separator": None, "split_seed": 0,
-    "train_split": None, "wandb_entity": None, "wandb_project": None,
-}  # fmt: skip
 
 
 def data_args(script, *flags):
     return script.parse_args([*BASE, "--dataset_name=d.jsonl", *flags])[0]
-
-
-def test_earlier_runs_have_the_same_description():
-    assert data_args(dpo).of_description(False) == EARLIER
-    given = data_args(dpo, "--chat_template", "--add_eos").of_description(False)
-    assert given == {**EARLIER, "chat_template": True, "add_eos": True}
-    of_sft = EARLIER.keys() - {"chat_template", "dynamics_sample_size", "ref_model_name_or_path",
-                               "ref_model_revision"}  # fmt: skip
-    own = {"instruction_template": None, "response_template": None}
-    assert data_args(sft).of_description(False) == {**{k: EARLIER[k] for k in of_sft}, **own}
-
-
-def test_options_of_later_losses_are_described_where_they_change_something():
-    described = dpo.parse_args(BASE)[2].of_description()
-    assert not {"target_margin", "dpop_lambda"} & described.keys() and described["alpha"] == 1.0
-    simpo = ["--loss_type=alpha_scaling_norm", "--alpha=0", "--target_margin=1.5"]
-    described = dpo.parse_args([*BASE, *simpo])[2].of_description()
-    assert described["target_margin"] == 1.5 and "dpop_lambda" not in described
 
 
 def test_what_changes_tokens_is_described(tmp_path):
@@ -45,12 +19,13 @@ def test_what_changes_tokens_is_described(tmp_path):
     flags = ["other.jsonl", "--dataset_shares", "3", "1", "--columns", "prompt=q", "--system=Hi.",
              f"--chat_template_file={file}", '--chat_template_kwargs={"a": 1}']  # fmt: skip
     args = dpo.parse_args([*BASE, "--dataset_name", "d.jsonl", *flags])[0]
-    described = args.of_description(True)
-    changed = {k: v for k, v in described.items() if EARLIER.get(k, ...) != v}
+    plain = data_args(dpo).of_description()
+    assert plain["dataset_name"] == "d.jsonl" and "given" not in plain
+    changed = {k: v for k, v in args.of_description().items() if plain[k] != v}
     assert changed == {
         "dataset_name": ["d.jsonl", "other.jsonl"], "dataset_shares": [3.0, 1.0],
-        "columns": ["prompt=q"], "system": "Hi.", "chat_template": "auto", "add_eos": None,
-        "chat_template_file": "{{ messages }}", "chat_template_kwargs": '{"a": 1}',
+        "columns": ["prompt=q"], "system": "Hi.", "chat_template_file": "{{ messages }}",
+        "chat_template_kwargs": '{"a": 1}',
     }  # fmt: skip
     assert args.of_parts()["shares"] == [0.75, 0.25]
     assert args.of_parts()["columns"] == {"prompt": "q"}

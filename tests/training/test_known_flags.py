@@ -1,4 +1,4 @@
-"""known_flags.json and the parser made of it, beside transformers' own of the dataclasses."""
+"""known_flags.json and the parser of what it says, beside that of TRL's dataclasses."""
 
 from importlib.metadata import version
 
@@ -7,8 +7,10 @@ import pytest
 import dpo
 import sft
 from ranking.training import known_flags
-from ranking.training.arguments import ModelArguments, TrainingParser
 from ranking.training.early_checks import check_flags
+from ranking.training.flags import ModelFlags
+from ranking.training.models import ModelArguments
+from ranking.training.parsing import FlagParser
 
 KINDS = {"sft": (sft.SFT, sft.SFTArguments), "dpo": (dpo.DPO, dpo.DPOArguments)}
 TEXTS = ("1", "-2", "1e-5", "true", "No", "steps", "adamw_torch", "x", "{}")
@@ -31,11 +33,14 @@ def converted(action, text: str):
 
 
 @pytest.mark.parametrize("script", ["sft", "dpo"])
-def test_the_light_parser_is_transformers_own(script):
+def test_the_file_gives_the_flags_of_the_dataclasses(script):
     """Each flag: spellings, default, number of values, and what it makes of texts."""
     flags, kind = KINDS[script]
-    light = known_flags.make_parser_of(flags, known_flags.read_known_flags(), "")
-    heavy = TrainingParser([flags.data, ModelArguments, kind])
+    known = known_flags.read_known_flags()
+    of_file = [known_flags.stand_in(ModelFlags, "ModelConfig", known),
+               known_flags.stand_in(flags.training, flags.library, known)]  # fmt: skip
+    light = FlagParser([flags.data, *of_file])
+    heavy = FlagParser([flags.data, ModelArguments, kind])
     options = [set(parser._option_string_actions) for parser in (light, heavy)]
     assert options[0] == options[1] and len(options[0]) > 300
     # types that the light parser takes as text: TRL's classes decide

@@ -16,7 +16,6 @@ from ranking.data.conversions import preference_pairs, sft_texts
 from ranking.data.preferences import load_preferences
 from ranking.scoring.log_likelihood import ScoringPath
 from ranking.training import packed_steps
-from ranking.training.mixtures import MixtureTrainer, by_dataset
 from ranking.training.packed_steps import divide_further, fitting_tokens, take_examples
 from ranking.training.sft_trainer import PackedSFTTrainer
 from ranking.training.texts import IGNORED, tokenize_texts
@@ -110,12 +109,21 @@ def test_another_dataset_is_evaluated_alone(tmp_path, tokenizer, rows):
     names = ["one"] * 3 + ["two"] * 2
     mixture = Dataset.from_list([{**row, "dataset": name} for row, name in zip(rows, names)])
     other = Dataset.from_list(rows[7:9])
-    kind = partial(MixtureTrainer, datasets={"eval": by_dataset(mixture)}, eval_sets={"A": other})
+    kind = partial(PackedSFTTrainer, eval_sets={"A": other})
     run = sft(tmp_path, tokenizer, rows, kind, eval_dataset=mixture)
     own, found = run.evaluate(), run.evaluate(other)
     assert {"eval_one/loss", "eval_two/loss", "eval_A/loss"} <= own.keys()
     assert found["eval_loss"] == own["eval_A/loss"] != own["eval_loss"]
     assert not [name for name in found if "/" in name]
+
+
+def test_persistent_workers_read_the_set_that_is_asked_for(tmp_path, tokenizer, rows):
+    """Not the one before, whose loader Trainer keeps."""
+    own, other, losses = Dataset.from_list(rows[:4]), Dataset.from_list(rows[7:9]), []
+    for more in ({}, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}):
+        run = sft(tmp_path, tokenizer, rows, eval_dataset=own, **more)
+        losses.append([run.evaluate()["eval_loss"], run.evaluate(other)["eval_loss"]])
+    assert losses[0] == losses[1] and losses[0][0] != losses[0][1]
 
 
 def test_sft_with_an_adapter_checkpointing_and_bfloat16(tmp_path, tokenizer, rows):

@@ -37,6 +37,7 @@ def test_an_unfinished_run_goes_on_with_or_without_overwrite(tmp_path):
     assert claim(folder) == claim(folder, overwrite=True) == str(last)
     with pytest.raises(ValueError, match=r"other settings \(n_processes differ\)"):
         claim(folder, {**SETTINGS, "n_processes": 2})
+    assert claim(folder, {**SETTINGS, "later_flag": False}) == str(last)  # of an earlier version
 
 
 def test_changed_labels_are_other_settings(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 from dialogue_rows import dialogues, explicit, split_folder
 from preference_rows import write
 
-from ranking.training.splits import dataset_labels, has_dialogues, load_parts, named_sets
+from ranking.training.splits import dataset_labels, load_parts, named_sets
 
 
 def pairs(name: str, n: int) -> list[dict]:
@@ -71,7 +71,6 @@ def test_questions_that_another_dataset_trains_on_are_left_out(tmp_path, capsys)
         assert [e.prompt for e in examples] == [left]
         line = f"texts: left out of {part} because another dataset trains on the question: 1 of 2"
         assert line in capsys.readouterr().err or part == "test"
-    assert has_dialogues(parts)
     write(tmp_path / "texts" / "test.jsonl", texts[:1])
     with pytest.raises(ValueError, match="texts: no example of test is left beside the other"):
         load_parts([talks, str(tmp_path / "texts")])
