@@ -56,7 +56,6 @@ from ranking.reports.idealized import (
 from ranking.reports.style import draw
 from ranking.scoring.comparable import (
     ScoringRun,
-    alike_named,
     announce_uneven_cuts,
     check_comparable,
     read_scoring_runs,
@@ -257,7 +256,7 @@ def main(args: argparse.Namespace) -> None:
     given, runs = read_scoring_runs(examples), read_runs(args.dynamics)
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS)) if any(models) else []
     how = take(flags, (*CONFIG_FLAGS, "dtype", "device"))
-    reference, policy = alike_named(plan_runs(given, models, revisions, datasets, **how))
+    reference, policy = plan_runs(given, models, revisions, datasets, **how)
     check_runs(reference, policy, rules)
     check_keep(args.keep, reference.records, bool(runs), policy is not None)
 

@@ -407,6 +407,7 @@ def with_completion(record, **changes):
         (lambda r: {**r, "id": "id0", "row": 0}, "row 3: the example of row 1 again"),
         (lambda r: {**r, "model": "sft"}, "row 3: of sft, and row 1 of ref: give each model's file"),
         (lambda r: without(r, "votes"), "row 3: not an examples file of the ranking script"),
+        (lambda r: without(r, "dataset_config"), "row 3: not an examples file of the ranking script (no dataset_config)"),
         (lambda r: {**r, "completions": None}, "row 3: completions and ranks should be lists"),
         (lambda r: {**r, "completions": ["a", "b"]}, "should have logp, n_tokens, text"),
         (lambda r: {**r, "ranks": [1, 2, 3]}, "row 3: 2 completions, 3 ranks"),

@@ -95,14 +95,7 @@ def rated_pairs_of(files: Sequence[ResultFile]) -> dict[tuple, Record]:
         if file.kind != IDEALIZED:
             continue
         model, reference = file.rows[0]["model"], file.rows[0]["reference_model"]
-        configs: dict[tuple, set[str | None]] = {}
-        for row in file.rows:
-            part = row["dataset_name"], row["dataset_split"]
-            configs.setdefault(part, set()).add(row.get("dataset_config"))
         for pair in file.pairs:
-            if "dataset_config" not in pair:  # of an earlier version: its summary has it
-                known = configs.get((pair["dataset"], pair["split"]), ())
-                pair = {**pair, "dataset_config": next(iter(known)) if len(known) == 1 else None}
             summed = pair["non-length-normalized"]
             line: Record = {
                 "alpha": rounded(pair["alpha"], 4),

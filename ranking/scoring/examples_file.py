@@ -12,11 +12,9 @@ from ranking.plumbing.outputs import part_files, row_key
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, hash_config, read_config, read_json_lines
 
-# keys that older files lack, or that are not in all
-NEWER = {
-    "dataset_config", "config_hash", "messages", "groups", "hidden_products", "tools",
-    "template_kwargs", "messages_of_text",
-}  # fmt: skip
+# keys that readers ask for
+ASKED = {"id", "prompt_id", "dataset", "dataset_config", "split", "row", "model", "prompt", "ranks",
+         "votes", "completions"}  # fmt: skip
 NEEDED = {"text", "logp", "n_tokens"}  # keys of a completion that every reader asks for
 SUMMARY_SUFFIXES = (".jsonl", ".json", "", ".jsonl.gz")  # of a summary beside an examples file
 
@@ -161,8 +159,8 @@ def load_examples(path: str) -> list[Record]:
 
 def problem_of(record: Record) -> str | None:
     """Why a row is none that scoring writes, or None."""
-    if not ExampleRecord.__annotations__.keys() - NEWER <= record.keys():
-        return "not an examples file of the ranking script"
+    if missing := ASKED - record.keys():
+        return f"not an examples file of the ranking script (no {min(missing)})"
     completions, ranks = record["completions"], record["ranks"]
     if not isinstance(completions, list) or not isinstance(ranks, list):
         return "completions and ranks should be lists"

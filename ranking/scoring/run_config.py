@@ -167,13 +167,9 @@ def scoring_settings(config: Mapping[str, Any] | None, key: DatasetKey) -> dict[
 
 
 def dataset_entry(config: Mapping[str, Any] | None, key: DatasetKey) -> Mapping[str, Any] | None:
-    """The `DatasetConfig` of a dataset; None where nobody knows. Older files do not name their
-    configuration, in rows or here, of which their run had but one."""
-    name, split, dataset_config = key
+    """The `DatasetConfig` of a dataset; None where nobody knows."""
     entries = config["datasets"] if config is not None else []
-    of_split = [e for e in entries if (e["name"], e["split"]) == (name, split)]
-    named = [e for e in of_split if dataset_config in (None, e.get("config", dataset_config))]
-    return named[0] if named else None
+    return next((e for e in entries if (e["name"], e["split"], e.get("config")) == key), None)
 
 
 def in_template(config: Mapping[str, Any] | None, key: DatasetKey) -> bool | None:

@@ -134,7 +134,7 @@ def describe_run(
             continue
         columns = recorded_facts(run, key, records)
         columns |= {"include_ties": include_ties, "seed": seed, "examples_file": run.name}
-        columns |= beside.get(key) or beside.get((*key[:2], None), {})  # older: unnamed
+        columns |= beside.get(key, {})
         kept = that_count(records, include_ties)
         if len(kept) < len(records):  # none was dropped by the run that scored them
             tied = {"all ranks tied": len(records) - len(kept)}
