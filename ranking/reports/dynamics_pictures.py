@@ -21,7 +21,7 @@ from ranking.metrics.idealized import required_loss
 from ranking.metrics.intervals import wilson_interval
 from ranking.plumbing.result_files import Record, read_config
 from ranking.reports.dynamics import DISPLACEMENT_STYLES, GROUP_STYLES, other_losses
-from ranking.reports.labels import plain, short, without_paths
+from ranking.reports.labels import group_label, plain, short, without_paths
 from ranking.reports.style import (
     DISTANCE,
     GREY,
@@ -170,7 +170,7 @@ def plot_dynamics(
         steps, n = list(summary), next(iter(summary.values()))["n"]
         sizes.append(n)
         for name, (colour, marker) in GROUP_STYLES.items():
-            style = {"color": colour, "marker": marker, "label": name.replace("_to_", " → "),
+            style = {"color": colour, "marker": marker, "label": group_label(name),
                      "markerfacecolor": "none" if name in CHANGED else colour}  # fmt: skip
             counts = [found["counts"][name] for found in summary.values()]
             draw_share(

@@ -112,6 +112,11 @@ def setting_labels(rows: Sequence[ResultRow]) -> dict[tuple, str]:
     return labels
 
 
+def group_label(group: str) -> str:
+    """A ranking group in words: how the reference ranks a pair → how the policy does."""
+    return group.replace("_to_", " → ")
+
+
 def short(name: str) -> str:
     """The last part of a model's path, and its parent where that says the training step."""
     path = Path(name)

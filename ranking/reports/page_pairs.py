@@ -8,10 +8,9 @@ from ranking.metrics.dynamics import GROUPS
 from ranking.metrics.rewards import is_right
 from ranking.plumbing.outputs import dataset_key, row_key
 from ranking.plumbing.result_files import Record
-from ranking.reports.labels import model_names, run_label
+from ranking.reports.labels import group_label, model_names, run_label
 from ranking.reports.page_files import IDEALIZED, ResultFile
 from ranking.reports.pairs import (
-    group_label,
     lines_of_record,
     pair_example,
     rewards_by_place,

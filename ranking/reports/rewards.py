@@ -13,6 +13,7 @@ from ranking.reports.groups import groups_to_show
 from ranking.reports.labels import (
     by_normalization,
     dataset_of,
+    group_label,
     normalization_of,
     page_label,
     panel_names,
@@ -158,9 +159,7 @@ def reward_displacement_table(
     for cells, row in found_lines:
         of_ranking = row.get("displacement_by_ranking_group", {}) if alone or sortable else {}
         indent = "  " * (not sortable)
-        kinds = {
-            f"{indent}{name.replace('_to_', ' → ')}": d for name, d in of_ranking.items() if d["n"]
-        }
+        kinds = {f"{indent}{group_label(name)}": d for name, d in of_ranking.items() if d["n"]}
         for label, moved in ({cells[at]: row["displacement"]} | kinds).items():
             line = list(cells)
             line[at] = label
@@ -347,7 +346,7 @@ def draw_changes(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
         ]
         axes.plot(
             [x for x, _ in own], [y for _, y in own], marker, color=colour, alpha=0.5, markersize=4,
-            markeredgewidth=0, label=group.replace("_to_", " → "),
+            markeredgewidth=0, label=group_label(group),
         )  # fmt: skip
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.axvline(0, color=GREY, linewidth=0.8)
@@ -377,7 +376,7 @@ def draw_changes_by_group(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
             label=side,
         )  # fmt: skip
     sizes = [sum(pair["group"] == group for pair in pairs) for group in GROUP_STYLES]
-    labels = [group.replace("_to_", " →\n") for group in GROUP_STYLES]
+    labels = [group_label(group).replace("→ ", "→\n") for group in GROUP_STYLES]
     names = [f"{label}\n(n = {n})" for label, n in zip(labels, sizes)]
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
