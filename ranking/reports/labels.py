@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ranking.data.examples import dataset_label
-from ranking.data.hub import DATASETS
+from ranking.data.hub import DATASETS, is_only_a_path
 
 ResultRow = Mapping[str, Any]  # a line of a result file
 SYMBOLS = {"length-normalized": "R̃", "non-length-normalized": "R"}
@@ -125,7 +125,7 @@ def short(name: str) -> str:
 
 def without_paths(name: str) -> str:
     """A name on the hub as it is; of a path, the last part."""
-    is_path = Path(name).exists() or name.count("/") > 1 or name.startswith((".", "/", "~"))
+    is_path = Path(name).exists() or is_only_a_path(name)
     return Path(name).resolve().name if is_path else name
 
 
