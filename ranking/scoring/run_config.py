@@ -1,18 +1,10 @@
 """NAME.config.json: everything that log-likelihoods depend on, which a resumed run must share."""
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, NotRequired, TypedDict
 
-from ranking.data.examples import (
-    DatasetKey,
-    PreferenceData,
-    content_hash,
-    fingerprint,
-    joining,
-)
+from ranking.data.examples import DatasetKey, PreferenceData, content_hash, fingerprint
 from ranking.plumbing.outputs import dataset_key
-from ranking.plumbing.result_files import hash_config
 from ranking.scoring.chat import (
     ChatOptions,
     applied_to,
@@ -23,7 +15,6 @@ from ranking.scoring.chat import (
 from ranking.scoring.loading import load_tokenizer
 from ranking.scoring.models import FoundModel
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 CHAT_KEYS = ("system", "chat_template_kwargs", "chat_template_file")  # where they are used
 
 
@@ -197,30 +188,3 @@ def separators_of(record: Mapping[str, Any], config: Mapping[str, Any]) -> list:
     """What joined each completion of a record to the prompt; older rows: what the config says."""
     whole = separator_of(config, dataset_key(record))
     return [completion.get("separator", whole) for completion in record["completions"]]
-
-
-def joined_by(data: PreferenceData, config: Mapping[str, Any]) -> dict[str, int] | None:
-    """How many completions each separator joins to their prompt; null where the template does."""
-    if not in_template(config, data.key):
-        return joining(data.examples)
-    entry = dataset_entry(config, data.key)
-    some = entry is not None and "in_template" in entry
-    return joining([e for e in data.examples if some and e.dialogue is None]) or None
-
-
-def dataset_facts(data: PreferenceData, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What every summary row says of its dataset, and of how its texts were made."""
-    return {
-        "model": config["model"],
-        "dataset_name": data.name,
-        "dataset_config": data.config,
-        "dataset_split": data.split,
-        "dataset_commit": data.commit,
-        "joined_by": joined_by(data, config),
-        "include_ties": config["include_ties"],
-        "seed": config["seed"],
-        "revision": config["revision"],
-        "config_hash": hash_config(config),
-        **scoring_settings(config, data.key),
-        "versions": {name: version(name) for name in LIBRARIES},
-    }
