@@ -27,7 +27,6 @@ from ranking.reports.style import (
     GREY,
     ORANGE,
     WIDTH,
-    captioned,
     save_figure,
     subplots,
     whole_numbers,
@@ -115,13 +114,12 @@ def main(args: argparse.Namespace) -> None:
     if not rows:
         raise ValueError(f"{args.idealized}: no row of {args.dataset}")
     dynamics = read_dynamics(args.dynamics)
-    figure, (left, right) = subplots(1, 2, figsize=(WIDTH, 2.7), layout="constrained")
+    figure, (left, right) = subplots(1, 2, figsize=(WIDTH, 2.7))
     draw_accuracies(left, rows)
     draw_training(right, dynamics)
     run = run_caption(dynamics, args.caption or name_run(args.dynamics))
     where = f"{short(rows[0]['model'])}, {args.dataset}"
-    captioned(figure, f"left: {plain(where)}; right: {run}")
-    save_figure(figure, args.output)
+    save_figure(figure, args.output, f"left: {plain(where)}; right: {run}")
     print(args.output)
 
 

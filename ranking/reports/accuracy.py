@@ -40,7 +40,6 @@ from ranking.reports.style import (
     GREY,
     ORANGE,
     WIDTH,
-    legend_outside,
     model_style,
     percents,
     save_figure,
@@ -226,7 +225,7 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
         return
     labels = setting_labels(accuracies)
     places = list(labels)
-    figure, axes = subplots(figsize=(WIDTH, 1.2 + 0.45 * len(places)), layout="constrained")
+    figure, axes = subplots(figsize=(WIDTH, 1.2 + 0.45 * len(places)))
     styles = {
         "length-normalized": (BLUE, "o", -0.14, "length-normalized"),
         "non-length-normalized": (ORANGE, "s", 0.14, "summed"),
@@ -249,8 +248,7 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
     axes.set_yticks(range(len(places)), names)
     axes.set_title(plain(short(accuracies[0]["model"])))
     finish_accuracy_axes(axes, len(places))
-    legend_outside(figure, ncols=3)
-    save_figure(figure, path)
+    save_figure(figure, path, ncols=3)
 
 
 def mark_baselines(axes, placed: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
@@ -275,7 +273,7 @@ def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Pat
     places = list(labels)
     models = model_labels(row["model"] for row in accuracies)
     height = 1.3 + len(places) * max(0.6, 0.11 * len(models))
-    figure, grid = subplots(1, 2, figsize=(WIDTH, height), sharey=True, layout="constrained")
+    figure, grid = subplots(1, 2, figsize=(WIDTH, height), sharey=True)
     titles = {"length-normalized": "R̃, length-normalized", "non-length-normalized": "R, summed"}
     of_setting = {s: [row for row in accuracies if setting_of(row) == s] for s in places}
     for axes, (kind, title) in zip(grid, titles.items()):
@@ -300,8 +298,7 @@ def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Pat
         finish_accuracy_axes(axes, len(places))
     names = [f"{labels[s]}\n(n = {max(row['n'] for row in of_setting[s])})" for s in places]
     grid[0].set_yticks(range(len(places)), names)
-    legend_outside(figure, ncols=3)
-    save_figure(figure, path)
+    save_figure(figure, path, ncols=3)
 
 
 def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
@@ -329,8 +326,7 @@ def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
             draw_groups(axes, row, column, shown, models)
             if row["model"] == chosen[0]["model"]:
                 mark_chance(axes, row, column, shown)
-    legend_outside(figure, ncols=3)
-    save_figure(figure, path)
+    save_figure(figure, path, ncols=3)
 
 
 def draw_groups(

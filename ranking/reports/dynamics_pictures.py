@@ -28,9 +28,7 @@ from ranking.reports.style import (
     LOG_REF,
     LOSS_NEEDED,
     WIDTH,
-    captioned,
     draw,
-    legend_outside,
     model_style,
     save_figure,
     subplots,
@@ -162,7 +160,7 @@ def plot_dynamics(
     with_loss, loss_name = trained_loss(rows)
     figure, grid = subplots(
         3, len(parts), figsize=(WIDTH * (0.25 + 0.375 * len(parts)), 6.6), sharex=True,
-        sharey="row", squeeze=False, layout="constrained",
+        sharey="row", squeeze=False,
     )  # fmt: skip
     sizes = []
     for column, part in zip(grid.T, parts):
@@ -190,9 +188,7 @@ def plot_dynamics(
     highest = grid[0][0].get_ylim()[1]
     grid[0][0].set_ylim(-0.03 * highest, highest)
     title = "ranked by the reference → by the policy" + band_note(sizes)
-    legend_outside(figure, ncols=3, title=title)
-    captioned(figure, run_caption(rows, run))
-    save_figure(figure, path)
+    save_figure(figure, path, run_caption(rows, run), ncols=3, title=title)
 
 
 def plot_loss_against_reference(
@@ -210,7 +206,7 @@ def plot_loss_against_reference(
     parts = parts_of(known)
     figure, grid = subplots(
         1, len(parts), figsize=(WIDTH * (0.15 + 0.425 * len(parts)), 3.3), sharey=True, sharex=True,
-        squeeze=False, layout="constrained",
+        squeeze=False,
     )  # fmt: skip
     for axes, part in zip(grid[0], parts):
         chosen = [row for row in known if row["part"] == part]
@@ -240,9 +236,7 @@ def plot_loss_against_reference(
     grid[0][0].set_ylim(0, 1.1 * highest)  # the loss needed goes on rising to the right
     grid[0][0].set_ylabel(loss_label(rows))
     other = None if saved in (None, best) else f"the saved model is of step {saved}"
-    legend_outside(figure, ncols=3, title=other)
-    captioned(figure, run_caption(rows, run))
-    save_figure(figure, path)
+    save_figure(figure, path, run_caption(rows, run), ncols=3, title=other)
 
 
 def plot_accuracy_against_distance(
@@ -251,7 +245,7 @@ def plot_accuracy_against_distance(
     """Ranking accuracy against the squared distance from the initial weights (cf. Fig. 4); named
     are the first and the last step, and that of the saved model, where a metric chose it."""
     distances = distances_by_step(rows)
-    figure, axes = subplots(figsize=(0.65 * WIDTH, 3.2), layout="constrained")
+    figure, axes = subplots(figsize=(0.65 * WIDTH, 3.2))
     sizes = [FEW_PAIRS]
     for part, style in part_styles(parts_of(rows)).items():
         summary = {k: found for k, found in means_by_step(rows, part).items() if k in distances}
@@ -274,9 +268,8 @@ def plot_accuracy_against_distance(
     axes.set_xlabel(r"squared distance from the initial weights, $\|\theta_t - \theta_0\|^2$")
     axes.set_ylabel("ranking accuracy (%)")
     axes.grid(alpha=0.3)
-    legend_outside(figure, ncols=2, title=band_note(sizes).removeprefix("; ") or None)
-    captioned(figure, run_caption(rows, run))
-    save_figure(figure, path)
+    title = band_note(sizes).removeprefix("; ") or None
+    save_figure(figure, path, run_caption(rows, run), ncols=2, title=title)
 
 
 def plot_displacement(
@@ -291,7 +284,7 @@ def plot_displacement(
     best = lowest_loss_step(rows)
     figure, grid = subplots(
         2, len(parts), figsize=(WIDTH * (0.25 + 0.375 * len(parts)), 4.8), sharex=True,
-        sharey="row", squeeze=False, layout="constrained",
+        sharey="row", squeeze=False,
     )  # fmt: skip
     sizes = []
     for (upper, lower), part in zip(grid.T, parts):
@@ -316,9 +309,7 @@ def plot_displacement(
     grid[0][0].set_ylabel("mean change (nats)")
     grid[1][0].set_ylabel("pairs in which it fell (%)")
     title = rf"$\log \pi_\theta(y|x)$ − {LOG_REF % 'y'}" + band_note(sizes)
-    legend_outside(figure, ncols=4, title=title)
-    captioned(figure, run_caption(rows, run))
-    save_figure(figure, path)
+    save_figure(figure, path, run_caption(rows, run), ncols=4, title=title)
 
 
 def plot_sweep(
@@ -336,7 +327,7 @@ def plot_sweep(
         "squared_distance": (DISTANCE, 1),
     }
     styles = part_styles([row["part"] for row in swept])
-    figure, grid = subplots(1, 3, figsize=(WIDTH, 2.5), layout="constrained")
+    figure, grid = subplots(1, 3, figsize=(WIDTH, 2.5))
     for axes, (quantity, (label, scale)) in zip(grid, panels.items()):
         for part, style in styles.items():
             if quantity == "squared_distance" and part != next(iter(styles)):
@@ -354,9 +345,8 @@ def plot_sweep(
     numbers = sorted({row["n_seeds"] for row in swept})
     seeds = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
     when = "at the lowest validation loss" if at == "lowest-loss" else "after the last step"
-    legend_outside(
-        figure, ncols=2, title=f"{when}; lines and bands: mean and range of {seeds} "
+    save_figure(
+        figure, path, run_caption((row for rows in files for row in rows), run), ncols=2,
+        title=f"{when}; lines and bands: mean and range of {seeds} "
         f"seed{'s' * (seeds != '1')}",
     )  # fmt: skip
-    captioned(figure, run_caption((row for rows in files for row in rows), run))
-    save_figure(figure, path)

@@ -82,7 +82,7 @@ def group_grid(
     heights = [0.35 + height * len(of_panel) for of_panel in places]
     figure, grid = subplots(
         len(panels), 2, figsize=(WIDTH, 1 + sum(heights)), sharex=True, squeeze=False,
-        height_ratios=heights, layout="constrained",
+        height_ratios=heights,
     )  # fmt: skip
     for line, (label, row, column), of_panel in zip(grid, panels, places):
         for axes in line:

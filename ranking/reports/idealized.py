@@ -41,8 +41,6 @@ from ranking.reports.style import (
     MODEL_COLOURS,
     ORANGE,
     WIDTH,
-    captioned,
-    legend_outside,
     save_figure,
     subplots,
     wrapped,
@@ -204,7 +202,7 @@ def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:
     n_rows = math.ceil(len(panels) / 2)
     figure, grid = subplots(
         n_rows, min(2, len(panels)), figsize=(WIDTH if len(panels) > 1 else 4.1, 3.2 * n_rows),
-        sharey=True, squeeze=False, layout="constrained",
+        sharey=True, squeeze=False,
     )  # fmt: skip
     for axes in grid.flat[len(panels) :]:
         axes.remove()
@@ -234,13 +232,13 @@ def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:
         axes.grid(alpha=0.3)
     for axes in grid[:, 0]:
         axes.set_ylabel("ranking accuracy (%)")
-    legend_outside(figure, ncols=2)
+    caption = ""
     names = dict.fromkeys((curve["model"], curve.get("reference_model")) for curve in curves)
     if len(names) == 1:
         ((model, reference),) = names
         whose = "" if reference in (model, None) else f", reference {plain(short(str(reference)))}"
-        captioned(figure, plain(short(model)) + whose)
-    save_figure(figure, path)
+        caption = plain(short(model)) + whose
+    save_figure(figure, path, caption, ncols=2)
 
 
 def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
@@ -266,9 +264,7 @@ def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
     breakpoints = [beta for curve in curves for beta in curve["critical_betas"]]
     left = min([BETAS[0] / 4, *(beta / 1.5 for beta in breakpoints)])
     right = max([BETAS[-1] * 4, *(beta * 1.5 for beta in breakpoints)])
-    figure, (row,) = subplots(
-        1, 2, figsize=(WIDTH, 3.6), sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, (row,) = subplots(1, 2, figsize=(WIDTH, 3.6), sharex=True, sharey=True, squeeze=False)
     for axes, title, of_kind in zip(row, titles, zip(*by_normalization(curves))):
         for curve in of_kind:
             steps = curve_steps(curve)
@@ -294,8 +290,7 @@ def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
     for reference, style in styles.items():
         row[0].plot([], [], color="black", linestyle=style, label=references[reference])
     row[0].fill_between([], [], color=GREY, alpha=0.12, label=r"$\beta$ of Tables 1 and 6")
-    legend_outside(figure, ncols=2)
-    save_figure(figure, path)
+    save_figure(figure, path, ncols=2)
 
 
 def plot_idealized_by_group(rows: Sequence[IdealizedRow], path: Path) -> None:
@@ -332,8 +327,7 @@ def plot_idealized_by_group(rows: Sequence[IdealizedRow], path: Path) -> None:
             )
             observed = [100 * entry["observed_accuracy"] for entry in entries]
             axes.plot(observed, places, "o", color="black", markersize=4, label="observed")
-    legend_outside(figure, ncols=3)
-    save_figure(figure, path)
+    save_figure(figure, path, ncols=3)
 
 
 def plot_required_loss(pairs: Sequence[PairRow], path: Path) -> None:
@@ -344,7 +338,7 @@ def plot_required_loss(pairs: Sequence[PairRow], path: Path) -> None:
         raise ValueError("pairs of several γ or β: draw each file by itself")
     ordered = sorted((pair for pair in pairs if not pair["tied"]), key=lambda pair: pair["c"])
     lowest = 1e-4  # nats
-    figure, axes = subplots(figsize=(0.75 * WIDTH, 3.4), layout="constrained")
+    figure, axes = subplots(figsize=(0.75 * WIDTH, 3.4))
     betas = sorted(pairs[0]["required_loss"], key=float)
     colours = matplotlib.colormaps["viridis"]
     for k, beta in enumerate(betas):
@@ -365,5 +359,4 @@ def plot_required_loss(pairs: Sequence[PairRow], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     datasets = dict.fromkeys(dataset_label(*dataset_key(pair)) for pair in pairs)
-    captioned(figure, rf"{plain(', '.join(datasets))}, $\gamma$ = {pairs[0]['gamma']:g}")
-    save_figure(figure, path)
+    save_figure(figure, path, rf"{plain(', '.join(datasets))}, $\gamma$ = {pairs[0]['gamma']:g}")

@@ -294,7 +294,7 @@ def plot_rewards(pairs: Sequence[RewardPair], path: Path) -> None:
             raise ValueError(f"two runs of {model} on {dataset_label(*dataset)}: give one")
     figure, grid = subplots(
         len(panels), 3, figsize=(WIDTH, 0.5 + 2.6 * len(panels)), squeeze=False,
-        layout="constrained", width_ratios=(1, 1.25, 1.25),
+        width_ratios=(1, 1.25, 1.25),
     )  # fmt: skip
     several = len({key[:2] for key in panels}) > 1
     for axes, ((model, reference, *dataset), own) in zip(grid, panels.items()):
