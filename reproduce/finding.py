@@ -62,7 +62,7 @@ def draw_accuracies(axes, rows: list[dict]) -> None:
     axes.set_xlim(min(30, 100 * min(shares) - 2), 102)
     axes.set_xlabel(f"pairs ranked as people did (%), n = {rows[0]['n']}")
     axes.set_title("what rankings are, and what they could be")
-    axes.grid(axis="x", alpha=0.3)
+    axes.grid(False, axis="y")
 
 
 def draw_training(axes, rows: list[dict]) -> None:
@@ -94,7 +94,6 @@ def draw_training(axes, rows: list[dict]) -> None:
     axes.set_ylabel("% of where it began")
     axes.set_title("what DPO lowers, and what it leaves")
     whole_numbers(axes.xaxis)
-    axes.grid(alpha=0.3)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

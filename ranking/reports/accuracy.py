@@ -373,4 +373,4 @@ def finish_accuracy_axes(axes, n_places: int) -> None:
     axes.set_xlim(-2, 102)
     axes.set_ylim(n_places - 0.4, -0.6)
     axes.set_xlabel(ACROSS)
-    axes.grid(axis="x", alpha=0.3)
+    axes.grid(False, axis="y")

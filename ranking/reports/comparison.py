@@ -163,7 +163,7 @@ def plot_comparison(rows: Sequence[ComparisonRow], path: Path) -> None:
         axes.axvline(0, color=GREY, linewidth=0.8, linestyle="dashed")
         axes.set_title(f"{symbol} ({how})")
         axes.set_xlabel("difference (percentage points)")
-        axes.grid(alpha=0.3, axis="x")
+        axes.grid(False, axis="y")
     grid[0].set_yticks(range(len(datasets)), names.values())
     grid[0].set_ylim(len(datasets) - 0.5, -0.5)
     caption = (

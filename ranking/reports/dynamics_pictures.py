@@ -178,7 +178,6 @@ def plot_dynamics(
                 axes.plot(steps, [found[quantity][name] for found in summary.values()], **style)
         for axes in column:
             mark_steps(axes, best, lowest_label(rows), saved)
-            axes.grid(alpha=0.3)
         column[0].set_title(f"{part} pairs (n = {n})")
         column[-1].set_xlabel("training step")
         whole_numbers(column[-1].xaxis)
@@ -231,7 +230,6 @@ def plot_loss_against_reference(
         axes.set_xlabel(f"$-c$ = {LOG_REF % 'y_w'} − {LOG_REF % 'y_l'} (nats)")
         counted = f"n = {len(chosen)}, {correct.sum()} correct"
         axes.set_title(f"{part} pairs ({counted}), step {best}")
-        axes.grid(alpha=0.3)
     highest = max(row["loss"] for row in known)
     grid[0][0].set_ylim(0, 1.1 * highest)  # the loss needed goes on rising to the right
     grid[0][0].set_ylabel(loss_label(rows))
@@ -267,7 +265,6 @@ def plot_accuracy_against_distance(
     axes.margins(x=0.1, y=0.15)
     axes.set_xlabel(r"squared distance from the initial weights, $\|\theta_t - \theta_0\|^2$")
     axes.set_ylabel("ranking accuracy (%)")
-    axes.grid(alpha=0.3)
     title = band_note(sizes).removeprefix("; ") or None
     save_figure(figure, path, run_caption(rows, run), ncols=2, title=title)
 
@@ -302,7 +299,6 @@ def plot_displacement(
         upper.set_title(f"{part} pairs (n = {max(ns)})")
         for axes in (upper, lower):
             mark_steps(axes, best, lowest_label(rows), saved)
-            axes.grid(alpha=0.3)
         lower.set_xlabel("training step")
         whole_numbers(lower.xaxis)
     grid[1][0].set_ylim(-3, 103)
@@ -341,7 +337,6 @@ def plot_sweep(
             axes.fill_between(gammas, low, high, color=style["color"], alpha=0.2, linewidth=0)
         axes.set_xlabel(r"$\gamma$")
         axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
     numbers = sorted({row["n_seeds"] for row in swept})
     seeds = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
     when = "at the lowest validation loss" if at == "lowest-loss" else "after the last step"

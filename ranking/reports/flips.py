@@ -101,8 +101,6 @@ def plot_flips(rows: Sequence[Record], path: Path, at: str = "lowest-loss", run:
         upper.axhline(0, color=GREY, linewidth=0.8)
         upper.set_title(f"{part}: {flipped.sum()} of {len(cs)} wrong pairs flipped")
         draw_flipped_by_c(lower, cs, ratios)
-        for axes in (upper, lower):
-            axes.grid(alpha=0.3)
         lower.set_xlabel(f"$c$ = {LOG_REF % 'y_l'} − {LOG_REF % 'y_w'} (nats)")
     grid[0][0].set_xscale("log")
     grid[0][0].set_yscale("symlog", linthresh=1.0)

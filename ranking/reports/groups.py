@@ -88,7 +88,7 @@ def group_grid(
         for axes in line:
             axes.set_ylim(len(of_panel) - 0.4, -0.6)
             axes.set_xlim(-2, 102)
-            axes.grid(axis="x", alpha=0.3)
+            axes.grid(False, axis="y")
             axes.set_yticks(range(len(of_panel)), [])
         entries = [row["by_group"][k] for k in of_panel]
         texts = [f"{plain(group_name(e['group']))} (n = {e['n']})" for e in entries]

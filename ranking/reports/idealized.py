@@ -229,7 +229,6 @@ def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:
             whose += f"from {plain(str(reference))}, "
         title = f"{whose}{settings[setting_of(first)]} (n = {first['n']} pairs)"
         axes.set_title(wrapped(title, 2.9))
-        axes.grid(alpha=0.3)
     for axes in grid[:, 0]:
         axes.set_ylabel("ranking accuracy (%)")
     caption = ""
@@ -276,7 +275,6 @@ def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
         axes.axvspan(BETAS[0], BETAS[-1], color=GREY, alpha=0.12, linewidth=0)
         axes.set_xlabel(r"$\beta$")
         axes.set_title(title)
-        axes.grid(alpha=0.3)
     row[0].set_xscale("log")
     row[0].set_xlim(left, min(right, 1000))
     row[0].set_ylim(0, 102)
@@ -356,7 +354,6 @@ def plot_required_loss(pairs: Sequence[PairRow], path: Path) -> None:
     axes.set_xlabel(f"$c$ = {LOG_REF % 'y_l'} − {LOG_REF % 'y_w'} (nats)")
     axes.set_ylabel(f"loss needed, {LOSS_NEEDED} (nats)")
     axes.set_title(f"right of 0: the reference ranks the pair wrongly (n = {len(ordered)})")
-    axes.grid(alpha=0.3)
     axes.legend()
     datasets = dict.fromkeys(dataset_label(*dataset_key(pair)) for pair in pairs)
     save_figure(figure, path, rf"{plain(', '.join(datasets))}, $\gamma$ = {pairs[0]['gamma']:g}")

@@ -164,5 +164,4 @@ def plot_length_difference(rows: Sequence[ResultRow], path: Path) -> None:
             axes.set_ylabel(f"{symbol}: ranking accuracy (%)")
         axes.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_ylim(-3, 103)
-        axes.grid(alpha=0.3)
     save_figure(figure, path, ncols=3)

@@ -61,7 +61,6 @@ def plot_losses_of_run(rows: Sequence[Record], path: Path, run: str = "") -> Non
     axes.set_xlabel("training step")
     axes.set_ylabel(f"mean {loss_name}")
     whole_numbers(axes.xaxis)
-    axes.grid(alpha=0.3)
     save_figure(figure, path, run_caption(rows, run), ncols=2)
 
 
@@ -91,6 +90,5 @@ def plot_losses_of_runs(runs: Mapping[str, Sequence[Record]], path: Path, run: s
     axes.set_ylim(0, 1.05 * max(max(axes.dataLim.intervaly), highest))
     axes.set_xlabel(f"mean {next(iter(names))} of validation pairs, the lowest of each run")
     axes.set_ylabel(f"mean {next(iter(names))} at that step")
-    axes.grid(alpha=0.3)
     caption = run_caption([row for rows in runs.values() for row in rows], run)
     save_figure(figure, path, caption, ncols=min(5, len(gammas) + 1))  # a column of each γ

@@ -323,6 +323,7 @@ def draw_outcomes(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
     rewarded = np.array([(pair["reward_margin"] or 0) > 0 for pair in pairs])
     counts = np.array([[(a & b).sum() for b in (rewarded, ~rewarded)] for a in (ranked, ~ranked)])
     axes.imshow(counts / len(pairs), cmap="Blues", vmin=0, vmax=1)
+    axes.grid(False)
     for i, j in np.ndindex(2, 2):
         share = counts[i, j] / len(pairs)
         axes.text(
@@ -359,7 +360,6 @@ def draw_changes(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
     axes.set_title(f"below 0: {100 * fell[0]:.0f} % of chosen, {100 * fell[1]:.0f} % of rejected")
     axes.set_xlabel(f"{CHANGE} of chosen (nats)")
     axes.set_ylabel(f"{CHANGE} of rejected (nats)")
-    axes.grid(alpha=0.3)
 
 
 def draw_changes_by_group(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
@@ -383,4 +383,4 @@ def draw_changes_by_group(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set_xlabel(f"mean {CHANGE} (nats)")
     axes.legend()
-    axes.grid(axis="x", alpha=0.3)
+    axes.grid(False, axis="y")

@@ -18,10 +18,11 @@ MODEL_COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56B4E9", "#E69F00", "#000000")
 MODEL_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SAVE = {"dpi": 200, "bbox_inches": "tight", "metadata": {"Software": None}}
 WIDTH = 7.0  # inches of a page's text: what is printed at this width has letters of 7 and 8 points
-FONTS: Any = {
+LOOKS: Any = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "figure.titlesize": 8,
     "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "legend.title_fontsize": 7,
     "lines.linewidth": 1.2, "lines.markersize": 4, "pdf.fonttype": 42,
+    "axes.grid": True, "grid.alpha": 0.3,
 }  # fmt: skip
 LOG_REF = r"$\log \pi_{\mathrm{ref}}(%s|x)$"  # of y_w, y_l or y
 DISTANCE = r"$\|\theta - \theta_{\mathrm{ref}}\|^2$"
@@ -38,7 +39,7 @@ def subplots(*shape: int, **settings) -> tuple[Any, Any]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(FONTS)
+    plt.rcParams.update(LOOKS)
     return plt.subplots(*shape, layout="constrained", **settings)
 
 

@@ -173,7 +173,6 @@ def plot_win_rate(rows: Sequence[WinRateRow], path: Path) -> None:
                           xycoords=("data", "axes fraction"), ha="center", va="bottom")  # fmt: skip
         low, high = axes.get_ylim()
         axes.set_ylim(low - 0.15 * (high - low), high)
-    axes.grid(alpha=0.3)
     save_figure(figure, path, win_rate_caption(rows), ncols=2)
 
 
