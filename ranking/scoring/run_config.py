@@ -5,6 +5,7 @@ from typing import Any, NotRequired, TypedDict
 
 from ranking.data.examples import DatasetKey, PreferenceData, content_hash, fingerprint
 from ranking.plumbing.outputs import dataset_key
+from ranking.reports.labels import CHAT_COLUMNS
 from ranking.scoring.chat import (
     ChatOptions,
     applied_to,
@@ -14,8 +15,6 @@ from ranking.scoring.chat import (
 )
 from ranking.scoring.loading import load_tokenizer
 from ranking.scoring.models import FoundModel
-
-CHAT_KEYS = ("system", "chat_template_kwargs", "chat_template_file")  # where they are used
 
 
 class DatasetConfig(TypedDict):
@@ -144,7 +143,7 @@ def scoring_settings(config: Mapping[str, Any] | None, key: DatasetKey) -> dict[
     """What a summary row says of how its texts were made; null where nobody knows."""
     names = ("add_eos", "max_length", "sample_size")
     settings: dict[str, Any] = {name: (config or {}).get(name) for name in names}
-    for name in CHAT_KEYS:
+    for name in CHAT_COLUMNS:  # where they are used
         if config is not None and name in config:
             settings[name] = config[name]
     entry = dataset_entry(config, key)
