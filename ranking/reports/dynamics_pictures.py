@@ -112,26 +112,6 @@ def mark_steps(axes, lowest: int, label: str, saved: int | None) -> None:
         axes.axvline(saved, color="black", linestyle="dotted", label="saved model", zorder=1)
 
 
-def draw_dynamics(
-    rows: Sequence[Record], folder: Path, run: str, saved: int | None = None
-) -> dict[str, Path]:
-    """Fig. 2, Fig. 3, accuracy against distance and displacement, from the dynamics file: those
-    that could be drawn. saved: the step of the saved model, where a metric chose it."""
-    plots = {
-        "dynamics": (plot_dynamics, "ranking_dynamics.png"),
-        "loss_against_reference": (plot_loss_against_reference, "loss_against_reference.png"),
-        "accuracy_against_distance": (
-            plot_accuracy_against_distance, "accuracy_against_distance.png"
-        ),
-        "displacement": (plot_displacement, "likelihood_displacement.png"),
-    }  # fmt: skip
-    return {
-        name: folder / file
-        for name, (plot, file) in plots.items()
-        if draw(partial(plot, run=run, saved=saved), rows, folder / file)
-    }
-
-
 def draw_share(axes, x: Iterable[float], counts: Sequence[int], ns: Sequence[int], **style) -> None:
     """Shares in percent, counts of ns, as a line that the axis does not cut; with their 95 % Wilson
     intervals as a band where pairs are few."""
@@ -345,3 +325,23 @@ def plot_sweep(
         title=f"{when}; lines and bands: mean and range of {seeds} "
         f"seed{'s' * (seeds != '1')}",
     )  # fmt: skip
+
+
+PICTURES_OF_RUN = {  # of a dynamics file: what draws it, and its file beside the rows
+    "dynamics": (plot_dynamics, "ranking_dynamics.png"),
+    "loss-against-reference": (plot_loss_against_reference, "loss_against_reference.png"),
+    "accuracy-against-distance": (plot_accuracy_against_distance, "accuracy_against_distance.png"),
+    "displacement": (plot_displacement, "likelihood_displacement.png"),
+}
+
+
+def draw_dynamics(
+    rows: Sequence[Record], folder: Path, run: str, saved: int | None = None
+) -> dict[str, Path]:
+    """`PICTURES_OF_RUN`: those that could be drawn. saved: the step of the saved model, where a
+    metric chose it."""
+    return {
+        name.replace("-", "_"): folder / file
+        for name, (plot, file) in PICTURES_OF_RUN.items()
+        if draw(partial(plot, run=run, saved=saved), rows, folder / file)
+    }
