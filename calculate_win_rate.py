@@ -23,6 +23,7 @@ from ranking.data.prompt_sets import load_prompts
 from ranking.judging.responses import (
     Generation,
     generation_settings,
+    preferred_answer,
     read_responses,
     unique_prompts,
 )
@@ -245,9 +246,10 @@ def main(args: argparse.Namespace) -> None:
     load = load_preferences if args.prompts is None else load_prompts
     data = load(args.prompts or args.dataset, **take(flags, PROMPT_FLAGS))
     prompts = unique_prompts(data, args.chat)
-    if args.against == "chosen" and not any(prompt["chosen"] for prompt in prompts):
+    if args.against == "chosen" and not any(map(preferred_answer, prompts)):
         raise ValueError(f"--against chosen: {data.name} has no answers beside its prompts")
-    how = take(flags, GENERATION_FLAGS) | {"dialogues": any("dialogue" in p for p in prompts)}
+    dialogues = any(prompt.dialogue is not None for prompt in prompts)
+    how = take(flags, GENERATION_FLAGS) | {"dialogues": dialogues}
     own, other = [generation_settings(policy, **how) for policy in policies], None
     if args.against == "reference":  # a model against itself: two draws
         other = generation_settings(reference, draw=int(reference in policies), **how)
