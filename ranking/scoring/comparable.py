@@ -19,7 +19,7 @@ from ranking.scoring.examples_file import (
     stem_of_examples,
 )
 from ranking.scoring.models import FoundModel
-from ranking.scoring.run_config import record_in_template, separators_of
+from ranking.scoring.run_config import record_in_template
 
 
 class ScoringRun(NamedTuple):
@@ -98,7 +98,7 @@ def check_comparable(first: ScoringRun, second: ScoringRun, own_templates: bool 
         rendered = (record_in_template(a, one), record_in_template(b, two))
         if rendered[0] != rendered[1]:
             refuse(f"{where}: chat_template", rendered)
-        ours, theirs = separators_of(a, one), separators_of(b, two)
+        ours, theirs = ([c["separator"] for c in record["completions"]] for record in (a, b))
         if not rendered[0] and ours != theirs:
             refuse(f"{where}: separators", (ours, theirs))
     limits = [config.get("max_length") or math.inf for config in (one, two)]

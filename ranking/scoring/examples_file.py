@@ -15,7 +15,7 @@ from ranking.plumbing.result_files import Record, hash_config, read_config, read
 # keys that readers ask for
 ASKED = {"id", "prompt_id", "dataset", "dataset_config", "split", "row", "model", "prompt", "ranks",
          "votes", "completions"}  # fmt: skip
-NEEDED = {"text", "logp", "n_tokens"}  # keys of a completion that every reader asks for
+NEEDED = {"text", "separator", "logp", "n_tokens"}  # keys of a completion that readers ask for
 SUMMARY_SUFFIXES = (".jsonl", ".json", "", ".jsonl.gz")  # of a summary beside an examples file
 
 

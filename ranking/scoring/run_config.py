@@ -181,9 +181,3 @@ def separator_of(config: Mapping[str, Any] | None, key: DatasetKey) -> Any:
     """What joined prompt and completion of a dataset; null under a chat template."""
     entry = dataset_entry(config, key)
     return entry["separator"] if entry and not in_template(config, key) else None
-
-
-def separators_of(record: Mapping[str, Any], config: Mapping[str, Any]) -> list:
-    """What joined each completion of a record to the prompt; older rows: what the config says."""
-    whole = separator_of(config, dataset_key(record))
-    return [completion.get("separator", whole) for completion in record["completions"]]

@@ -21,7 +21,6 @@ from ranking.scoring.run_config import (
     make_run_config,
     record_in_template,
     scoring_settings,
-    separators_of,
 )
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
@@ -215,7 +214,7 @@ def dataset_facts(
     separators: Counter[str] = Counter()
     for record in planned_records([data]) if data else records:
         if run.config is not None and not record_in_template(record, config):
-            separators.update(separators_of(record, config))
+            separators.update(completion["separator"] for completion in record["completions"])
     columns: Record = {
         "model": records[0]["model"],
         "dataset_name": name,

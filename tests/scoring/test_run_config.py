@@ -175,13 +175,3 @@ def test_records_hold_messages(two_models):
     changed = [{**record, "messages": [{"role": "user", "content": "Ho"}]} for record in records]
     with pytest.raises(ValueError, match="its messages differ"):
         check_comparable(ours, ScoringRun("changed", changed, config))
-
-
-def test_older_rows_are_joined_by_what_their_configuration_says(two_models):
-    """Their completions do not name a separator; newer ones do, whatever is there for the rest."""
-    config = make_run_config(two_models[1], [TEXT], chat=AUTO, **ASKED)
-    config["datasets"][0]["separator"] = "|"
-    newer, older = ({**record, "model": "m"} for record in planned_records([TEXT]))
-    older["completions"] = [{"text": c["text"]} for c in older["completions"]]
-    run = ScoringRun("e.examples.jsonl", [newer, older], config)
-    assert dataset_facts(run, ("text", None, None), run.records)["joined_by"] == {" ": 2, "|": 2}
