@@ -139,45 +139,34 @@ def template_counts(
     return wanted, applied_to(tokenizer, chat, None).template
 
 
-def scoring_settings(config: Mapping[str, Any] | None, key: DatasetKey) -> dict[str, Any]:
-    """What a summary row says of how its texts were made; null where nobody knows."""
+def scoring_settings(config: Mapping[str, Any], key: DatasetKey) -> dict[str, Any]:
+    """What a summary row says of how its texts were made."""
+    entry, in_chat = dataset_entry(config, key), in_template(config, key)
     names = ("add_eos", "max_length", "sample_size")
-    settings: dict[str, Any] = {name: (config or {}).get(name) for name in names}
-    for name in CHAT_COLUMNS:  # where they are used
-        if config is not None and name in config:
-            settings[name] = config[name]
-    entry = dataset_entry(config, key)
-    if entry and "in_template" in entry:
-        settings["in_template"] = entry["in_template"]
     return {
-        "chat_template": in_template(config, key),
-        **settings,
-        "separator": separator_of(config, key),
+        "chat_template": in_chat,
+        **{name: config.get(name) for name in names},
+        **{name: config[name] for name in CHAT_COLUMNS if name in config},
+        **{name: entry[name] for name in ("in_template",) if name in entry},
+        "separator": None if in_chat else entry.get("separator"),
     }
 
 
-def dataset_entry(config: Mapping[str, Any] | None, key: DatasetKey) -> Mapping[str, Any] | None:
-    """The `DatasetConfig` of a dataset; None where nobody knows."""
-    entries = config["datasets"] if config is not None else []
-    return next((e for e in entries if (e["name"], e["split"], e.get("config")) == key), None)
+def dataset_entry(config: Mapping[str, Any], key: DatasetKey) -> Mapping[str, Any]:
+    """The `DatasetConfig` of a dataset; {} where there is none."""
+    entries = config.get("datasets", [])
+    return next((e for e in entries if (e["name"], e["split"], e.get("config")) == key), {})
 
 
-def in_template(config: Mapping[str, Any] | None, key: DatasetKey) -> bool | None:
-    """Whether examples of a dataset went through the chat template; None where nobody knows."""
-    whole = (config or {}).get("chat_template")
+def in_template(config: Mapping[str, Any], key: DatasetKey) -> bool | None:
+    """Whether examples of a dataset went through the chat template."""
     entry = dataset_entry(config, key)
-    return entry["in_template"] > 0 if entry and "in_template" in entry else whole
+    return entry["in_template"] > 0 if "in_template" in entry else config.get("chat_template")
 
 
 def record_in_template(record: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a record went through the chat template: where only some did, the dialogues."""
     key = dataset_key(record)
-    entry = dataset_entry(config, key) or {}
-    some = in_template(config, key)
-    return bool(some and ("in_template" not in entry or record.get("messages") is not None))
-
-
-def separator_of(config: Mapping[str, Any] | None, key: DatasetKey) -> Any:
-    """What joined prompt and completion of a dataset; null under a chat template."""
-    entry = dataset_entry(config, key)
-    return entry["separator"] if entry and not in_template(config, key) else None
+    is_dialogue = record.get("messages") is not None
+    only_dialogues = "in_template" in dataset_entry(config, key)
+    return bool(in_template(config, key) and (is_dialogue or not only_dialogues))

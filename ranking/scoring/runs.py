@@ -225,7 +225,7 @@ def dataset_facts(
         "revision": config.get("revision"),
         "config_hash": records[0].get("config_hash"),
         "versions": {library: version(library) for library in LIBRARIES},
-        "dropped": dict((dataset_entry(run.config, key) or {}).get("dropped", {})),
+        "dropped": dict(dataset_entry(config, key).get("dropped", {})),
     }
     if run.config is not None:
         columns |= {
