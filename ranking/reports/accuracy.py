@@ -14,9 +14,9 @@ from ranking.plumbing.result_files import Record
 from ranking.reports.benchmarks import benchmark_table, benchmarks_of
 from ranking.reports.groups import (
     columns_to_show,
+    entries_to_show,
     group_grid,
     groups_to_show,
-    names_to_show,
 )
 from ranking.reports.labels import (
     SYMBOLS,
@@ -319,7 +319,7 @@ def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
         height=max(0.24, 0.13 * len(models)), across=ACROSS,
     )  # fmt: skip
     for line, (column, chosen) in zip(grid, panels):
-        shown = names_to_show(chosen[0], column)
+        shown = [entry["group"] for entry in entries_to_show(chosen[0], column)]
         for row in chosen:
             axes = line[list(SYMBOLS).index(normalization_of(row))]
             draw_groups(axes, row, column, shown, models)

@@ -14,9 +14,9 @@ from ranking.plumbing.outputs import dataset_key
 from ranking.plumbing.result_files import Record
 from ranking.reports.groups import (
     columns_to_show,
+    entries_to_show,
     group_grid,
     groups_to_show,
-    names_to_show,
 )
 from ranking.reports.labels import (
     SYMBOLS,
@@ -307,19 +307,13 @@ def plot_idealized_by_group(rows: Sequence[IdealizedRow], path: Path) -> None:
     )  # fmt: skip
     for line, (pair, column) in zip(grid, panels):
         for axes, row, colour in zip(line, pair, (BLUE, ORANGE)):
-            shown = names_to_show(row, column)
-            entries = [e for e in row["by_group"] if e["column"] == column and e["group"] in shown]
-            places = np.array([shown.index(entry["group"]) for entry in entries])
+            entries = entries_to_show(row, column)
+            places = np.arange(len(entries))
             least, median, most = 100 * np.array([e["min_median_max"] for e in entries]).T
             axes.hlines(
-                places,
-                least,
-                most,
-                colors=colour,
-                linewidth=5,
-                alpha=0.35,
+                places, least, most, colors=colour, linewidth=5, alpha=0.35,
                 label=r"$R^*$, over $\beta$",
-            )
+            )  # fmt: skip
             axes.vlines(
                 median, places - 0.3, places + 0.3, colors=colour, label=r"its median over $\beta$"
             )
