@@ -75,10 +75,12 @@ from ranking.scoring.flags import (
 )
 from ranking.scoring.rated_pairs import (
     PairRules,
+    add_tuned_losses,
     check_all_scored,
     check_assumed_proportion,
     check_some_pair_counts,
     rated_pairs,
+    read_runs,
 )
 from ranking.scoring.runs import (
     check_models,
@@ -88,7 +90,6 @@ from ranking.scoring.runs import (
     plan_runs,
     scored_runs,
 )
-from ranking.scoring.tuned_pairs import add_tuned_losses, read_runs
 
 WRITES = {  # of every run; more where a model is scored
     "pairs": "pairs.jsonl", "curve": "curve.jsonl", "picture": "curve.png",

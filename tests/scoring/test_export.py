@@ -19,8 +19,7 @@ from ranking.scoring.export import (
     export_rows,
     group_names,
 )
-from ranking.scoring.rated_pairs import PairRules, rated_pairs
-from ranking.scoring.tuned_pairs import add_tuned_losses
+from ranking.scoring.rated_pairs import PairRules, add_tuned_losses, rated_pairs
 
 CONFIG = {
     "dtype": "float32", "add_eos": True, "chat_template": False,
