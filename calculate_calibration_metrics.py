@@ -42,7 +42,6 @@ from ranking.reports.rewards import log_rewards, plot_rewards, show_rewards
 from ranking.reports.style import draw
 from ranking.scoring.comparable import (
     ScoringRun,
-    alike_named,
     check_comparable,
     check_compared,
     compared_runs,
@@ -218,7 +217,7 @@ def main(args: argparse.Namespace) -> None:
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS)) if any(models) else []
     how = take(flags, (*CONFIG_FLAGS, "dtype", "device"))
     planned = plan_runs(given, models, revisions, datasets, **how)
-    policy, reference, *others = alike_named([*planned, *others])
+    policy, reference = planned
     check_all_runs(policy, reference, others, args.include_ties)
 
     (policy, facts), (reference, _) = scored_runs(

@@ -56,7 +56,6 @@ from ranking.reports.idealized import (
 from ranking.reports.style import draw
 from ranking.scoring.comparable import (
     ScoringRun,
-    alike_named,
     announce_uneven_cuts,
     check_comparable,
     read_scoring_runs,
@@ -76,10 +75,12 @@ from ranking.scoring.flags import (
 )
 from ranking.scoring.rated_pairs import (
     PairRules,
+    add_tuned_losses,
     check_all_scored,
     check_assumed_proportion,
     check_some_pair_counts,
     rated_pairs,
+    read_runs,
 )
 from ranking.scoring.runs import (
     check_models,
@@ -89,7 +90,6 @@ from ranking.scoring.runs import (
     plan_runs,
     scored_runs,
 )
-from ranking.scoring.tuned_pairs import add_tuned_losses, read_runs
 
 WRITES = {  # of every run; more where a model is scored
     "pairs": "pairs.jsonl", "curve": "curve.jsonl", "picture": "curve.png",
@@ -257,7 +257,7 @@ def main(args: argparse.Namespace) -> None:
     given, runs = read_scoring_runs(examples), read_runs(args.dynamics)
     datasets = load_datasets(args.dataset, **take(flags, DATA_FLAGS)) if any(models) else []
     how = take(flags, (*CONFIG_FLAGS, "dtype", "device"))
-    reference, policy = alike_named(plan_runs(given, models, revisions, datasets, **how))
+    reference, policy = plan_runs(given, models, revisions, datasets, **how)
     check_runs(reference, policy, rules)
     check_keep(args.keep, reference.records, bool(runs), policy is not None)
 

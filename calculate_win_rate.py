@@ -17,13 +17,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from ranking.data.columns import parse_columns
 from ranking.data.examples import PreferenceData, fingerprint, joining
 from ranking.data.preferences import load_preferences
 from ranking.data.prompt_sets import load_prompts
 from ranking.judging.responses import (
     Generation,
     generation_settings,
+    preferred_answer,
     read_responses,
     unique_prompts,
 )
@@ -40,14 +40,14 @@ from ranking.plumbing.command_line import (
 from ranking.plumbing.outputs import Output, begin_run, plan_output
 from ranking.plumbing.processes import announce, process_count
 from ranking.plumbing.result_files import Record, write_json_lines
-from ranking.plumbing.wandb_runs import check_wandb, finishing_wandb, start_wandb
+from ranking.plumbing.wandb_runs import finishing_wandb, start_wandb
 from ranking.reports.style import draw
 from ranking.reports.win_rate import log_win_rates, plot_win_rate, show_win_rates
 from ranking.scoring.flags import (
     add_chat_arguments,
     add_columns_argument,
     add_trust_arguments,
-    chat_options,
+    parse_text_args,
     take,
 )
 from ranking.scoring.models import DTYPES, REMOTE_CODE_FLAG, check_model_path
@@ -210,7 +210,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--overwrite", action="store_true", help="discard earlier results (responses are kept)"
     )
     output.add_argument("--wandb-project", help="also log to this wandb project")
-    args = parser.parse_args(argv)
+    args = parse_text_args(parser, argv)
     if args.sample_size == NOT_GIVEN:
         args.sample_size = 500 if args.prompts is None else None
     if args.checkpoints and args.prompts:
@@ -221,13 +221,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--judge-base-url: a reward model runs here, without an endpoint")
     if args.reference_name_or_path is None and (args.against == "reference" or args.checkpoints):
         parser.error("give --reference-name-or-path (without --checkpoints: or --against chosen)")
-    try:
-        args.columns = parse_columns(args.columns)
-        args.chat = chat_options(vars(args))
-        if args.wandb_project:
-            check_wandb(args.wandb_project)
-    except ValueError as error:
-        parser.error(str(error))
     if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
         parser.error("--temperature must be finite and ≥ 0, --top-p lies in (0, 1]")
     return args
@@ -253,9 +246,10 @@ def main(args: argparse.Namespace) -> None:
     load = load_preferences if args.prompts is None else load_prompts
     data = load(args.prompts or args.dataset, **take(flags, PROMPT_FLAGS))
     prompts = unique_prompts(data, args.chat)
-    if args.against == "chosen" and not any(prompt["chosen"] for prompt in prompts):
+    if args.against == "chosen" and not any(map(preferred_answer, prompts)):
         raise ValueError(f"--against chosen: {data.name} has no answers beside its prompts")
-    how = take(flags, GENERATION_FLAGS) | {"dialogues": any("dialogue" in p for p in prompts)}
+    dialogues = any(prompt.dialogue is not None for prompt in prompts)
+    how = take(flags, GENERATION_FLAGS) | {"dialogues": dialogues}
     own, other = [generation_settings(policy, **how) for policy in policies], None
     if args.against == "reference":  # a model against itself: two draws
         other = generation_settings(reference, draw=int(reference in policies), **how)

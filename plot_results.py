@@ -24,12 +24,9 @@ from ranking.reports.accuracy import (
 from ranking.reports.comparison import plot_comparison
 from ranking.reports.dynamics import chosen_step_beside, read_dynamics
 from ranking.reports.dynamics_pictures import (
+    PICTURES_OF_RUN,
     name_run,
     name_runs,
-    plot_accuracy_against_distance,
-    plot_displacement,
-    plot_dynamics,
-    plot_loss_against_reference,
     plot_sweep,
 )
 from ranking.reports.flips import plot_flips
@@ -77,18 +74,12 @@ SUMMARIES: dict[str, tuple[Callable, set[str], str]] = {
     ),
     "length-difference": (plot_length_difference, {"bins"}, "reproduce/length_difference.py"),
 }  # fmt: skip
-DYNAMICS = {
-    "dynamics": plot_dynamics,
-    "loss-against-reference": plot_loss_against_reference,
-    "accuracy-against-distance": plot_accuracy_against_distance,
-    "displacement": plot_displacement,
-}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument(
-        "figure", choices=(*SUMMARIES, "sweep", *DYNAMICS, "flips", "losses", "page"),
+        "figure", choices=(*SUMMARIES, "sweep", *PICTURES_OF_RUN, "flips", "losses", "page"),
         help="which of the paper's figures; page: tables, pictures and pairs in one HTML file",
     )  # fmt: skip
     parser.add_argument(
@@ -109,7 +100,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.at == "last" and args.figure not in ("sweep", "flips"):
         parser.error(f"--at: {args.figure} does not take it, sweep and flips do")
-    if args.caption and args.figure not in (*DYNAMICS, "sweep", "flips", "losses"):
+    if args.caption and args.figure not in (*PICTURES_OF_RUN, "sweep", "flips", "losses"):
         parser.error(f"--caption: {args.figure} does not take it, pictures of dynamics do")
     return args
 
@@ -127,7 +118,7 @@ def main(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"no {error} in a line of one of these files: write them anew"
             ) from None
-    elif args.figure in (*DYNAMICS, "flips"):
+    elif args.figure in (*PICTURES_OF_RUN, "flips"):
         if len(args.files) > 1:
             raise ValueError(f"{args.figure} takes one dynamics file, found {len(args.files)}")
         followed, run = read_dynamics(args.files[0]), args.caption or name_run(args.files[0])
@@ -135,7 +126,7 @@ def main(args: argparse.Namespace) -> None:
             plot_flips(followed, args.output, args.at, run)
         else:
             saved = chosen_step_beside(args.files[0])
-            DYNAMICS[args.figure](followed, args.output, run, saved)
+            PICTURES_OF_RUN[args.figure][0](followed, args.output, run, saved)
     elif args.figure in ("sweep", "losses"):
         runs = {str(file): read_dynamics(file) for file in args.files}
         name = name_run(args.files[0]) if len(runs) == 1 else name_runs(args.files)

@@ -27,7 +27,6 @@ from ranking.reports.style import (
     GREY,
     ORANGE,
     WIDTH,
-    captioned,
     save_figure,
     subplots,
     whole_numbers,
@@ -63,7 +62,7 @@ def draw_accuracies(axes, rows: list[dict]) -> None:
     axes.set_xlim(min(30, 100 * min(shares) - 2), 102)
     axes.set_xlabel(f"pairs ranked as people did (%), n = {rows[0]['n']}")
     axes.set_title("what rankings are, and what they could be")
-    axes.grid(axis="x", alpha=0.3)
+    axes.grid(False, axis="y")
 
 
 def draw_training(axes, rows: list[dict]) -> None:
@@ -95,7 +94,6 @@ def draw_training(axes, rows: list[dict]) -> None:
     axes.set_ylabel("% of where it began")
     axes.set_title("what DPO lowers, and what it leaves")
     whole_numbers(axes.xaxis)
-    axes.grid(alpha=0.3)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -115,13 +113,12 @@ def main(args: argparse.Namespace) -> None:
     if not rows:
         raise ValueError(f"{args.idealized}: no row of {args.dataset}")
     dynamics = read_dynamics(args.dynamics)
-    figure, (left, right) = subplots(1, 2, figsize=(WIDTH, 2.7), layout="constrained")
+    figure, (left, right) = subplots(1, 2, figsize=(WIDTH, 2.7))
     draw_accuracies(left, rows)
     draw_training(right, dynamics)
     run = run_caption(dynamics, args.caption or name_run(args.dynamics))
     where = f"{short(rows[0]['model'])}, {args.dataset}"
-    captioned(figure, f"left: {plain(where)}; right: {run}")
-    save_figure(figure, args.output)
+    save_figure(figure, args.output, f"left: {plain(where)}; right: {run}")
     print(args.output)
 
 

@@ -78,7 +78,7 @@ def scored_record(number, logps, ranks, prompt="p", dataset="d", n_tokens=None, 
         "dataset_config": None,
         "model": "m", "prompt": prompt, "ranks": ranks, "votes": votes,
         "completions": [
-            {"text": "", "logp": logp, "n_tokens": n}
+            {"text": "", "separator": "", "logp": logp, "n_tokens": n}
             for logp, n in zip(logps, n_tokens or [1] * len(logps))
         ],
     }  # fmt: skip

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def make_record(logps, votes, ranks, number=0, dataset="d", model="ref"):
-    completions = [{"text": f"y{k}", "logp": x, "n_tokens": 10 + k, "n_chars": 2, "n_bytes": 2,
+    completions = [{"text": f"y{k}", "separator": " ", "logp": x, "n_tokens": 10 + k, "n_chars": 2, "n_bytes": 2,
                     "truncated": False} for k, x in enumerate(logps)]  # fmt: skip
     return {"id": f"id{number}", "prompt_id": f"p{number}", "dataset": dataset, "dataset_config": None,
             "split": None, "row": number, "model": model, "prompt": "x", "ranks": ranks,
@@ -407,8 +407,9 @@ def with_completion(record, **changes):
         (lambda r: {**r, "id": "id0", "row": 0}, "row 3: the example of row 1 again"),
         (lambda r: {**r, "model": "sft"}, "row 3: of sft, and row 1 of ref: give each model's file"),
         (lambda r: without(r, "votes"), "row 3: not an examples file of the ranking script"),
+        (lambda r: without(r, "dataset_config"), "row 3: not an examples file of the ranking script (no dataset_config)"),
         (lambda r: {**r, "completions": None}, "row 3: completions and ranks should be lists"),
-        (lambda r: {**r, "completions": ["a", "b"]}, "should have logp, n_tokens, text"),
+        (lambda r: {**r, "completions": ["a", "b"]}, "should have logp, n_tokens, separator, text"),
         (lambda r: {**r, "ranks": [1, 2, 3]}, "row 3: 2 completions, 3 ranks"),
         (lambda r: with_completion(r, n_tokens=0), "row 3: n_tokens 0 should be 1 or more"),
         (lambda r: with_completion(r, logp="-3"), "row 3: logp '-3' should be a finite number"),
@@ -486,7 +487,7 @@ def first_changed(records, **changes):
     [
         ({"add_eos": True}, {}, [], "a.examples.jsonl with add_eos false and {b} with add_eos true"),
         ({"chat_template": True}, {}, [], "not the same text: "),
-        ({"datasets": [{"name": "d", "split": None, "separator": ""}]}, {}, [], "with d: separators [\"\", \"\"]"),
+        ({}, {"joined": True}, [], "with d: separators [\"\", \"\"]"),
         ({"max_length": 9}, {"cut": True}, [], "{b} with max_length 9: score both alike"),
         ({}, {"votes": {"0,1": [0, 9]}}, [], "d, row 0: its votes differ between"),
         ({}, {"ranks": [7, 8]}, [], "d, row 0: its ranks differ between"),
@@ -498,6 +499,8 @@ def test_files_that_cannot_be_compared_are_refused(files, capsys, changes, rows,
     folder, reference, policy = files
     if rows == {"cut": True}:
         rows = {"completions": [{**c, "truncated": True} for c in policy[0]["completions"]]}
+    if rows == {"joined": True}:
+        rows = {"completions": [{**c, "separator": ""} for c in policy[0]["completions"]]}
     a = scored(folder, "a", reference)
     b = scored(folder, "b", first_changed(policy, **rows), **changes)
     both = ["--reference-examples", a, "--policy-examples", b]
@@ -583,19 +586,12 @@ def test_assumed_proportion_is_said_to_do_nothing_where_all_have_votes(tmp_path,
 
 
 # ---------------------------------------------------------------------------- --export
-def write_joined(path, records) -> None:
-    """Records that say what joins prompt and completions, as newer files do."""
-    for completion in (c for record in records for c in record["completions"]):
-        completion["separator"] = " "
-    write_json_lines(path, records)
-
-
 def test_export_of_scored_files_needs_no_torch(files):
     """In a subprocess, as a table; the rows are the pairs of NAME.pairs.jsonl that are kept."""
     import pyarrow.parquet as pq
 
     folder, reference, _ = files
-    write_joined(folder / "ref.jsonl", reference)
+    write_json_lines(folder / "ref.jsonl", reference)
     file = folder / "new" / "pairs.parquet"
     arguments = flags(folder, "--reference-examples", folder / "ref.jsonl", "--export", file,
                       "--keep", "c < 20 and alpha > 0.7", "--keep-easiest", 0.5)  # fmt: skip
@@ -615,7 +611,7 @@ def test_export_of_scored_files_needs_no_torch(files):
 
 def test_exports_that_cannot_be_are_refused_before_anything_is_written(files, capsys):
     folder, reference, _ = files
-    write_joined(folder / "ref.jsonl", reference)
+    write_json_lines(folder / "ref.jsonl", reference)
     given = ["--reference-examples", folder / "ref.jsonl"]
     (folder / "there.jsonl").write_text("{}")
     before = sorted(path.name for path in folder.iterdir())
@@ -638,7 +634,7 @@ def test_exports_that_cannot_be_are_refused_before_anything_is_written(files, ca
 def test_a_run_killed_behind_its_export_goes_on(files, n_files, capsys):
     """Killed when it has written the export, and before its summary."""
     folder, reference, _ = files
-    write_joined(folder / "ref.jsonl", reference)
+    write_json_lines(folder / "ref.jsonl", reference)
     arguments = ["--reference-examples", folder / "ref.jsonl", "--export", folder / "x.jsonl"]
     written = "ranking.plumbing.result_files:write_json_lines"
     script = "calculate_upper_bound_rlhf.py"
@@ -658,7 +654,7 @@ def test_a_run_killed_behind_its_export_goes_on(files, n_files, capsys):
 
 def test_a_summary_is_written_though_no_pair_is_left_to_export(files, capsys):
     folder, reference, _ = files
-    write_joined(folder / "ref.jsonl", reference)
+    write_json_lines(folder / "ref.jsonl", reference)
     more = ["--export", folder / "x.jsonl", "--keep", "c > 1e9"]
     run(folder, "--reference-examples", folder / "ref.jsonl", *more)
     printed = capsys.readouterr()
@@ -669,7 +665,7 @@ def test_a_summary_is_written_though_no_pair_is_left_to_export(files, capsys):
 
 def test_export_of_data_without_votes_needs_a_proportion(tmp_path, capsys):
     records = [make_record([-9.0, -5.0], None, [1, 2], k) for k in range(3)]
-    write_joined(tmp_path / "e.jsonl", records)
+    write_json_lines(tmp_path / "e.jsonl", records)
     more = ["--reference-examples", tmp_path / "e.jsonl", "--export", tmp_path / "x.jsonl"]
     error = error_of(capsys, tmp_path, *more)
     assert "no usable pair (no votes: 3)" in error and "or --assumed-proportion" in error

@@ -500,30 +500,3 @@ def test_a_run_that_is_overwritten_leaves_no_examples_of_other_models(
     run(tmp_path, "--policy-examples", policy, "--overwrite")
     assert not own.exists() and not (tmp_path / "run.config.json").exists()
     assert read_json_lines(tmp_path / "run.jsonl")[0]["examples_file"] == str(policy)
-
-
-def test_an_older_file_does_not_name_the_configuration_of_its_dataset(both, tmp_path):
-    """Nor do its config and its summary, which say the same of it all the same."""
-    own = {"dataset_config": "x"}
-    policy, reference = files_of(both)
-    config = json.loads((both / "run.config.json").read_text())
-    (entry,) = config["datasets"]
-    named = changed(tmp_path, reference, [r | own for r in read_json_lines(reference)],
-                    datasets=[entry | {"config": "x"}])  # fmt: skip
-    del entry["config"]
-    records = [{**r, "config_hash": hash_config(config)} for r in read_json_lines(policy)]
-    for record in records:
-        del record["dataset_config"]
-    write_json_lines(tmp_path / "old.examples.jsonl", records)
-    (tmp_path / "old.config.json").write_text(json.dumps(config))
-    rows = [r | {"config_hash": hash_config(config)} for r in read_json_lines(both / "run.jsonl")]
-    for row in rows:
-        del row["dataset_config"]
-    write_json_lines(tmp_path / "old.jsonl", rows)
-    run(tmp_path, "--policy-examples", tmp_path / "old.examples.jsonl",
-        "--reference-examples", named, "--compare", named, "--beta", 0.5)  # fmt: skip
-    expected, found = (reward_rows(folder / "run.jsonl")[0] for folder in (both, tmp_path))
-    assert found["dataset_config"] == "x"
-    for key in ("distance_metric_value_mean", "separator", "path", "n", "joined_by"):
-        assert found[key] == expected[key], key
-    assert read_json_lines(tmp_path / "run.compare.jsonl")[0]["n"] == found["n_examples"]

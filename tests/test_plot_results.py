@@ -17,7 +17,7 @@ def test_command_line(tmp_path, capsys):
 
 def test_dynamics_command_line(tmp_path):
     write_json_lines(tmp_path / "d.jsonl", evaluated_pairs())
-    for figure in plot_results.DYNAMICS:
+    for figure in plot_results.PICTURES_OF_RUN:
         output = tmp_path / f"{figure}.pdf"
         plot_results.main(
             plot_results.parse_args([figure, str(tmp_path / "d.jsonl"), "--output", str(output)])

@@ -88,6 +88,11 @@ def is_hub_name(name: str) -> bool:
     return HUB_NAME.fullmatch(name) is not None and file_kind(Path(name)) is None
 
 
+def is_only_a_path(name: str) -> bool:
+    """Whether a name, of data or of a model, cannot be one of the hub's."""
+    return name.count("/") > 1 or name.startswith((".", "/", "~"))
+
+
 # ---------------------------------------------------------------------------- repositories
 def find_repository(name: str) -> Repository | str:
     """The repository as it is now or, offline, as it was cached; else why there is none.

@@ -6,7 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from ranking.data.examples import Dialogue, PreferenceData, content_hash, counts_text
+from ranking.data.examples import (
+    Dialogue,
+    PreferenceData,
+    PreferenceExample,
+    content_hash,
+    counts_text,
+)
 from ranking.plumbing.command_line import progress_bar, until_stopped
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import (
@@ -17,8 +23,8 @@ from ranking.plumbing.result_files import (
 )
 from ranking.scoring.chat import (
     AUTO,
+    Asked,
     ChatOptions,
-    Texts,
     check_template,
     end_of_turn_id,
     goes_through_template,
@@ -39,17 +45,6 @@ from ranking.scoring.tokenization import (
 )
 
 NEXT_TURN = "\n\nHuman:"  # where a model that continues the dialogue ends its own turn
-
-
-class Prompt(TypedDict):
-    """A prompt, once however many examples have it."""
-
-    id: str  # of the first example that has it
-    prompt_id: str
-    prompt: str
-    chosen: str | None  # that example's preferred completion, if it has any
-    dialogue: NotRequired[Dialogue]  # the same prompt as messages
-    groups: NotRequired[dict[str, str]]  # of that example: column → value
 
 
 class Generation(TypedDict):
@@ -85,37 +80,37 @@ class Response(Generation, Answer):
     """A line of NAME.responses.jsonl."""
 
     generation: str  # hash of the `Generation`: who has the same takes the response from here
-    id: str  # of the `Prompt`
+    id: str  # of the example whose prompt it is
 
 
-def unique_prompts(data: PreferenceData, chat: ChatOptions = AUTO) -> list[Prompt]:
-    """The prompts of a sample, once each with the preferred completion, and with the system message
-    that is asked for; their number and what was dropped are announced."""
-    prompts: dict[tuple[str, str], Prompt] = {}
+def unique_prompts(data: PreferenceData, chat: ChatOptions = AUTO) -> list[PreferenceExample]:
+    """The examples of a sample, one of each prompt, with the system message that is asked for;
+    their number and what was dropped are announced."""
+    prompts: dict[tuple[str, str], PreferenceExample] = {}
     for example in data.examples:
-        given = example.dialogue and (example.dialogue.tools, example.dialogue.template_kwargs)
+        dialogue = example.dialogue
+        given = dialogue and (dialogue.tools, dialogue.template_kwargs)
         asked = example.prompt, repr(given)  # a prompt_id may be that of a cluster
         if asked in prompts:
             continue
-        best = None
-        if example.completions:
-            best = example.completions[example.ranks.index(min(example.ranks))].strip()
-        prompt: Prompt = {
-            "id": example.id, "prompt_id": example.prompt_id,
-            "prompt": plain_prompt(example, chat), "chosen": best,
-        }  # fmt: skip
-        if example.dialogue is not None or (chat.system is not None and chat.mode == "always"):
-            dialogue = example.dialogue or Dialogue(())
-            prompt["dialogue"] = replace(dialogue, messages=tuple(messages_of(example, chat)))
-        if example.groups:
-            prompt["groups"] = example.groups
-        prompts[asked] = prompt
+        if dialogue is not None or (chat.system is not None and chat.mode == "always"):
+            messages = tuple(messages_of(example, chat))
+            dialogue = replace(dialogue or Dialogue(()), messages=messages)
+        text = plain_prompt(example, chat)
+        prompts[asked] = replace(example, prompt=text, dialogue=dialogue)
     dropped = counts_text(data.dropped)
     repeated = len(data.examples) - len(prompts)
     announce(f"{data.name}: {len(prompts)} prompts, dropped: {dropped}; repeated: {repeated}")
     for note in data.notes:
         announce(f"{data.name}: {note}")
     return list(prompts.values())
+
+
+def preferred_answer(example: PreferenceExample) -> str | None:
+    """The preferred completion of an example, if it has any."""
+    if not example.completions:
+        return None
+    return example.completions[example.ranks.index(min(example.ranks))].strip()
 
 
 def generation_settings(
@@ -197,7 +192,7 @@ def read_responses(path: str | Path) -> list[Response]:
 
 def respond(
     settings: Generation,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PreferenceExample],
     known: Sequence[Response],
     path: Path,
     *,
@@ -217,7 +212,7 @@ def respond(
     known = [*known, *read_responses(path)]
     name, key = settings["model"], hash_config(settings)
     responses = {row["id"]: row["response"] for row in known if row["generation"] == key}
-    missing = [prompt["id"] for prompt in prompts if prompt["id"] not in responses]
+    missing = [prompt.id for prompt in prompts if prompt.id not in responses]
     if not missing:
         return responses
     model, tokenizer = load_generator(settings, device, allow_pickle)
@@ -256,7 +251,7 @@ def load_generator(settings: Generation, device: str, allow_pickle: bool):
 def generate_batches(
     model,
     tokenizer,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PreferenceExample],
     done: set[str],
     settings: Generation,
     chat: ChatOptions,
@@ -271,10 +266,9 @@ def generate_batches(
     """
     import torch
 
-    items = [Texts(p["prompt"], (), dialogue=p.get("dialogue")) for p in prompts]
-    for line in describe_rendering(tokenizer, items, chat):
+    for line in describe_rendering(tokenizer, prompts, chat):
         announce(f"{settings['model']}: {line}")
-    ids = tokenize_prompts(tokenizer, items, chat)
+    ids = tokenize_prompts(tokenizer, prompts, chat)
     check_vocabulary(model, [*ids, [tokenizer.pad_token_id]])
     longest = (context_length(model) or math.inf) - settings["max_new_tokens"]
     set_sampling(model, tokenizer, settings)
@@ -283,7 +277,7 @@ def generate_batches(
     batch_size = 1 if length_class(model, 1) else batch_size
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
-        if all(prompts[i]["id"] in done for i in batch):
+        if all(prompts[i].id in done for i in batch):
             continue
         fitting = [i for i in batch if ids[i] and len(ids[i]) <= longest]
         answers: dict[int, Answer] = {
@@ -297,13 +291,13 @@ def generate_batches(
             for i, new in zip(fitting, generated):
                 answers[i] = read_answer(tokenizer, new, settings["eos_token_id"])
         yield [
-            {"generation": key, **settings, "id": prompts[i]["id"], **answer}
+            {"generation": key, **settings, "id": prompts[i].id, **answer}
             for i, answer in answers.items()
-            if prompts[i]["id"] not in done
+            if prompts[i].id not in done
         ]
 
 
-def tokenize_prompts(tokenizer, items: Sequence[Texts], chat: ChatOptions) -> list[list[int]]:
+def tokenize_prompts(tokenizer, items: Sequence[Asked], chat: ChatOptions) -> list[list[int]]:
     """Token ids that responses continue, as scoring takes prompts: the tokenizer's special tokens
     in front, BOS once, and none behind. Empty where the chat template refuses the dialogue."""
     texts: list[tuple[str, bool]] = []

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 from ranking.data.examples import Dialogue
-from ranking.plumbing.library_lines import show_long_bars_only
 from ranking.plumbing.processes import announce
 from ranking.scoring.chat import ChatOptions, Texts, render_example
 from ranking.scoring.loading import (
@@ -11,6 +10,7 @@ from ranking.scoring.loading import (
     context_length,
     load_config,
     load_tokenizer,
+    show_long_bars_only,
 )
 from ranking.scoring.models import LOADING_ERRORS, explain, resolve_model
 from ranking.scoring.rotary import forget_lengths, length_class

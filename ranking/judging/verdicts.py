@@ -7,9 +7,9 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from ranking.data.examples import Dialogue, Message, PreferenceData
+from ranking.data.examples import Dialogue, Message, PreferenceData, PreferenceExample
 from ranking.judging.alpaca_eval_annotator import alpaca_eval_judge
-from ranking.judging.responses import Generation, Prompt, Response, respond
+from ranking.judging.responses import Generation, Response, preferred_answer, respond
 from ranking.judging.reward_model import load_reward_model, reward_ids, reward_scores
 from ranking.judging.served_model import ServedJudge, ask_all, make_client, plain_judge, text_said
 from ranking.plumbing.command_line import progress_bar, until_stopped
@@ -29,7 +29,7 @@ class Pair(TypedDict):
     """Two responses to a prompt."""
 
     model: str  # the policy
-    id: str  # of the `Prompt`
+    id: str  # of the example whose prompt it is
     prompt_id: str
     dataset: str
     split: str | None
@@ -153,7 +153,7 @@ def ask_judge(
 
 
 def collect_responses(
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PreferenceExample],
     policies: Sequence[Generation],
     other: Generation | None,
     data: PreferenceData,
@@ -165,7 +165,7 @@ def collect_responses(
 
     known, path, how: as `respond` takes them.
     """
-    theirs: dict[str, str | None] = {prompt["id"]: prompt["chosen"] for prompt in prompts}
+    theirs: dict[str, str | None] = {p.id: preferred_answer(p) for p in prompts}
     if other is not None:
         theirs = respond(other, prompts, known, path, **how)
     return [
@@ -179,7 +179,7 @@ def collect_responses(
 
 def pair_responses(
     policy: Generation,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PreferenceExample],
     own: Mapping[str, str | None],
     other: Mapping[str, str | None],
     data: PreferenceData,
@@ -187,19 +187,19 @@ def pair_responses(
     """A pair for each prompt that both could answer. ValueError if there is none."""
     pairs: list[Pair] = []
     for prompt in prompts:
-        mine, its = own[prompt["id"]], other[prompt["id"]]
+        mine, its = own[prompt.id], other[prompt.id]
         if mine is not None and its is not None:
             pair: Pair = {
-                "model": policy["model"], "id": prompt["id"], "prompt_id": prompt["prompt_id"],
-                "dataset": data.name, "split": data.split, "prompt": prompt["prompt"],
+                "model": policy["model"], "id": prompt.id, "prompt_id": prompt.prompt_id,
+                "dataset": data.name, "split": data.split, "prompt": prompt.prompt,
                 "policy_response": mine, "other_response": its,
             }  # fmt: skip
-            if (dialogue := prompt.get("dialogue")) is not None:
+            if (dialogue := prompt.dialogue) is not None:
                 pair["messages"] = list(dialogue.messages)
                 if dialogue.tools:
                     pair["tools"] = list(dialogue.tools)
-            if "groups" in prompt:
-                pair["groups"] = prompt["groups"]
+            if prompt.groups:
+                pair["groups"] = prompt.groups
             pairs.append(pair)
     if not pairs:
         raise ValueError("no prompt has tokens and leaves room for --max-new-tokens in the context")

@@ -15,11 +15,11 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
-from ranking.plumbing.library_lines import ignore_future_warnings
 from ranking.plumbing.outputs import release_outputs
 from ranking.plumbing.processes import (
     announce,
@@ -220,7 +220,7 @@ def run_script(main_function, arguments, spelled: Callable[[str], str] = str) ->
     global _requested
     _requested = None
     print_any_text()
-    ignore_future_warnings()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to programmers
     explain_single_process()
     logging.basicConfig(
         level=getattr(arguments, "loglevel", "WARNING"), format="%(levelname)s: %(message)s"

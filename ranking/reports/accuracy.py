@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from ranking.metrics.accuracy import AccuracyRow
+from ranking.metrics.groups import GroupValue
 from ranking.metrics.rewards import RewardPair
 from ranking.plumbing.result_files import Record
 from ranking.reports.benchmarks import benchmark_table, benchmarks_of
 from ranking.reports.groups import (
     columns_to_show,
+    entries_to_show,
     group_grid,
     groups_to_show,
-    names_to_show,
 )
 from ranking.reports.labels import (
     SYMBOLS,
@@ -40,7 +41,6 @@ from ranking.reports.style import (
     GREY,
     ORANGE,
     WIDTH,
-    legend_outside,
     model_style,
     percents,
     save_figure,
@@ -57,6 +57,7 @@ from ranking.reports.tables import (
 
 ACROSS = "ranking accuracy (%),\n95 % Wilson interval"
 
+Placed = Iterable[tuple[int, Mapping[str, Any]]]  # place on the y-axis; a row, or group of a row
 # row → what the paper has of it: whose (" (gpt2)", "": the same model's) and R̃, R in percent
 Published = Callable[[AccuracyRow], tuple[str, list[float]] | None]
 
@@ -226,7 +227,7 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
         return
     labels = setting_labels(accuracies)
     places = list(labels)
-    figure, axes = subplots(figsize=(WIDTH, 1.2 + 0.45 * len(places)), layout="constrained")
+    figure, axes = subplots(figsize=(WIDTH, 1.2 + 0.45 * len(places)))
     styles = {
         "length-normalized": (BLUE, "o", -0.14, "length-normalized"),
         "non-length-normalized": (ORANGE, "s", 0.14, "summed"),
@@ -237,25 +238,26 @@ def plot_ranking_accuracy(rows: Sequence[AccuracyRow], path: Path) -> None:
         y = [places.index(setting_of(row)) + shift for row in chosen]
         axes.errorbar(x, y, xerr=bars, fmt=marker, color=colour, capsize=2, label=label)
     last = {setting_of(row): row for row in accuracies}
-    marked = [(i, 100 * last[s]["chance"]) for i, s in enumerate(places)
-              if last[s]["chance"] is not None]  # fmt: skip
-    if marked:
-        axes.vlines(
-            [x for _, x in marked], [i - 0.36 for i, _ in marked], [i + 0.36 for i, _ in marked],
-            colors=GREY, linestyles="dashed", label="chance",
-        )  # fmt: skip
-    mark_baselines(axes, enumerate(last[setting] for setting in places))
+    placed = list(enumerate(last[setting] for setting in places))
+    mark_chance(axes, placed, 0.36)
+    mark_baselines(axes, placed)
     names = [f"{labels[setting]}\n(n = {last[setting]['n']})" for setting in places]
     axes.set_yticks(range(len(places)), names)
     axes.set_title(plain(short(accuracies[0]["model"])))
     finish_accuracy_axes(axes, len(places))
-    legend_outside(figure, ncols=3)
-    save_figure(figure, path)
+    save_figure(figure, path, ncols=3)
 
 
-def mark_baselines(axes, placed: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
-    """What preferring the shorter or the longer completion would reach; placed: place on the y-axis
-    and row, or group of a row."""
+def mark_chance(axes, placed: Placed, half: float = 0.4) -> None:
+    """A dashed line at chance, so far up and down from each place."""
+    known = np.array([(y, 100 * e["chance"]) for y, e in placed if e["chance"] is not None])
+    if len(known):
+        y, x = known.T
+        axes.vlines(x, y - half, y + half, colors=GREY, linestyles="dashed", label="chance")
+
+
+def mark_baselines(axes, placed: Placed) -> None:
+    """What preferring the shorter or the longer completion would reach."""
     known = [(place, entry["baselines"]) for place, entry in placed if entry.get("baselines")]
     places = [place for place, _ in known]
     shorter = [100 * reached["shorter"] for _, reached in known]
@@ -275,7 +277,7 @@ def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Pat
     places = list(labels)
     models = model_labels(row["model"] for row in accuracies)
     height = 1.3 + len(places) * max(0.6, 0.11 * len(models))
-    figure, grid = subplots(1, 2, figsize=(WIDTH, height), sharey=True, layout="constrained")
+    figure, grid = subplots(1, 2, figsize=(WIDTH, height), sharey=True)
     titles = {"length-normalized": "R̃, length-normalized", "non-length-normalized": "R, summed"}
     of_setting = {s: [row for row in accuracies if setting_of(row) == s] for s in places}
     for axes, (kind, title) in zip(grid, titles.items()):
@@ -290,18 +292,12 @@ def plot_ranking_accuracy_of_models(accuracies: Sequence[AccuracyRow], path: Pat
                 x, y, xerr=bars, capsize=2, linestyle="none", label=name,
                 **model_style(k),
             )  # fmt: skip
-        for i, (first, *_) in enumerate(of_setting.values()):
-            if first["chance"] is not None:
-                axes.vlines(
-                    100 * first["chance"], i - 0.4, i + 0.4, colors=GREY, linestyles="dashed",
-                    label="chance",
-                )  # fmt: skip
+        mark_chance(axes, [(i, first) for i, (first, *_) in enumerate(of_setting.values())])
         axes.set_title(title)
         finish_accuracy_axes(axes, len(places))
     names = [f"{labels[s]}\n(n = {max(row['n'] for row in of_setting[s])})" for s in places]
     grid[0].set_yticks(range(len(places)), names)
-    legend_outside(figure, ncols=3)
-    save_figure(figure, path)
+    save_figure(figure, path, ncols=3)
 
 
 def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
@@ -323,14 +319,20 @@ def plot_accuracy_by_group(rows: Sequence[AccuracyRow], path: Path) -> None:
         height=max(0.24, 0.13 * len(models)), across=ACROSS,
     )  # fmt: skip
     for line, (column, chosen) in zip(grid, panels):
-        shown = names_to_show(chosen[0], column)
+        shown = [entry["group"] for entry in entries_to_show(chosen[0], column)]
         for row in chosen:
             axes = line[list(SYMBOLS).index(normalization_of(row))]
             draw_groups(axes, row, column, shown, models)
             if row["model"] == chosen[0]["model"]:
-                mark_chance(axes, row, column, shown)
-    legend_outside(figure, ncols=3)
-    save_figure(figure, path)
+                placed = [(shown.index(e["group"]), e) for e in shown_groups(row, column, shown)]
+                mark_baselines(axes, placed)
+                mark_chance(axes, placed)
+    save_figure(figure, path, ncols=3)
+
+
+def shown_groups(row: AccuracyRow, column: str, shown: Sequence[str | None]) -> list[GroupValue]:
+    """The groups of a column of one row, those of the names `shown`."""
+    return [e for e in row["by_group"] if e["column"] == column and e["group"] in shown]
 
 
 def draw_groups(
@@ -338,7 +340,7 @@ def draw_groups(
 ) -> None:
     """The groups of one row in a panel, at the places of their names in `shown`."""
     number = list(models).index(row["model"])
-    entries = [e for e in row["by_group"] if e["column"] == column and e["group"] in shown]
+    entries = shown_groups(row, column, shown)
     x, bars = percents([e["value"] for e in entries], [e["wilson_95"] for e in entries])
     shift = 0.6 * ((number + 0.5) / len(models) - 0.5)
     axes.errorbar(
@@ -353,19 +355,6 @@ def draw_groups(
             )  # fmt: skip
 
 
-def mark_chance(axes, row: AccuracyRow, column: str, shown: Sequence[str | None]) -> None:
-    """Chance of each group in a panel, and what length alone reaches."""
-    places = {name: place for place, name in enumerate(shown)}
-    entries = [e for e in row["by_group"] if e["column"] == column and e["group"] in places]
-    mark_baselines(axes, [(places[entry["group"]], entry) for entry in entries])
-    chances = [(places[e["group"]], e["chance"]) for e in entries if e["chance"] is not None]
-    if chances:
-        axes.vlines(
-            [100 * chance for _, chance in chances], [y - 0.4 for y, _ in chances],
-            [y + 0.4 for y, _ in chances], colors=GREY, linestyles="dashed", label="chance",
-        )  # fmt: skip
-
-
 def accuracy_bars(rows: Sequence[AccuracyRow]) -> tuple[np.ndarray, np.ndarray]:
     """Accuracies in percent, and the lengths of their error bars."""
     values = [row["distance_metric_value_mean"] for row in rows]
@@ -377,4 +366,4 @@ def finish_accuracy_axes(axes, n_places: int) -> None:
     axes.set_xlim(-2, 102)
     axes.set_ylim(n_places - 0.4, -0.6)
     axes.set_xlabel(ACROSS)
-    axes.grid(axis="x", alpha=0.3)
+    axes.grid(False, axis="y")

@@ -17,8 +17,6 @@ from ranking.reports.labels import (
 from ranking.reports.style import (
     GREY,
     WIDTH,
-    captioned,
-    legend_outside,
     model_style,
     save_figure,
     subplots,
@@ -139,9 +137,7 @@ def plot_comparison(rows: Sequence[ComparisonRow], path: Path) -> None:
     datasets = list(names)
     first, *others = model_labels(numbered(rows)).items()
     height = 1.4 + len(datasets) * max(0.5, 0.16 * len(others))
-    figure, grid = subplots(
-        1, 2, figsize=(WIDTH, height), sharex=True, sharey=True, layout="constrained"
-    )
+    figure, grid = subplots(1, 2, figsize=(WIDTH, height), sharex=True, sharey=True)
     for k, (_, label) in enumerate(others):
         grid[0].plot([], [], linestyle="none", markersize=5, **model_style(k), label=label)
     for axes, (symbol, how) in zip(grid, (("R̃", "per token"), ("R", "summed"))):
@@ -167,12 +163,11 @@ def plot_comparison(rows: Sequence[ComparisonRow], path: Path) -> None:
         axes.axvline(0, color=GREY, linewidth=0.8, linestyle="dashed")
         axes.set_title(f"{symbol} ({how})")
         axes.set_xlabel("difference (percentage points)")
-        axes.grid(alpha=0.3, axis="x")
+        axes.grid(False, axis="y")
     grid[0].set_yticks(range(len(datasets)), names.values())
     grid[0].set_ylim(len(datasets) - 0.5, -0.5)
-    captioned(
-        figure, f"ranking accuracy less that of {first[1]} on the same examples; bars: paired 95 % "
-        "bootstrap intervals; filled: p < 0.05 (McNemar's tests, Holm's correction)",
-    )  # fmt: skip
-    legend_outside(figure, ncols=3)
-    save_figure(figure, path)
+    caption = (
+        f"ranking accuracy less that of {first[1]} on the same examples; bars: paired 95 % "
+        "bootstrap intervals; filled: p < 0.05 (McNemar's tests, Holm's correction)"
+    )
+    save_figure(figure, path, caption, ncols=3)

@@ -15,6 +15,7 @@ from ranking.metrics.dynamics import (
 )
 from ranking.metrics.losses import EQUATION_4
 from ranking.plumbing.result_files import Record, read_config, read_json_lines
+from ranking.reports.labels import group_label
 from ranking.reports.pairs import Columns, followed_pair_table
 from ranking.reports.style import (
     BLUE,
@@ -132,7 +133,7 @@ def displacement_table(
             for group in ("all", *GROUPS.values()):
                 if (means := found[step].get(group)) is None:
                     continue
-                label = "" if group == "all" else group.replace("_to_", " → ")
+                label = "" if group == "all" else group_label(group)
                 when = step_text(step, best, saved)
                 cells = [f"  {label} ({means['n']:g})" if label else f"{part} ({means['n']:g})"]
                 cells.append("" if label else when)

@@ -21,16 +21,14 @@ from ranking.metrics.idealized import required_loss
 from ranking.metrics.intervals import wilson_interval
 from ranking.plumbing.result_files import Record, read_config
 from ranking.reports.dynamics import DISPLACEMENT_STYLES, GROUP_STYLES, other_losses
-from ranking.reports.labels import plain, short, without_paths
+from ranking.reports.labels import group_label, plain, short, without_paths
 from ranking.reports.style import (
     DISTANCE,
     GREY,
     LOG_REF,
     LOSS_NEEDED,
     WIDTH,
-    captioned,
     draw,
-    legend_outside,
     model_style,
     save_figure,
     subplots,
@@ -114,26 +112,6 @@ def mark_steps(axes, lowest: int, label: str, saved: int | None) -> None:
         axes.axvline(saved, color="black", linestyle="dotted", label="saved model", zorder=1)
 
 
-def draw_dynamics(
-    rows: Sequence[Record], folder: Path, run: str, saved: int | None = None
-) -> dict[str, Path]:
-    """Fig. 2, Fig. 3, accuracy against distance and displacement, from the dynamics file: those
-    that could be drawn. saved: the step of the saved model, where a metric chose it."""
-    plots = {
-        "dynamics": (plot_dynamics, "ranking_dynamics.png"),
-        "loss_against_reference": (plot_loss_against_reference, "loss_against_reference.png"),
-        "accuracy_against_distance": (
-            plot_accuracy_against_distance, "accuracy_against_distance.png"
-        ),
-        "displacement": (plot_displacement, "likelihood_displacement.png"),
-    }  # fmt: skip
-    return {
-        name: folder / file
-        for name, (plot, file) in plots.items()
-        if draw(partial(plot, run=run, saved=saved), rows, folder / file)
-    }
-
-
 def draw_share(axes, x: Iterable[float], counts: Sequence[int], ns: Sequence[int], **style) -> None:
     """Shares in percent, counts of ns, as a line that the axis does not cut; with their 95 % Wilson
     intervals as a band where pairs are few."""
@@ -162,7 +140,7 @@ def plot_dynamics(
     with_loss, loss_name = trained_loss(rows)
     figure, grid = subplots(
         3, len(parts), figsize=(WIDTH * (0.25 + 0.375 * len(parts)), 6.6), sharex=True,
-        sharey="row", squeeze=False, layout="constrained",
+        sharey="row", squeeze=False,
     )  # fmt: skip
     sizes = []
     for column, part in zip(grid.T, parts):
@@ -170,7 +148,7 @@ def plot_dynamics(
         steps, n = list(summary), next(iter(summary.values()))["n"]
         sizes.append(n)
         for name, (colour, marker) in GROUP_STYLES.items():
-            style = {"color": colour, "marker": marker, "label": name.replace("_to_", " → "),
+            style = {"color": colour, "marker": marker, "label": group_label(name),
                      "markerfacecolor": "none" if name in CHANGED else colour}  # fmt: skip
             counts = [found["counts"][name] for found in summary.values()]
             draw_share(
@@ -180,7 +158,6 @@ def plot_dynamics(
                 axes.plot(steps, [found[quantity][name] for found in summary.values()], **style)
         for axes in column:
             mark_steps(axes, best, lowest_label(rows), saved)
-            axes.grid(alpha=0.3)
         column[0].set_title(f"{part} pairs (n = {n})")
         column[-1].set_xlabel("training step")
         whole_numbers(column[-1].xaxis)
@@ -190,9 +167,7 @@ def plot_dynamics(
     highest = grid[0][0].get_ylim()[1]
     grid[0][0].set_ylim(-0.03 * highest, highest)
     title = "ranked by the reference → by the policy" + band_note(sizes)
-    legend_outside(figure, ncols=3, title=title)
-    captioned(figure, run_caption(rows, run))
-    save_figure(figure, path)
+    save_figure(figure, path, run_caption(rows, run), ncols=3, title=title)
 
 
 def plot_loss_against_reference(
@@ -210,7 +185,7 @@ def plot_loss_against_reference(
     parts = parts_of(known)
     figure, grid = subplots(
         1, len(parts), figsize=(WIDTH * (0.15 + 0.425 * len(parts)), 3.3), sharey=True, sharex=True,
-        squeeze=False, layout="constrained",
+        squeeze=False,
     )  # fmt: skip
     for axes, part in zip(grid[0], parts):
         chosen = [row for row in known if row["part"] == part]
@@ -235,14 +210,11 @@ def plot_loss_against_reference(
         axes.set_xlabel(f"$-c$ = {LOG_REF % 'y_w'} − {LOG_REF % 'y_l'} (nats)")
         counted = f"n = {len(chosen)}, {correct.sum()} correct"
         axes.set_title(f"{part} pairs ({counted}), step {best}")
-        axes.grid(alpha=0.3)
     highest = max(row["loss"] for row in known)
     grid[0][0].set_ylim(0, 1.1 * highest)  # the loss needed goes on rising to the right
     grid[0][0].set_ylabel(loss_label(rows))
     other = None if saved in (None, best) else f"the saved model is of step {saved}"
-    legend_outside(figure, ncols=3, title=other)
-    captioned(figure, run_caption(rows, run))
-    save_figure(figure, path)
+    save_figure(figure, path, run_caption(rows, run), ncols=3, title=other)
 
 
 def plot_accuracy_against_distance(
@@ -251,7 +223,7 @@ def plot_accuracy_against_distance(
     """Ranking accuracy against the squared distance from the initial weights (cf. Fig. 4); named
     are the first and the last step, and that of the saved model, where a metric chose it."""
     distances = distances_by_step(rows)
-    figure, axes = subplots(figsize=(0.65 * WIDTH, 3.2), layout="constrained")
+    figure, axes = subplots(figsize=(0.65 * WIDTH, 3.2))
     sizes = [FEW_PAIRS]
     for part, style in part_styles(parts_of(rows)).items():
         summary = {k: found for k, found in means_by_step(rows, part).items() if k in distances}
@@ -273,10 +245,8 @@ def plot_accuracy_against_distance(
     axes.margins(x=0.1, y=0.15)
     axes.set_xlabel(r"squared distance from the initial weights, $\|\theta_t - \theta_0\|^2$")
     axes.set_ylabel("ranking accuracy (%)")
-    axes.grid(alpha=0.3)
-    legend_outside(figure, ncols=2, title=band_note(sizes).removeprefix("; ") or None)
-    captioned(figure, run_caption(rows, run))
-    save_figure(figure, path)
+    title = band_note(sizes).removeprefix("; ") or None
+    save_figure(figure, path, run_caption(rows, run), ncols=2, title=title)
 
 
 def plot_displacement(
@@ -291,7 +261,7 @@ def plot_displacement(
     best = lowest_loss_step(rows)
     figure, grid = subplots(
         2, len(parts), figsize=(WIDTH * (0.25 + 0.375 * len(parts)), 4.8), sharex=True,
-        sharey="row", squeeze=False, layout="constrained",
+        sharey="row", squeeze=False,
     )  # fmt: skip
     sizes = []
     for (upper, lower), part in zip(grid.T, parts):
@@ -309,16 +279,13 @@ def plot_displacement(
         upper.set_title(f"{part} pairs (n = {max(ns)})")
         for axes in (upper, lower):
             mark_steps(axes, best, lowest_label(rows), saved)
-            axes.grid(alpha=0.3)
         lower.set_xlabel("training step")
         whole_numbers(lower.xaxis)
     grid[1][0].set_ylim(-3, 103)
     grid[0][0].set_ylabel("mean change (nats)")
     grid[1][0].set_ylabel("pairs in which it fell (%)")
     title = rf"$\log \pi_\theta(y|x)$ − {LOG_REF % 'y'}" + band_note(sizes)
-    legend_outside(figure, ncols=4, title=title)
-    captioned(figure, run_caption(rows, run))
-    save_figure(figure, path)
+    save_figure(figure, path, run_caption(rows, run), ncols=4, title=title)
 
 
 def plot_sweep(
@@ -336,7 +303,7 @@ def plot_sweep(
         "squared_distance": (DISTANCE, 1),
     }
     styles = part_styles([row["part"] for row in swept])
-    figure, grid = subplots(1, 3, figsize=(WIDTH, 2.5), layout="constrained")
+    figure, grid = subplots(1, 3, figsize=(WIDTH, 2.5))
     for axes, (quantity, (label, scale)) in zip(grid, panels.items()):
         for part, style in styles.items():
             if quantity == "squared_distance" and part != next(iter(styles)):
@@ -350,13 +317,31 @@ def plot_sweep(
             axes.fill_between(gammas, low, high, color=style["color"], alpha=0.2, linewidth=0)
         axes.set_xlabel(r"$\gamma$")
         axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
     numbers = sorted({row["n_seeds"] for row in swept})
     seeds = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
     when = "at the lowest validation loss" if at == "lowest-loss" else "after the last step"
-    legend_outside(
-        figure, ncols=2, title=f"{when}; lines and bands: mean and range of {seeds} "
+    save_figure(
+        figure, path, run_caption((row for rows in files for row in rows), run), ncols=2,
+        title=f"{when}; lines and bands: mean and range of {seeds} "
         f"seed{'s' * (seeds != '1')}",
     )  # fmt: skip
-    captioned(figure, run_caption((row for rows in files for row in rows), run))
-    save_figure(figure, path)
+
+
+PICTURES_OF_RUN = {  # of a dynamics file: what draws it, and its file beside the rows
+    "dynamics": (plot_dynamics, "ranking_dynamics.png"),
+    "loss-against-reference": (plot_loss_against_reference, "loss_against_reference.png"),
+    "accuracy-against-distance": (plot_accuracy_against_distance, "accuracy_against_distance.png"),
+    "displacement": (plot_displacement, "likelihood_displacement.png"),
+}
+
+
+def draw_dynamics(
+    rows: Sequence[Record], folder: Path, run: str, saved: int | None = None
+) -> dict[str, Path]:
+    """`PICTURES_OF_RUN`: those that could be drawn. saved: the step of the saved model, where a
+    metric chose it."""
+    return {
+        name.replace("-", "_"): folder / file
+        for name, (plot, file) in PICTURES_OF_RUN.items()
+        if draw(partial(plot, run=run, saved=saved), rows, folder / file)
+    }

@@ -14,8 +14,6 @@ from ranking.reports.style import (
     GREY,
     LOG_REF,
     WIDTH,
-    captioned,
-    legend_outside,
     percents,
     save_figure,
     subplots,
@@ -88,7 +86,7 @@ def plot_flips(rows: Sequence[Record], path: Path, at: str = "lowest-loss", run:
         raise ValueError(f"no pair is ranked wrongly by the reference at step {step}")
     figure, grid = subplots(
         2, len(drawn), figsize=(WIDTH * (0.25 + 0.375 * len(drawn)), 4.6), sharex=True,
-        sharey="row", squeeze=False, layout="constrained", height_ratios=(3, 2),
+        sharey="row", squeeze=False, height_ratios=(3, 2),
     )  # fmt: skip
     for (upper, lower), (part, (cs, ratios)) in zip(grid.T, drawn.items()):
         flipped = ratios >= 0
@@ -103,8 +101,6 @@ def plot_flips(rows: Sequence[Record], path: Path, at: str = "lowest-loss", run:
         upper.axhline(0, color=GREY, linewidth=0.8)
         upper.set_title(f"{part}: {flipped.sum()} of {len(cs)} wrong pairs flipped")
         draw_flipped_by_c(lower, cs, ratios)
-        for axes in (upper, lower):
-            axes.grid(alpha=0.3)
         lower.set_xlabel(f"$c$ = {LOG_REF % 'y_l'} − {LOG_REF % 'y_w'} (nats)")
     grid[0][0].set_xscale("log")
     grid[0][0].set_yscale("symlog", linthresh=1.0)
@@ -112,12 +108,11 @@ def plot_flips(rows: Sequence[Record], path: Path, at: str = "lowest-loss", run:
     grid[0][0].set_ylabel(r"$\log \pi_\theta(y_w|x)$ − $\log \pi_\theta(y_l|x)$ (nats)")
     grid[1][0].set_ylabel("share flipped (%)")
     when = "the lowest validation loss" if at == "lowest-loss" else "the end"
-    legend_outside(
-        figure, ncols=3, title=f"pairs that the reference ranks wrongly, at step {step}"
-        f" ({when}); bars: 95 % Wilson intervals",
+    save_figure(
+        figure, path, run_caption(rows, run), ncols=3,
+        title=f"pairs that the reference ranks wrongly, at step {step} ({when}); "
+        "bars: 95 % Wilson intervals",
     )  # fmt: skip
-    captioned(figure, run_caption(rows, run))
-    save_figure(figure, path)
 
 
 def draw_flipped_by_c(axes, cs: np.ndarray, ratios: np.ndarray) -> None:

@@ -32,9 +32,9 @@ def largest_groups(row: Mapping[str, Any], column: str) -> list[int]:
     return sorted(largest)
 
 
-def names_to_show(row: Mapping[str, Any], column: str) -> list[str | None]:
-    """Names of a column's largest groups."""
-    return [row["by_group"][k]["group"] for k in largest_groups(row, column)]
+def entries_to_show(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+    """Entries of a column's largest groups."""
+    return [row["by_group"][k] for k in largest_groups(row, column)]
 
 
 def groups_to_show(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -78,23 +78,22 @@ def group_grid(
     """
     if not panels:
         raise ValueError("no column of groups in these results")
-    places = [largest_groups(row, column) for _, row, column in panels]
-    heights = [0.35 + height * len(of_panel) for of_panel in places]
+    shown = [entries_to_show(row, column) for _, row, column in panels]
+    heights = [0.35 + height * len(entries) for entries in shown]
     figure, grid = subplots(
         len(panels), 2, figsize=(WIDTH, 1 + sum(heights)), sharex=True, squeeze=False,
-        height_ratios=heights, layout="constrained",
+        height_ratios=heights,
     )  # fmt: skip
-    for line, (label, row, column), of_panel in zip(grid, panels, places):
+    for line, (label, row, column), entries in zip(grid, panels, shown):
         for axes in line:
-            axes.set_ylim(len(of_panel) - 0.4, -0.6)
+            axes.set_ylim(len(entries) - 0.4, -0.6)
             axes.set_xlim(-2, 102)
-            axes.grid(axis="x", alpha=0.3)
-            axes.set_yticks(range(len(of_panel)), [])
-        entries = [row["by_group"][k] for k in of_panel]
+            axes.grid(False, axis="y")
+            axes.set_yticks(range(len(entries)), [])
         texts = [f"{plain(group_name(e['group']))} (n = {e['n']})" for e in entries]
-        line[0].set_yticks(range(len(of_panel)), texts)
+        line[0].set_yticks(range(len(entries)), texts)
         n_all = sum(entry["column"] == column for entry in row["by_group"])
-        some = f" ({len(of_panel)} largest of {n_all})" if n_all > len(of_panel) else ""
+        some = f" ({len(entries)} largest of {n_all})" if n_all > len(entries) else ""
         line[0].set_title(f"{label}, by {plain(column)}{some}", loc="left")
     for axes, symbol in zip(grid[-1], SYMBOLS.values()):
         axes.set_xlabel(f"{symbol}: {across}")

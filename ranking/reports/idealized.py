@@ -14,9 +14,9 @@ from ranking.plumbing.outputs import dataset_key
 from ranking.plumbing.result_files import Record
 from ranking.reports.groups import (
     columns_to_show,
+    entries_to_show,
     group_grid,
     groups_to_show,
-    names_to_show,
 )
 from ranking.reports.labels import (
     SYMBOLS,
@@ -41,8 +41,6 @@ from ranking.reports.style import (
     MODEL_COLOURS,
     ORANGE,
     WIDTH,
-    captioned,
-    legend_outside,
     save_figure,
     subplots,
     wrapped,
@@ -204,7 +202,7 @@ def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:
     n_rows = math.ceil(len(panels) / 2)
     figure, grid = subplots(
         n_rows, min(2, len(panels)), figsize=(WIDTH if len(panels) > 1 else 4.1, 3.2 * n_rows),
-        sharey=True, squeeze=False, layout="constrained",
+        sharey=True, squeeze=False,
     )  # fmt: skip
     for axes in grid.flat[len(panels) :]:
         axes.remove()
@@ -231,16 +229,15 @@ def plot_idealized_curves(curves: Sequence[CurveRow], path: Path) -> None:
             whose += f"from {plain(str(reference))}, "
         title = f"{whose}{settings[setting_of(first)]} (n = {first['n']} pairs)"
         axes.set_title(wrapped(title, 2.9))
-        axes.grid(alpha=0.3)
     for axes in grid[:, 0]:
         axes.set_ylabel("ranking accuracy (%)")
-    legend_outside(figure, ncols=2)
+    caption = ""
     names = dict.fromkeys((curve["model"], curve.get("reference_model")) for curve in curves)
     if len(names) == 1:
         ((model, reference),) = names
         whose = "" if reference in (model, None) else f", reference {plain(short(str(reference)))}"
-        captioned(figure, plain(short(model)) + whose)
-    save_figure(figure, path)
+        caption = plain(short(model)) + whose
+    save_figure(figure, path, caption, ncols=2)
 
 
 def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
@@ -266,9 +263,7 @@ def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
     breakpoints = [beta for curve in curves for beta in curve["critical_betas"]]
     left = min([BETAS[0] / 4, *(beta / 1.5 for beta in breakpoints)])
     right = max([BETAS[-1] * 4, *(beta * 1.5 for beta in breakpoints)])
-    figure, (row,) = subplots(
-        1, 2, figsize=(WIDTH, 3.6), sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, (row,) = subplots(1, 2, figsize=(WIDTH, 3.6), sharex=True, sharey=True, squeeze=False)
     for axes, title, of_kind in zip(row, titles, zip(*by_normalization(curves))):
         for curve in of_kind:
             steps = curve_steps(curve)
@@ -280,7 +275,6 @@ def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
         axes.axvspan(BETAS[0], BETAS[-1], color=GREY, alpha=0.12, linewidth=0)
         axes.set_xlabel(r"$\beta$")
         axes.set_title(title)
-        axes.grid(alpha=0.3)
     row[0].set_xscale("log")
     row[0].set_xlim(left, min(right, 1000))
     row[0].set_ylim(0, 102)
@@ -294,8 +288,7 @@ def plot_critical_betas(curves: Sequence[CurveRow], path: Path) -> None:
     for reference, style in styles.items():
         row[0].plot([], [], color="black", linestyle=style, label=references[reference])
     row[0].fill_between([], [], color=GREY, alpha=0.12, label=r"$\beta$ of Tables 1 and 6")
-    legend_outside(figure, ncols=2)
-    save_figure(figure, path)
+    save_figure(figure, path, ncols=2)
 
 
 def plot_idealized_by_group(rows: Sequence[IdealizedRow], path: Path) -> None:
@@ -314,26 +307,19 @@ def plot_idealized_by_group(rows: Sequence[IdealizedRow], path: Path) -> None:
     )  # fmt: skip
     for line, (pair, column) in zip(grid, panels):
         for axes, row, colour in zip(line, pair, (BLUE, ORANGE)):
-            shown = names_to_show(row, column)
-            entries = [e for e in row["by_group"] if e["column"] == column and e["group"] in shown]
-            places = np.array([shown.index(entry["group"]) for entry in entries])
+            entries = entries_to_show(row, column)
+            places = np.arange(len(entries))
             least, median, most = 100 * np.array([e["min_median_max"] for e in entries]).T
             axes.hlines(
-                places,
-                least,
-                most,
-                colors=colour,
-                linewidth=5,
-                alpha=0.35,
+                places, least, most, colors=colour, linewidth=5, alpha=0.35,
                 label=r"$R^*$, over $\beta$",
-            )
+            )  # fmt: skip
             axes.vlines(
                 median, places - 0.3, places + 0.3, colors=colour, label=r"its median over $\beta$"
             )
             observed = [100 * entry["observed_accuracy"] for entry in entries]
             axes.plot(observed, places, "o", color="black", markersize=4, label="observed")
-    legend_outside(figure, ncols=3)
-    save_figure(figure, path)
+    save_figure(figure, path, ncols=3)
 
 
 def plot_required_loss(pairs: Sequence[PairRow], path: Path) -> None:
@@ -344,7 +330,7 @@ def plot_required_loss(pairs: Sequence[PairRow], path: Path) -> None:
         raise ValueError("pairs of several γ or β: draw each file by itself")
     ordered = sorted((pair for pair in pairs if not pair["tied"]), key=lambda pair: pair["c"])
     lowest = 1e-4  # nats
-    figure, axes = subplots(figsize=(0.75 * WIDTH, 3.4), layout="constrained")
+    figure, axes = subplots(figsize=(0.75 * WIDTH, 3.4))
     betas = sorted(pairs[0]["required_loss"], key=float)
     colours = matplotlib.colormaps["viridis"]
     for k, beta in enumerate(betas):
@@ -362,8 +348,6 @@ def plot_required_loss(pairs: Sequence[PairRow], path: Path) -> None:
     axes.set_xlabel(f"$c$ = {LOG_REF % 'y_l'} − {LOG_REF % 'y_w'} (nats)")
     axes.set_ylabel(f"loss needed, {LOSS_NEEDED} (nats)")
     axes.set_title(f"right of 0: the reference ranks the pair wrongly (n = {len(ordered)})")
-    axes.grid(alpha=0.3)
     axes.legend()
     datasets = dict.fromkeys(dataset_label(*dataset_key(pair)) for pair in pairs)
-    captioned(figure, rf"{plain(', '.join(datasets))}, $\gamma$ = {pairs[0]['gamma']:g}")
-    save_figure(figure, path)
+    save_figure(figure, path, rf"{plain(', '.join(datasets))}, $\gamma$ = {pairs[0]['gamma']:g}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ranking.data.examples import dataset_label
-from ranking.data.hub import DATASETS
+from ranking.data.hub import DATASETS, is_only_a_path
 
 ResultRow = Mapping[str, Any]  # a line of a result file
 SYMBOLS = {"length-normalized": "R̃", "non-length-normalized": "R"}
@@ -112,6 +112,11 @@ def setting_labels(rows: Sequence[ResultRow]) -> dict[tuple, str]:
     return labels
 
 
+def group_label(group: str) -> str:
+    """A ranking group in words: how the reference ranks a pair → how the policy does."""
+    return group.replace("_to_", " → ")
+
+
 def short(name: str) -> str:
     """The last part of a model's path, and its parent where that says the training step."""
     path = Path(name)
@@ -120,7 +125,7 @@ def short(name: str) -> str:
 
 def without_paths(name: str) -> str:
     """A name on the hub as it is; of a path, the last part."""
-    is_path = Path(name).exists() or name.count("/") > 1 or name.startswith((".", "/", "~"))
+    is_path = Path(name).exists() or is_only_a_path(name)
     return Path(name).resolve().name if is_path else name
 
 

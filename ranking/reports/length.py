@@ -21,7 +21,6 @@ from ranking.reports.labels import (
 )
 from ranking.reports.style import (
     GREY,
-    legend_outside,
     model_style,
     percents,
     save_figure,
@@ -138,7 +137,7 @@ def plot_length_difference(rows: Sequence[ResultRow], path: Path) -> None:
     numbers = {model: k for k, model in enumerate(models)}
     figure, grid = subplots(
         2, len(settings), figsize=(0.6 + 2.15 * len(settings), 4.6), sharey=True, sharex="col",
-        squeeze=False, layout="constrained",
+        squeeze=False,
     )  # fmt: skip
     for (line, (score, symbol)), (column, setting) in product(
         zip(grid, SYMBOLS.items()), enumerate(settings)
@@ -165,6 +164,4 @@ def plot_length_difference(rows: Sequence[ResultRow], path: Path) -> None:
             axes.set_ylabel(f"{symbol}: ranking accuracy (%)")
         axes.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_ylim(-3, 103)
-        axes.grid(alpha=0.3)
-    legend_outside(figure, ncols=3)
-    save_figure(figure, path)
+    save_figure(figure, path, ncols=3)

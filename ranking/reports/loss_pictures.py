@@ -14,8 +14,6 @@ from ranking.reports.dynamics_pictures import (
 from ranking.reports.style import (
     GREY,
     WIDTH,
-    captioned,
-    legend_outside,
     model_style,
     save_figure,
     subplots,
@@ -51,7 +49,7 @@ def plot_losses_of_run(rows: Sequence[Record], path: Path, run: str = "") -> Non
     lowest validation loss."""
     best = lowest_loss_step(rows)
     with_loss, loss_name = trained_loss(rows)
-    figure, axes = subplots(figsize=(0.65 * WIDTH, 3.2), layout="constrained")
+    figure, axes = subplots(figsize=(0.65 * WIDTH, 3.2))
     for part, style in part_styles(parts_of(rows)).items():
         summary = means_by_step(with_loss, part)
         n = next(iter(summary.values()))["n"]
@@ -63,10 +61,7 @@ def plot_losses_of_run(rows: Sequence[Record], path: Path, run: str = "") -> Non
     axes.set_xlabel("training step")
     axes.set_ylabel(f"mean {loss_name}")
     whole_numbers(axes.xaxis)
-    axes.grid(alpha=0.3)
-    legend_outside(figure, ncols=2)
-    captioned(figure, run_caption(rows, run))
-    save_figure(figure, path)
+    save_figure(figure, path, run_caption(rows, run), ncols=2)
 
 
 def plot_losses_of_runs(runs: Mapping[str, Sequence[Record]], path: Path, run: str = "") -> None:
@@ -78,7 +73,7 @@ def plot_losses_of_runs(runs: Mapping[str, Sequence[Record]], path: Path, run: s
         raise ValueError(f"runs of several losses, {' and '.join(names)}: draw them apart")
     points = [{point["part"]: point for point in sweep_points([rows])} for rows, _ in with_loss]
     gammas = sorted({of_run["validation"]["gamma"] for of_run in points})
-    figure, axes = subplots(figsize=(0.6 * WIDTH, 3.6), layout="constrained")
+    figure, axes = subplots(figsize=(0.6 * WIDTH, 3.6))
     for k, gamma in enumerate(gammas):
         style = model_style(k)
         own = [of_run for of_run in points if of_run["validation"]["gamma"] == gamma]
@@ -95,7 +90,5 @@ def plot_losses_of_runs(runs: Mapping[str, Sequence[Record]], path: Path, run: s
     axes.set_ylim(0, 1.05 * max(max(axes.dataLim.intervaly), highest))
     axes.set_xlabel(f"mean {next(iter(names))} of validation pairs, the lowest of each run")
     axes.set_ylabel(f"mean {next(iter(names))} at that step")
-    axes.grid(alpha=0.3)
-    legend_outside(figure, ncols=min(5, len(gammas) + 1))  # a column of each γ
-    captioned(figure, run_caption([row for rows in runs.values() for row in rows], run))
-    save_figure(figure, path)
+    caption = run_caption([row for rows in runs.values() for row in rows], run)
+    save_figure(figure, path, caption, ncols=min(5, len(gammas) + 1))  # a column of each γ

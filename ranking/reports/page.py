@@ -143,9 +143,8 @@ def results_section(files: Sequence[ResultFile]) -> Section:
             chosen = chosen_step_beside(file.path)
             title = f"Ranking dynamics, {file.path.parent.name}/{file.path.name}"
             tables.append((title, dynamics_table(file.rows, True, chosen)))
-            if all("chosen" in row for row in file.rows):
-                title = f"Likelihood displacement, {file.path.parent.name}/{file.path.name}"
-                tables.append((title, displacement_table(file.rows, True, chosen)))
+            title = f"Likelihood displacement, {file.path.parent.name}/{file.path.name}"
+            tables.append((title, displacement_table(file.rows, True, chosen)))
     parts = [
         f"<h3>{as_text(title)}</h3>{wide(as_html(table, RESULT_DEFINITIONS))}"
         for title, table in tables

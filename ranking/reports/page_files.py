@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ranking.plumbing.outputs import stem_of
 from ranking.plumbing.result_files import Record, read_json_lines
+from ranking.reports.dynamics_pictures import PICTURES_OF_RUN
 
 # kind of a result file → columns by which it is known, and pictures that lie beside it
 RANKING, IDEALIZED, WIN_RATE, DYNAMICS = "ranking", "idealized", "win rate", "dynamics"
@@ -20,10 +21,6 @@ PICTURES = {
     IDEALIZED: ("curve.png", "groups.png", "required_loss.png"),
     WIN_RATE: ("png",),
 }
-DYNAMICS_PICTURES = (
-    "ranking_dynamics.png", "loss_against_reference.png", "accuracy_against_distance.png",
-    "likelihood_displacement.png",
-)  # fmt: skip
 
 
 class ResultFile(NamedTuple):
@@ -60,7 +57,7 @@ def read_result_file(path: Path) -> ResultFile:
     kind = kind_of(path, rows)
     missing: list[str] = []
     if kind == DYNAMICS:
-        pictures = [path.with_name(name) for name in DYNAMICS_PICTURES]
+        pictures = [path.with_name(name) for _, name in PICTURES_OF_RUN.values()]
     else:
         pictures = [beside(path, suffix) for suffix in PICTURES[kind]]
     found = [picture for picture in pictures if picture.is_file()]

@@ -8,10 +8,9 @@ from ranking.metrics.dynamics import GROUPS
 from ranking.metrics.rewards import is_right
 from ranking.plumbing.outputs import dataset_key, row_key
 from ranking.plumbing.result_files import Record
-from ranking.reports.labels import model_names, run_label
+from ranking.reports.labels import group_label, model_names, run_label
 from ranking.reports.page_files import IDEALIZED, ResultFile
 from ranking.reports.pairs import (
-    group_label,
     lines_of_record,
     pair_example,
     rewards_by_place,
@@ -95,14 +94,7 @@ def rated_pairs_of(files: Sequence[ResultFile]) -> dict[tuple, Record]:
         if file.kind != IDEALIZED:
             continue
         model, reference = file.rows[0]["model"], file.rows[0]["reference_model"]
-        configs: dict[tuple, set[str | None]] = {}
-        for row in file.rows:
-            part = row["dataset_name"], row["dataset_split"]
-            configs.setdefault(part, set()).add(row.get("dataset_config"))
         for pair in file.pairs:
-            if "dataset_config" not in pair:  # of an earlier version: its summary has it
-                known = configs.get((pair["dataset"], pair["split"]), ())
-                pair = {**pair, "dataset_config": next(iter(known)) if len(known) == 1 else None}
             summed = pair["non-length-normalized"]
             line: Record = {
                 "alpha": rounded(pair["alpha"], 4),

@@ -13,6 +13,7 @@ from ranking.metrics.groups import record_groups
 from ranking.metrics.rewards import is_right
 from ranking.plumbing.outputs import dataset_key, row_key
 from ranking.plumbing.result_files import Record
+from ranking.reports.labels import group_label
 from ranking.reports.page_columns import COMPLETION_COLUMNS, PAIR_COLUMNS
 
 SIDES = ("chosen", "rejected")
@@ -183,10 +184,6 @@ def with_shares(completion: Record) -> Record:
         return completion
     mean = completion["logp"] / completion["tokens"]
     return {**completion, "per_token": mean, "percent": 100 * math.exp(mean)}
-
-
-def group_label(group: str) -> str:
-    return group.replace("_to_", " → ")
 
 
 def rounded(value: float | None, digits: int) -> float | None:

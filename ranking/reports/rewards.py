@@ -13,6 +13,7 @@ from ranking.reports.groups import groups_to_show
 from ranking.reports.labels import (
     by_normalization,
     dataset_of,
+    group_label,
     normalization_of,
     page_label,
     panel_names,
@@ -158,9 +159,7 @@ def reward_displacement_table(
     for cells, row in found_lines:
         of_ranking = row.get("displacement_by_ranking_group", {}) if alone or sortable else {}
         indent = "  " * (not sortable)
-        kinds = {
-            f"{indent}{name.replace('_to_', ' → ')}": d for name, d in of_ranking.items() if d["n"]
-        }
+        kinds = {f"{indent}{group_label(name)}": d for name, d in of_ranking.items() if d["n"]}
         for label, moved in ({cells[at]: row["displacement"]} | kinds).items():
             line = list(cells)
             line[at] = label
@@ -295,7 +294,7 @@ def plot_rewards(pairs: Sequence[RewardPair], path: Path) -> None:
             raise ValueError(f"two runs of {model} on {dataset_label(*dataset)}: give one")
     figure, grid = subplots(
         len(panels), 3, figsize=(WIDTH, 0.5 + 2.6 * len(panels)), squeeze=False,
-        layout="constrained", width_ratios=(1, 1.25, 1.25),
+        width_ratios=(1, 1.25, 1.25),
     )  # fmt: skip
     several = len({key[:2] for key in panels}) > 1
     for axes, ((model, reference, *dataset), own) in zip(grid, panels.items()):
@@ -324,6 +323,7 @@ def draw_outcomes(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
     rewarded = np.array([(pair["reward_margin"] or 0) > 0 for pair in pairs])
     counts = np.array([[(a & b).sum() for b in (rewarded, ~rewarded)] for a in (ranked, ~ranked)])
     axes.imshow(counts / len(pairs), cmap="Blues", vmin=0, vmax=1)
+    axes.grid(False)
     for i, j in np.ndindex(2, 2):
         share = counts[i, j] / len(pairs)
         axes.text(
@@ -347,7 +347,7 @@ def draw_changes(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
         ]
         axes.plot(
             [x for x, _ in own], [y for _, y in own], marker, color=colour, alpha=0.5, markersize=4,
-            markeredgewidth=0, label=group.replace("_to_", " → "),
+            markeredgewidth=0, label=group_label(group),
         )  # fmt: skip
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.axvline(0, color=GREY, linewidth=0.8)
@@ -360,7 +360,6 @@ def draw_changes(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
     axes.set_title(f"below 0: {100 * fell[0]:.0f} % of chosen, {100 * fell[1]:.0f} % of rejected")
     axes.set_xlabel(f"{CHANGE} of chosen (nats)")
     axes.set_ylabel(f"{CHANGE} of rejected (nats)")
-    axes.grid(alpha=0.3)
 
 
 def draw_changes_by_group(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
@@ -377,11 +376,11 @@ def draw_changes_by_group(axes, pairs: Sequence[Mapping[str, Any]]) -> None:
             label=side,
         )  # fmt: skip
     sizes = [sum(pair["group"] == group for pair in pairs) for group in GROUP_STYLES]
-    labels = [group.replace("_to_", " →\n") for group in GROUP_STYLES]
+    labels = [group_label(group).replace("→ ", "→\n") for group in GROUP_STYLES]
     names = [f"{label}\n(n = {n})" for label, n in zip(labels, sizes)]
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set_xlabel(f"mean {CHANGE} (nats)")
     axes.legend()
-    axes.grid(axis="x", alpha=0.3)
+    axes.grid(False, axis="y")

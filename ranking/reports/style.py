@@ -18,10 +18,11 @@ MODEL_COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56B4E9", "#E69F00", "#000000")
 MODEL_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SAVE = {"dpi": 200, "bbox_inches": "tight", "metadata": {"Software": None}}
 WIDTH = 7.0  # inches of a page's text: what is printed at this width has letters of 7 and 8 points
-FONTS: Any = {
+LOOKS: Any = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "figure.titlesize": 8,
     "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "legend.title_fontsize": 7,
     "lines.linewidth": 1.2, "lines.markersize": 4, "pdf.fonttype": 42,
+    "axes.grid": True, "grid.alpha": 0.3,
 }  # fmt: skip
 LOG_REF = r"$\log \pi_{\mathrm{ref}}(%s|x)$"  # of y_w, y_l or y
 DISTANCE = r"$\|\theta - \theta_{\mathrm{ref}}\|^2$"
@@ -31,14 +32,15 @@ LOSS_NEEDED = r"$-\log\,\sigma(\gamma\beta c)$"  # Theorem 4.1
 
 
 def subplots(*shape: int, **settings) -> tuple[Any, Any]:
-    """matplotlib's figure and axes, without a screen. Imported here: it takes a second."""
+    """matplotlib's figure and axes, constrained, without a screen. Imported here: it takes a
+    second."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(FONTS)
-    return plt.subplots(*shape, **settings)
+    plt.rcParams.update(LOOKS)
+    return plt.subplots(*shape, layout="constrained", **settings)
 
 
 def whole_numbers(axis) -> None:
@@ -46,11 +48,6 @@ def whole_numbers(axis) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True))
-
-
-def captioned(figure, text: str) -> None:
-    """What a picture is of, above it, in lines of its width."""
-    figure.suptitle(fill(text, int(17 * figure.get_figwidth())), fontsize=7, color="#404040")
 
 
 def wrapped(title: str, inches: float) -> str:
@@ -67,15 +64,6 @@ def broken_after(marks: str, width: int, name: re.Match) -> str:
     """A name in lines that end with one of the marks."""
     lines = fill(re.sub(rf"([{marks}])", r"\1 ", name[0]), width, **WHOLE)
     return re.sub(rf"([{marks}]) ", r"\1", lines)
-
-
-def legend_outside(figure, ncols: int, **settings) -> None:
-    """One legend for all panels of a constrained layout: each label of any of them once."""
-    handles: dict[str, Any] = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels()):
-            handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=ncols, **settings)
 
 
 def model_style(number: int) -> dict[str, str]:
@@ -108,10 +96,24 @@ def draw(plot, rows: Sequence, path: Path) -> bool:
     return True
 
 
-def save_figure(figure, path: Path) -> None:
-    """Write a figure whole or not at all, and close it."""
+def save_figure(figure, path: Path, caption: str = "", ncols: int = 0, **legend) -> None:
+    """Write a figure whole or not at all, and close it.
+
+    caption: what it is of, above it, in lines of its width. ncols: of one legend below all panels,
+    with each label of any of them once; `legend`: as matplotlib takes it.
+    """
     import matplotlib.pyplot as plt
 
+    if caption:
+        lines = fill(caption, int(17 * figure.get_figwidth()))
+        figure.suptitle(lines, fontsize=7, color="#404040")
+    if ncols:
+        handles: dict[str, Any] = {}
+        for axes in figure.axes:
+            for handle, label in zip(*axes.get_legend_handles_labels()):
+                handles.setdefault(label, handle)
+        place = "outside lower center"
+        figure.legend(handles.values(), handles, loc=place, ncols=ncols, **legend)
     how = SAVE if path.suffix == ".png" else {"bbox_inches": "tight"}
     with written_atomically(path) as file:
         figure.savefig(file, format=path.suffix[1:], **how)

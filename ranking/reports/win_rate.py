@@ -18,8 +18,6 @@ from ranking.reports.style import (
     GREY,
     ORANGE,
     WIDTH,
-    captioned,
-    legend_outside,
     percents,
     save_figure,
     subplots,
@@ -145,7 +143,7 @@ def plot_win_rate(rows: Sequence[WinRateRow], path: Path) -> None:
     x = [row[across] for row in ordered]
     right = [round(row["ranking_accuracy"] * row["n_ranked"]) for row in ordered]
     accuracy = [wilson_interval(k, row["n_ranked"]) for k, row in zip(right, ordered)]
-    figure, axes = subplots(figsize=(0.75 * WIDTH, 3.4), layout="constrained")
+    figure, axes = subplots(figsize=(0.75 * WIDTH, 3.4))
     styles = (
         ("win_rate", [row["bootstrap_95"] for row in ordered], BLUE, "o", "solid",
          f"win rate (n = {ordered[0]['n']}, bootstrap)"),
@@ -175,10 +173,7 @@ def plot_win_rate(rows: Sequence[WinRateRow], path: Path) -> None:
                           xycoords=("data", "axes fraction"), ha="center", va="bottom")  # fmt: skip
         low, high = axes.get_ylim()
         axes.set_ylim(low - 0.15 * (high - low), high)
-    axes.grid(alpha=0.3)
-    legend_outside(figure, ncols=2)
-    captioned(figure, win_rate_caption(rows))
-    save_figure(figure, path)
+    save_figure(figure, path, win_rate_caption(rows), ncols=2)
 
 
 def win_rate_caption(rows: Sequence[WinRateRow]) -> str:

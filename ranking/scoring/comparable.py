@@ -19,7 +19,7 @@ from ranking.scoring.examples_file import (
     stem_of_examples,
 )
 from ranking.scoring.models import FoundModel
-from ranking.scoring.run_config import record_in_template, separators_of
+from ranking.scoring.run_config import record_in_template
 
 
 class ScoringRun(NamedTuple):
@@ -53,35 +53,13 @@ def shared_examples(records: Sequence[Any], other: Sequence[Any]) -> list[tuple[
     return [(r, by_key[row_key(r)]) for r in records if row_key(r) in by_key]
 
 
-def with_configurations(run: ScoringRun, others: Sequence[ScoringRun | None]) -> ScoringRun:
-    """A run whose older rows do not name the configuration of their dataset, with that of the same
-    examples in other runs. (Their run had but one of each dataset.)"""
-    own = {(r["dataset"], r["split"], r["id"]) for r in run.records if "dataset_config" not in r}
-    named = {
-        (r["dataset"], r["split"]): r["dataset_config"]
-        for other in others
-        if own and other is not None
-        for r in other.records
-        if "dataset_config" in r and (r["dataset"], r["split"], r["id"]) in own
-    }
-    if not named:
-        return run
-    records = [{"dataset_config": named.get((r["dataset"], r["split"])), **r} for r in run.records]
-    return run._replace(records=records)
-
-
-def alike_named(runs: Sequence[ScoringRun | None]) -> list[ScoringRun]:
-    """All runs, `with_configurations` of each other; None stays."""
-    return [with_configurations(run, runs) if run is not None else None for run in runs]
-
-
 def of_record(record: Record, key: str) -> Any:
     """What two records of an example have to share, however their files write it."""
     if key == "completions":
         return [completion["text"] for completion in record[key]]
     if key == "votes":
         return read_votes(record[key], len(record["completions"])) if record[key] else {}
-    return record[key]
+    return record.get(key)
 
 
 def check_comparable(first: ScoringRun, second: ScoringRun, own_templates: bool = False) -> None:
@@ -91,8 +69,6 @@ def check_comparable(first: ScoringRun, second: ScoringRun, own_templates: bool 
     pairs = shared_examples(first.records, second.records)
     for a, b in pairs:
         for key in ("prompt", "completions", "ranks", "votes", "messages"):
-            if key == "messages" and not (key in a and key in b):
-                continue  # an older file
             if of_record(a, key) != of_record(b, key):
                 raise ValueError(
                     f"{label_of(a)}, row {a['row']}: its {key} differ "
@@ -112,7 +88,7 @@ def check_comparable(first: ScoringRun, second: ScoringRun, own_templates: bool 
     for key in ("add_eos", "system", "chat_template_kwargs"):
         if one.get(key) != two.get(key):
             refuse(key, (one.get(key), two.get(key)))
-    templates = one.get("template"), two.get("template")  # older runs do not say
+    templates = one.get("template"), two.get("template")  # where one is used
     if None not in templates and templates[0] != templates[1]:
         if not own_templates:
             refuse("the chat template", templates)
@@ -122,7 +98,7 @@ def check_comparable(first: ScoringRun, second: ScoringRun, own_templates: bool 
         rendered = (record_in_template(a, one), record_in_template(b, two))
         if rendered[0] != rendered[1]:
             refuse(f"{where}: chat_template", rendered)
-        ours, theirs = separators_of(a, one), separators_of(b, two)
+        ours, theirs = ([c["separator"] for c in record["completions"]] for record in (a, b))
         if not rendered[0] and ours != theirs:
             refuse(f"{where}: separators", (ours, theirs))
     limits = [config.get("max_length") or math.inf for config in (one, two)]

@@ -1,7 +1,8 @@
 """The datasets of a run, with lines that say what was read and dropped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ranking.data.examples import PreferenceData, counts_text, dataset_label, describe_joining
 from ranking.data.hub import DATASETS, split_name
@@ -12,29 +13,15 @@ from ranking.plumbing.processes import announce
 
 
 def load_datasets(
-    specs: Sequence[str],
-    *,
-    sample_size: int | None = None,
-    seed: int = 0,
-    split: str | None = None,
-    data_dir: str | None = None,
-    include_ties: bool = False,
-    stream_shuffle_buffer: int = 0,
-    separator: str | None = None,
-    chat_template: str = "auto",
-    columns: Mapping[str, str] | None = None,
-    group_by: Sequence[str] | None = None,
+    specs: Sequence[str], *, chat_template: str = "auto", **how: Any
 ) -> list[PreferenceData]:
-    """The datasets asked for, as `load_preferences` gives them. Raises as it does, and ValueError
-    for a dataset given twice, or a flag of the data that does nothing on any of them."""
-    check_data_flags(specs, sample_size, seed, split, data_dir, stream_shuffle_buffer)
+    """The datasets asked for, as `load_preferences` gives them; how: as it takes it. Raises as it
+    does, and ValueError for a dataset given twice, or a flag of the data that does nothing on any
+    of them."""
+    check_data_flags(specs, **how)
     loaded: list[PreferenceData] = []
     for spec in specs:
-        data = load_preferences(
-            spec, sample_size=sample_size, seed=seed, split=split, data_dir=data_dir,
-            include_ties=include_ties, stream_shuffle_buffer=stream_shuffle_buffer,
-            separator=separator, progress=progress_bar, columns=columns, group_by=group_by,
-        )  # fmt: skip
+        data = load_preferences(spec, progress=progress_bar, **how)
         dropped = counts_text(data.dropped)
         messages = [f"{len(data.examples)} examples, dropped: {dropped}", *data.notes]
         texts = [e for e in data.examples if chat_template == "never" or e.dialogue is None]
@@ -51,11 +38,13 @@ def load_datasets(
 
 def check_data_flags(
     specs: Sequence[str],
-    sample_size: int | None,
-    seed: int,
-    split: str | None,
-    data_dir: str | None,
-    stream_shuffle_buffer: int,
+    *,
+    sample_size: int | None = None,
+    seed: int = 0,
+    split: str | None = None,
+    data_dir: str | None = None,
+    stream_shuffle_buffer: int = 0,
+    **_,
 ) -> None:
     """Raise ValueError for a flag that does nothing on any dataset of the run, and
     FileNotFoundError for a name that stands for nothing; a line where a flag does nothing on some.

@@ -12,12 +12,10 @@ from ranking.plumbing.outputs import part_files, row_key
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import Record, hash_config, read_config, read_json_lines
 
-# keys that older files lack, or that are not in all
-NEWER = {
-    "dataset_config", "config_hash", "messages", "groups", "hidden_products", "tools",
-    "template_kwargs", "messages_of_text",
-}  # fmt: skip
-NEEDED = {"text", "logp", "n_tokens"}  # keys of a completion that every reader asks for
+# keys that readers ask for
+ASKED = {"id", "prompt_id", "dataset", "dataset_config", "split", "row", "model", "prompt", "ranks",
+         "votes", "completions"}  # fmt: skip
+NEEDED = {"text", "separator", "logp", "n_tokens"}  # keys of a completion that readers ask for
 SUMMARY_SUFFIXES = (".jsonl", ".json", "", ".jsonl.gz")  # of a summary beside an examples file
 
 
@@ -64,11 +62,6 @@ def recorded_votes(example: PreferenceExample) -> dict[str, list[float]] | None:
     return {f"{i},{j}": list(counts) for (i, j), counts in votes.items()} or None
 
 
-def recorded_messages(example: PreferenceExample) -> list[dict[str, Any]] | None:
-    """The messages of a prompt that is a dialogue."""
-    return list(example.dialogue.messages) if example.dialogue else None
-
-
 def recorded_besides(example: PreferenceExample) -> dict[str, Any]:
     """What a dialogue holds beside its messages: the keys of `ExampleRecord` that it needs."""
     dialogue = example.dialogue
@@ -77,6 +70,33 @@ def recorded_besides(example: PreferenceExample) -> dict[str, Any]:
     given = {"tools": list(dialogue.tools or ()), "template_kwargs": dialogue.template_kwargs,
              "messages_of_text": dialogue.of_text}  # fmt: skip
     return {key: value for key, value in given.items() if value}
+
+
+def planned_record(data: PreferenceData, example: PreferenceExample) -> Record:
+    """What is known of an `ExampleRecord` before the example is scored."""
+    return {
+        "id": example.id,
+        "prompt_id": example.prompt_id,
+        "dataset": data.name,
+        "dataset_config": data.config,
+        "split": data.split,
+        "row": example.row,
+        "prompt": example.prompt,
+        "messages": list(example.dialogue.messages) if example.dialogue else None,
+        **recorded_besides(example),
+        "groups": example.groups,
+        "ranks": list(example.ranks),
+        "votes": recorded_votes(example),
+        "completions": [
+            {
+                "text": text,
+                "separator": separator,
+                "n_chars": len(text),
+                "n_bytes": len(text.encode("utf-8", "surrogatepass")),
+            }
+            for text, separator in zip(example.completions, example.separators)
+        ],
+    }
 
 
 def example_record(
@@ -88,36 +108,11 @@ def example_record(
     model: str,
 ) -> ExampleRecord:
     """One line of the examples file. logps: nats, summed (Eq. 13)."""
-    record: Any = {
-        "id": example.id,
-        "prompt_id": example.prompt_id,
-        "dataset": data.name,
-        "dataset_config": data.config,
-        "split": data.split,
-        "row": example.row,
-        "model": model,
-        "config_hash": config_hash,
-        "prompt": example.prompt,
-        "messages": recorded_messages(example),
-        **recorded_besides(example),
-        "groups": example.groups,
-        "ranks": list(example.ranks),
-        "votes": recorded_votes(example),
-        "completions": [
-            {
-                "text": text,
-                "separator": separator,
-                "logp": logp if math.isfinite(logp) else None,
-                "n_tokens": len(completion.ids) - completion.start,
-                "n_chars": len(text),
-                "n_bytes": len(text.encode("utf-8", "surrogatepass")),
-                "truncated": completion.truncated,
-            }
-            for text, separator, completion, logp in zip(
-                example.completions, example.separators, tokenized, logps
-            )
-        ],
-    }
+    record: Any = {**planned_record(data, example), "model": model, "config_hash": config_hash}
+    for completion, of_tokens, logp in zip(record["completions"], tokenized, logps):
+        completion["logp"] = logp if math.isfinite(logp) else None
+        completion["n_tokens"] = len(of_tokens.ids) - of_tokens.start
+        completion["truncated"] = of_tokens.truncated
     return record
 
 
@@ -161,8 +156,8 @@ def load_examples(path: str) -> list[Record]:
 
 def problem_of(record: Record) -> str | None:
     """Why a row is none that scoring writes, or None."""
-    if not ExampleRecord.__annotations__.keys() - NEWER <= record.keys():
-        return "not an examples file of the ranking script"
+    if missing := ASKED - record.keys():
+        return f"not an examples file of the ranking script (no {min(missing)})"
     completions, ranks = record["completions"], record["ranks"]
     if not isinstance(completions, list) or not isinstance(ranks, list):
         return "completions and ranks should be lists"
@@ -198,24 +193,5 @@ def config_beside(path: str, records: list[Record]) -> Record | None:
 
 
 def planned_records(datasets: Sequence[PreferenceData]) -> list[Record]:
-    """The examples of a run that is yet to score them, with what of a record is known by then."""
-    return [
-        {
-            "dataset": data.name,
-            "dataset_config": data.config,
-            "split": data.split,
-            "id": example.id,
-            "row": example.row,
-            "prompt": example.prompt,
-            "messages": recorded_messages(example),
-            "groups": example.groups,
-            "ranks": list(example.ranks),
-            "votes": recorded_votes(example),
-            "completions": [
-                {"text": text, "separator": separator}
-                for text, separator in zip(example.completions, example.separators)
-            ],
-        }
-        for data in datasets
-        for example in data.examples
-    ]
+    """The examples of a run that is yet to score them."""
+    return [planned_record(data, example) for data in datasets for example in data.examples]

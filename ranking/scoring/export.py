@@ -32,7 +32,7 @@ from ranking.scoring.chat import (
     messages_of,
     plain_prompt,
 )
-from ranking.scoring.run_config import record_in_template, separators_of
+from ranking.scoring.run_config import record_in_template
 
 EXPORT_SUFFIXES = (".parquet", ".jsonl")
 SUMMED = "ref_logratio non-length-normalized"
@@ -102,19 +102,18 @@ def exported_texts(record: Record, side: int, config: Mapping[str, Any] | None) 
     """Prompt and completion number `side` as they were scored: two texts, or messages.
 
     config: how the record was scored; None, not known: a dialogue went through a template.
-    ValueError for an older record that does not say what joins the two.
     """
-    text, dialogue = record["completions"][side]["text"], None
+    completion, dialogue = record["completions"][side], None
+    text, separator = completion["text"], completion["separator"]
     if record.get("messages"):
         dialogue = Dialogue(
             tuple(record["messages"]), tuple(record.get("tools", ())) or None,
             record.get("template_kwargs", {}), record.get("messages_of_text", False),
         )  # fmt: skip
     in_template = dialogue is not None if config is None else record_in_template(record, config)
-    how = config or {"datasets": []}
+    how = config or {}
     chat = ChatOptions(system=how.get("system"))
-    separator = separators_of(record, how)[side]
-    item = Texts(record["prompt"], [text], [separator or ""], dialogue=dialogue)
+    item = Texts(record["prompt"], [text], [separator], dialogue=dialogue)
     if in_template:
         messages = messages_of(item, chat)
         turn: Message = {"role": "assistant", "content": text}
@@ -127,11 +126,6 @@ def exported_texts(record: Record, side: int, config: Mapping[str, Any] | None) 
             "tools": json.dumps(dialogue.tools) if dialogue and dialogue.tools else None,
             "chat_template_kwargs": {**how.get("chat_template_kwargs", {}), **own},
         }
-    if separator is None:
-        raise ValueError(
-            f"{record['dataset']}, row {record['row']}: its examples file does not say what joins "
-            "prompt and completion: score it again"
-        )
     return {"prompt": plain_prompt(item, chat), "completion": separator + text}
 
 

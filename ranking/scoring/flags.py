@@ -188,10 +188,11 @@ def add_trust_arguments(group) -> None:
     )
 
 
-def parse_scoring_args(
+def parse_text_args(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> argparse.Namespace:
-    """The flags of `add_scoring_arguments`; those that no run can honour together are an error."""
+    """The flags, with those of `add_columns_argument` and `add_chat_arguments` read; what they and
+    wandb would refuse is an error."""
     args = parser.parse_args(argv)
     try:
         args.columns = parse_columns(args.columns)
@@ -200,6 +201,14 @@ def parse_scoring_args(
             check_wandb(args.wandb_project)
     except ValueError as error:
         parser.error(str(error))
+    return args
+
+
+def parse_scoring_args(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> argparse.Namespace:
+    """The flags of `add_scoring_arguments`; those that no run can honour together are an error."""
+    args = parse_text_args(parser, argv)
     if args.device_map is not None and args.device != "auto":
         parser.error("--device-map spreads the model over all devices: leave out --device")
     if args.separator is not None and args.chat_template == "always":

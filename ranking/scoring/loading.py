@@ -2,11 +2,11 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ranking.plumbing.library_lines import show_long_bars_only
 from ranking.scoring.models import (
     LOADING_ERRORS,
     PICKLE_FLAG,
@@ -18,6 +18,20 @@ from ranking.scoring.models import (
     resolve_dtype,
     resolve_model,
 )
+
+LONG = 10.0  # seconds after which a bar of transformers shows
+
+
+def show_long_bars_only() -> None:
+    """transformers' bars (weights that are loaded, saved) show where they last, those of datasets'
+    maps never; downloads keep theirs."""
+    from transformers.utils import logging
+
+    logging.set_tqdm_hook(lambda make, given, named: make(*given, **{"delay": LONG, **named}))
+    if "datasets" in sys.modules:
+        from datasets import disable_progress_bars
+
+        disable_progress_bars()
 
 
 def load_tokenizer(name: str, revision: str | None = None, *, trust_remote_code: bool = False):

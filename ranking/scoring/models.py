@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from ranking.data.files import LFS_POINTER
+from ranking.data.hub import is_only_a_path
 
 BUNDLED_MODEL = "SmolLM2-135M-Instruct"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -73,7 +74,7 @@ def check_model_path(name: str) -> None:
         for file in Path(name).iterdir():
             if file.suffix in MODEL_SUFFIXES and file.is_file() and is_lfs_pointer(file):
                 raise ValueError(f"{file} is a Git LFS pointer: fetch it with `git lfs pull`")
-    elif not Path(name).is_file() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+    elif not Path(name).is_file() and is_only_a_path(name):
         raise FileNotFoundError(f"no such model directory: {name}")
 
 
@@ -270,7 +271,7 @@ def adapter_base(path: str) -> str:
         run = [file.parent.resolve().parent] * file.parent.resolve().name.startswith("checkpoint-")
         beside = [folder / "base" for folder in (file.parent, *run)] + beside
     name = next((str(folder) for folder in beside if (folder / "config.json").is_file()), name)
-    if not is_local(name) and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+    if not is_local(name) and is_only_a_path(name):
         raise FileNotFoundError(
             f"the base model of the adapter {path} is not there: {name}; move it back, or write "
             f"where it is into base_model_name_or_path of {file}"

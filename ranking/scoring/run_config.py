@@ -1,18 +1,11 @@
 """NAME.config.json: everything that log-likelihoods depend on, which a resumed run must share."""
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, NotRequired, TypedDict
 
-from ranking.data.examples import (
-    DatasetKey,
-    PreferenceData,
-    content_hash,
-    fingerprint,
-    joining,
-)
+from ranking.data.examples import DatasetKey, PreferenceData, content_hash, fingerprint
 from ranking.plumbing.outputs import dataset_key
-from ranking.plumbing.result_files import hash_config
+from ranking.reports.labels import CHAT_COLUMNS
 from ranking.scoring.chat import (
     ChatOptions,
     applied_to,
@@ -22,9 +15,6 @@ from ranking.scoring.chat import (
 )
 from ranking.scoring.loading import load_tokenizer
 from ranking.scoring.models import FoundModel
-
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
-CHAT_KEYS = ("system", "chat_template_kwargs", "chat_template_file")  # where they are used
 
 
 class DatasetConfig(TypedDict):
@@ -149,82 +139,34 @@ def template_counts(
     return wanted, applied_to(tokenizer, chat, None).template
 
 
-def scoring_settings(config: Mapping[str, Any] | None, key: DatasetKey) -> dict[str, Any]:
-    """What a summary row says of how its texts were made; null where nobody knows."""
+def scoring_settings(config: Mapping[str, Any], key: DatasetKey) -> dict[str, Any]:
+    """What a summary row says of how its texts were made."""
+    entry, in_chat = dataset_entry(config, key), in_template(config, key)
     names = ("add_eos", "max_length", "sample_size")
-    settings: dict[str, Any] = {name: (config or {}).get(name) for name in names}
-    for name in CHAT_KEYS:
-        if config is not None and name in config:
-            settings[name] = config[name]
-    entry = dataset_entry(config, key)
-    if entry and "in_template" in entry:
-        settings["in_template"] = entry["in_template"]
     return {
-        "chat_template": in_template(config, key),
-        **settings,
-        "separator": separator_of(config, key),
+        "chat_template": in_chat,
+        **{name: config.get(name) for name in names},
+        **{name: config[name] for name in CHAT_COLUMNS if name in config},
+        **{name: entry[name] for name in ("in_template",) if name in entry},
+        "separator": None if in_chat else entry.get("separator"),
     }
 
 
-def dataset_entry(config: Mapping[str, Any] | None, key: DatasetKey) -> Mapping[str, Any] | None:
-    """The `DatasetConfig` of a dataset; None where nobody knows. Older files do not name their
-    configuration, in rows or here, of which their run had but one."""
-    name, split, dataset_config = key
-    entries = config["datasets"] if config is not None else []
-    of_split = [e for e in entries if (e["name"], e["split"]) == (name, split)]
-    named = [e for e in of_split if dataset_config in (None, e.get("config", dataset_config))]
-    return named[0] if named else None
+def dataset_entry(config: Mapping[str, Any], key: DatasetKey) -> Mapping[str, Any]:
+    """The `DatasetConfig` of a dataset; {} where there is none."""
+    entries = config.get("datasets", [])
+    return next((e for e in entries if (e["name"], e["split"], e.get("config")) == key), {})
 
 
-def in_template(config: Mapping[str, Any] | None, key: DatasetKey) -> bool | None:
-    """Whether examples of a dataset went through the chat template; None where nobody knows."""
-    whole = (config or {}).get("chat_template")
+def in_template(config: Mapping[str, Any], key: DatasetKey) -> bool | None:
+    """Whether examples of a dataset went through the chat template."""
     entry = dataset_entry(config, key)
-    return entry["in_template"] > 0 if entry and "in_template" in entry else whole
+    return entry["in_template"] > 0 if "in_template" in entry else config.get("chat_template")
 
 
 def record_in_template(record: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a record went through the chat template: where only some did, the dialogues."""
     key = dataset_key(record)
-    entry = dataset_entry(config, key) or {}
-    some = in_template(config, key)
-    return bool(some and ("in_template" not in entry or record.get("messages") is not None))
-
-
-def separator_of(config: Mapping[str, Any] | None, key: DatasetKey) -> Any:
-    """What joined prompt and completion of a dataset; null under a chat template."""
-    entry = dataset_entry(config, key)
-    return entry["separator"] if entry and not in_template(config, key) else None
-
-
-def separators_of(record: Mapping[str, Any], config: Mapping[str, Any]) -> list:
-    """What joined each completion of a record to the prompt; older rows: what the config says."""
-    whole = separator_of(config, dataset_key(record))
-    return [completion.get("separator", whole) for completion in record["completions"]]
-
-
-def joined_by(data: PreferenceData, config: Mapping[str, Any]) -> dict[str, int] | None:
-    """How many completions each separator joins to their prompt; null where the template does."""
-    if not in_template(config, data.key):
-        return joining(data.examples)
-    entry = dataset_entry(config, data.key)
-    some = entry is not None and "in_template" in entry
-    return joining([e for e in data.examples if some and e.dialogue is None]) or None
-
-
-def dataset_facts(data: PreferenceData, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What every summary row says of its dataset, and of how its texts were made."""
-    return {
-        "model": config["model"],
-        "dataset_name": data.name,
-        "dataset_config": data.config,
-        "dataset_split": data.split,
-        "dataset_commit": data.commit,
-        "joined_by": joined_by(data, config),
-        "include_ties": config["include_ties"],
-        "seed": config["seed"],
-        "revision": config["revision"],
-        "config_hash": hash_config(config),
-        **scoring_settings(config, data.key),
-        "versions": {name: version(name) for name in LIBRARIES},
-    }
+    is_dialogue = record.get("messages") is not None
+    only_dialogues = "in_template" in dataset_entry(config, key)
+    return bool(in_template(config, key) and (is_dialogue or not only_dialogues))

@@ -17,20 +17,16 @@ from ranking.scoring.examples_file import SUMMARY_SUFFIXES, planned_records, ste
 from ranking.scoring.models import check_model_path, check_revision, commit_of, find_model
 from ranking.scoring.rated_pairs import PairRules
 from ranking.scoring.run_config import (
-    LIBRARIES,
     dataset_entry,
-    dataset_facts,
     make_run_config,
     record_in_template,
     scoring_settings,
-    separators_of,
 )
 
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 OF_SUMMARY = (  # what a summary says that neither an examples file nor its configuration does
     "dropped", "dataset_commit", "device", "device_map", "path", "n_processes",
 )  # fmt: skip
-
-
 OF_SCORING = ("examples.jsonl", "config.json")  # what scoring a model writes, behind its side
 
 
@@ -125,16 +121,16 @@ def describe_run(
     datasets, facts: of what was scored now (`scored_runs`); of a file, what it and the files beside
     it say. Without `include_ties`, examples of a file that are all tied are dropped and counted.
     """
-    data_of = {data.key: data for data in datasets}
+    data_of = {data.key: data for data in datasets if run.found is not None}
     described = []
     beside = summary_beside(run) if run.found is None else {}
     for key, records in group_records(run.records).items():
+        columns = dataset_facts(run, key, records, data_of.get(key))
+        columns |= {"include_ties": include_ties, "seed": seed}
         if run.found is not None:
-            described.append((records, {**dataset_facts(data_of[key], run.config), **facts[key]}))
+            described.append((records, columns | facts[key]))
             continue
-        columns = recorded_facts(run, key, records)
-        columns |= {"include_ties": include_ties, "seed": seed, "examples_file": run.name}
-        columns |= beside.get(key) or beside.get((*key[:2], None), {})  # older: unnamed
+        columns |= {"examples_file": run.name} | beside.get(key, {})
         kept = that_count(records, include_ties)
         if len(kept) < len(records):  # none was dropped by the run that scored them
             tied = {"all ranks tied": len(records) - len(kept)}
@@ -204,29 +200,32 @@ def check_ties_are_there(run: ScoringRun) -> None:
         raise ValueError(f"--include-ties: {run.name} was scored without: its ties are missing")
 
 
-def recorded_facts(run: ScoringRun, key: DatasetKey, records: Sequence[Record]) -> Record:
-    """`dataset_facts` of a dataset that was read from an examples file; null where nobody knows."""
+def dataset_facts(
+    run: ScoringRun,
+    key: DatasetKey,
+    records: Sequence[Record],
+    data: PreferenceData | None = None,
+) -> Record:
+    """What every summary row says of a dataset, of its texts and of the model; null where nobody
+    knows. data: where it was read now; else how its examples were scored is of the configuration
+    beside their file."""
     config: Mapping[str, Any] = run.config or {}
     name, split, dataset_config = key
-    separators = None
-    if run.config is not None:
-        separators = Counter(
-            separator
-            for record in records
-            if not record_in_template(record, config)
-            for separator in separators_of(record, config)
-        )
+    separators: Counter[str] = Counter()
+    for record in planned_records([data]) if data else records:
+        if run.config is not None and not record_in_template(record, config):
+            separators.update(completion["separator"] for completion in record["completions"])
     columns: Record = {
         "model": records[0]["model"],
         "dataset_name": name,
         "dataset_config": dataset_config,
         "dataset_split": split,
-        "dataset_commit": None,
-        "joined_by": dict(separators.most_common()) if separators else None,
+        "dataset_commit": data.commit if data else None,
+        "joined_by": dict(separators.most_common()) or None,
         "revision": config.get("revision"),
         "config_hash": records[0].get("config_hash"),
         "versions": {library: version(library) for library in LIBRARIES},
-        "dropped": dict((dataset_entry(run.config, key) or {}).get("dropped", {})),
+        "dropped": dict(dataset_entry(config, key).get("dropped", {})),
     }
     if run.config is not None:
         columns |= {

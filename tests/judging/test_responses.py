@@ -4,7 +4,12 @@ from conftest import LONGROPE, make_model, make_tokenizer, tokenize
 from tokenizers import processors
 
 from ranking.data.examples import Dialogue, PreferenceData, PreferenceExample
-from ranking.judging.responses import generate_batches, tokenize_prompts, unique_prompts
+from ranking.judging.responses import (
+    generate_batches,
+    preferred_answer,
+    tokenize_prompts,
+    unique_prompts,
+)
 from ranking.scoring.chat import AUTO, ChatOptions, Texts
 from ranking.scoring.tokenization import tokenize_examples
 
@@ -30,7 +35,10 @@ def test_responses_do_not_depend_on_what_shares_their_batch(tokenizer):
     model = make_model("phi3", {**LONGROPE, "max_position_embeddings": 512})
     settings = {"chat_template": False, "temperature": 0.0, "top_p": None, "max_new_tokens": 4,
                 "eos_token_id": [1], "stop_strings": ["\n\nHuman:"]}  # fmt: skip
-    prompts = [{"id": str(k), "prompt": text} for k, text in enumerate(["Hi", "word " * 40])]
+    prompts = [
+        PreferenceExample(str(k), "p", text, (), (), (), None, "d", k)
+        for k, text in enumerate(["Hi", "word " * 40])
+    ]
 
     def responses(chosen):
         batches = generate_batches(model, tokenizer, chosen, set(), settings, AUTO, 8)
@@ -67,15 +75,14 @@ def test_prompts_of_dialogues_are_rendered_as_for_scoring(tokenizer):
     ]  # fmt: skip
     for chat in (AUTO, AUTO._replace(system="Be brief."), ChatOptions("always", "Be brief.")):
         prompts = unique_prompts(PreferenceData("d", None, None, None, examples, {}, []), chat)
-        items = [Texts(p["prompt"], (), dialogue=p.get("dialogue")) for p in prompts]
-        rendered = tokenize_prompts(tokenizer, items, chat)
+        rendered = tokenize_prompts(tokenizer, prompts, chat)
         scored = tokenize_examples(tokenizer, examples, chat).completions
         for ids, (first, _), said in zip(rendered, scored, ("[user] number 0? ", "Is it?")):
             assert list(first.ids[: len(ids)]) == ids
             text = tokenizer.decode(ids)
             assert text.count("Be brief.") == (chat.system is not None and (
                 chat.mode == "always" or said != "Is it?")) and said in text  # fmt: skip
-    assert [p["chosen"] for p in prompts] == ["no", "yes"]
+    assert [preferred_answer(p) for p in prompts] == ["no", "yes"]
 
 
 def test_prompts_are_asked_once_and_none_for_another_of_its_cluster():
@@ -94,4 +101,4 @@ def test_prompts_are_asked_once_and_none_for_another_of_its_cluster():
         for k, (text, dialogue) in enumerate(asked)
     ]
     data = PreferenceData("d", None, None, None, examples, {}, [])
-    assert [prompt["id"] for prompt in unique_prompts(data)] == ["0", "1", "3", "4"]
+    assert [prompt.id for prompt in unique_prompts(data)] == ["0", "1", "3", "4"]

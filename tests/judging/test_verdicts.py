@@ -1,18 +1,23 @@
 """Pairs and verdicts, by a judge that is a function."""
 
+from dataclasses import replace
+
 import pytest
 
-from ranking.data.examples import PreferenceData
+from ranking.data.examples import PreferenceData, PreferenceExample
 from ranking.judging.verdicts import judge_pairs, pair_responses, win_by_rewards
 from ranking.plumbing.result_files import read_json_lines
 
-PROMPTS = [{"id": k, "prompt_id": f"p{k}", "prompt": f"{k}?", "chosen": "yes"} for k in "abcd"]
+PROMPTS = [
+    PreferenceExample(k, f"p{k}", f"{k}?", ("yes",), ("",), (1,), None, "d", row)
+    for row, k in enumerate("abcd")
+]
 DATA = PreferenceData("d", None, "train", None, [], {}, [])
 
 
 def pairs_of(policy: str, *responses):
     """A policy's pairs; the reference says yes to all but the last prompt, which it cannot take."""
-    own = {prompt["id"]: text for prompt, text in zip(PROMPTS, responses)}
+    own = {prompt.id: text for prompt, text in zip(PROMPTS, responses)}
     other = {"a": "yes", "b": "yes", "c": "yes", "d": None}
     return pair_responses({"model": policy}, PROMPTS, own, other, DATA)
 
@@ -26,7 +31,7 @@ def test_pairs_are_of_prompts_that_both_could_answer():
 
 
 def test_a_pair_has_the_groups_of_its_prompt():
-    prompts = [{**PROMPTS[0], "groups": {"domain": "code"}}, PROMPTS[1]]
+    prompts = [replace(PROMPTS[0], groups={"domain": "code"}), PROMPTS[1]]
     answers = {"a": "yes", "b": "no"}
     pairs = pair_responses({"model": "m"}, prompts, answers, answers, DATA)
     assert [pair.get("groups") for pair in pairs] == [{"domain": "code"}, None]

@@ -318,21 +318,6 @@ def test_votes_and_what_idealized_runs_say(tmp_path):
     assert line[2:7] == ["7", "40.0", "50.0", "75.0", "100.0"]
 
 
-def test_pairs_of_earlier_versions_have_the_configuration_of_their_summary(tmp_path):
-    """These pairs do not say it themselves."""
-    record = scored(1, [-5.0, -3.0], [2, 1], votes={"0,1": [1.0, 3.0]}, dataset_config="hard")
-    summary = write_run(tmp_path, "run", [record])
-    rows = [{**row, "model": "m", "reference_model": "before", "dataset_split": "test",
-             "dataset_config": "hard"} for row in idealized_rows()]  # fmt: skip
-    write_json_lines(tmp_path / "ideal.jsonl", rows)
-    kinds = {"ref_logratio": -1.0, "critical_beta": 0.25, "observed_correct": True}
-    pair = {"id": "1", "dataset": "d", "split": "test", "winner": 1, "loser": 0, "alpha": 0.75,
-            "tied": False, "non-length-normalized": kinds, "length-normalized": kinds}  # fmt: skip
-    write_json_lines(tmp_path / "ideal.pairs.jsonl", [pair])
-    (shown,) = embedded(page_of(summary, tmp_path / "ideal.jsonl"))["pairs"]
-    assert (shown["alpha"], shown["critical_beta"]) == (0.75, 0.25)
-
-
 def test_idealized_runs_show_the_examples_that_they_read(tmp_path):
     """Once, where the summary of the ranking script is given too; none: it is said."""
     record = scored(1, [-5.0, -3.0], [2, 1])

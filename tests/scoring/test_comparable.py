@@ -9,8 +9,6 @@ from ranking.scoring.comparable import (
     check_compared,
     compared_runs,
     refuse_same_file,
-    shared_examples,
-    with_configurations,
 )
 
 
@@ -65,22 +63,6 @@ def test_one_file_is_not_two_runs(again):
         refuse_same_file(b, b._replace(name=again))
     refuse_same_file(a, b)
     check_compared(a, [b])
-
-
-def test_older_rows_have_the_configuration_of_the_same_examples():
-    named = run_of("a", range(4), dataset_config="x")
-    other = run_of("c", range(9), dataset_config="y")
-    other = other._replace(records=[r for r in other.records if r["row"] > 4])
-    older = run_of("b", range(1, 5))
-    for record in older.records:
-        del record["dataset_config"]
-    assert not shared_examples(named.records, older.records)
-    both = [other, None, named]
-    found = with_configurations(older._replace(records=older.records[:3]), both)
-    assert {r["dataset_config"] for r in found.records} == {"x"}
-    assert len(shared_examples(named.records, found.records)) == 3
-    assert with_configurations(named, [found]) is named
-    check_compared(named, [found])
 
 
 @pytest.mark.parametrize(

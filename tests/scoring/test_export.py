@@ -19,8 +19,7 @@ from ranking.scoring.export import (
     export_rows,
     group_names,
 )
-from ranking.scoring.rated_pairs import PairRules, rated_pairs
-from ranking.scoring.tuned_pairs import add_tuned_losses
+from ranking.scoring.rated_pairs import PairRules, add_tuned_losses, rated_pairs
 
 CONFIG = {
     "dtype": "float32", "add_eos": True, "chat_template": False,
@@ -213,16 +212,6 @@ def test_text_and_messages_do_not_go_into_one_file(tmp_path, capsys):
     assert not (tmp_path / "x.jsonl").exists()
     keep = "dataset == 'talks'"
     assert len(exported(tmp_path / "x.jsonl", record(), talk, config=config, keep=keep)) == 1
-
-
-def test_an_older_record_that_does_not_say_how_it_was_joined_is_refused(tmp_path):
-    row = record()
-    for completion in row["completions"]:
-        del completion["separator"]
-    with pytest.raises(ValueError, match="d, row 0: its examples file does not say what joins"):
-        exported(tmp_path / "x.jsonl", row, config=None)
-    joined = {**CONFIG, "datasets": [{**CONFIG["datasets"][0], "separator": " "}]}
-    assert exported(tmp_path / "x.jsonl", row, config=joined)[0]["chosen"] == " y0"
 
 
 # ---------------------------------------------------------------------------- which pairs

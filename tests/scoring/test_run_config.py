@@ -18,8 +18,8 @@ from ranking.scoring.chat import AUTO, ChatOptions
 from ranking.scoring.comparable import ScoringRun, check_comparable
 from ranking.scoring.examples_file import planned_records
 from ranking.scoring.models import find_model
-from ranking.scoring.run_config import dataset_facts, make_run_config, scoring_settings
-from ranking.scoring.runs import recorded_facts
+from ranking.scoring.run_config import make_run_config, scoring_settings
+from ranking.scoring.runs import dataset_facts
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -94,13 +94,18 @@ def test_a_run_says_how_many_examples_went_through_the_template(two_models):
     datasets = [TEXT, DIALOGUES, MIXED]
     config = make_run_config(chat, datasets, chat=AUTO, **ASKED)
     assert [entry["in_template"] for entry in config["datasets"]] == [0, 2, 1]
-    rows = [dataset_facts(each, config) for each in datasets]
+
+    def facts(data, config):
+        records = [{**record, "model": "m"} for record in planned_records([data])]
+        return dataset_facts(ScoringRun("m", records, config, chat), data.key, records, data)
+
+    rows = [facts(each, config) for each in datasets]
     assert [row["chat_template"] for row in rows] == [False, True, True]
     assert [row["in_template"] for row in rows] == [0, 2, 1]
     assert [row["joined_by"] for row in rows] == [{" ": 4}, None, {" ": 2}]
     without = make_run_config(plain, datasets, chat=AUTO, **ASKED)
     assert not without["chat_template"] and "in_template" not in without["datasets"][1]
-    assert dataset_facts(DIALOGUES, without)["joined_by"] == {" ": 4}
+    assert facts(DIALOGUES, without)["joined_by"] == {" ": 4}
     always = make_run_config(chat, [DIALOGUES], chat=ChatOptions("always"), **ASKED)
     assert always["chat_template"] and "in_template" not in always["datasets"][0]
     with pytest.raises(ValueError, match="--chat-template: .* has none"):
@@ -157,27 +162,16 @@ def test_models_are_compared_in_templates_of_their_own(two_models, capsys):
         check_comparable(ours, other)
 
 
-def test_records_hold_messages_which_older_files_lack(two_models):
+def test_records_hold_messages(two_models):
     found = two_models[0]
     config = make_run_config(found, [MIXED], chat=AUTO, **ASKED)
     records = planned_records([MIXED])
     assert [record["messages"] for record in records] == [[{"role": "user", "content": "Hi"}], None]
     ours = ScoringRun("ours", records, config)
-    older = [{k: v for k, v in record.items() if k != "messages"} for record in records]
     with pytest.raises(ValueError, match="not the same text"):  # it went nowhere but as text
-        check_comparable(ours, ScoringRun("older", older, {**config, "datasets": [
+        check_comparable(ours, ScoringRun("as text", records, {**config, "datasets": [
             {k: v for k, v in entry.items() if k != "in_template"} for entry in config["datasets"]
         ], "chat_template": False}))  # fmt: skip
     changed = [{**record, "messages": [{"role": "user", "content": "Ho"}]} for record in records]
     with pytest.raises(ValueError, match="its messages differ"):
         check_comparable(ours, ScoringRun("changed", changed, config))
-
-
-def test_older_rows_are_joined_by_what_their_configuration_says(two_models):
-    """Their completions do not name a separator; newer ones do, whatever is there for the rest."""
-    config = make_run_config(two_models[1], [TEXT], chat=AUTO, **ASKED)
-    config["datasets"][0]["separator"] = "|"
-    newer, older = ({**record, "model": "m"} for record in planned_records([TEXT]))
-    older["completions"] = [{"text": c["text"]} for c in older["completions"]]
-    run = ScoringRun("e.examples.jsonl", [newer, older], config)
-    assert recorded_facts(run, ("text", None, None), run.records)["joined_by"] == {" ": 2, "|": 2}
