@@ -674,6 +674,14 @@ def test_export_of_data_without_votes_needs_a_proportion(tmp_path, capsys):
     assert [(row["alpha"], row["votes"]) for row in rows] == [(0.75, None)] * 3
 
 
+def test_votes_are_asked_for_only_where_they_are_missing(tmp_path, capsys):
+    """A reference whose log-likelihoods are not finite leaves no pair, however people voted."""
+    records = [make_record([None, -5.0], {"0,1": [3, 1]}, [1, 2], k) for k in range(3)]
+    write_joined(tmp_path / "e.jsonl", records)
+    error = error_of(capsys, tmp_path, "--reference-examples", tmp_path / "e.jsonl")
+    assert error.endswith("no usable pair (non-finite reference: 3)")
+
+
 def test_data_without_votes_are_refused_before_a_model_scores_them(
     tiny_model_directory, tmp_path, capsys
 ):

@@ -36,7 +36,7 @@ class BenchmarkPart(TypedDict):
     n: int  # examples
     value: float  # share in [0, 1]
     chance: float | None  # in random order; null: it depends on margins
-    wilson_95: tuple[float, float] | tuple[None, None]  # of shares of examples
+    wilson_95: tuple[float, float] | tuple[None, None]  # of shares of examples, each right or wrong
     bootstrap_95: list[float | None]  # over prompts; [null, null]: one, or all alike
 
 
@@ -176,7 +176,7 @@ def summarize_part(
     drawn = sum(weight * resampled[cell] for cell, weight in part.weights.items())
     one_prompt = len({outcome.cluster for outcome in own}) == 1
     wilson: tuple = (None, None)
-    if len(part.weights) == 1:
+    if len(part.weights) == 1 and {outcome.value for outcome in own} <= {0, 1}:
         wilson = wilson_interval(round(sum(outcome.value for outcome in own)), len(own))
     return {
         "kind": part.kind,

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ranking.metrics.intervals import interval_95, resampled_means, wilson_interval
+from ranking.metrics.intervals import has_width, interval_95, resampled_means, wilson_interval
 from ranking.metrics.orders import Baselines
 
 N_BINS = 5
@@ -94,7 +94,8 @@ def rate_at_equal_length(
 
     outcomes: (n,) in [0, 1]. Undefined where all differences are to one side, so that 0 lies beyond
     them, and where the regression has no finite optimum: all outcomes alike, or a difference that
-    divides those that are right from those that are wrong (Albert and Anderson 1984).
+    divides those that are right from those that are wrong (Albert and Anderson 1984). Where all
+    clusters are as the regression has them, the sandwich has no width, and there is no interval.
     """
     from scipy.special import expit
 
@@ -123,7 +124,7 @@ def rate_at_equal_length(
     interval: list[float | None] = [None, None]
     if "cov_type" in how:
         low, high = expit(fit.conf_int()[0])
-        interval = [float(low), float(high)] if np.isfinite([low, high]).all() else interval
+        interval = [float(low), float(high)] if has_width(low, high) else interval
     return AtEqualLength(float(expit(fit.params[0])), interval, None)
 
 

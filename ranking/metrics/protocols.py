@@ -3,7 +3,7 @@
 A protocol has cells, each the mean of one number per example, and parts, the rows of its table,
 which are weighted means of cells; the last part is the benchmark's score. Protocols rate reward
 models. Here the score of an answer is its log-likelihood, so results are called "by likelihood".
-Beside Def. 2.3: a score must be strictly higher, equal ones are wrong.
+Beside Def. 2.3: a score must be strictly higher, equal ones are wrong (RewardBench 2's are shared).
 
 A benchmark is recognized by the dataset's name (any part of a hub name or a path, in any case), or
 by its groups: RewardBench 1 and 2 by the names in `subset`, RM-Bench by those in `domain` beside
@@ -133,6 +133,16 @@ def best_measured(cell: str, record: Mapping[str, Any], scores: Sequence[float])
     return measured(cell, record, strictly_best(record, scores), chance_level(record["ranks"]))
 
 
+def share_of_best(record: Mapping[str, Any], scores: Sequence[float]) -> float:
+    """1/m where the one right answer is among the m that score highest, else 0. Non-finite scores
+    are wrong."""
+    values = np.asarray(scores)
+    best = values == values.max()
+    if not np.isfinite(values).all() or not best[right_answers(record)].all():
+        return 0.0
+    return 1 / int(best.sum())
+
+
 def where_from(record: Mapping[str, Any]) -> str:
     """All that says which part of a benchmark a record is from, in lower case: the last folder and
     file of a path, configuration, split, groups."""
@@ -169,7 +179,8 @@ def reward_bench_parts(cells: Sequence[str]) -> list[WeightedPart]:
 
 
 def reward_bench_2_cells(examples: Sequence[RecordScores]) -> Iterator[Measured]:
-    """RewardBench 2: the right answer of four scores highest, by subset; Ties by its own rule.
+    """RewardBench 2: the right answer of four scores highest, by subset (as in its code, of m equal
+    ones it is the best in a share of 1/m); Ties by its own rule.
 
     Ties has questions with one right answer and, of the same number, with several. Accuracy asks
     that every right answer beats every wrong one; the margin, that the gap to the wrong answers is
@@ -183,7 +194,8 @@ def reward_bench_2_cells(examples: Sequence[RecordScores]) -> Iterator[Measured]
             continue
         if subset != "Ties":
             if right.sum() == 1:
-                yield best_measured(subset, record, scores)
+                share = share_of_best(record, scores)
+                yield measured(subset, record, share, chance_level(record["ranks"]))
             continue
         kind = "one right" if right.sum() == 1 else "several right"
         yield best_measured(kind, record, scores)
@@ -194,7 +206,10 @@ def reward_bench_2_cells(examples: Sequence[RecordScores]) -> Iterator[Measured]
                 margins(*both[kind]) for kind in ("several right", "one right")
             )
             smaller = min(gap, other_gap)
-            ratio = np.tanh(smaller / spread - 1) if spread and math.isfinite(smaller) else 0.0
+            ratio = 0.0
+            if math.isfinite(smaller):
+                with np.errstate(divide="ignore", invalid="ignore"):  # spread 0: ±1, or 0 of 0/0
+                    ratio = np.nan_to_num(np.tanh(np.divide(smaller, spread) - 1))
             record = both["several right"][0]
             yield measured("margin", record, gap > spread, None)
             yield measured("hard margin", record, smaller > spread, None)

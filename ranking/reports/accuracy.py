@@ -151,7 +151,7 @@ def report_accuracy_ties(rows: Sequence[AccuracyRow]) -> None:
     """A line where untied pairs have exactly equal scores, and a warning where they decide."""
     for row in rows:
         if "n_exact_ties" not in row:
-            continue  # a benchmark, where they are wrong
+            continue  # a benchmark, which has rules of its own
         metric = row["distance_metric"]
         where = f"{dataset_of(row)}, {symbol_of(row)}"
         value, strict = row["distance_metric_value_mean"], row["mean_if_exact_ties_are_wrong"]

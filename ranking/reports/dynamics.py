@@ -1,5 +1,6 @@
 """Ranking dynamics as tables and trackers' panels (Fig. 2-8)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,11 @@ def step_text(step: int, lowest: int, saved: int | None) -> str:
     return f"{step}{' (lowest)' if step == lowest else ' (saved)' if step == saved else ''}"
 
 
+def fixed(value: float, digits: int) -> str:
+    """So many decimals, without −0; – for NaN, of pairs that are not finite."""
+    return "–" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
 def dynamics_table(rows: Sequence[Record], alone: bool = False, saved: int | None = None) -> Table:
     """Section 4: what became of the pairs that the reference ranks wrongly, and rightly, at the
     start, at the lowest validation loss, at the step of the `saved` model where a metric chose it
@@ -83,26 +89,27 @@ def dynamics_table(rows: Sequence[Record], alone: bool = False, saved: int | Non
             n, n_wrong, counts = found["n"], found["n_wrong"], found["counts"]
             flipped = f"{counts['incorrect_to_correct']} of {n_wrong}"
             cells = [f"{part} ({n})", step_text(step, best, saved),
-                     f"{found['loss']:.{4 if alone else 3}f}", f"{percent(found['accuracy'])} %",
+                     fixed(found["loss"], 4 if alone else 3), f"{percent(found['accuracy'])} %",
                      f"{flipped} ({percent(found['flipped'])} %)"]  # fmt: skip
             if alone:
                 cells += [f"{percent(share)} %" for share in found["share"].values()]
             else:
                 cells.append(f"{counts['correct_to_incorrect']} of {n - n_wrong}")
-                cells.append(f"{round(found['reward_margin'], 2) + 0.0:.2f}")  # no -0.00
+                cells.append(fixed(found["reward_margin"], 2))
             lines.append(cells)
     return columns, lines
 
 
 def sweep_table(files: Sequence[Sequence[Record]], at: str) -> Table:
-    """Fig. 5-7 in numbers: mean over seeds (smallest to largest) of each γ."""
+    """Fig. 5-7 in numbers: mean over seeds (smallest to largest) of each γ; no loss where that of a
+    seed is not finite."""
     columns = ["γ", "seeds", "pairs", "accuracy, %", "flipped to correct, %"]
     columns += [loss_heading([row for rows in files for row in rows]), "‖θ − θ_ref‖²"]
 
     def spread(found: tuple[float, float, float] | None, digits: int, scale: float = 1.0) -> str:
-        if found is None:
+        if found is None or math.isnan(found[0]):
             return "–"
-        mean, low, high = (f"{scale * value:.{digits}f}" for value in found)
+        mean, low, high = (fixed(scale * value, digits) for value in found)
         return mean + f" ({low} to {high})" * (found[1] != found[2])
 
     lines = [

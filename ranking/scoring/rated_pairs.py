@@ -89,9 +89,9 @@ def check_all_scored(
 
 def no_usable_pair(drops: Counter[str]) -> ValueError:
     """The error where no pair counts. drops: how many do not, by reason."""
+    lacks_votes = ": idealized accuracy needs votes, or --assumed-proportion"
     return ValueError(
-        f"no usable pair ({counts_text(+drops)}): idealized accuracy needs votes, or "
-        "--assumed-proportion"
+        f"no usable pair ({counts_text(+drops)})" + lacks_votes * bool(drops["no votes"])
     )
 
 

@@ -72,16 +72,35 @@ def test_reward_bench_2_is_best_of_four():
     records = [
         record(0, [-1, -2, -3, -4], [1, 2, 2, 2], subset="Math"),
         record(1, [-2, -1, -3, -4], [1, 2, 2, 2], subset="Math"),
-        record(2, [-1, -1, -3, -4], [1, 2, 2, 2], subset="Focus"),  # equal to a wrong one
         record(
             3, [-1, -2, -3, -4], [1, 1, 2, 2], subset="Focus"
         ),  # two right answers: another form
     ]
     row = row_of(records)
-    assert values_of(row) == {"Math": 0.5, "Focus": 0.0, "mean": 0.25}
-    assert (row["n"], row["n_left_out"]) == (3, 1)
+    assert values_of(row) == {"Math": 0.5, "mean": 0.5}
+    assert (row["n"], row["n_left_out"]) == (2, 1)
     assert row["chance"] == pytest.approx(1 / 4)
-    assert row["missing"] == ["Factuality", "Precise IF", "Safety", "Ties"]
+    assert row["missing"] == ["Factuality", "Precise IF", "Safety", "Focus", "Ties"]
+
+
+@pytest.mark.parametrize(
+    "logps, share",
+    [
+        ([-1, -1, -3, -4], 1 / 2),
+        ([-1, -1, -1, -1], 1 / 4),
+        ([-1, -2, -2, -2], 1),
+        ([-2, -1, -1, -3], 0),
+        ([-2, -1, -2, -2], 0),
+        ([-1, -1, -3, None], 0),
+    ],
+)
+def test_best_of_four_is_shared_by_equal_scores(logps, share):
+    """As in its code: (1 / np.sum(scores == max_val)) if scores[0] == max_val else 0. A share is no
+    count of right examples, so that it has no Wilson interval."""
+    best = [record(k, RIGHT + [-9, -9], [1, 2, 2, 2], subset="Focus") for k in range(3)]
+    row = row_of([*best, record(3, logps, [1, 2, 2, 2], subset="Focus")])
+    assert row["distance_metric_value_mean"] == pytest.approx((3 + share) / 4)
+    assert (row["parts"][0]["wilson_95"] == (None, None)) is (share not in (0, 1))
 
 
 def ties_by_definition(pairs):
@@ -126,6 +145,14 @@ def test_ties_of_reward_bench_2():
 
 
 SCORE = st.floats(-50, 0).map(lambda x: round(x, 2))
+
+
+def test_ties_whose_right_answers_score_alike():
+    """A spread of 0: the code's gap / spread is ±∞, whose tanh is ±1, and NaN, its 0, for no gap."""
+    for wrong, ratio, right in ((-4.0, 1, 1), (-1.0, -1, 0), (-2.0, 0, 0)):
+        row = row_of(ties_records([([-2.0], [-9.0], [-2.0, -2.0], [wrong])]))
+        by_hand = 0.3 + (0.3 + 0.2 + 0.2) * right + 0.01 * ratio
+        assert values_of(row)["Ties"] == pytest.approx(by_hand)
 
 
 def answers(at_least, at_most):

@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 from scipy.special import expit, logit
 
+from ranking.metrics.intervals import bootstrap_95
 from ranking.metrics.length import (
     length_columns,
     length_correlation,
@@ -97,6 +98,16 @@ def test_equal_lengths_and_one_prompt():
     assert value == pytest.approx(0.625) and interval[0] < 0.625 < interval[1]
     value, interval, _ = rate_at_equal_length([1, 0, 1, 0], [-1, 1, 2, -2], ["p"] * 4)
     assert 0 < value < 1 and interval == [None, None]
+
+
+def test_prompts_that_are_all_alike_have_no_interval():
+    """One of two pairs right in every prompt: no resample of prompts differs from another."""
+    right, prompts = [1, 0] * 10, [str(k // 2) for k in range(20)]
+    for differences in ([0] * 20, [3, 3, -3, -3] * 5):
+        assert rate_at_equal_length(right, differences, prompts) == (
+            pytest.approx(0.5), [None, None], None
+        )  # fmt: skip
+        assert bootstrap_95(right, prompts, 0) == [None, None]
 
 
 def test_differences_that_are_nearly_alike_are_no_error():

@@ -56,6 +56,19 @@ def test_the_loss_of_a_table_is_equation_4s_where_another_trained():
     assert dynamics_table(rows)[0][2] == "loss (Eq. 4)" == sweep_table([rows], "last")[0][5]
 
 
+def test_losses_that_are_not_finite_are_dashes():
+    """A run that diverged: of its last step nothing is known, and so of a mean over seeds."""
+    rows = evaluated_pairs()
+    nothing = {"loss": None, "reward_margin": None}
+    diverged = [{**row, **nothing} if row["step"] == 10 else row for row in rows]
+    (*_, loss, _, _, _, margin), *_ = dynamics_table(diverged)[1][2:3]
+    assert (loss, margin) == ("–", "–")
+    _, sweep = sweep_table([rows, diverged], "last")
+    assert [line[5] for line in sweep] == ["–", "–"] and sweep[0][3] == "100.0"
+    _, sweep = sweep_table([rows, diverged], "lowest-loss")
+    assert sweep[0][5] == "0.550"
+
+
 def test_displacement_table():
     """At step 5 the chosen changed by 0, −1, −2, −3 nats, the rejected by 1, −1, −7, −9."""
     columns, lines = displacement_table(evaluated_pairs())
