@@ -95,8 +95,8 @@ def test_reward_bench_2_is_best_of_four():
     ],
 )
 def test_best_of_four_is_shared_by_equal_scores(logps, share):
-    """As in its code: (1 / np.sum(scores == max_val)) if scores[0] == max_val else 0. A share is no
-    count of right examples, so that it has no Wilson interval."""
+    """1/m of m equal best ones, by hand; a share is no count of right examples and has no Wilson
+    interval."""
     best = [record(k, RIGHT + [-9, -9], [1, 2, 2, 2], subset="Focus") for k in range(3)]
     row = row_of([*best, record(3, logps, [1, 2, 2, 2], subset="Focus")])
     assert row["distance_metric_value_mean"] == pytest.approx((3 + share) / 4)
