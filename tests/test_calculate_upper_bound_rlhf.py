@@ -161,6 +161,7 @@ def test_script_against_the_definition(files):
                 total = above + curve["limit_beta_to_infinity"]
                 assert total == pytest.approx(row["distance_metric_value_mean"])
     pairs = read_json_lines(folder / "ideal.pairs.jsonl")
+    assert {pair["reference_model"] for pair in pairs} == {"ref"}
     assert pairs[0]["required_loss"]["0.1"] == pytest.approx(np.log1p(np.exp(-0.1 * pairs[0]["c"])))
     for picture in ("ideal.curve.png", "ideal.required_loss.png", "ideal.groups.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
