@@ -194,7 +194,7 @@ class SettingColumns(TypedDict):
     dataset_commit: str | None  # of a hub dataset
     include_ties: bool
     seed: int  # of the sample and the bootstrap
-    versions: dict[str, str]  # library → version
+    versions: dict[str, str]  # library → version, of what scored; {}: not known
     examples_file: NotRequired[str]  # where log-likelihoods were read from: --policy-examples
 
 

@@ -216,8 +216,8 @@ class IdealizedGroupMean(GroupMeanColumns, GapColumns):
 class IdealizedColumns(SettingColumns, TextColumns, ScoringColumns):
     """What the lines of NAME.jsonl and NAME.curve.jsonl say of the two models and their data.
 
-    `revision`, `model_commit` and `n_truncated_prompts` are the policy's; `ScoringColumns`,
-    `dropped_examples` and `reference_model_commit` are there where a model was scored.
+    `revision`, `ScoringColumns` and `n_truncated_prompts` are the policy's; `dropped_examples` and
+    `reference_model_commit` are there where a model was scored.
     """
 
     reference_model: str
