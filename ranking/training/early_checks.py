@@ -1,6 +1,7 @@
 """What of a command line can be wrong by itself, found before PyTorch and TRL are imported."""
 
 import json
+import os
 from collections.abc import Container, Sequence
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def check_paths(data: Any, model: Any, training: Any, model_types: Container[str
     for spec in (*data.dataset_name, *(data.eval_dataset_name or ())):
         local_path(split_name(spec)[0], data.data_dir)
     folder = Path(training.output_dir)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not there.is_dir():
         raise ValueError(f"--output_dir {folder}: {there} is no directory, choose another")
     checkpoint = training.resume_from_checkpoint
