@@ -27,7 +27,13 @@ from ranking.judging.responses import (
     read_responses,
     unique_prompts,
 )
-from ranking.judging.verdicts import KINDS, collect_responses, judge_pairs, make_judge
+from ranking.judging.verdicts import (
+    KINDS,
+    check_judge,
+    collect_responses,
+    judge_pairs,
+    make_judge,
+)
 from ranking.metrics.win_rate import correlations, summarize_win_rate
 from ranking.plumbing.command_line import (
     checked,
@@ -237,6 +243,7 @@ def main(args: argparse.Namespace) -> None:
     policies = find_policies(args.lm_name_or_path, args.checkpoints)
     if reference is not None:
         check_model_path(reference)
+    check_judge(args.judge, args.judge_base_url)
     known = [row for file in args.responses for row in read_responses(file)]
     output = plan_output(
         args.output_dir, args.output_filename, args.overwrite,

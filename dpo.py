@@ -14,12 +14,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ranking.plumbing.command_line import run_script, with_underscores
+from ranking.plumbing.command_line import import_trainer_quietly, run_script, with_underscores
 from ranking.training.dpo_flags import DPO, DPODataArguments, DPOFlags
 from ranking.training.early_checks import check_flags, model_source
 
 if __name__ == "__main__":
     check_flags(DPO, sys.argv[1:], __doc__)  # at once: what is imported below takes seconds
+    import_trainer_quietly()
 
 from datasets import Dataset
 from trl import get_peft_config

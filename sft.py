@@ -14,12 +14,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ranking.plumbing.command_line import run_script, with_underscores
+from ranking.plumbing.command_line import import_trainer_quietly, run_script, with_underscores
 from ranking.training.early_checks import check_flags, model_source
 from ranking.training.sft_flags import SFT, SFTDataArguments, SFTFlags
 
 if __name__ == "__main__":
     check_flags(SFT, sys.argv[1:], __doc__)  # at once: what is imported below takes seconds
+    import_trainer_quietly()
 
 from datasets import Dataset
 from trl import SFTConfig, get_peft_config

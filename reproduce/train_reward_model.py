@@ -16,6 +16,7 @@ completion gets the higher reward. A killed run starts over.
 import argparse
 import contextlib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TypedDict
@@ -26,7 +27,14 @@ from ranking.data.conversions import preference_pairs
 from ranking.data.examples import PreferenceExample
 from ranking.data.splits import load_training_splits, opening
 from ranking.judging.reward_model import load_reward_model, longest_text, reward_ids, reward_scores
-from ranking.plumbing.command_line import count, make_parser, run_script
+from ranking.plumbing.command_line import (
+    checked,
+    count,
+    import_trainer_quietly,
+    make_parser,
+    positive_int,
+    run_script,
+)
 from ranking.plumbing.outputs import lock_outputs
 from ranking.plumbing.processes import announce
 from ranking.plumbing.result_files import write_json_lines, write_text_atomically
@@ -50,7 +58,9 @@ def divided_examples(
 ) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
     """The `n_policy` training examples of dpo.py, the training examples that share neither a prompt
     nor a dialogue's opening with them."""
-    parts, _ = load_training_splits(dataset, data_dir=data_dir)
+    parts, notes = load_training_splits(dataset, data_dir=data_dir)
+    for note in notes:
+        announce(f"{dataset}: {note}")
     examples = parts["train"].examples
     if n_policy >= len(examples):
         raise ValueError(f"--unless-trained-on: the training part has {len(examples)} examples")
@@ -58,6 +68,10 @@ def divided_examples(
     policy = [examples[i] for i in sorted(taken)]
     seen = {example.prompt_id for example in policy} | {opening(example) for example in policy}
     unseen = [e for e in examples if e.prompt_id not in seen and opening(e) not in seen]
+    if not unseen:
+        raise ValueError(
+            f"--unless-trained-on {n_policy}: all other dialogues open like one of these: give less"
+        )
     return policy, unseen
 
 
@@ -122,6 +136,7 @@ def new_reward_model(name: str, rows: list[dict[str, list[int]]], tokenizer):
 
 def train(model, tokenizer, rows: list[dict], folder: Path, max_length: int, **settings) -> int:
     """Train the model and save it in `folder`; the number of pairs that were short enough."""
+    import_trainer_quietly()
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
@@ -171,16 +186,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dataset", default="Anthropic/hh-rlhf", help="as in dpo.py")
     add("--data-dir", help="look for DATA_DIR/<hub name>/ instead of the hub")
     add("--unless-trained-on", type=count, default=0, metavar="N", help="examples left to dpo.py")
-    add("--n-pairs", type=count, help="train on so many pairs (default: all)")
+    add("--n-pairs", type=positive_int, help="train on so many pairs (default: all)")
     add("--n-test-pairs", type=count, default=100, help="pairs kept aside")
-    add("--max-length", type=int, default=512, help="tokens; longer pairs drop out")
-    add("--epochs", type=float, default=1.0, help="passes over the pairs (default: 1)")
-    add("--learning-rate", type=float, default=1e-5, help="peak (default: 1e-5)")
-    add("--batch-size", type=int, default=8, help="pairs per step (default: 8)")
+    add("--max-length", type=positive_int, default=512, help="tokens; longer pairs drop out")
+    positive = checked(float, lambda x: 0 < x < math.inf, "a positive number")
+    add("--epochs", type=positive, default=1.0, help="passes over the pairs (default: 1)")
+    add("--learning-rate", type=positive, default=1e-5, help="peak (default: 1e-5)")
+    add("--batch-size", type=positive_int, default=8, help="pairs per step (default: 8)")
     add("--bf16", action="store_true", help="autocast on a CPU too")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
         help="cuda: the first GPU that CUDA_VISIBLE_DEVICES names (default: auto)")  # fmt: skip
-    add("--seed", type=int, default=0, help="of the pairs and of training (default: 0)")
+    add("--seed", default=0, help="of the pairs and of training (default: 0)",
+        type=checked(int, lambda n: 0 <= n < 2**32, "a number from 0 to 4294967295"))  # fmt: skip
     add("--output-dir", type=Path, required=True, help="of the model and its records")
     return parser.parse_args(argv)
 
@@ -196,7 +213,10 @@ def main(args: argparse.Namespace) -> None:
     test_pairs, train_pairs = keep_aside(unseen, args.n_test_pairs, args.seed)
     train_pairs = train_pairs[: args.n_pairs]
     if not train_pairs:
-        raise ValueError(f"{len(unseen)} examples leave no pair to train on after --n-test-pairs")
+        raise ValueError(
+            f"--n-test-pairs {args.n_test_pairs} keeps all pairs of {len(unseen)} examples aside: "
+            "give less, so that some are left to train on"
+        )
     print(f"{len(train_pairs)} pairs to train on, {len(test_pairs)} kept aside", file=sys.stderr)
     write_json_lines(args.output_dir / POLICY_EXAMPLES, map(policy_example, policy))
 

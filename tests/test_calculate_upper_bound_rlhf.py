@@ -161,6 +161,7 @@ def test_script_against_the_definition(files):
                 total = above + curve["limit_beta_to_infinity"]
                 assert total == pytest.approx(row["distance_metric_value_mean"])
     pairs = read_json_lines(folder / "ideal.pairs.jsonl")
+    assert {pair["reference_model"] for pair in pairs} == {"ref"}
     assert pairs[0]["required_loss"]["0.1"] == pytest.approx(np.log1p(np.exp(-0.1 * pairs[0]["c"])))
     for picture in ("ideal.curve.png", "ideal.required_loss.png", "ideal.groups.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
@@ -677,7 +678,7 @@ def test_export_of_data_without_votes_needs_a_proportion(tmp_path, capsys):
 def test_votes_are_asked_for_only_where_they_are_missing(tmp_path, capsys):
     """A reference whose log-likelihoods are not finite leaves no pair, however people voted."""
     records = [make_record([None, -5.0], {"0,1": [3, 1]}, [1, 2], k) for k in range(3)]
-    write_joined(tmp_path / "e.jsonl", records)
+    write_json_lines(tmp_path / "e.jsonl", records)
     error = error_of(capsys, tmp_path, "--reference-examples", tmp_path / "e.jsonl")
     assert error.endswith("no usable pair (non-finite reference: 3)")
 

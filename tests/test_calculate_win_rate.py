@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import peft
@@ -390,3 +391,19 @@ def test_several_processes_are_refused(tmp_path, capsys, monkeypatch):
 def test_how_a_judge_is_asked_is_checked_first(flag, value, give, tmp_path, capsys):
     more = ["--lm-name-or-path", "x", "--against", "chosen", flag, value]
     assert f"{flag} {value}: give {give}" in error_of(capsys, *flags(tmp_path, "openai:m", *more))
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [("alpaca_eval:alpaca_eval_gtp4", "has no such configuration; it has alpaca_eval_gpt4, "),
+     ("openai:m", "set OPENAI_API_KEY"), ("reward-model:./none", "no such model directory: ./none")],
+)  # fmt: skip
+def test_a_judge_that_cannot_be_is_said_before_the_data_are_read(
+    judge, message, tmp_path, monkeypatch, capsys
+):
+    if judge.startswith("alpaca_eval") and find_spec("alpaca_eval") is None:
+        message = "pip install alpaca_eval"
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    more = ["--lm-name-or-path", "x", "--against", "chosen", "--dataset", tmp_path / "none.jsonl"]
+    assert message in error_of(capsys, *flags(tmp_path, judge, *more))

@@ -594,6 +594,7 @@ def test_revisions_of_policy_and_reference(tiny_model_directory, tmp_path):
     )  # fmt: skip
     server.go_away()
     assert run.returncode == 0, run.stderr[-3000:]
+    assert "WANDB" not in run.stdout  # a library's line where WANDB_MODE=offline
     settings = json.loads((tmp_path / "out/run_config.json").read_text())["settings"]
     fingerprints = settings["model_fingerprints"]
     assert fingerprints == ["commit " + "a" * 40, model_fingerprint(str(tiny_model_directory))]

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,13 @@ def test_no_script_is_imported_and_rooms_import_downward():
             if own is not None:
                 assert other is not None, f"{file} imports {module} of the root"
                 assert own == other or FLOORS[other] < FLOORS[own], f"{file} imports {module}"
+
+
+def test_what_other_scripts_import_is_installed():
+    """`pip install -e` takes the modules of the root that are no scripts, with `ranking`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    importable = {file.stem for file in ROOT.glob("*.py")} - SCRIPTS
+    assert set(project["tool"]["setuptools"]["py-modules"]) == importable
 
 
 def test_no_circle():

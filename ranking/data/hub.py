@@ -72,15 +72,16 @@ class Found(NamedTuple):
 def split_name(spec: str) -> tuple[str, str | None, str | None]:
     """`NAME`, `NAME:SPLIT` or `NAME:CONFIG:SPLIT` → (name, config, split); local paths first.
 
-    What stands alone after the name may be a configuration, which only the data can tell."""
+    What stands alone after the name may be a configuration, which only the data can tell. A slash
+    at the end, as a shell completes folders, is no part of the name."""
     if spec.strip() and Path(spec).exists():
-        return spec, None, None
+        return spec.rstrip("/") or spec, None, None
     name, *rest = spec.split(":")
     if len(rest) > 2 or not all(part.strip() for part in (name, *rest)):
         raise ValueError(
             f"--dataset {spec!r}: expected NAME, NAME:SPLIT, NAME:CONFIG or NAME:CONFIG:SPLIT"
         )
-    return name, rest[0] if len(rest) == 2 else None, rest[-1] if rest else None
+    return name.rstrip("/"), rest[0] if len(rest) == 2 else None, rest[-1] if rest else None
 
 
 def is_hub_name(name: str) -> bool:

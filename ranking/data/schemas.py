@@ -306,7 +306,10 @@ def recognize_schema(
         example = graded if schema.kind == "graded answers" else EXAMPLE
         raise ValueError(f"two schemas fit, {fitting}: say which by the flag, as in {example}")
     if not found:
-        raise ValueError(unread or explain_unknown(columns))
+        listed = [c for c in LISTS if c in columns and is_texts(filled(rows, (c,)).get(c))]
+        orders = {"ranks", "rankings", "scores", "ratings"} & set(columns)
+        without_order = without_ranks(columns, listed[0]) if listed and not orders else ""
+        raise ValueError(unread or without_order or explain_unknown(columns))
     return next(iter(found.values()))
 
 
@@ -373,6 +376,16 @@ def explain_unknown(columns: Sequence[str]) -> str:
     return (
         f"missing column {missing_names} (found {found}; nearest: {', '.join(needed)}); other "
         f"names are given by the flag, as in {example}"
+    )
+
+
+def without_ranks(columns: Sequence[str], answers: str) -> str:
+    """What is said of a list of texts whose order nothing says."""
+    also = ", beside votes too" if "votes" in columns else ""
+    return (
+        f"missing column ranks (found {', '.join(columns)}): the place of each of the {answers}, "
+        f"1 for the best{also}; or scores, the highest for the best; other names are given by the "
+        "flag, as in --columns ranks=COLUMN"
     )
 
 

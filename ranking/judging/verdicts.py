@@ -57,6 +57,20 @@ class Judged(Pair):
 Judge = Callable[[Sequence[Pair]], Iterator[Judged]]
 
 
+def check_judge(name: str, base_url: str | None) -> None:
+    """Raise ValueError or FileNotFoundError for a judge that cannot be, before anything is read.
+
+    name: as `make_judge` takes it.
+    """
+    kind, _, model = name.partition(":")
+    if kind == "reward-model":
+        check_model_path(model)
+        return
+    if kind == "alpaca_eval":
+        base_url = base_url or alpaca_eval_judge(model)[2]
+    make_client(base_url, timeout=1.0, max_retries=0)
+
+
 def make_judge(
     name: str,
     *,
@@ -85,7 +99,6 @@ def make_judge(
         client = make_client(judge_base_url, judge_timeout, judge_retries)
         facts["judge_base_url"] = str(client.base_url)
         return partial(ask_judge, client, served, judge_concurrency, judge_price), facts
-    check_model_path(model)
     facts["judge_fingerprint"] = model_fingerprint(model)
     trust = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     loaded = load_reward_model(model, choose_device(device), **trust)

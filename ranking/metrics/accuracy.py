@@ -193,8 +193,8 @@ class SettingColumns(TypedDict):
     dataset_split: str | None
     dataset_commit: str | None  # of a hub dataset
     include_ties: bool
-    seed: int  # of the sample and the bootstrap
-    versions: dict[str, str]  # library → version
+    seed: int  # of the bootstrap, and of the sample where it was drawn for this run
+    versions: dict[str, str]  # library → version, of what scored; {}: not known
     examples_file: NotRequired[str]  # where log-likelihoods were read from: --policy-examples
 
 

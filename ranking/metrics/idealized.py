@@ -216,8 +216,8 @@ class IdealizedGroupMean(GroupMeanColumns, GapColumns):
 class IdealizedColumns(SettingColumns, TextColumns, ScoringColumns):
     """What the lines of NAME.jsonl and NAME.curve.jsonl say of the two models and their data.
 
-    `revision`, `model_commit` and `n_truncated_prompts` are the policy's; `ScoringColumns`,
-    `dropped_examples` and `reference_model_commit` are there where a model was scored.
+    `revision`, `ScoringColumns` and `n_truncated_prompts` are the policy's; `dropped_examples` and
+    `reference_model_commit` are there where a model was scored.
     """
 
     reference_model: str
@@ -293,6 +293,7 @@ class PairRow(TunedColumns):
     dataset: str
     dataset_config: str | None
     split: str | None
+    reference_model: str
     winner: int  # index of the completion that most raters prefer
     loser: int
     alpha: float  # their share, within [ε, 1 − ε]
@@ -371,6 +372,7 @@ def pair_rows(
             **{key: pair["record"][key] for key in ("id", "prompt_id", "dataset")},
             "dataset_config": pair["record"].get("dataset_config"),  # older files have none
             "split": pair["record"]["split"],
+            "reference_model": pair["record"]["model"],
             **{key: pair[key] for key in ("winner", "loser", "alpha", "votes", "tied")},
             **{key: pair[key] for key in TunedColumns.__annotations__ if key in pair},
             "c": -summed[k],

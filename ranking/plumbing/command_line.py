@@ -7,6 +7,7 @@ lets the batch at hand finish and be written; a second one stops at once.
 
 import argparse
 import difflib
+import io
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, NoReturn, TypeVar
 
 from ranking.plumbing.outputs import release_outputs
@@ -213,6 +214,13 @@ def explaining_errors(
         where = "" if is_one else f" (process {process_rank() + 1})"
         print(f"error{where}: {spelled(str(error))}", file=sys.stderr)
         sys.exit(2)
+
+
+def import_trainer_quietly() -> None:
+    """transformers' Trainer: its import prints among the results that wandb is offline, where
+    WANDB_MODE says so, also where nothing is reported to wandb."""
+    with redirect_stdout(io.StringIO()):
+        import transformers.integrations.integration_utils  # noqa: F401
 
 
 def run_script(main_function, arguments, spelled: Callable[[str], str] = str) -> None:

@@ -5,6 +5,7 @@ merges them into `NAME.examples.jsonl`, at the end of a run or at the start of o
 """
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -69,9 +70,10 @@ def plan_output(
     finished run that is discarded before this one ends.
     """
     summary = Path(output_dir) / output_filename
-    above = next((folder for folder in summary.parents if folder.exists()), summary)
+    above = next((folder for folder in summary.parents if os.path.lexists(folder)), summary)
     if not above.is_dir():
-        raise ValueError(f"--output-dir {output_dir}: {above} is a file: give a directory")
+        what = "a file" if above.exists() else "a link to nothing"
+        raise ValueError(f"--output-dir {output_dir}: {above} is {what}: give a directory")
     if summary.is_dir():
         raise ValueError(f"{summary} is a directory: give --output-filename the name of a file")
     if summary.suffix == ".gz":

@@ -23,6 +23,7 @@ from ranking.reports.labels import (
     by_normalization,
     dataset_of,
     model_labels,
+    model_names,
     normalization_of,
     page_label,
     plain,
@@ -350,4 +351,8 @@ def plot_required_loss(pairs: Sequence[PairRow], path: Path) -> None:
     axes.set_title(f"right of 0: the reference ranks the pair wrongly (n = {len(ordered)})")
     axes.legend()
     datasets = dict.fromkeys(dataset_label(*dataset_key(pair)) for pair in pairs)
-    save_figure(figure, path, rf"{plain(', '.join(datasets))}, $\gamma$ = {pairs[0]['gamma']:g}")
+    with_names = [pair["reference_model"] for pair in pairs if "reference_model" in pair]  # newer
+    references = model_names(with_names).values()
+    whose = f", reference {', '.join(references)}" if references else ""
+    named = plain(", ".join(datasets) + whose)
+    save_figure(figure, path, rf"{named}, $\gamma$ = {pairs[0]['gamma']:g}")

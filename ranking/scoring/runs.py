@@ -25,7 +25,7 @@ from ranking.scoring.run_config import (
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 OF_SUMMARY = (  # what a summary says that neither an examples file nor its configuration does
-    "dropped", "dataset_commit", "device", "device_map", "path", "n_processes",
+    "dropped", "dataset_commit", "device", "device_map", "path", "n_processes", "versions",
 )  # fmt: skip
 OF_SCORING = ("examples.jsonl", "config.json")  # what scoring a model writes, behind its side
 
@@ -123,14 +123,13 @@ def describe_run(
     """
     data_of = {data.key: data for data in datasets if run.found is not None}
     described = []
-    beside = summary_beside(run) if run.found is None else {}
     for key, records in group_records(run.records).items():
         columns = dataset_facts(run, key, records, data_of.get(key))
         columns |= {"include_ties": include_ties, "seed": seed}
         if run.found is not None:
             described.append((records, columns | facts[key]))
             continue
-        columns |= {"examples_file": run.name} | beside.get(key, {})
+        columns |= {"examples_file": run.name} | recorded_scoring(run, key)
         kept = that_count(records, include_ties)
         if len(kept) < len(records):  # none was dropped by the run that scored them
             tied = {"all ranks tied": len(records) - len(kept)}
@@ -153,19 +152,20 @@ def describe_two_runs(
     """What every line about the pairs of one dataset says of it, of the two models and of how they
     were scored (`IdealizedColumns`).
 
-    The runs hold the records of all datasets; `facts` those of datasets scored now: dtype, path and
-    commit are the policy's where both were, drops the reference's (what only the policy dropped is
-    counted in pairs).
+    The runs hold the records of all datasets; `facts` those of datasets scored now. How a model was
+    scored (dtype, path, commit, versions) is said of the policy, now or by the files beside its
+    examples; drops are the reference's (what only the policy dropped is counted in pairs).
     """
     records, tuned = (group_records(run.records)[key] for run in (reference, policy))
     scored_now = [of_run[key] for of_run in facts if of_run]
+    of_policy = facts[0] if policy is reference else facts[1]
+    own = of_policy[key] if of_policy else recorded_scoring(policy, key)
     columns: Record = {
         "model": tuned[0]["model"],
         "reference_model": records[0]["model"],
         "dataset_name": key[0],
         "dataset_config": key[2],
         "dataset_split": key[1],
-        "dataset_commit": {data.name: data.commit for data in datasets}.get(key[0]),
         "revision": (policy.config or {}).get("revision"),
         "reference_revision": (reference.config or {}).get("revision"),
         **(scoring_settings(reference.config, key) if reference.config is not None else {}),
@@ -176,9 +176,11 @@ def describe_two_runs(
         "n_truncated_prompts": sum(map(is_cut, tuned)),
         "reference_n_truncated_prompts": sum(map(is_cut, records)),
         "versions": {library: version(library) for library in LIBRARIES},
+        **{name: value for name, value in own.items() if name != "dropped"},
     }
+    commits = {data.name: data.commit for data in datasets}
+    columns["dataset_commit"] = commits.get(key[0], own.get("dataset_commit"))
     if scored_now:
-        columns |= {name: x for name, x in scored_now[-1].items() if name != "dropped"}
         columns["dropped_examples"] = scored_now[0]["dropped"]
     if facts[0]:
         columns["reference_model_commit"] = facts[0][key]["model_commit"]
@@ -207,8 +209,7 @@ def dataset_facts(
     data: PreferenceData | None = None,
 ) -> Record:
     """What every summary row says of a dataset, of its texts and of the model; null where nobody
-    knows. data: where it was read now; else how its examples were scored is of the configuration
-    beside their file."""
+    knows. data: where it was read now."""
     config: Mapping[str, Any] = run.config or {}
     name, split, dataset_config = key
     separators: Counter[str] = Counter()
@@ -227,15 +228,21 @@ def dataset_facts(
         "versions": {library: version(library) for library in LIBRARIES},
         "dropped": dict(dataset_entry(config, key).get("dropped", {})),
     }
+    return columns | (scoring_settings(config, key) if run.config is not None else {})
+
+
+def recorded_scoring(run: ScoringRun, key: DatasetKey) -> Record:
+    """How a dataset of an examples file was scored, as far as its configuration and the summary
+    beside it say (`ScoringColumns`), with the versions that did it, {} where nobody knows."""
+    columns: Record = {"versions": {}}
     if run.config is not None:
         columns |= {
-            **scoring_settings(config, key),
-            "dtype": config["dtype"],
-            "quantization": config.get("quantization"),
-            "trust_remote_code": config.get("trust_remote_code", False),
-            "model_commit": commit_of(config.get("model_fingerprint", "")),
+            "dtype": run.config["dtype"],
+            "quantization": run.config.get("quantization"),
+            "trust_remote_code": run.config.get("trust_remote_code", False),
+            "model_commit": commit_of(run.config.get("model_fingerprint", "")),
         }
-    return columns
+    return columns | summary_beside(run).get(key, {})
 
 
 def summary_beside(run: ScoringRun) -> dict[DatasetKey, Record]:

@@ -1,5 +1,6 @@
 """What of a command line can be wrong by itself, found before PyTorch and TRL are imported."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def check_paths(data: Any, model: Any, training: Any) -> None:
     for spec in (*data.dataset_name, *(data.eval_dataset_name or ())):
         local_path(split_name(spec)[0], data.data_dir)
     folder = Path(training.output_dir)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not there.is_dir():
         raise ValueError(f"--output_dir {folder}: {there} is no directory, choose another")
     checkpoint = training.resume_from_checkpoint

@@ -214,9 +214,12 @@ class TrainingDefaults:
         if not self.output_dir:
             raise ValueError("--output_dir is required")
         for name in ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
-                     "gradient_accumulation_steps", "tokens_per_batch"):  # fmt: skip
+                     "gradient_accumulation_steps", "eval_accumulation_steps",
+                     "tokens_per_batch"):  # fmt: skip
             value = getattr(self, name)
             check_number(name, value, value is None or value >= 1, "at least 1")
+        workers = self.dataloader_num_workers
+        check_number("dataloader_num_workers", workers, workers >= 0, "0 or more")
         check_number("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 4294967295")
         kept = self.save_total_limit
         check_number("save_total_limit", kept, kept is None or kept >= 1,
@@ -250,6 +253,10 @@ class TrainingDefaults:
             raise ValueError(f"--optim {self.optim}: pip install bitsandbytes")
         for name in (*JSON_FLAGS, *JSON_OR_FILE_FLAGS):
             check_json(name, getattr(self, name))
+        for name, value in vars(self).items():
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, float) and math.isnan(number):
+                    raise ValueError(f"--{name} nan: give a number")
 
     def __post_init__(self):
         import torch

@@ -199,6 +199,17 @@ def test_data_dir_serves_hub_names_splits_and_configs(tmp_path):
         load_preferences("stanfordnlp/SHP", data_dir=tmp_path)
 
 
+def test_a_slash_behind_a_name_is_no_part_of_it(tmp_path):
+    """A shell completes folders with one; results of a dataset are joined by its name."""
+    folder = write(tmp_path / "mine/train.jsonl", [PAIR]).removesuffix("/train.jsonl")
+    write(tmp_path / "mine/test.jsonl", [PAIR, PAIR])
+    write(tmp_path / "Anthropic/hh-rlhf/test.jsonl", [HH])
+    for spec, part in ((folder, ""), (folder, ":train"), ("Anthropic/hh-rlhf", "")):
+        data = load_preferences(f"{spec}{part}", data_dir=tmp_path)
+        assert load_preferences(f"{spec}/{part}", data_dir=tmp_path) == data
+        assert data.name == spec
+
+
 # ---------------------------------------------------------------------------- errors
 def test_no_name_is_not_the_folder_at_hand(tmp_path, monkeypatch):
     """As an unset variable of a shell has it."""

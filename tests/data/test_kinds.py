@@ -307,7 +307,9 @@ REFUSED_ROWS = {
     "tools": ({"prompt": ASK, "tools": "none", **PAIR}, "row 1: column 'tools' should be JSON"),
     "a document": ({"prompt": ASK, "document": "A long text.", **PAIR}, "row 1: column 'document' is part of the prompt"),
     "another question": ({"prompt": ASK, "question": "Why?", **PAIR}, "row 1: column 'question' is part of the prompt"),
-    "answers without ranks": ({"prompt": ASK, "completions": [BEST, WORST]}, "first row's completions hold something else than the kind .list of objects."),
+    "answers without ranks": ({"prompt": ASK, "completions": [BEST, WORST], "order": [1, 2]}, "missing column ranks .*--columns ranks=COLUMN$"),
+    "votes without ranks": ({"instruction": ASK, "completions": [BEST, WORST], "votes": {"0,1": [3, 1]}}, "missing column ranks .*1 for the best, beside votes too"),
+    "answers that are no list": ({"prompt": ASK, "completions": BEST}, "first row's completions hold something else than the kind .list of objects."),
     "answers that are no text": ({"prompt": ASK, "responses": [GOOD, BAD], "scores": [1, 0]}, "responses and scores hold something else than the kind .scored list."),
     "a role": ({"prompt": [said("critic", ASK)], **PAIR}, "row 1: column 'prompt': the role of a message should be one of"),
 }  # fmt: skip

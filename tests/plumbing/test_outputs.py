@@ -105,6 +105,14 @@ def test_a_directory_that_is_a_file_is_said(folder, tmp_path):
         plan_output(str(tmp_path / folder), "run.jsonl", False, [])
 
 
+def test_a_directory_that_is_a_link_to_nothing_is_said(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"^--output-dir .*link is a link to nothing: give a dir"):
+        plan_output(str(tmp_path / "link/sub"), "run.jsonl", False, [])
+    (tmp_path / "gone").mkdir()
+    assert not plan_output(str(tmp_path / "link/sub"), "run.jsonl", False, []).finished
+
+
 def test_a_name_that_says_gzip_is_refused(tmp_path):
     """Files are written as they are, and those of such a name would be read as gzip's."""
     with pytest.raises(ValueError, match="--output-filename run.jsonl.gz: files are not gzipped"):

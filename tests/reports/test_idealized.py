@@ -67,6 +67,21 @@ def test_a_required_loss_that_is_not_seen_is_said(tmp_path, monkeypatch):
     assert names == [r"$\beta$ = 0.1", r"$\beta$ = 10.0, below the axis"]
 
 
+def test_required_losses_are_said_to_be_of_their_reference(tmp_path, monkeypatch):
+    """Files of earlier versions name none."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    pair = {"c": 1.0, "tied": False, "gamma": 1.0, "dataset": "d", "split": "test",
+            "required_loss": {"1.0": 0.3}}  # fmt: skip
+    plot_required_loss([{**pair, "reference_model": "m/sft"}], tmp_path / "l.png")
+    assert plt.gcf().get_suptitle() == r"d (test), reference sft, $\gamma$ = 1"
+    plot_required_loss(
+        [{**pair, "reference_model": name} for name in ("a/x", "b/y")], tmp_path / "l.png"
+    )
+    assert plt.gcf().get_suptitle() == r"d (test), reference x, y, $\gamma$ = 1"
+    plot_required_loss([pair], tmp_path / "l.png")
+    assert plt.gcf().get_suptitle() == r"d (test), $\gamma$ = 1"
+
+
 def test_critical_betas_of_datasets_share_a_panel(tmp_path, monkeypatch):
     """The share of pairs that R* still ranks rightly, by β: a colour each dataset, a line style
     each reference."""

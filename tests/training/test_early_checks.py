@@ -53,6 +53,12 @@ def test_a_wrong_flag_is_one_line_without_pytorch(script, flags, message):
     assert message in line
 
 
+def test_an_output_directory_that_is_a_link_to_nothing_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    ended = run("dpo.py", *BASE, "--dataset_name=sample", f"--output_dir={tmp_path}/link")
+    assert ended.returncode == 2 and "/link is no directory, choose another" in ended.stderr
+
+
 def test_one_of_several_processes_says_what_is_wrong():
     """As of torchrun, which ends the others when the first one ends."""
     processes = [

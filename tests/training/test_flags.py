@@ -73,6 +73,21 @@ def test_bad_flags(flags, message):
         assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--eval_accumulation_steps=0"], "--eval_accumulation_steps 0: give .* at least 1"),
+        (["--dataloader_num_workers=-1"], "--dataloader_num_workers -1: give .* 0 or more"),
+        (["--weight_decay=nan"], "--weight_decay nan: give a number"),
+        (["--max_grad_norm=nan"], "--max_grad_norm nan: give a number"),
+        (["--loss_type", "ipo", "sft", "--loss_weights", "1", "nan"], "--loss_weights nan: give a"),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_run_can_have(flags, message):
+    with pytest.raises(ValueError, match=message):
+        dpo.parse_args([*BASE, *flags])
+
+
 def test_one_process_for_several_gpus_is_told_at_once():
     check_launch(0, "dpo.py")
     check_launch(1, "dpo.py")
