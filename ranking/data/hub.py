@@ -75,13 +75,21 @@ def split_name(spec: str) -> tuple[str, str | None, str | None]:
     What stands alone after the name may be a configuration, which only the data can tell. A slash
     at the end, as a shell completes folders, is no part of the name."""
     if spec.strip() and Path(spec).exists():
-        return spec.rstrip("/") or spec, None, None
+        return without_slash(spec), None, None
     name, *rest = spec.split(":")
     if len(rest) > 2 or not all(part.strip() for part in (name, *rest)):
         raise ValueError(
             f"--dataset {spec!r}: expected NAME, NAME:SPLIT, NAME:CONFIG or NAME:CONFIG:SPLIT"
         )
-    return name.rstrip("/"), rest[0] if len(rest) == 2 else None, rest[-1] if rest else None
+    return without_slash(name), rest[0] if len(rest) == 2 else None, rest[-1] if rest else None
+
+
+def without_slash(name: str) -> str:
+    """A name without the slash at its end, unless it is the root, or a folder of one's own that is
+    called like a dataset."""
+    stripped = name.rstrip("/")
+    is_own = stripped in ("sample", *DATASETS) and Path(name).exists()
+    return name if is_own or not stripped else stripped
 
 
 def is_hub_name(name: str) -> bool:

@@ -307,9 +307,7 @@ def recognize_schema(
         raise ValueError(f"two schemas fit, {fitting}: say which by the flag, as in {example}")
     if not found:
         listed = [c for c in LISTS if c in columns and is_texts(filled(rows, (c,)).get(c))]
-        orders = {"ranks", "rankings", "scores", "ratings"} & set(columns)
-        without_order = without_ranks(columns, listed[0]) if listed and not orders else ""
-        raise ValueError(unread or without_order or explain_unknown(columns))
+        raise ValueError(unread or explain_unknown(columns, listed))
     return next(iter(found.values()))
 
 
@@ -329,14 +327,17 @@ def unread_target(target: str, named: Mapping[str, str], columns: Sequence[str])
     )
 
 
-def explain_unknown(columns: Sequence[str]) -> str:
-    """Why no schema fits, and the nearest one as a command-line flag."""
+def explain_unknown(columns: Sequence[str], listed: Sequence[str]) -> str:
+    """Why no schema fits, and the nearest one as a command-line flag. listed: columns that are
+    lists of texts."""
     for known, why in NO_PAIRS:
         if set(known) <= set(columns) and not (known[0] == "winner" and "prompt" in columns):
             return f"{why} (found {', '.join(columns)})"
     for schema in SCHEMAS:
         if schema.kind == "two answers" and set(schema.columns[:2]) <= set(columns):
             return without_label(columns, *schema.columns[:2])
+    if listed and not {"ranks", "rankings", "scores", "ratings"} & set(columns):
+        return without_ranks(columns, listed[0])
 
     def nearest(column: str) -> str | None:
         if column in LISTS:

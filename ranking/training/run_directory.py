@@ -103,8 +103,11 @@ def claim_directory(
         folder.mkdir(parents=True, exist_ok=True)
         lock_outputs(folder / RUN_FILE)
     earlier = read_run(folder)
-    known = earlier["settings"] if earlier else {}  # an earlier version may not have had some
-    differing = [name for name in settings if name in known and settings[name] != known[name]]
+    known = earlier["settings"] if earlier else settings
+    differing = [  # what an earlier version did not record was not set
+        name for name, value in settings.items()
+        if (value != known[name] if name in known else bool(value))
+    ]  # fmt: skip
     gives_way = bool(differing) and not trained_names(folder)
     state.wait_for_everyone()  # all have read before one writes
     if gives_way:

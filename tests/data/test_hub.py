@@ -13,7 +13,7 @@ import pytest
 from hub_server import HubServer
 from preference_rows import FARM, HH, PAIR, SHP, write
 
-from ranking.data.hub import ALPACA_FARM, ALPACA_FARM_FILE, explain_hub_error
+from ranking.data.hub import ALPACA_FARM, ALPACA_FARM_FILE, explain_hub_error, split_name
 from ranking.data.preferences import load_preferences
 from ranking.data.sources import available_splits
 
@@ -210,6 +210,15 @@ def test_a_slash_behind_a_name_is_no_part_of_it(tmp_path):
         assert data.name == spec
 
 
+def test_a_slash_says_that_a_folder_is_ones_own(tmp_path, monkeypatch):
+    """Which is called like the bundled data, or like data of the hub."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("sample", "Anthropic/hh-rlhf"):
+        write(tmp_path / name / "train.jsonl", [PAIR])
+        assert len(load_preferences(f"{name}/").examples) == 1
+        assert len(load_preferences(f"{name}/:train").examples) == 1
+
+
 # ---------------------------------------------------------------------------- errors
 def test_no_name_is_not_the_folder_at_hand(tmp_path, monkeypatch):
     """As an unset variable of a shell has it."""
@@ -218,6 +227,7 @@ def test_no_name_is_not_the_folder_at_hand(tmp_path, monkeypatch):
     for name in ("", " "):
         with pytest.raises(ValueError, match=f"--dataset '{name}': expected NAME"):
             load_preferences(name)
+    assert split_name("/:rows") == ("/", None, "rows")
 
 
 def test_unknown_names_come_with_the_nearest_known_ones(hub_cache, tmp_path):

@@ -291,6 +291,7 @@ def test_trees_give_an_example_for_each_prompt_with_ranked_answers(tmp_path):
 
 REFUSED_ROWS = {
     "unpaired": ({"messages": [USER, GOOD], "label": True}, "unpaired, as for KTO"),
+    "unpaired beside a list": ({"prompt": ASK, "completion": BEST, "label": False, "answers": [BEST]}, "unpaired, as for KTO"),
     "unpaired text": ({"prompt": ASK, "completion": BEST, "label": False}, "unpaired, as for KTO"),
     "pictures only": ({"winner": "a.jpg", "loser": "b.jpg"}, "no text to rank"),
     "pictures": ({"prompt": ASK, "images": ["a.jpg"], **PAIR}, r"no usable example left of 1 .images: 1"),

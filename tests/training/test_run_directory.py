@@ -38,6 +38,8 @@ def test_an_unfinished_run_goes_on_with_or_without_overwrite(tmp_path):
     with pytest.raises(ValueError, match=r"other settings \(n_processes differ\)"):
         claim(folder, {**SETTINGS, "n_processes": 2})
     assert claim(folder, {**SETTINGS, "later_flag": False}) == str(last)  # of an earlier version
+    with pytest.raises(ValueError, match=r"other settings \(later_flag differ\)"):
+        claim(folder, {**SETTINGS, "later_flag": 1.5})
 
 
 def test_changed_labels_are_other_settings(tmp_path):
