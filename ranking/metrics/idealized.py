@@ -370,7 +370,7 @@ def pair_rows(
     for k, pair in enumerate(pairs):
         row: Any = {
             **{key: pair["record"][key] for key in ("id", "prompt_id", "dataset")},
-            "dataset_config": pair["record"].get("dataset_config"),  # older files have none
+            "dataset_config": pair["record"]["dataset_config"],
             "split": pair["record"]["split"],
             "reference_model": pair["record"]["model"],
             **{key: pair[key] for key in ("winner", "loser", "alpha", "votes", "tied")},

@@ -27,6 +27,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 OF_SUMMARY = (  # what a summary says that neither an examples file nor its configuration does
     "dropped", "dataset_commit", "device", "device_map", "path", "n_processes", "versions",
 )  # fmt: skip
+OF_RUN = ("dataset_commit", "device", "device_map", "n_processes", "versions")  # of both its models
 OF_SCORING = ("examples.jsonl", "config.json")  # what scoring a model writes, behind its side
 
 
@@ -248,7 +249,7 @@ def recorded_scoring(run: ScoringRun, key: DatasetKey) -> Record:
 def summary_beside(run: ScoringRun) -> dict[DatasetKey, Record]:
     """What the summary of the run that wrote an examples file says of how each dataset was scored,
     and of what was dropped while it was; {} where there is no such summary."""
-    stem = stem_of_examples(run.name)
+    stem = stem_of_examples(run.name).removesuffix(".reference")
     found: dict[DatasetKey, Record] = {}
     for file in (Path(stem + suffix) for suffix in SUMMARY_SUFFIXES):
         if not file.is_file() or file == Path(run.name):
@@ -259,9 +260,11 @@ def summary_beside(run: ScoringRun) -> dict[DatasetKey, Record]:
             continue  # not a summary
         config_hash = run.records[0].get("config_hash")
         for row in rows:
-            if config_hash is None or row.get("config_hash") != config_hash:
+            if config_hash is None or "dataset_name" not in row:
                 continue
-            if row.get("distance_metric") == "acc" and "dataset_name" in row:
-                key = row["dataset_name"], row.get("dataset_split"), row.get("dataset_config")
+            key = row["dataset_name"], row.get("dataset_split"), row.get("dataset_config")
+            if row.get("distance_metric") == "acc" and row.get("config_hash") == config_hash:
                 found[key] = {name: row[name] for name in OF_SUMMARY if name in row}
+            elif row.get("reference_config_hash") == config_hash and "examples_file" not in row:
+                found.setdefault(key, {name: row[name] for name in OF_RUN if name in row})
     return found

@@ -44,6 +44,20 @@ def test_versions_are_those_that_scored(tuned, tmp_path):
     assert columns["versions"] == {} and "device" not in columns
 
 
+def test_the_reference_was_scored_by_the_run_beside_it(tuned, tmp_path):
+    """Its examples are named after the policy's summary, whose rows on rewards have its hash."""
+    row = {"dataset_name": "d", "dataset_split": None, "dataset_config": None, "config_hash": "x",
+           "distance_metric": "reward_acc", "reference_config_hash": hash_config(CONFIG), **SCORED}  # fmt: skip
+    for suffix in ("examples.jsonl", "config.json"):
+        (tmp_path / f"tuned.{suffix}").rename(tmp_path / f"dpo.reference.{suffix}")
+    for more, versions in (({}, {"torch": "1.0"}), ({"examples_file": "of another run"}, {})):
+        write_json_lines(tmp_path / "dpo.jsonl", [{**row, **more}])
+        run = read_scoring_run(str(tmp_path / "dpo.reference.examples.jsonl"))
+        ((_, columns),) = describe_run(run, [], {}, include_ties=False, seed=0)
+        assert columns["versions"] == versions and "path" not in columns
+        assert columns["dropped"] == {}  # the policy's are its own
+
+
 def test_rows_of_two_models_say_how_the_policy_was_scored(tuned):
     """Also where the reference is scored now, in another way."""
     found = FoundModel("sft", None, "a" * 40, f"commit {'a' * 40}", "float32", "cpu")
